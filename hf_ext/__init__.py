@@ -1,0 +1,1 @@
+"""Post-training for Hugging Face models that keeps what a model already knows."""

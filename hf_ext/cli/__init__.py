@@ -1,0 +1,1 @@
+"""The `hf-ext` command: one module a verb."""

@@ -1,0 +1,1 @@
+"""Callables and functions on datasets: weighting rows, context-free rows."""

@@ -1,0 +1,1 @@
+"""The embedded default: a real small model, a generated task, one table."""

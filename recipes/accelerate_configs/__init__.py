@@ -1,0 +1,1 @@
+"""Configuration files for `accelerate launch --config_file`."""

@@ -1,0 +1,1 @@
+"""Launch fine-tuning beside context-free rows."""

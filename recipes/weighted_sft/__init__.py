@@ -1,0 +1,1 @@
+"""Launch supervised fine-tuning with a `weight` column."""

@@ -1,0 +1,1 @@
+"""Fine-tuning beside context-free rows, sampled from the original model."""

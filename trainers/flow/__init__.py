@@ -1,0 +1,1 @@
+"""FLOW: weight rows by how easy the original model finds them."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning with a weight for each row or token."""
