@@ -1,1 +1,120 @@
-"""Post-training for Hugging Face models that keeps what a model already knows."""
+"""
+Post-training for Hugging Face models that keeps what a model already knows.
+
+Every public name is importable from here and is loaded on first use: `import hf_ext` itself imports neither torch nor
+any host library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+    from hf_ext.data.provenance import model_hash, tokenizer_hash
+    from hf_ext.data.weighting import (
+        FlowWeights,
+        add_flow_weights,
+        add_original_losses,
+        flow_temperature,
+        prepare_sft_rows,
+        score_rows,
+    )
+    from hf_ext.demo.model import embedded_model
+    from hf_ext.evaluation.forgetting import ForgettingReport, forgetting_report
+    from hf_ext.guards.finite import NonFiniteError, check_finite
+    from hf_ext.guards.rows import RowError, RowProblem, check_sft_rows
+    from hf_ext.guards.world import check_world_size
+    from hf_ext.hub.cards import write_model_card
+    from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
+    from hf_ext.losses.weighted_nll import weighted_nll
+    from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
+    from hf_ext.trainers.context_free.trainer import ContextFreeSFTTrainer
+    from hf_ext.trainers.flow.config import FlowSFTConfig
+    from hf_ext.trainers.flow.trainer import FlowSFTTrainer
+    from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
+    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
+
+# Public name -> the module that defines it. A test holds this table, `__all__` and the imports above equal.
+_EXPORTS = {
+    "ContextFreeSFTConfig": "hf_ext.trainers.context_free.config",
+    "ContextFreeSFTTrainer": "hf_ext.trainers.context_free.trainer",
+    "ContextFreeStore": "hf_ext.data.context_free",
+    "FlowSFTConfig": "hf_ext.trainers.flow.config",
+    "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
+    "FlowWeights": "hf_ext.data.weighting",
+    "ForgettingReport": "hf_ext.evaluation.forgetting",
+    "NonFiniteError": "hf_ext.guards.finite",
+    "RowError": "hf_ext.guards.rows",
+    "RowProblem": "hf_ext.guards.rows",
+    "WeightedSFTConfig": "hf_ext.trainers.weighted_sft.config",
+    "WeightedSFTTrainer": "hf_ext.trainers.weighted_sft.trainer",
+    "add_flow_weights": "hf_ext.data.weighting",
+    "add_original_losses": "hf_ext.data.weighting",
+    "check_finite": "hf_ext.guards.finite",
+    "check_sft_rows": "hf_ext.guards.rows",
+    "check_world_size": "hf_ext.guards.world",
+    "embedded_model": "hf_ext.demo.model",
+    "exact_kl": "hf_ext.losses.kl",
+    "flow_temperature": "hf_ext.data.weighting",
+    "forgetting_report": "hf_ext.evaluation.forgetting",
+    "generate_context_free": "hf_ext.data.context_free",
+    "kl_k1": "hf_ext.losses.kl",
+    "kl_k3": "hf_ext.losses.kl",
+    "model_hash": "hf_ext.data.provenance",
+    "prepare_sft_rows": "hf_ext.data.weighting",
+    "score_rows": "hf_ext.data.weighting",
+    "tokenizer_hash": "hf_ext.data.provenance",
+    "weighted_nll": "hf_ext.losses.weighted_nll",
+    "write_model_card": "hf_ext.hub.cards",
+}
+
+__all__ = [
+    "ContextFreeSFTConfig",
+    "ContextFreeSFTTrainer",
+    "ContextFreeStore",
+    "FlowSFTConfig",
+    "FlowSFTTrainer",
+    "FlowWeights",
+    "ForgettingReport",
+    "NonFiniteError",
+    "RowError",
+    "RowProblem",
+    "WeightedSFTConfig",
+    "WeightedSFTTrainer",
+    "add_flow_weights",
+    "add_original_losses",
+    "check_finite",
+    "check_sft_rows",
+    "check_world_size",
+    "embedded_model",
+    "exact_kl",
+    "flow_temperature",
+    "forgetting_report",
+    "generate_context_free",
+    "kl_k1",
+    "kl_k3",
+    "model_hash",
+    "prepare_sft_rows",
+    "score_rows",
+    "tokenizer_hash",
+    "weighted_nll",
+    "write_model_card",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hf-ext")
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'hf_ext' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

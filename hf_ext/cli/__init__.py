@@ -1,1 +1,82 @@
-"""The `hf-ext` command: one module a verb."""
+"""
+The `hf-ext` command: one module a verb, imported only when that verb is used.
+
+A verb's module `hf_ext/cli/<verb>.py` offers `add_parser(subparsers)`, which adds its parser and sets the default `run`
+to a function from the parsed arguments to an exit status. Heavy imports stay inside that function, so that
+`hf-ext --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# The verbs in the order `hf-ext --help` shows them.
+VERBS = {
+    "demo": "fine-tune the embedded model four ways and show what each forgot",
+    "train": "train with a method: weighted_sft, flow or context_free",
+    "data": "weight rows (flow-weights) or sample context-free rows (context-free)",
+    "eval": "measure what a tuned model learned and forgot (forgetting)",
+    "recipes": "list or show the recipes that come with the package",
+}
+
+
+class _Version(argparse.Action):
+    """Print the version; looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from hf_ext import __version__
+
+        print(f"hf-ext {__version__}")
+        parser.exit()
+
+
+def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """
+    Build the parser of `hf-ext`.
+
+    Args:
+        verb (`str`, *optional*):
+            The verb about to run. Only its module is imported; the others are one line of help each.
+
+    Returns:
+        `argparse.ArgumentParser`: its result has `run`, a function of the parsed arguments, where a verb was given.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hf-ext", description="Post-training for Hugging Face models that keeps what a model already knows."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
+    for name, line in VERBS.items():
+        if name == verb:
+            import_module(f"hf_ext.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=line)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the `hf-ext` command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments without the program's name; those of the process if not given.
+
+    Returns:
+        `int`: exit status; 2 where no verb was given, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    parser = make_parser(verb)
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
