@@ -1,0 +1,205 @@
+"""The only file that touches a private name of trl, transformers or sentence-transformers.
+
+Host libraries move every two weeks. Each private symbol used here is listed in `TOUCHED`, and
+`tests/test_upstream.py` fails with a sentence naming the one that moved.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import SFTConfig, SFTTrainer, get_training_chat_template
+from trl.chat_template_utils import has_generation_markers
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
+
+AnyDataset = Dataset | IterableDataset
+
+# (owner, private symbol, what breaks when it moves): read by the contract tests.
+TOUCHED = (
+    ("trl.SFTTrainer", "_prepare_dataset", "weights would be lost while rows are tokenised and packed"),
+    ("trl.SFTTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
+    ("trl.SFTTrainer", "_metrics", "our metrics would not reach the log"),
+    ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by tokens, not by weights"),
+    ("transformers.Trainer", "get_batch_samples", "context-free batches could not be drawn"),
+    ("transformers.Trainer", "_save", "training_args.bin, a pickle, would be saved beside the model"),
+    ("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),
+    ("trl.trainer.sft_trainer", "DataCollatorForLanguageModeling", "rows could not be collated outside the trainer"),
+)
+
+
+class SFTSeam(SFTTrainer):
+    """
+    `SFTTrainer` with public hooks in place of the private methods a weighted trainer has to override.
+
+    Subclasses override only these and `compute_loss`:
+
+    - `check_rows(dataset, args, formatting_func, dataset_name)`: raw rows, before anything else;
+    - `prepare_rows(dataset, args, packing, dataset_name)`: tokenised, labelled rows, before truncation and packing;
+    - `signature_columns()`: further columns that must reach the collator;
+    - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
+    - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated.
+    """
+
+    def check_rows(
+        self, dataset: AnyDataset, args: SFTConfig, formatting_func: Callable | None, dataset_name: str
+    ) -> AnyDataset:
+        """Check raw rows; the default takes them as they are."""
+        return dataset
+
+    def prepare_rows(self, dataset: AnyDataset, args: SFTConfig, packing: bool, dataset_name: str) -> AnyDataset:
+        """Truncate, filter, pack and shuffle tokenised rows; the default is TRL's own way, which drops our columns."""
+        return super()._prepare_dataset(dataset, self._tokenizer, args, packing, None, dataset_name)
+
+    def signature_columns(self) -> list[str]:
+        """Columns beyond TRL's own that the collator reads."""
+        return []
+
+    def count_items(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+        """Denominator of the loss for one optimiser step over all processes; the default counts supervised tokens."""
+        return super()._get_num_items_in_batch(batches, device)
+
+    def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Micro-batches of one optimiser step on this process; the default trains on them as they come."""
+        return batches
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Sum of `values` (any shape) over the processes, without counting tensor-parallel copies twice."""
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.gather(values[None]).sum(dim=0)
+        return values / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    # --- metrics ---------------------------------------------------------------------------------------------------
+
+    def add_ratio(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
+        """Add to a metric that is logged as a ratio of sums over micro-batches and processes (one gather a log)."""
+        ratios: dict[str, dict[str, Tensor]] = self.__dict__.setdefault("_ratios", {"train": {}, "eval": {}})
+        mode = "train" if self.model.training else "eval"
+        pair = torch.stack([numerator.detach().float().sum(), denominator.detach().float().sum()])
+        before = ratios[mode].get(name)
+        ratios[mode][name] = pair if before is None else before + pair
+
+    def add_metric(self, name: str, value: float) -> None:
+        """Add a value, the same on every process, to the next training log line."""
+        self._metrics["train"][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the ratios summed over processes."""
+        mode = "train" if self.model.training else "eval"
+        ratios = self.__dict__.get("_ratios", {"train": {}, "eval": {}})[mode]
+        for name, pair in ratios.items():
+            numerator, denominator = self.sum_over_processes(pair).tolist()
+            if denominator > 0:
+                self._metrics[mode][name] = [numerator / denominator]
+        ratios.clear()
+        super().log(logs, start_time)
+
+    # --- the private methods behind the hooks ---------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self,
+        dataset: AnyDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: SFTConfig,
+        packing: bool,
+        formatting_func: Callable | None,
+        dataset_name: str,
+    ) -> AnyDataset:
+        dataset = self.check_rows(dataset, args, formatting_func, dataset_name)
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name
+        )
+        return self.prepare_rows(dataset, args, packing, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, *self.signature_columns()]
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
+        return self.count_items(batch_samples, device) if batch_samples else None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Draw the micro-batches of one optimiser step, then let `draw_batches` see them."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return (self.draw_batches(batches) if batches else batches), num_items
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        pickled = os.path.join(output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(pickled):
+            # Nobody reads this pickle back, and the stock push would publish it: the same facts as JSON instead.
+            os.remove(pickled)
+            with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
+                json.dump(self.args.to_dict(), file, indent=2, sort_keys=True, default=str)
+
+
+def _tokenise_only(args: SFTConfig) -> SFTConfig:
+    """A copy of `args` under which TRL tokenises and labels, but neither truncates, filters nor shuffles."""
+    neutral = copy.copy(args)
+    neutral.max_length = None
+    neutral.shuffle_dataset = False
+    return neutral
+
+
+def tokenise_rows(
+    dataset: AnyDataset,
+    processing_class: PreTrainedTokenizerBase,
+    args: SFTConfig,
+    formatting_func: Callable | None = None,
+    dataset_name: str = "train",
+) -> AnyDataset:
+    """TRL's own tokenising and labelling of rows of any SFT data type, without building a trainer (and so a model)."""
+    first = next(iter(dataset))
+    host = object.__new__(SFTTrainer)  # `_prepare_dataset` reads three attributes of the trainer, and nothing else
+    host._tokenizer = processing_class
+    host.completion_only_loss = (
+        "prompt" in first and "completion" in first if args.completion_only_loss is None else args.completion_only_loss
+    )
+    needs_template = args.assistant_only_loss and not has_generation_markers(processing_class.chat_template)
+    host.chat_template = get_training_chat_template(processing_class) if needs_template else None
+    return host._prepare_dataset(
+        dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name
+    )
+
+
+@contextmanager
+def fused_lm_head(model: Any) -> Iterator[None]:
+    """
+    Inside, `model(**batch, labels=..., fused_lm_head=True)` returns per-token log-probabilities without logits.
+
+    `model` may be a `PeftModel`: its base model is patched, as TRL does. The forward is as before afterwards.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.__dict__.get("forward")
+    add_fused_lm_head(base)
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.forward
+        else:
+            base.forward = before
+
+
+__all__ = [
+    "TOUCHED",
+    "AnyDataset",
+    "DataCollatorForLanguageModeling",
+    "SFTSeam",
+    "fused_lm_head",
+    "tokenise_rows",
+]

@@ -1,0 +1,371 @@
+"""FLOW: score rows under the original model, choose a temperature, fill `weight`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from trl import SFTConfig
+
+from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
+from hf_ext.data.sft_rows import column_names, documents_of_batch, prepare_sft_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "FlowWeights",
+    "add_flow_weights",
+    "add_original_losses",
+    "effective_sample_size_ratio",
+    "flow_temperature",
+    "mean_losses",
+    "prepare_sft_rows",
+    "score_rows",
+]
+
+SCORE_COLUMNS = ("original_nll_sum", "original_num_tokens")
+
+
+@contextlib.contextmanager
+def _as_original(model: Any) -> Iterator[None]:
+    """Evaluation mode (dropout and gradient checkpointing are off in it), adapters off; as before afterwards."""
+    was_training = model.training
+    off = model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+    model.eval()
+    try:
+        with off:
+            yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def score_rows(
+    model: Any,
+    dataset: Dataset,
+    *,
+    pad_token_id: int,
+    batch_size: int = 8,
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    indices: list[int] | None = None,
+    show_progress: bool = True,
+) -> list[tuple[list[float], list[int]]]:
+    """
+    Negative log-likelihood of each document's supervised tokens under `model`, adapters off, dropout off.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The original model. Its mode and adapters are as before afterwards.
+        dataset (`Dataset`):
+            Prepared rows: `input_ids`, `labels`, and `seq_lengths` where packed.
+        pad_token_id (`int`):
+            Any valid token; padding is not scored.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows a forward. Rows of like length go together; the order of the result is that of `indices`.
+        autocast (`Callable`, *optional*):
+            The context of the training forward, so that scores have its precision.
+        indices (`list[int]`, *optional*):
+            Rows to score; all by default.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[tuple[list[float], list[int]]]`: per row, the nats and the number of supervised tokens of each document.
+    """
+    indices = list(range(len(dataset))) if indices is None else indices
+    packed = "seq_lengths" in dataset.column_names
+    collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=packed)
+    rows = dataset.with_format(None)
+    order = sorted(indices, key=lambda i: len(rows[i]["input_ids"]), reverse=True)
+    device = next(model.parameters()).device
+    scores: dict[int, tuple[list[float], list[int]]] = {}
+    bar = tqdm(total=len(order), desc="Scoring rows under the original model", unit="row", disable=not show_progress)
+    with _as_original(model), fused_lm_head(model), bar:
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            examples = [rows[i] for i in chunk]
+            batch = collate(examples)
+            documents = documents_of_batch(examples, batch["labels"], flat=packed)[:, 1:]
+            counts = [len(row["seq_lengths"]) if packed else 1 for row in examples]
+            inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+            with autocast():
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+            mask = (batch["labels"][:, 1:] != -100) & (documents >= 0)
+            log_probs = outputs.log_probs[:, -mask.shape[1] :].double().cpu()
+            sums = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, documents[mask], -log_probs[mask])
+            tokens = torch.bincount(documents[mask], minlength=sum(counts))
+            ends = np.cumsum(counts)
+            for i, n, end in zip(chunk, counts, ends, strict=True):
+                scores[i] = (sums[end - n : end].tolist(), tokens[end - n : end].tolist())
+            bar.update(len(chunk))
+    return [scores[i] for i in indices]
+
+
+def attach_scores(dataset: Dataset, scores: list[tuple[list[float], list[int]]]) -> Dataset:
+    """Add `original_nll_sum` and `original_num_tokens`: a number a row, or a list with one per document if packed."""
+    for column, values in zip(SCORE_COLUMNS, ([s[0] for s in scores], [s[1] for s in scores]), strict=True):
+        if column in dataset.column_names:
+            dataset = dataset.remove_columns(column)
+        flat = values if "seq_lengths" in dataset.column_names else [v[0] for v in values]
+        dataset = dataset.add_column(column, flat)
+    return dataset
+
+
+def add_original_losses(
+    dataset: Dataset,
+    model: Any,
+    processing_class: PreTrainedTokenizerBase,
+    args: SFTConfig | None = None,
+    *,
+    batch_size: int = 8,
+    show_progress: bool = True,
+) -> Dataset:
+    """
+    Add each document's loss under the original model: what [`FlowSFTTrainer`] computes, for any trainer to use.
+
+    | column out | type |
+    |---|---|
+    | `original_nll_sum` | float, nats, summed over the document's supervised tokens (a list where packed) |
+    | `original_num_tokens` | int, the number of those tokens (a list where packed) |
+
+    Args:
+        dataset (`Dataset`):
+            Raw rows of any TRL SFT data type (the columns are added to them, one document a row), or the output of
+            [`prepare_sft_rows`] (packed rows get lists).
+        model (`PreTrainedModel` or `PeftModel`):
+            The original model; adapters are switched off. It runs in the precision and on the device it is in.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        args (`SFTConfig`, *optional*):
+            The training config: `max_length`, masks and autocast dtype must be the training's.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows a forward.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `Dataset`: the rows, with the two columns. Rows dropped under `on_bad_row="drop"` are left out.
+
+    Raises:
+        RowError: a malformed row. TypeError: a streamed dataset, which has no median.
+
+    Reference: Sanyal et al. 2025 (arXiv 2502.02797), Algorithm 1, step 1. Costs one forward pass over the data, about
+    a third of an epoch.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"add_original_losses needs a Dataset, got {type(dataset).__name__}: a temperature is a property of the "
+            "whole set. Materialise the stream first, for example with Dataset.from_generator."
+        )
+    prepared = {"labels", "row_index"} <= set(dataset.column_names)
+    rows = dataset
+    if not prepared:
+        unpacked = None if args is None else _unpacked(args)
+        rows = prepare_sft_rows(dataset, processing_class, unpacked)
+    autocast = _autocast_of(args, next(model.parameters()).device.type)
+    pad = processing_class.pad_token_id
+    scores = score_rows(
+        model,
+        rows,
+        pad_token_id=processing_class.eos_token_id if pad is None else pad,
+        batch_size=batch_size,
+        autocast=autocast,
+        show_progress=show_progress,
+    )
+    if prepared:
+        return attach_scores(rows, scores)
+    order = np.argsort(rows["row_index"], kind="stable")
+    kept = dataset.select([rows[int(i)]["row_index"] for i in order])
+    return attach_scores(kept, [scores[int(i)] for i in order])
+
+
+def _unpacked(args: SFTConfig) -> SFTConfig:
+    args = copy.copy(args)
+    args.packing = False
+    args.shuffle_dataset = False
+    return args
+
+
+def _autocast_of(args: SFTConfig | None, device_type: str) -> Callable[[], AbstractContextManager]:
+    dtype = None if args is None else torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return contextlib.nullcontext if dtype is None else lambda: torch.autocast(device_type, dtype=dtype)
+
+
+def mean_losses(dataset: Dataset) -> NDArray[np.float64]:
+    """
+    Mean loss of every document with supervised tokens, shape `(documents,)`, in nats per token, in the rows' order.
+
+    Raises:
+        ValueError: the dataset has no scores, or one that is not finite.
+    """
+    missing = [name for name in SCORE_COLUMNS if name not in column_names(dataset)]
+    if missing:
+        raise ValueError(
+            f"The dataset has no column {missing[0]!r} (it has {column_names(dataset)}). "
+            "Run add_original_losses(dataset, model, tokenizer, args) first."
+        )
+    sums, counts = (dataset.with_format(None)[name] for name in SCORE_COLUMNS)
+    if len(sums) and isinstance(sums[0], list):
+        sums, counts = ([v for row in column for v in row] for column in (sums, counts))
+        sums, counts = zip(*((s, n) for s, n in zip(sums, counts, strict=True) if n), strict=True)
+    return _means(sums, counts)
+
+
+def _means(sums: Any, counts: Any) -> NDArray[np.float64]:
+    total, tokens = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(total) | ~(tokens > 0))
+    if len(bad):
+        i = int(bad[0])
+        raise ValueError(
+            f"document {i:,}: original_nll_sum={total[i]}, original_num_tokens={tokens[i]:g}: a document needs a finite "
+            "loss and at least one supervised token. Drop it, or score the rows again in a wider precision."
+        )
+    return total / tokens
+
+
+def effective_sample_size_ratio(weights: NDArray[np.float64]) -> float:
+    r"""$(\sum w)^2 / (n \sum w^2)$, in (0, 1]: 1 when all weights are equal (then FLOW does nothing)."""
+    weights = np.asarray(weights, dtype=np.float64)
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+
+
+def temperature_of(means: NDArray[np.float64], rule: str = "median") -> float:
+    """[`flow_temperature`] on an array of mean losses, shape `(documents,)`, nats per token."""
+    if len(means) == 0:
+        raise ValueError("There is no document to take a temperature from: the dataset is empty.")
+    if rule == "median":
+        tau = float(np.median(means))
+        if tau <= 0:
+            raise ValueError(
+                "The median loss under the original model is 0: more than half of the documents are duplicated or "
+                "memorised, and the median rule has no temperature. Deduplicate, or pass tau as a number or 'ess:0.8'."
+            )
+        return tau
+    kind, _, share = rule.partition(":")
+    try:
+        target = float(share)
+    except ValueError:
+        target = math.nan
+    if kind != "ess" or not 0 < target < 1:
+        raise ValueError(f"rule must be 'median' or 'ess:SHARE' with SHARE in (0, 1), such as 'ess:0.8'; got {rule!r}.")
+    return _temperature_for_ess(means, target)
+
+
+def _temperature_for_ess(means: NDArray[np.float64], target: float) -> float:
+    excess = means - means.min()  # a common factor of the weights cancels in ESS, and large losses do not underflow
+    floor = float((excess == 0).mean())
+    if floor >= target:
+        raise ValueError(
+            f"ESS/n cannot fall to {target}: {floor:.0%} of the documents share the lowest loss. "
+            "Deduplicate, choose a larger share, or use rule='median'."
+        )
+
+    def ratio(log_tau: float) -> float:
+        return effective_sample_size_ratio(np.exp(-excess / math.exp(log_tau)))
+
+    low, high = math.log(excess.max()) - 50.0, math.log(excess.max()) + 50.0
+    for _ in range(200):  # ESS/n grows with tau: bisection
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) < target else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def flow_temperature(dataset: Dataset, rule: str = "median") -> float:
+    r"""
+    The FLOW temperature $\tau$ of a scored dataset, in nats per token.
+
+    Args:
+        dataset (`Dataset`):
+            With `original_nll_sum` and `original_num_tokens` (see [`add_original_losses`]).
+        rule (`str`, *optional*, defaults to `"median"`):
+            `"median"` of the documents' mean losses (the paper's Remark 4.2), or `"ess:0.8"`: the $\tau$ at which the
+            effective sample size $(\sum w)^2/\sum w^2$ is 0.8 of the number of documents. On language rows, whose
+            losses are alike, the median rule is timid; the share moves along the trade-off.
+
+    Returns:
+        `float`: $\tau > 0$.
+
+    Raises:
+        ValueError: no scores, an empty dataset, a median of 0, or a share that cannot be reached.
+    """
+    return temperature_of(mean_losses(dataset), rule)
+
+
+@dataclass(frozen=True)
+class FlowWeights:
+    """
+    Weight rows by how easy the original model finds them: `exp(-nll / tau)`, with `nll` the mean over its tokens.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `original_nll_sum` | float, nats (a list where packed) | `weight` | float in (0, 1] |
+    | `original_num_tokens` | int (a list where packed) | | (a list, one per token, where packed) |
+    | `seq_lengths` (packed only) | list of int | | |
+
+    Args:
+        tau (`float`):
+            Temperature in nats per token; the median document gets `exp(-1)` under the median rule.
+
+    Reference: Sanyal et al. 2025 (arXiv 2502.02797), Proposition 4.3: the weights that never prefer a harder row,
+    regularised by entropy.
+    """
+
+    tau: float
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and self.tau > 0):
+            raise ValueError(
+                f"tau must be a positive, finite number of nats per token, got {self.tau!r}. "
+                "Use flow_temperature(dataset) to compute the median."
+            )
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Weights of one batch."""
+        sums, counts = batch["original_nll_sum"], batch["original_num_tokens"]
+        if not len(sums) or not isinstance(sums[0], list):
+            return {"weight": self.of_means(_means(sums, counts)).tolist()}
+        spread = []
+        for s, n, lengths in zip(sums, counts, batch["seq_lengths"], strict=True):
+            # A fragment of a split document may hold prompt only: no token of it counts, whatever its weight.
+            supervised = np.asarray(n) > 0
+            weight = np.zeros(len(n))
+            weight[supervised] = self.of_means(_means(np.asarray(s)[supervised], np.asarray(n)[supervised]))
+            spread.append(np.repeat(weight, lengths).tolist())
+        return {"weight": spread}
+
+    def of_means(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights of documents with these mean losses, shape `(documents,)`, nats per token."""
+        return np.exp(-means / self.tau)
+
+
+def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDataset:
+    """
+    Fill `weight` by FLOW, from the scores [`add_original_losses`] added.
+
+    Args:
+        dataset (`Dataset`):
+            Scored rows. A streamed dataset needs `tau` as a number.
+        tau (`float` or `str`, *optional*, defaults to `"median"`):
+            A number of nats per token, or a rule of [`flow_temperature`].
+
+    Returns:
+        The dataset with `weight`; a column of that name is replaced.
+    """
+    if isinstance(tau, str):
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"tau={tau!r} needs a Dataset, got {type(dataset).__name__}. Pass tau as a number.")
+        tau = flow_temperature(dataset, tau)
+    return dataset.map(FlowWeights(tau), batched=True)

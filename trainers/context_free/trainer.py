@@ -1,0 +1,178 @@
+"""Target rows plus rows sampled from the original model, in stratified batches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from hf_ext._upstream import DataCollatorForLanguageModeling
+from hf_ext.data.context_free import ContextFreeStore
+from hf_ext.data.sft_rows import WeightedCollator
+from hf_ext.losses.kl import kl_k1, kl_k3
+from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
+from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class RowStream:
+    """
+    An endless, shuffled sequence of row numbers that is a pure function of the position.
+
+    The concatenation of one permutation of `num_rows` per epoch. A resumed run continues exactly where it was, on any
+    number of processes, with nothing to save; the global random state is not touched.
+
+    Args:
+        num_rows (`int`): rows in the set.
+        seed (`int`): of the permutations.
+    """
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self.num_rows, self.seed = num_rows, seed
+        self._epoch, self._order = -1, np.arange(0)
+
+    def rows(self, start: int, count: int) -> list[int]:
+        """Row numbers at positions `start` to `start + count - 1`."""
+        return [self._at(position) for position in range(start, start + count)]
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_rows)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        return int(self._order[offset])
+
+
+class ContextFreeSFTTrainer(WeightedSFTTrainer):
+    r"""
+    Weighted SFT with a KL anchor: every optimiser step also sees rows sampled from the original model.
+
+    $$\mathcal{L} = \mathcal{L}_{\text{target}} + \lambda \cdot \frac{1}{N} \sum_{t} -\log p_\theta(x_t \mid x_{<t}),
+      \qquad x \sim p_{\theta^*}$$
+
+    The second term's gradient is an unbiased gradient of $\mathrm{KL}(p_{\theta^*} \| p_\theta)$, since the entropy of
+    $p_{\theta^*}$ does not depend on $\theta$. Each term has its own denominator over the accumulated, gathered batch,
+    so $\lambda$ (`kl_weight`) means the same whatever the two sets' sizes. Target rows may carry weights:
+    `add_flow_weights` and then this trainer is FLOW and context-free together.
+
+    Args:
+        model, args ([`ContextFreeSFTConfig`]), train_dataset, ...:
+            As in [`WeightedSFTTrainer`].
+        context_free_dataset ([`ContextFreeStore`] or `str`):
+            Rows sampled from this very model by [`generate_context_free`], or the store's folder (or
+            `args.context_free_path`). A store sampled from other weights is refused.
+
+    Requirements: about twice the memory for activations of plain SFT, since both strata share one backward pass. Rows
+    are drawn without replacement within an epoch over the store; once it repeats, the anchor memorises it, so sample
+    about as many tokens as the target rows have.
+
+    Raises:
+        ValueError: no store, an empty one, or one from other weights or another tokenizer.
+
+    Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
+    `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
+    `context_free/epoch` (passes over the store).
+
+    Reference: Bansal and Sanyal 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
+    """
+
+    _tag_names = ["trl", "sft", "hf-ext", "context-free"]
+    _name = "ContextFree"
+    _paper = {"title": "Context-Free Synthetic Data Mitigates Forgetting", "id": "2505.13811"}
+    config_class = ContextFreeSFTConfig
+    method = "context_free"
+    args: ContextFreeSFTConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        *positional: Any,
+        context_free_dataset: ContextFreeStore | str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, *positional, **kwargs)
+        source = context_free_dataset if context_free_dataset is not None else self.args.context_free_path
+        if source is None:
+            raise ValueError(
+                "ContextFreeSFTTrainer needs rows sampled from the original model: pass context_free_dataset=, or "
+                "context_free_path in the config. generate_context_free (or 'hf-ext data context-free') makes them."
+            )
+        store = source if isinstance(source, ContextFreeStore) else ContextFreeStore(source)
+        store.check_model(self.model)
+        store.check_tokenizer(self.processing_class)
+        self.context_free_dataset = self._cut(store.to_dataset())
+        self._stream = RowStream(len(self.context_free_dataset), self.args.data_seed or self.args.seed)
+        inner = DataCollatorForLanguageModeling(
+            pad_token_id=self.processing_class.pad_token_id,
+            padding_free=self.padding_free,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+        )
+        # One token, one vote: dividing rows by their length would not be the KL of the sequences.
+        self._context_free_collator = WeightedCollator(inner, "tokens", "token", extra_columns=("sampled_logps",))
+
+    def _cut(self, dataset: Dataset) -> Dataset:
+        if len(dataset) == 0:
+            raise ValueError("The context-free store is empty: generate more tokens.")
+        dataset = dataset.select_columns(["input_ids", "labels", "sampled_logps"]).with_format(None)
+        if self.args.max_length is not None:
+            # The likelihood of a prefix anchors the prefix's distribution: cutting keeps the estimate exact for it.
+            dataset = dataset.map(_cut_columns, batched=True, fn_kwargs={"length": self.args.max_length})
+        return dataset.add_column("row_index", range(len(dataset)))
+
+    def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give each target micro-batch of the step a context-free one, and all of them the second denominator."""
+        if self.args.kl_weight == 0:
+            return batches
+        size = self.args.context_free_batch_size or self.args.per_device_train_batch_size
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        drawn = []
+        for i in range(len(batches)):
+            rows = self._stream.rows(((first + i) * world + rank) * size, size)
+            drawn.append(self._context_free_collator([self.context_free_dataset[row] for row in rows]))
+        num_items = self.count_items(drawn, self.args.device)
+        for batch, extra in zip(batches, drawn, strict=True):
+            batch["context_free"] = {**extra, "num_items": num_items}
+        self.add_metric("context_free/epoch", (first + len(batches)) * world * size / len(self.context_free_dataset))
+        return batches
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Target loss plus `kl_weight` times the context-free loss; evaluation is on the target alone."""
+        context_free = inputs.pop("context_free", None)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if context_free is None:
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        anchor = self._context_free_loss(model, context_free) * self.loss_scale(num_items_in_batch)
+        loss = loss + self.args.kl_weight * anchor
+        return (loss, outputs) if return_outputs else loss
+
+    def _context_free_loss(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        own = ("weight", "row_index", "num_items", "sampled_logps")
+        outputs = model(
+            **{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True
+        )
+        mask, sampled = outputs.label_mask, batch["sampled_logps"][:, 1:]
+        log_probs = outputs.log_probs
+        self.guard("context-free log-probability", log_probs, batch["row_index"][:, 1:])
+        tokens, detached = mask.sum(), log_probs.detach()
+        self.add_ratio("loss/context_free", -detached.sum(), tokens)
+        self.add_ratio("kl_original_to_new/k1", kl_k1(sampled, detached, mask) * tokens, tokens)
+        self.add_ratio("kl_original_to_new/k3", kl_k3(sampled, detached, mask) * tokens, tokens)
+        return weighted_nll(log_probs, mask.to(log_probs.dtype), batch["num_items"])
+
+    def after_forward(self, values: TokenValues) -> None:
+        """Log the target loss apart from the total."""
+        self.add_ratio("loss/target", -(values.log_probs * values.weight).sum(), values.num_items)
+
+
+def _cut_columns(batch: dict[str, list], length: int) -> dict[str, list]:
+    return {name: [values[:length] for values in column] for name, column in batch.items()}

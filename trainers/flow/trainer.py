@@ -1,0 +1,205 @@
+"""FLOW: score under the original model, weight, then train."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from torch import Tensor
+
+from hf_ext.data.original_cache import Scores, cache_file, load_scores, rows_hash, save_scores
+from hf_ext.data.provenance import model_hash
+from hf_ext.data.weighting import (
+    FlowWeights,
+    attach_scores,
+    effective_sample_size_ratio,
+    mean_losses,
+    score_rows,
+    temperature_of,
+)
+from hf_ext.trainers.flow.config import FlowSFTConfig
+from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+ESS_WARNING = 0.95
+
+
+class FlowSFTTrainer(WeightedSFTTrainer):
+    r"""
+    FLOW: supervised fine-tuning with $w_i = \exp(-\ell_i(\theta^*) / \tau)$, fixed before the first step.
+
+    $\ell_i(\theta^*)$ is the mean loss of document $i$'s supervised tokens under the original model $\theta^*$ (the
+    model as passed in; adapters off under PEFT), scored after preparation, so on the very tokens that training sees.
+    $\tau$ is the median over all processes' documents unless `args.tau` says otherwise.
+
+    FLOW buys retention by giving up the hard rows of the target task: watch `loss/hardest_decile`.
+
+    Args:
+        model, args ([`FlowSFTConfig`]), train_dataset, ...:
+            As in [`WeightedSFTTrainer`]. The training rows carry no `weight`: the trainer fills it.
+
+    Requirements: a map-style dataset; a PEFT initialiser that leaves the base model as it is; no sharded model at
+    start-up (FSDP, ZeRO-3): there, run `hf-ext data flow-weights` first and train with [`WeightedSFTTrainer`].
+
+    Raises:
+        ValueError: one of these is not met, or a resumed run does not find the scores of the original model.
+
+    Metrics: `flow/tau` (nats per token), `flow/ess_ratio` (effective sample size over documents; above 0.95 FLOW
+    does next to nothing, and a warning says so), `flow/easiest_decile_share` (share of the weight held by the easiest
+    tenth), `loss/hardest_decile` (unweighted nats per token on the tenth the original model found hardest).
+
+    Reference: Sanyal et al. 2025, *Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting*, Algorithm 1 and
+    Remark 4.2 (arXiv 2502.02797).
+    """
+
+    _tag_names = ["trl", "sft", "hf-ext", "flow"]
+    _name = "FLOW"
+    _paper = {
+        "title": "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
+        "id": "2502.02797",
+    }
+    config_class = FlowSFTConfig
+    method = "flow"
+    args: FlowSFTConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hard_rows: Tensor = torch.zeros(1, dtype=torch.bool)
+        self.flow_statistics: dict[str, float] = {}
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "FlowSFTTrainer does not support a streamed dataset: tau is a median over all rows. Materialise it, or "
+                "fill 'weight' with FlowWeights(tau) for a tau of your own and use WeightedSFTTrainer."
+            )
+        if "weight" in self.train_dataset.column_names:
+            raise ValueError(
+                "The train dataset has a 'weight' column, and FlowSFTTrainer fills that column itself. Remove it, or "
+                "train with the weights you have: WeightedSFTTrainer."
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FlowSFTTrainer cannot score rows on a sharded model (FSDP, DeepSpeed). Run 'hf-ext data flow-weights' "
+                "(or add_original_losses and add_flow_weights) first, and train with WeightedSFTTrainer."
+            )
+
+    def on_missing_weight(self) -> None:
+        """Nothing to say: the column is this trainer's to fill."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Score the rows if that is still to do, then train. A resumed run takes the scores it was started with."""
+        if "weight" not in self.train_dataset.column_names:
+            resuming = resume_from_checkpoint not in (None, False)
+            self.train_dataset = self._weighted(self.train_dataset, self._original_scores(resuming))
+            for name, value in self.flow_statistics.items():
+                self.add_metric(name, value)  # on the first log line
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # --- scores ----------------------------------------------------------------------------------------------------
+
+    def _original_scores(self, resuming: bool) -> Scores:
+        facts = {
+            "model": model_hash(self.model),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "autocast": self.accelerator.mixed_precision,
+            "rows": rows_hash(self.train_dataset),
+        }
+        path = cache_file(self.args.original_cache_dir, facts)
+        found = [path.exists()]
+        broadcast_object_list(found)  # one process must not score while another reads
+        if found[0]:
+            logger.info(f"Losses under the original model read from {path}.")
+            return load_scores(path)
+        if resuming:
+            raise ValueError(
+                f"Resuming, but the losses under the original model are not in {self.args.original_cache_dir}: the "
+                "model, its precision or the prepared rows differ from the first run's, or the folder is gone. Scoring "
+                "now would use other weights. Pass the same model, data and settings (original_cache_dir can point to "
+                "the first run's folder), or start again without resume_from_checkpoint."
+            )
+        self._require_untouched_base()
+        scores = self._score()
+        if self.accelerator.is_main_process:
+            save_scores(path, scores, facts)
+        self.accelerator.wait_for_everyone()
+        return scores
+
+    def _score(self) -> Scores:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        shard = list(range(rank, len(self.train_dataset), world))
+        scores = score_rows(
+            self.model,
+            self.train_dataset,
+            pad_token_id=self.processing_class.pad_token_id,
+            batch_size=self.args.per_device_eval_batch_size,
+            autocast=self.accelerator.autocast,
+            indices=shard,
+            show_progress=self.accelerator.is_main_process and not self.args.disable_tqdm,
+        )
+        gathered = gather_object(list(zip(shard, scores, strict=True)))
+        return [score for _, score in sorted(gathered)]
+
+    @torch.no_grad()
+    def _require_untouched_base(self) -> None:
+        """Adapters on and off must agree before the first step: else "adapters off" is not the model being tuned."""
+        if not hasattr(self.model, "disable_adapter"):
+            return
+        ids = torch.arange(8, device=self.args.device)[None] % self.model.config.get_text_config().vocab_size
+        was_training = self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            adapted = self.model(input_ids=ids).logits.float()
+            with self.model.disable_adapter():
+                base = self.model(input_ids=ids).logits.float()
+        self.model.train(was_training)
+        difference = float((adapted - base).abs().max())
+        if difference > 1e-3 * float(base.abs().max()):
+            raise ValueError(
+                f"Switching the adapter off changes the logits by {difference:.2g} before the first step, so the base "
+                "model is not the original one: the adapter is trained already, or its initialiser (PiSSA, OLoRA, "
+                "LoftQ, CorDA...) rewrites the base weights. Merge a trained adapter first (merge_and_unload), or use "
+                "init_lora_weights=True."
+            )
+
+    # --- weights ---------------------------------------------------------------------------------------------------
+
+    def _weighted(self, dataset: Dataset, scores: Scores) -> Dataset:
+        scored = attach_scores(dataset, scores)
+        means = mean_losses(scored)
+        flow = FlowWeights(self.args.tau_number or temperature_of(means, self.args.tau))
+        weights = np.sort(flow.of_means(means))[::-1]
+        tenth = max(1, len(weights) // 10)
+        self.flow_statistics = {
+            "flow/tau": flow.tau,
+            "flow/ess_ratio": effective_sample_size_ratio(weights),
+            "flow/easiest_decile_share": float(weights[:tenth].sum() / weights.sum()),
+        }
+        logger.info("FLOW weights: %s", self.flow_statistics)
+        if self.flow_statistics["flow/ess_ratio"] > ESS_WARNING:
+            logger.warning(
+                "FLOW weights are nearly equal (effective sample size %.3f of the documents): the run will differ little "
+                "from plain SFT. The rows' losses under the original model are alike; tau='ess:0.8' weighs them more "
+                "sharply.",
+                self.flow_statistics["flow/ess_ratio"],
+            )
+        self._hard_rows = self._hardest(scored, np.sort(means)[-tenth])
+        return scored.map(flow, batched=True, desc="Weighting rows")
+
+    @staticmethod
+    def _hardest(scored: Dataset, threshold: float) -> Tensor:
+        """Flags by dataset row: does the original model's mean loss on it reach the hardest tenth's?"""
+        columns = (scored[c] for c in ("row_index", "original_nll_sum", "original_num_tokens"))
+        index, sums, counts = (np.hstack(list(column)) for column in columns)
+        flags = torch.zeros(int(index.max()) + 1, dtype=torch.bool)
+        flags[index[(counts > 0) & (sums >= threshold * counts)]] = True
+        return flags
+
+    def after_forward(self, values: TokenValues) -> None:
+        """Log the plain loss on the hardest tenth: what FLOW gives up."""
+        self._hard_rows = self._hard_rows.to(values.row_index.device)
+        hard = self._hard_rows[values.row_index.clamp(min=0)] & values.mask
+        self.add_ratio("loss/hardest_decile", -(values.log_probs * hard).sum(), hard.sum())

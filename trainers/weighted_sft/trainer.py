@@ -1,0 +1,262 @@
+"""`SFTTrainer` with a multiplier for each row's or token's loss."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+from trl import SFTConfig
+
+from hf_ext._upstream import AnyDataset, SFTSeam
+from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
+from hf_ext.guards.attention import check_documents_kept_apart
+from hf_ext.guards.finite import check_finite
+from hf_ext.guards.rows import check_sft_rows
+from hf_ext.trainers.weighted_sft.card import card_of_trainer
+from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
+
+logger = logging.getLogger(__name__)
+
+
+class TokenValues(NamedTuple):
+    """What a training forward gave, per token `(batch, seq_len - 1)`, and the micro-batch's share of the denominator."""
+
+    log_probs: Tensor
+    weight: Tensor
+    mask: Tensor
+    row_index: Tensor
+    num_items: Tensor
+
+
+class _Recorder:
+    """Calls the model for the host trainer and keeps the outputs, so that one forward serves both losses."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.outputs: Any = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        if inputs.get("fused_lm_head"):
+            self.outputs = outputs
+        return outputs
+
+
+class WeightedSFTTrainer(SFTSeam):
+    r"""
+    [`~trl.SFTTrainer`] whose rows may carry a `weight`: a number per row, or a list per token.
+
+    $$\mathcal{L} = -\frac{1}{D} \sum_{t} w_t \log p_\theta(y_t \mid y_{<t}),\quad
+      D = \sum_t w_t \text{ (normalize="weights") or the number of supervised tokens ("tokens")}$$
+
+    $D$ is that of the whole accumulated batch over all processes. The column survives tokenising, truncation, packing
+    and padding-free; a missing one means 1, and then the run equals `SFTTrainer`'s bit for bit.
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`):
+            As in `SFTTrainer`.
+        args ([`WeightedSFTConfig`], *optional*):
+            A plain `SFTConfig` or `TrainingArguments` is taken too.
+        train_dataset, eval_dataset, processing_class, peft_config, callbacks, ...:
+            As in `SFTTrainer`, and any of its data types, plus the optional `weight` column.
+
+    Requirements: no `compute_loss_func`, label smoothing, `loss_type="dft"`, Liger kernel, wrapped packing, vision data
+    or sequence/context parallelism; each is refused by name.
+
+    Raises:
+        RowError: a malformed row, named with its column (see `on_bad_row`).
+        NonFiniteError: a loss, log-probability or weight that is not finite, before the optimiser step it would spoil.
+        ValueError: a setting that cannot be honoured.
+
+    Metrics: those of `SFTTrainer`; `eval_loss` is unweighted, hence comparable with it, and `eval_loss_weighted` is
+    the weighted one.
+
+    Relations: [`FlowSFTTrainer`] fills the weights from losses under the original model; [`ContextFreeSFTTrainer`]
+    adds rows sampled from it.
+    """
+
+    _tag_names = ["trl", "sft", "hf-ext", "weighted-sft"]
+    _name = "WeightedSFT"
+    config_class: type[WeightedSFTConfig] = WeightedSFTConfig
+    method = "weighted_sft"
+    loss_is_scaled_for_ga = True  # the denominator is the whole accumulated batch's
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        args: SFTConfig | TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Callable | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = self._own_config(model, args)
+        self._refuse(args, compute_loss_func, processing_class, train_dataset, eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                f"{type(self).__name__} does not support sequence or context parallelism: shifted labels and weights "
+                "would no longer line up. Set cp_size=1 and sp_size=1, or use SFTTrainer without weights."
+            )
+        if self.padding_free:
+            check_documents_kept_apart(self.model, autocast=self.accelerator.autocast)
+        self.data_collator = WeightedCollator(self.data_collator, args.normalize, args.reduction)
+
+    # --- set-up ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _own_config(cls, model: Any, args: TrainingArguments | None) -> WeightedSFTConfig:
+        if isinstance(args, cls.config_class):
+            return args
+        if args is None:
+            name = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
+            return cls.config_class(f"{name.rstrip('/').split('/')[-1]}-{cls._name}")
+        values = args.to_dict()
+        values["hub_token"] = args.hub_token  # to_dict hides it
+        return cls.config_class(**values)
+
+    def _refuse(
+        self, args: WeightedSFTConfig, compute_loss_func: Callable | None, processing_class: Any, *datasets: Any
+    ) -> None:
+        columns = {name for dataset in datasets if hasattr(dataset, "column_names") for name in column_names(dataset)}
+        refused = {
+            "compute_loss_func": (compute_loss_func is not None, "subclass this trainer and override compute_loss"),
+            "label_smoothing_factor": (args.label_smoothing_factor > 0, "set it to 0: it needs the full logits"),
+            "loss_type='dft'": (args.loss_type == "dft", "it weights tokens itself; use loss_type='nll'"),
+            "use_liger_kernel": (
+                args.use_liger_kernel,
+                "its fused loss is one scalar; use model_init_kwargs={'use_kernels': True}",
+            ),
+            "packing_strategy='wrapped'": (
+                bool(args.packing or args.eval_packing) and args.packing_strategy == "wrapped",
+                "it forgets where documents end; use packing_strategy='bfd'",
+            ),
+            "vision data": (
+                isinstance(processing_class, ProcessorMixin) or bool(columns & {"image", "images"}),
+                "pass a tokenizer and text rows",
+            ),
+            "packed rows without packing": (
+                "seq_lengths" in columns and not (args.packing or args.padding_free),
+                "these rows were packed already; set packing=True so that they are collated without padding",
+            ),
+        }
+        for what, (hit, remedy) in refused.items():
+            if hit:
+                raise ValueError(f"{type(self).__name__} does not support {what}: {remedy}.")
+
+    def check_rows(
+        self, dataset: AnyDataset, args: WeightedSFTConfig, formatting_func: Callable | None, dataset_name: str
+    ) -> AnyDataset:
+        """Preflight of raw rows: adds `row_index`, and raises or drops malformed rows."""
+        dataset = check_sft_rows(
+            dataset,
+            dataset_text_field=args.dataset_text_field,
+            assistant_only_loss=args.assistant_only_loss,
+            formatting_func=formatting_func,
+            on_bad_row=args.on_bad_row,
+            bad_rows_path=args.bad_rows_path,
+            dataset_name=dataset_name,
+        )
+        if dataset_name == "train" and "weight" not in column_names(dataset):
+            self.on_missing_weight()
+        return dataset
+
+    def on_missing_weight(self) -> None:
+        """Say once that the training rows have no `weight` column."""
+        logger.warning("The train dataset has no 'weight' column: every row's weight is 1, as in plain SFT.")
+
+    def prepare_rows(
+        self, dataset: AnyDataset, args: WeightedSFTConfig, packing: bool, dataset_name: str
+    ) -> AnyDataset:
+        """Truncate, pack and shuffle with `weight` and `row_index`."""
+        return finish_rows(
+            dataset, args, packing, dataset_name, on_bad_row=args.on_bad_row, bad_rows_path=args.bad_rows_path
+        )
+
+    def signature_columns(self) -> list[str]:
+        """Columns the collator reads beyond TRL's."""
+        return ["weight", "row_index"]
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def count_items(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """The loss's denominator for one optimiser step, summed over micro-batches and processes."""
+        total = torch.stack([batch["num_items"].to(device) for batch in batches]).sum()
+        return self.sum_over_processes(total) if self.args.average_tokens_across_devices else total
+
+    def loss_scale(self, num_items_in_batch: Tensor | None) -> int:
+        """DDP averages gradients over processes; a loss divided by a global denominator is scaled up before."""
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            return self.accelerator.num_processes // self.get_tp_size()
+        return 1
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Weighted loss in training, plain loss in evaluation (the weighted one is logged beside it)."""
+        weight = inputs.pop("weight")[:, 1:]
+        row_index = inputs.pop("row_index")[:, 1:]
+        items = inputs.pop("num_items")
+        recorder = _Recorder(model)
+        training = self.model.training
+        loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        outputs = recorder.outputs
+        log_probs = outputs.log_probs[:, -weight.shape[1] :]  # prompt-learning adapters prepend virtual tokens
+        if not training:
+            self.add_ratio("loss_weighted", -(log_probs * weight).sum(), items.sum())
+            return loss
+        self.guard("weight", weight, row_index)
+        self.guard("log-probability", log_probs, row_index)
+        denominator = items.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = weighted_nll(log_probs, weight, denominator) * self.loss_scale(num_items_in_batch)
+        if self.aux_loss_enabled:  # a mean per micro-batch, as in SFTTrainer
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        self.guard("loss", loss.reshape(1, 1), row_index)
+        mask = outputs.label_mask[:, -weight.shape[1] :]
+        self.after_forward(TokenValues(log_probs.detach(), weight, mask, row_index, items))
+        return (loss, outputs) if return_outputs else loss
+
+    def after_forward(self, values: TokenValues) -> None:
+        """Called with each training forward's per-token values, for the metrics of a method."""
+
+    def guard(self, name: str, values: Tensor, row_index: Tensor) -> None:
+        """Stop before the optimiser step when `values` are not finite."""
+        check_finite(
+            name, values, step=self.state.global_step, rank=self.accelerator.process_index, row_index=row_index
+        )
+
+    # --- card ------------------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write a card with licence, method, paper, settings and, once known, the forgetting table."""
+        if self.is_world_process_zero():
+            card_of_trainer(self, self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, tokenizer and card; no pickle."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_world_process_zero():
+            card_of_trainer(self, output_dir or self.args.output_dir)
