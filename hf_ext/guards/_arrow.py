@@ -1,0 +1,157 @@
+"""Which rows of an Arrow table need a closer look: column-wise tests that never overlook a bad row.
+
+They only save time. What is wrong with a row, if anything, is decided by `_row_rules` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_ext.guards._row_rules import IGNORED_LABEL, Role, RowRules
+
+Mask = npt.NDArray[np.bool_]
+
+
+def _is_string(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def suits(kind: Any, role: Role, keys: tuple[str, str] = ("role", "content")) -> bool:
+    """Whether an Arrow type is the plain one for a role; any other type is judged row by row."""
+    if role == "string":
+        return _is_string(kind)
+    if role == "weight":
+        return _is_number(kind) or (_is_list(kind) and _is_number(kind.value_type))
+    if role in ("ids", "labels", "mask"):
+        return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+    if role == "messages":
+        if not (_is_list(kind) and pa.types.is_struct(kind.value_type)):
+            return False
+        fields = {field.name: field.type for field in kind.value_type}
+        return all(key in fields and _is_string(fields[key]) for key in keys)
+    return False
+
+
+def suspects(table: Any, rules: RowRules) -> Mask:
+    """
+    Find the rows that may break a rule.
+
+    Args:
+        table (`pyarrow.Table`):
+            A batch of rows, with at least the columns of `rules.roles()`.
+        rules ([`RowRules`]):
+            The rules of the dataset.
+
+    Returns:
+        `numpy.ndarray` of shape `(rows,)`, bool: true for every bad row, and for a few good ones.
+    """
+    found: Mask = np.zeros(table.num_rows, dtype=bool)
+    keys = ("from", "value") if rules.data_type == "conversations" else ("role", "content")
+    speakers: Mask = np.zeros(table.num_rows, dtype=bool)
+    num_tokens = _lengths(table, "input_ids") if rules.data_type == "input_ids" else None
+    for name, role in rules.roles().items():
+        column = table.column(name).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # pyarrow keeps some types chunked
+            column = pa.concat_arrays(column.chunks)
+        if not suits(column.type, role, keys):
+            return np.ones(table.num_rows, dtype=bool)
+        if role == "string":
+            found |= _nulls(column) | (_numpy(pc.binary_length(column)) == 0)
+        elif role == "messages":
+            bad, assistant = _messages(column, keys)
+            found |= bad
+            speakers |= assistant
+        else:
+            found |= _numbers(column, role, num_tokens)
+    if rules.assistant_only_loss and "messages" in rules.roles().values():
+        found |= ~speakers
+    return found
+
+
+def _numpy(array: Any) -> npt.NDArray[Any]:
+    """Values as numpy, with zero (or false) in place of null."""
+    return array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
+
+
+def _nulls(array: Any) -> Mask:
+    return array.is_null().to_numpy(zero_copy_only=False)
+
+
+def _lengths(table: Any, name: str) -> npt.NDArray[np.int64] | None:
+    column = table.column(name).combine_chunks()
+    return _numpy(pc.list_value_length(column)) if _is_list(column.type) else None
+
+
+def _parents(column: Any) -> npt.NDArray[np.int64]:
+    """Row of each entry of `pc.list_flatten(column)`, which leaves out what may lie under a null."""
+    return np.repeat(np.arange(len(column)), _numpy(pc.list_value_length(column)))
+
+
+def _any_in_list(column: Any, bad_entries: Mask) -> Mask:
+    """Spread a mask over the entries of a list column to the rows that hold them."""
+    rows: Mask = np.zeros(len(column), dtype=bool)
+    rows[_parents(column)[bad_entries]] = True
+    return rows
+
+
+def _messages(column: Any, keys: tuple[str, str]) -> tuple[Mask, Mask]:
+    """Rows with a defect in some message, and rows that hold a message of the assistant."""
+    messages = pc.list_flatten(column)
+    speaker, content = (pc.struct_field(messages, [key]) for key in keys)
+    entries = _nulls(messages)
+    for field in (speaker, content):
+        entries |= _nulls(field) | (_numpy(pc.binary_length(field)) == 0)
+    rows = _nulls(column) | (_numpy(pc.list_value_length(column)) == 0) | _any_in_list(column, entries)
+    return rows, _any_in_list(column, _numpy(pc.equal(speaker, "assistant")).astype(bool))
+
+
+def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) -> Mask:
+    """Rows with a number, or a list of numbers, that the role does not allow."""
+    nulls = _nulls(column)
+    if not _is_list(column.type):
+        return nulls | _wrong_number(column, role)
+    entries = pc.list_flatten(column)
+    lengths = _numpy(pc.list_value_length(column))
+    rows = nulls | (lengths == 0) | _any_in_list(column, _nulls(entries) | _wrong_number(entries, role))
+    if num_tokens is not None:
+        rows |= lengths != num_tokens
+    if role == "labels":
+        rows |= ~_any_in_list(column, _supervised(column, entries))
+    return rows
+
+
+def _wrong_number(values: Any, role: Role) -> Mask:
+    numbers = _numpy(values)
+    if role == "labels":
+        return (numbers < 0) & (numbers != IGNORED_LABEL)
+    if role == "mask":
+        return (numbers < 0) | (numbers > 1)
+    return ~np.isfinite(numbers) | (numbers < 0)
+
+
+def _supervised(column: Any, entries: Any) -> Mask:
+    """Entries that are a supervised label; a row's first label is never predicted."""
+    parents = _parents(column)
+    first = np.ones(len(parents), dtype=bool)
+    first[1:] = parents[1:] != parents[:-1]
+    return (_numpy(entries) != IGNORED_LABEL) & ~first
+
+
+def weight_is_all_zero(table: Any) -> bool:
+    """Whether every `weight` of a batch, or every entry of every list, is zero (a null counts as zero)."""
+    column = table.column("weight").combine_chunks()
+    entries = pc.list_flatten(column) if _is_list(column.type) else column
+    return _is_number(entries.type) and not np.any(_numpy(entries))

@@ -1,0 +1,315 @@
+"""What a good row is: the rules for one row, in plain Python, for every data type TRL's `SFTTrainer` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+EXCERPT_LENGTH = 80
+IGNORED_LABEL = -100
+
+DataType = Literal["text", "messages", "conversations", "prompt_completion", "input_ids", "formatted"]
+Role = Literal["string", "messages", "ids", "labels", "mask", "weight", "free"]
+
+
+class Found(NamedTuple):
+    """One defect of one row: the column it is in, and a sentence that says what was expected and what was found."""
+
+    column: str
+    problem: str
+
+
+def shorten(value: object, length: int = EXCERPT_LENGTH) -> str:
+    """`repr(value)` on one line, at most `length` characters; what was cut is marked by `...`."""
+    if isinstance(value, str | bytes | list):
+        value = value[: length + 1]  # a row may hold megabytes; only its beginning is shown
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 4] + "..." + text[0]
+
+
+def describe(value: object) -> str:
+    """Name a value for an error message: `None`, `an empty string`, `int 7`."""
+    if value is None:
+        return "None"
+    if isinstance(value, str | list | dict) and not value:
+        return f"an empty {'string' if isinstance(value, str) else type(value).__name__}"
+    return f"{type(value).__name__} {shorten(value, 40)}"
+
+
+def plain(value: object) -> Any:
+    """Arrays and tensors (rows of a formatted stream) as Python lists and numbers; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def excerpt_of(row: Mapping[str, Any], column: str, text_field: str) -> str:
+    """`column: 'beginning of its content'`, from a column that shows a reader which row is meant.
+
+    The defective column comes last, because there the content is often what is missing.
+    """
+    preferred = ["prompt", text_field, "messages", "conversations", "completion"]
+    others = [name for name in row if name not in preferred and name not in ("row_index", "weight")]
+    names = [name for name in (*preferred, *others) if name in row and name != column]
+    for name in (*names, column):
+        text = _first_string(row.get(name))
+        if text:
+            return f"{name}: {shorten(text)}"
+    for name in ("input_ids", column):
+        if name in row:
+            return f"{name}: {shorten(plain(row[name]))}"
+    return f"row: {shorten(dict(row))}"
+
+
+def _first_string(value: object) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return next((text for text in map(_first_string, value) if text), None)
+    if isinstance(value, dict):
+        return next((text for key in ("content", "value", "text") if (text := _first_string(value.get(key)))), None)
+    return None
+
+
+def number_problem(value: object) -> str | None:
+    """Say why `value` is not a finite number >= 0, or `None` when it is one."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        return f"expected a finite number >= 0, found {describe(value)}"
+    if not math.isfinite(value):
+        return f"expected a finite number >= 0, found {float(value)}"
+    if value < 0:
+        return f"expected a finite number >= 0, found {value}"
+    return None
+
+
+def weight_problem(weight: object, num_tokens: int | None) -> str | None:
+    """Check a `weight`: one number a row, or a list with one number a token (`num_tokens`, where known)."""
+    weight = plain(weight)
+    if not isinstance(weight, list):
+        return number_problem(weight)
+    if num_tokens is not None and len(weight) != num_tokens:
+        return f"weight has {len(weight):,} entries, row has {num_tokens:,} tokens"
+    if not weight:
+        return "expected a number or a list of numbers, found an empty list"
+    return next((f"entry {i}: {p}" for i, value in enumerate(weight) if (p := number_problem(value))), None)
+
+
+def _integers_problem(values: object, minimum: int, also: int | None = None) -> str | None:
+    """Check a non-empty list of integers >= `minimum`, or equal to `also`."""
+    if not isinstance(values, list) or not values:
+        return f"expected a list of integers, found {describe(values)}"
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            return f"entry {i}: expected an integer, found {describe(value)}"
+        if value < minimum and value != also:
+            extra = f" or {also}" if also is not None else ""
+            return f"entry {i}: expected an integer >= {minimum}{extra}, found {value}"
+    return None
+
+
+def _content_problem(message: Mapping[str, Any], key: str) -> str | None:
+    content = message.get(key)
+    if isinstance(content, str):
+        return None
+    if content is None:
+        if message.get("tool_calls"):  # a message that only calls tools has nothing to say
+            return None
+        return f"'{key}' is missing or None, and the message has no 'tool_calls'"
+    if isinstance(content, list) and content:
+        for part in content:
+            if not isinstance(part, dict) or not part.get("type"):
+                return f"{key!r} must hold parts with a 'type', found the part {describe(part)}"
+        return None
+    return f"'{key}' must be a string or a list of parts, found {describe(content)}"
+
+
+def messages_problem(messages: object, keys: tuple[str, str] = ("role", "content")) -> str | None:
+    """Check a non-empty list of messages, each a dict with a speaker and a content under `keys`."""
+    if not isinstance(messages, list):
+        return f"expected a list of messages with {keys[0]!r} and {keys[1]!r}, found {describe(messages)}"
+    if not messages:
+        return "expected at least one message, found an empty list"
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            return f"message {i}: expected a dict with {keys[0]!r} and {keys[1]!r}, found {describe(message)}"
+        speaker = message.get(keys[0])
+        if not isinstance(speaker, str) or not speaker:
+            known = ", ".join(repr(key) for key in message) or "none"
+            return f"message {i}: expected a string under {keys[0]!r}, found {describe(speaker)} (keys: {known})"
+        if problem := _content_problem(message, keys[1]):
+            return f"message {i}: {problem}"
+    if not any(message.get(keys[1]) or message.get("tool_calls") for message in messages):
+        return f"every message's {keys[1]!r} is an empty string"
+    return None
+
+
+def string_problem(value: object, may_be_empty: bool = False) -> str | None:
+    """Check a string; only a truly empty one is refused, never one of white space."""
+    if not isinstance(value, str) or not (value or may_be_empty):
+        return f"expected {'a' if may_be_empty else 'a non-empty'} string, found {describe(value)}"
+    return None
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """
+    The rules for the rows of one dataset; call it with a row to get its first defect, or `None`.
+
+    Args:
+        data_type (`str`):
+            Which of TRL's data types the rows have; `"formatted"` when a `formatting_func` makes the text, so that
+            only `weight` can be checked.
+        conversational (`bool`):
+            Whether prompt and completion are lists of messages (TRL decides this once, from the first row).
+        text_field (`str`):
+            Column of the text, for `data_type="text"`.
+        assistant_only_loss (`bool`):
+            Whether a conversational row must hold an assistant message.
+        columns (`tuple[str, ...]`):
+            Names of the dataset's columns, in order.
+    """
+
+    data_type: DataType
+    conversational: bool
+    text_field: str
+    assistant_only_loss: bool
+    columns: tuple[str, ...]
+
+    def roles(self) -> dict[str, Role]:
+        """Columns to check and the role each plays, in the order of checking."""
+        turn: Role = "messages" if self.conversational else "string"
+        roles: dict[DataType, dict[str, Role]] = {
+            "text": {self.text_field: "string"},
+            "messages": {"messages": "messages"},
+            "conversations": {"conversations": "messages"},
+            "prompt_completion": {"prompt": turn, "completion": turn},
+            "input_ids": {"input_ids": "ids"},
+            "formatted": {},
+        }
+        chosen = dict(roles[self.data_type])
+        if self.data_type == "input_ids":
+            optional: dict[str, Role] = {"labels": "labels", "completion_mask": "mask", "assistant_masks": "mask"}
+            chosen |= {name: role for name, role in optional.items() if name in self.columns}
+        elif self.data_type != "formatted":
+            chosen |= {name: "free" for name in ("tools", "chat_template_kwargs") if name in self.columns}
+        return chosen | ({"weight": "weight"} if "weight" in self.columns else {})
+
+    def __call__(self, row: Mapping[str, Any]) -> Found | None:
+        """Find the row's first defect."""
+        for column, role in self.roles().items():
+            if column not in row and role != "free":
+                return Found(column, f"missing in this row; its columns are {', '.join(map(repr, row))}")
+            if problem := self._column_problem(row, column, role):
+                return Found(column, problem)
+        return self._turns_problem(row)
+
+    def _column_problem(self, row: Mapping[str, Any], column: str, role: Role) -> str | None:
+        value = plain(row.get(column))
+        if role == "messages":
+            if isinstance(value, str) and self.data_type == "prompt_completion":
+                return f"expected a list of messages as in the other turns, found {describe(value)}"
+            keys = ("from", "value") if self.data_type == "conversations" else ("role", "content")
+            return messages_problem(value, keys)
+        if role == "string":
+            return string_problem(value, may_be_empty=column == "prompt" and self.data_type == "prompt_completion")
+        if role == "ids":
+            return _integers_problem(value, minimum=0)
+        if role in ("labels", "mask"):
+            return self._aligned_problem(row, column, value, role)
+        if role == "weight":
+            ids = plain(row.get("input_ids")) if self.data_type == "input_ids" else None
+            return weight_problem(value, len(ids) if isinstance(ids, list) else None)
+        return _extra_problem(column, value)
+
+    def _aligned_problem(self, row: Mapping[str, Any], column: str, value: Any, role: Role) -> str | None:
+        problem = _integers_problem(value, minimum=0, also=IGNORED_LABEL if role == "labels" else None)
+        if problem:
+            return problem
+        num_tokens = len(plain(row["input_ids"]))
+        if len(value) != num_tokens:
+            return f"{column} has {len(value):,} entries, row has {num_tokens:,} tokens"
+        if role == "mask":
+            wrong = next((entry for entry in value if entry > 1), None)
+            return None if wrong is None else f"expected 0 or 1 in every entry, found {wrong}"
+        # the first label is never predicted, so it cannot be the only one
+        if all(label == IGNORED_LABEL for label in value[1:]):
+            return "no supervised token: every label after the first is -100"
+        return None
+
+    def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:
+        """An assistant message must exist where only assistant tokens are learned from."""
+        if not self.assistant_only_loss or "messages" not in self.roles().values():
+            return None
+        turns = [name for name, role in self.roles().items() if role == "messages"]
+        key = "from" if self.data_type == "conversations" else "role"
+        speakers = [message[key] for name in turns for message in row[name]]
+        if "assistant" in speakers:
+            return None
+        found = ", ".join(repr(speaker) for speaker in dict.fromkeys(speakers))
+        return Found(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {found}")
+
+
+def _extra_problem(column: str, value: object) -> str | None:
+    """`tools` (a list, or JSON of one) and `chat_template_kwargs` (a dict): TRL hands both to the chat template."""
+    if column == "chat_template_kwargs":
+        return None if isinstance(value, dict) else f"expected a dict, found {describe(value)}"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return f"expected a list of tools or JSON of one, found {describe(value)}"
+    return None if value is None or isinstance(value, list) else f"expected a list of tools, found {describe(value)}"
+
+
+def rules_for(
+    columns: Iterable[str],
+    first_rows: list[dict[str, Any]],
+    *,
+    text_field: str,
+    assistant_only_loss: bool,
+    formatted: bool,
+) -> RowRules | Found:
+    """
+    Choose the rules as TRL chooses the data type: from the columns, and from what the first rows hold.
+
+    Returns:
+        [`RowRules`], or a [`Found`] naming the missing column where the columns fit no data type.
+    """
+    names = tuple(columns)
+    listing = ", ".join(map(repr, names)) or "none"
+    data_type: DataType
+    if "input_ids" in names:
+        data_type = "input_ids"
+    elif formatted:
+        data_type = "formatted"
+    elif "prompt" in names or ("completion" in names and not {text_field, "messages", "conversations"} & set(names)):
+        data_type = "prompt_completion"
+        for missing, present in (("completion", "prompt"), ("prompt", "completion")):
+            if missing not in names:
+                return Found(missing, f"this column is missing and {present!r} is there. The columns are {listing}")
+    elif "conversations" in names and ("messages" not in names or _uses_from_value(first_rows)):
+        data_type = "conversations"
+    elif "messages" in names:
+        data_type = "messages"
+    elif text_field in names:
+        data_type = "text"
+    else:
+        return Found(
+            text_field,
+            f"this column is missing. The columns are {listing}; expected {text_field!r}, 'messages', 'prompt' with "
+            "'completion', or 'input_ids'",
+        )
+    turns = (row.get(name) for row in first_rows for name in ("completion", "prompt"))
+    first_turn = next((turn for turn in turns if isinstance(turn, str | list)), None)
+    conversational = data_type == "prompt_completion" and isinstance(first_turn, list)
+    return RowRules(data_type, conversational, text_field, assistant_only_loss, names)
+
+
+def _uses_from_value(first_rows: list[dict[str, Any]]) -> bool:
+    turns = (row.get("conversations") for row in first_rows)
+    messages = next((turn for turn in turns if isinstance(turn, list) and turn), [None])
+    return isinstance(messages[0], dict) and "from" in messages[0] and "value" in messages[0]

@@ -1,0 +1,427 @@
+"""
+Check the rows of a dataset before training, and name the bad ones.
+
+TRL meets a bad row in the middle of `Dataset.map`, with `AttributeError: 'NoneType' object has no attribute
+'endswith'` and neither row nor column; an empty string it trains on. The check here reads the raw rows first: on a
+`Dataset` column by column through Arrow, on an `IterableDataset` as they pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets.fingerprint import Hasher
+
+from hf_ext.guards import _arrow
+from hf_ext.guards._row_rules import Found, RowRules, excerpt_of, rules_for
+
+logger = logging.getLogger(__name__)
+
+REVISION = "1"  # changes whenever the rows or columns that come out would: datasets hashes this, not the code
+BATCH_SIZE = 10_000
+FIRST_ROWS = 100  # of a stream: enough to see whether turns are strings or messages
+ROW_INDEX = "row_index"
+DEFAULT_FILE_NAME = "bad_rows.jsonl"
+
+
+class RowError(ValueError):
+    """
+    A row that cannot be trained on.
+
+    Attributes:
+        row_index (`int`):
+            Position of the row in the dataset as it was given, from 0.
+        column (`str`):
+            Column with the defect.
+    """
+
+    def __init__(self, message: str, row_index: int, column: str) -> None:
+        super().__init__(message)
+        self.row_index = row_index
+        self.column = column
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, int, str]]:
+        # the default passes the message alone, so the error would not survive the way back from a worker process
+        return type(self), (str(self), self.row_index, self.column)
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """
+    One bad row.
+
+    Args:
+        row_index (`int`):
+            Position of the row in the dataset as it was given, from 0.
+        column (`str`):
+            Column with the defect.
+        problem (`str`):
+            What was expected and what was found.
+        excerpt (`str`):
+            `column: 'beginning of its content'`, which shows a reader what row it is; the content is cut at 80
+            characters.
+    """
+
+    row_index: int
+    column: str
+    problem: str
+    excerpt: str
+
+
+def check_sft_rows(
+    dataset: Dataset | IterableDataset,
+    *,
+    dataset_text_field: str = "text",
+    assistant_only_loss: bool = False,
+    formatting_func: Callable[..., Any] | None = None,
+    on_bad_row: str = "raise",
+    bad_rows_path: str | os.PathLike[str] | None = None,
+    dataset_name: str = "train",
+) -> Dataset | IterableDataset:
+    """
+    Check raw rows for supervised fine-tuning and number them.
+
+    | data type | columns checked |
+    |---|---|
+    | text | `dataset_text_field`: a non-empty string |
+    | conversation | `messages` (role, content), or `conversations` (from, value) |
+    | prompt-completion | `prompt`, `completion`: both strings (an empty prompt is fine), or both lists of messages |
+    | pretokenised | `input_ids`, `labels`, `completion_mask`, `assistant_masks`: lists of integers, equally long |
+    | every type | `weight`, where there is one: a finite number >= 0 a row, or a list of them |
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows of any type that TRL's `SFTTrainer` reads, before tokenising.
+        dataset_text_field (`str`, *optional*, defaults to `"text"`):
+            Column of the text.
+        assistant_only_loss (`bool`, *optional*, defaults to `False`):
+            Also require a message of the assistant in every conversation.
+        formatting_func (`Callable`, *optional*):
+            The trainer's function that makes the text. What it returns cannot be known here, so only `weight` is
+            checked.
+        on_bad_row (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` stops at the first bad row; `"drop"` leaves bad rows out and writes them to `bad_rows_path`.
+        bad_rows_path (`str` or `os.PathLike`, *optional*):
+            JSON-lines file to append dropped rows to. Required for `"drop"`. Reading a stream again (a second epoch)
+            appends its bad rows again, and a process of rank `r > 0`, which may read other rows of a stream, writes
+            them to `<name>.rank<r>.jsonl`.
+        dataset_name (`str`, *optional*, defaults to `"train"`):
+            Named in messages.
+
+    Returns:
+        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
+        in `dataset`. A `row_index` that is already there is kept. In a stream read by several dataloader workers, each
+        counts the rows it reads itself.
+
+    Raises:
+        [`RowError`]: at a bad row with `on_bad_row="raise"` (a stream: when the row is read), or where a column is
+        missing.
+        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero (not checked on
+        streams).
+    """
+    _check_arguments(dataset, on_bad_row, bad_rows_path)
+    first_rows = _first_rows(dataset)
+    if not first_rows:
+        raise ValueError(
+            f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
+        )
+    columns = dataset.column_names if dataset.column_names is not None else list(first_rows[0])
+    rules = rules_for(
+        columns,
+        first_rows,
+        text_field=dataset_text_field,
+        assistant_only_loss=assistant_only_loss,
+        formatted=formatting_func is not None,
+    )
+    if isinstance(rules, Found):  # no row is good, so there is nothing that "drop" could keep
+        excerpt = excerpt_of(first_rows[0], rules.column, dataset_text_field)
+        problem = RowProblem(int(first_rows[0].get(ROW_INDEX, 0)), rules.column, rules.problem, excerpt)
+        remedy = (
+            "Rename your column with dataset.rename_column, name it with dataset_text_field "
+            f"(now {dataset_text_field!r}), or remove the columns of another data type with dataset.remove_columns."
+        )
+        raise _row_error(problem, 0, dataset_name, remedy)
+    if isinstance(dataset, Dataset):
+        return _check_dataset(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+    return _check_stream(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+
+
+def handle_bad_rows(
+    problems: list[RowProblem],
+    row_of: Callable[[int], dict[str, Any]],
+    on_bad_row: str,
+    bad_rows_path: str | os.PathLike[str] | None,
+    dataset_name: str,
+) -> None:
+    """
+    Raise at the first bad row, or log and write all of them.
+
+    Args:
+        problems (`list[RowProblem]`):
+            Bad rows in their order; with none, nothing happens.
+        row_of (`Callable[[int], dict]`):
+            Gives the row for a `row_index`.
+        on_bad_row (`str`):
+            `"raise"` or `"drop"`.
+        bad_rows_path (`str` or `os.PathLike`, *optional*):
+            File to which `"drop"` appends one JSON object a row: `row_index`, `column`, `problem`, `row`. Only the
+            process whose environment has no `RANK`, or `RANK=0`, writes it.
+        dataset_name (`str`):
+            Named in messages.
+
+    Raises:
+        [`RowError`]: for the first problem, with `on_bad_row="raise"`; it says how many more there are.
+        ValueError: for another `on_bad_row`, or for `"drop"` without `bad_rows_path`.
+    """
+    _check_choice(on_bad_row, bad_rows_path)
+    if not problems:
+        return
+    if on_bad_row == "raise":
+        raise _row_error(problems[0], len(problems) - 1, dataset_name, _remedy(bad_rows_path))
+    if _rank() != 0:
+        return
+    _append(problems, row_of, bad_rows_path)
+    first = problems[0]
+    logger.warning(
+        "Dropped %s bad row(s) of the %s dataset and wrote them to %s. The first: row %s, column %r: %s. Fix them, or "
+        'pass on_bad_row="raise" to stop instead.',
+        f"{len(problems):,}", dataset_name, bad_rows_path, f"{first.row_index:,}", first.column, first.problem,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AddRowIndex:
+    """Number the rows of a stream, for `IterableDataset.map(..., with_indices=True)`: adds `row_index`."""
+
+    revision: str = REVISION
+
+    def __call__(self, row: dict[str, Any], index: int) -> dict[str, int]:
+        """Number one row."""
+        return {ROW_INDEX: index}
+
+
+@dataclass(frozen=True)
+class IsGoodRow:
+    """
+    Check the rows of a stream as they pass, for `IterableDataset.filter`; each row must have its `row_index`.
+
+    Args:
+        rules ([`RowRules`]):
+            The rules of the dataset.
+        on_bad_row (`str`):
+            `"raise"`, or `"drop"`: false for a bad row, after writing it to the file.
+        bad_rows_path (`str`, *optional*):
+            The file for `"drop"`.
+        dataset_name (`str`):
+            Named in messages.
+    """
+
+    rules: RowRules
+    on_bad_row: str
+    bad_rows_path: str | None
+    dataset_name: str
+    revision: str = REVISION
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        """Whether the row is good."""
+        found = self.rules(row)
+        if found is None:
+            return True
+        problem = _problem(row, found, self.rules)
+        path = self.bad_rows_path
+        if (
+            self.on_bad_row == "drop" and _rank() != 0
+        ):  # ranks may read different rows of a stream: each writes its own
+            name = Path(str(path))
+            _append([problem], lambda _: row, name.with_name(f"{name.stem}.rank{_rank()}{name.suffix}"))
+        else:
+            handle_bad_rows([problem], lambda _: row, self.on_bad_row, path, self.dataset_name)
+        return False
+
+
+def _check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
+    _check_choice(on_bad_row, bad_rows_path)
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise TypeError(
+            "Expected one dataset, got a dict of splits. Pass one of them, such as "
+            f"dataset[{next(iter(dataset), 'train')!r}]."
+        )
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(
+            f"Expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}. Make one with "
+            "Dataset.from_list(rows)."
+        )
+
+
+def _check_choice(on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
+    if on_bad_row not in ("raise", "drop"):
+        raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
+    if on_bad_row == "drop" and bad_rows_path is None:
+        raise ValueError(
+            'on_bad_row="drop" needs a file for the dropped rows, so that none is lost silently. Pass '
+            f'bad_rows_path="{DEFAULT_FILE_NAME}" (or a path of your own).'
+        )
+
+
+def _first_rows(dataset: Dataset | IterableDataset) -> list[dict[str, Any]]:
+    if isinstance(dataset, Dataset):
+        return list(dataset.with_format(None).select(range(min(len(dataset), FIRST_ROWS))))
+    return list(islice(dataset, FIRST_ROWS))
+
+
+def _check_dataset(
+    dataset: Dataset,
+    rules: RowRules,
+    on_bad_row: str,
+    bad_rows_path: str | os.PathLike[str] | None,
+    dataset_name: str,
+) -> Dataset:
+    dataset = _with_row_index(dataset)
+    plain = dataset.with_format(None)
+    bad = dict(_find_all(plain, rules))
+    if bad and on_bad_row == "raise":  # a whole column may be bad: read the first row only
+        position, found = next(iter(bad.items()))
+        problem = _problem(plain[position], _with_column_type(found, plain, rules), rules)
+        raise _row_error(problem, len(bad) - 1, dataset_name, _remedy(bad_rows_path))
+    problems = [_problem(plain[i], _with_column_type(found, plain, rules), rules) for i, found in bad.items()]
+    positions = {problem.row_index: position for problem, position in zip(problems, bad, strict=True)}
+    handle_bad_rows(problems, lambda index: plain[positions[index]], on_bad_row, bad_rows_path, dataset_name)
+    if len(bad) == len(dataset):
+        raise ValueError(
+            f"Every one of the {len(dataset):,} rows of the {dataset_name} dataset is bad; the first: row "
+            f"{problems[0].row_index:,}, column {problems[0].column!r}: {problems[0].problem}. "
+            f"Fix the rows in {bad_rows_path}."
+        )
+    if bad:
+        dataset = dataset.select([i for i in range(len(dataset)) if i not in bad])
+    _refuse_all_zero_weights(dataset, rules, dataset_name)
+    return dataset
+
+
+def _with_row_index(dataset: Dataset) -> Dataset:
+    if ROW_INDEX in dataset.column_names:
+        return dataset
+    # named from its input, so that the same rows give the same fingerprint and later maps find their cache
+    fingerprint = Hasher.hash([dataset._fingerprint, __name__, REVISION])
+    return dataset.add_column(ROW_INDEX, np.arange(len(dataset), dtype=np.int64), new_fingerprint=fingerprint)
+
+
+def _tables(dataset: Dataset, columns: list[str]) -> Iterator[Any]:
+    """Batches of some columns as Arrow tables; an indices mapping is followed."""
+    return dataset.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_SIZE)
+
+
+def _find_all(dataset: Dataset, rules: RowRules) -> Iterator[tuple[int, Found]]:
+    """Position and defect of every bad row, in order."""
+    columns = list(rules.roles())
+    if not columns:
+        return
+    selected = dataset.select_columns(columns)
+    offset = 0
+    for table in _tables(dataset, columns):
+        suspects = (offset + np.flatnonzero(_arrow.suspects(table, rules))).tolist()
+        if suspects:
+            values = selected[suspects]
+            for i, position in enumerate(suspects):
+                found = rules({name: values[name][i] for name in columns})
+                if found is not None:
+                    yield position, found
+        offset += table.num_rows
+
+
+def _check_stream(
+    dataset: IterableDataset,
+    rules: RowRules,
+    on_bad_row: str,
+    bad_rows_path: str | os.PathLike[str] | None,
+    dataset_name: str,
+) -> IterableDataset:
+    if ROW_INDEX not in rules.columns:
+        features = dataset.features and Features({**dataset.features, ROW_INDEX: Value("int64")})
+        dataset = dataset.map(AddRowIndex(), with_indices=True, features=features)
+    path = None if bad_rows_path is None else os.fspath(bad_rows_path)
+    return dataset.filter(IsGoodRow(rules, on_bad_row, path, dataset_name))
+
+
+def _refuse_all_zero_weights(dataset: Dataset, rules: RowRules, dataset_name: str) -> None:
+    if "weight" in rules.columns and all(_arrow.weight_is_all_zero(table) for table in _tables(dataset, ["weight"])):
+        raise ValueError(
+            f"Every weight of the {dataset_name} dataset is 0, so nothing would be learned. Remove the column "
+            "'weight' (then every row counts 1), or fill it again."
+        )
+
+
+def _with_column_type(found: Found, dataset: Dataset, rules: RowRules) -> Found:
+    """Add the column's type where the type itself is the defect, for then it is every row's."""
+    kind = dataset.data.schema.field(found.column).type if found.column in dataset.column_names else None
+    keys = ("from", "value") if rules.data_type == "conversations" else ("role", "content")
+    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[found.column], keys):
+        return found
+    return Found(found.column, f"{found.problem} (the column's type is {kind})")
+
+
+def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProblem:
+    excerpt = excerpt_of(row, found.column, rules.text_field)
+    return RowProblem(int(row[ROW_INDEX]), found.column, found.problem, excerpt)
+
+
+def _row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) -> RowError:
+    where = "" if dataset_name == "train" else f"{dataset_name} dataset, "
+    message = f"{where}row {problem.row_index:,}, column {problem.column!r}: {problem.problem}.\n  {problem.excerpt}\n"
+    if more:
+        message += f"  {more:,} more bad row{'s' if more > 1 else ''} in this dataset.\n"
+    return RowError(f"{message}  {remedy}", problem.row_index, problem.column)
+
+
+def _remedy(bad_rows_path: str | os.PathLike[str] | None) -> str:
+    return (
+        'Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" '
+        f"(dropped rows are written to {Path(bad_rows_path or DEFAULT_FILE_NAME).name})."
+    )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _append(
+    problems: list[RowProblem], row_of: Callable[[int], dict[str, Any]], bad_rows_path: str | os.PathLike[str] | None
+) -> None:
+    """Append the rows in one write, so that a kill leaves whole lines and two readers do not mix theirs."""
+    lines = []
+    for problem in problems:
+        entry = {
+            "row_index": problem.row_index,
+            "column": problem.column,
+            "problem": problem.problem,
+            "row": {name: value for name, value in row_of(problem.row_index).items() if name != ROW_INDEX},
+        }
+        lines.append(json.dumps(_jsonable(entry), ensure_ascii=False) + "\n")
+    path = Path(str(bad_rows_path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(lines))
+        file.flush()
+
+
+def _jsonable(value: Any) -> Any:
+    """A value as strict JSON can hold it: arrays as lists, NaN, dates, bytes and pictures as their `repr`."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
