@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         score_rows,
     )
     from hf_ext.demo.model import embedded_model
-    from hf_ext.evaluation.forgetting import ForgettingReport, forgetting_report
+    from hf_ext.evaluation.forgetting import forgetting_report
+    from hf_ext.evaluation.report import ForgettingReport
     from hf_ext.guards.finite import NonFiniteError, check_finite
     from hf_ext.guards.rows import RowError, RowProblem, check_sft_rows
     from hf_ext.guards.world import check_world_size
@@ -44,7 +45,7 @@ _EXPORTS = {
     "FlowSFTConfig": "hf_ext.trainers.flow.config",
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
-    "ForgettingReport": "hf_ext.evaluation.forgetting",
+    "ForgettingReport": "hf_ext.evaluation.report",
     "NonFiniteError": "hf_ext.guards.finite",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",

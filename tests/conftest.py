@@ -17,6 +17,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 if sys.platform == "darwin":
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the only switch that keeps the trainers off MPS
 
+import random
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def smollm2() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start every test from the same random state, whatever ran before it in this worker."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
-        from transformers import set_seed
-
-        set_seed(0)
+        sys.modules["torch"].manual_seed(0)

@@ -1,9 +1,9 @@
 """
 The `hf-ext` command: one module a verb, imported only when that verb is used.
 
-A verb's module `hf_ext/cli/<verb>.py` offers `add_parser(subparsers)`, which adds its parser and sets the default `run`
-to a function from the parsed arguments to an exit status. Heavy imports stay inside that function, so that
-`hf-ext --help` answers at once.
+A verb's module `hf_ext/cli/<verb>.py` offers `add_parser(subparsers)`, which adds its parser and sets the default
+`run` to a function from the parsed arguments to an exit status. Heavy imports stay inside that function, so that help
+answers at once.
 """
 
 from __future__ import annotations

