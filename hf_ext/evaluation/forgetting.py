@@ -1,0 +1,332 @@
+"""What tuning gained and what it forgot: target loss, KL(original || new) and general loss, before and after."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_ext.data.provenance import adapters_off
+from hf_ext.evaluation.intervals import CONFIDENCE, ratio_estimate
+from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.rows import Rows, group_names, rows_to_score
+from hf_ext.losses.kl import exact_kl
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+    from hf_ext.data.context_free import ContextFreeStore
+
+__all__ = ["ForgettingReport", "forgetting_report"]
+
+LOGIT_BYTES = 512 * 2**20
+"""Upper bound of a batch's logits (both models' together), in bytes of float32; one row is always allowed."""
+
+TEMPORARY_BYTES = 64 * 2**20
+"""Upper bound of one temporary the size of logits, in bytes of float32; one position is always allowed."""
+
+Model = Any  # a PreTrainedModel or PeftModel: called with input_ids, attention_mask and use_cache only
+
+
+def forgetting_report(
+    original: Model | str | Path | None,
+    new: Model | str | Path | Mapping[str, Model | str | Path],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    target: Dataset | None = None,
+    context_free: ContextFreeStore | Dataset | str | Path | None = None,
+    general_text: Dataset | Sequence[str] | None = None,
+    groups: str | None = None,
+    args: SFTConfig | None = None,
+    batch_size: int = 8,
+    max_length: int = 1024,
+    autocast_dtype: torch.dtype | None = None,
+    show_progress: bool = True,
+) -> ForgettingReport:
+    r"""
+    Measure one or several tuned models against the model they started from.
+
+    | measure, all in nats per token | rows |
+    |---|---|
+    | target loss, before and after | `target`: mean negative log-likelihood of the supervised tokens |
+    | `kl_original_to_new` | `context_free`: exact KL of the next-token distributions, mean over prefixes |
+    | general loss, before and after | `general_text`: mean negative log-likelihood of all tokens but the first |
+
+    Each is a token-weighted mean over rows with a 95 % interval over rows ([`ratio_estimate`]); a change is measured
+    on the same rows before and after, so its interval is that of the paired difference.
+
+    **The context-free rows must be fresh, not those trained on.** Samples that a model was trained on show only how well
+    it remembers *them*: the KL on them is biased low. Generate a second store with another seed for this report.
+
+    Args:
+        original (model, `str`, `Path` or `None`):
+            The model before tuning, as an object or a folder. `None` if `new` is one `PeftModel`: then the original is
+            the same model with its adapters off.
+        new (model, `str`, `Path`, or a mapping from arm names to those):
+            The tuned models. Arms given as folders are loaded one at a time, so at most two models are alive.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer of all models; used for `general_text`, padding, and raw target rows.
+        target (`Dataset`, *optional*):
+            **Held-out** target rows: prepared (`input_ids`, and `labels` with -100 where not supervised), or raw rows
+            of any TRL SFT data type, which are then prepared as a trainer with `args` would.
+        context_free (`ContextFreeStore`, `Dataset`, `str` or `Path`, *optional*):
+            Fresh samples of the original model: a store or its folder, or a dataset with `input_ids` and `labels`.
+        general_text (`Dataset` with column `text`, or sequence of `str`, *optional*):
+            Text unrelated to the target. The first `max_length` tokens of each are scored.
+        groups (`str`, *optional*):
+            A column of `target` (e.g. `"hard"`): the target loss is also given for each of its values.
+        args (`SFTConfig`, *optional*):
+            How raw target rows are prepared (`assistant_only_loss`, ...). Packing and shuffling are ignored.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows a forward; fewer where the logits would exceed 512 MB. The result depends on it by rounding only.
+        max_length (`int`, *optional*, defaults to `1024`):
+            Rows are cut to this many tokens.
+        autocast_dtype (`torch.dtype`, *optional*):
+            Autocast of every forward, alike for all models. Faster, at the price of rounding noise in the KL.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show progress bars.
+
+    Returns:
+        [`ForgettingReport`]: `.to_markdown()`, `.to_dict()`, `.save(folder)`, `.eval_results()`.
+
+    Raises:
+        ValueError: nothing to measure, no row with a supervised token, a column is missing, the store was sampled from
+            other weights than the original's, or the vocabularies differ.
+        FloatingPointError: a model gives a non-finite loss; the message names model and row.
+
+    Example:
+
+    ```python
+    >>> arms = {"SFT": "out/sft", "FLOW": "out/flow"}
+    >>> report = forgetting_report("original", arms, tokenizer, target=held_out, context_free="fresh_samples")
+    >>> print(report.to_markdown())
+    >>> report.save("out/report")
+    ```
+
+    Reference: the exact KL on the original model's own samples is the Rao-Blackwellised form of the objective of Bansal
+    and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
+    """
+    arms = dict(new) if isinstance(new, Mapping) else {"new": new}
+    if target is None and context_free is None and general_text is None:
+        raise ValueError("Nothing to measure: give at least one of target, context_free and general_text.")
+    if not arms:
+        raise ValueError("No model to measure: `new` is an empty mapping.")
+    first = next(iter(arms.values()))
+    start: Model = _check_adapters_off(arms) if original is None else _loaded(original, like=first)
+    original_off = adapters_off if original is None else _left_alone
+    measure = _Measure(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
+    rows = rows_to_score(start, tokenizer, target, context_free, general_text, args, max_length)
+    group_of = group_names(target, groups, rows.get("target"))
+
+    with original_off(start):
+        before = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
+    results = []
+    for name, arm in arms.items():
+        model = _loaded(arm, like=start)
+        values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in before}
+        if "kl" in rows:
+            values["kl"] = measure.kl(start, model, rows["kl"], f"{name}: KL(original || new)", original_off)
+        results.append(_arm_result(name, rows, values, before, group_of))
+        if model is not arm:  # loaded here, so it is ours to drop before the next one comes
+            del model
+            _free_memory()
+    settings = {
+        "unit": "nats per token",
+        "interval": f"{CONFIDENCE:.0%} over rows, delta method for a ratio of sums",
+        "max_length": max_length,
+        "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
+        "groups": groups,
+    }
+    return ForgettingReport(_arm_result("original", rows, before, None, group_of), results, settings)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Sums over the supervised tokens of each row, under one or two models."""
+
+    batch_size: int
+    autocast_dtype: torch.dtype | None
+    show_progress: bool
+    pad_token_id: int
+
+    def nll(self, model: Model, rows: Rows, title: str) -> NDArray[np.float64]:
+        """Negative log-likelihood of each row's supervised tokens in nats, shape `(rows,)`."""
+        sums = np.zeros(len(rows.ids))
+        with _ready(model), torch.no_grad():
+            for batch in self._batches(rows, _vocabulary(model), title):
+                logits = self._logits(model, rows, batch)
+                for place, i in enumerate(batch):
+                    for positions, tokens in _supervised(rows.labels[i], logits):
+                        losses = F.cross_entropy(logits[place, positions].float(), tokens, reduction="none")
+                        sums[i] += losses.double().sum().item()
+        return _finite(sums, rows, title)
+
+    def kl(
+        self,
+        original: Model,
+        new: Model,
+        rows: Rows,
+        title: str,
+        original_off: Callable[[Model], AbstractContextManager],
+    ) -> NDArray[np.float64]:
+        """KL(original || new) summed over each row's supervised prefixes in nats, shape `(rows,)`."""
+        vocabulary = _vocabulary(original)
+        if _vocabulary(new) != vocabulary:
+            raise ValueError(
+                f"{title}: the original model has {vocabulary:,} tokens, the new one {_vocabulary(new):,}; a KL needs "
+                "one vocabulary. Resize the original's embeddings the same way before tuning, and compare with that."
+            )
+        sums = np.zeros(len(rows.ids))
+        with _ready(original), _ready(new), torch.no_grad():
+            for batch in self._batches(rows, 2 * vocabulary, title):  # two models' logits are alive
+                with original_off(original):
+                    before = self._logits(original, rows, batch)
+                after = self._logits(new, rows, batch).to(before.device)
+                for place, i in enumerate(batch):
+                    for positions, _ in _supervised(rows.labels[i], before):
+                        sums[i] += exact_kl(before[place, positions], after[place, positions]).double().sum().item()
+        return _finite(sums, rows, title)
+
+    def _batches(self, rows: Rows, vocabulary: int, title: str) -> Iterator[list[int]]:
+        """Rows of like length, longest first: little is padding, and memory runs out at once or never."""
+        order = sorted(range(len(rows.ids)), key=lambda i: len(rows.ids[i]), reverse=True)
+        with tqdm(total=len(order), desc=title, unit="row", disable=not self.show_progress) as bar:
+            while order:
+                room = LOGIT_BYTES // (4 * vocabulary * len(rows.ids[order[0]]))
+                size = max(1, min(self.batch_size, room))
+                batch, order = order[:size], order[size:]
+                yield batch
+                bar.update(len(batch))
+
+    def _logits(self, model: Model, rows: Rows, batch: list[int]) -> Tensor:
+        """Logits of shape `(batch, seq_len, vocab_size)`; padded on the right, where a causal model cannot see it."""
+        device = model.get_input_embeddings().weight.device
+        ids = [torch.tensor(rows.ids[i]) for i in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        dtype = self.autocast_dtype
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+            logits = model(input_ids=padded.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        return logits[:, -padded.shape[1] :]  # prompt-learning adapters put virtual tokens in front
+
+
+@contextmanager
+def _ready(model: Model) -> Iterator[None]:
+    """Evaluation mode and the model's own forward; every module's mode and the forward are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    # A model fresh out of a mixed-precision trainer keeps accelerate's autocast around its forward. Left on, it would
+    # be measured in another precision than the original.
+    wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
+    if wrapped is not None:
+        model.forward = model.__dict__["_original_forward"]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def _left_alone(model: Model) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _supervised(labels: list[int], logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions whose next token is supervised, and those tokens, in chunks that bound the memory of what follows."""
+    shifted = torch.tensor(labels[1:], device=logits.device)
+    positions = (shifted != -100).nonzero().squeeze(1)
+    for chunk in positions.split(max(1, TEMPORARY_BYTES // (4 * logits.shape[-1]))):
+        yield chunk, shifted[chunk]
+
+
+def _vocabulary(model: Model) -> int:
+    return model.config.get_text_config().vocab_size
+
+
+def _finite(sums: NDArray[np.float64], rows: Rows, title: str) -> NDArray[np.float64]:
+    bad = np.flatnonzero(~np.isfinite(sums))
+    if len(bad):
+        raise FloatingPointError(f"{title}: row {rows.index[bad[0]]:,} gives {sums[bad[0]]}; {len(bad)} rows do.")
+    return sums
+
+
+def _arm_result(
+    name: str,
+    rows: dict[str, Rows],
+    values: dict[str, NDArray[np.float64]],
+    before: dict[str, NDArray[np.float64]] | None,
+    group_of: NDArray[np.str_] | None,
+) -> ArmResult:
+    tokens = {key: rows[key].num_tokens for key in rows}
+    loss = {key: ratio_estimate(values[key], tokens[key]) for key in values}
+    change = {key: ratio_estimate(values[key] - before[key], tokens[key]) for key in before} if before else {}
+    group_loss = {}
+    for group in [] if group_of is None else sorted(set(group_of.tolist())):
+        of_group = group_of == group
+        group_loss[group] = ratio_estimate(values["target"][of_group], tokens["target"][of_group])
+    return ArmResult(
+        name=name,
+        target_loss=loss.get("target"),
+        target_change=change.get("target"),
+        kl_original_to_new=loss.get("kl"),
+        general_loss=loss.get("general"),
+        general_change=change.get("general"),
+        group_loss=group_loss,
+    )
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def _check_adapters_off(arms: dict[str, Any]) -> Model:
+    """The one `PeftModel` whose adapters can be switched off to give the original model back exactly."""
+    model = next(iter(arms.values()))
+    configs = getattr(model, "peft_config", None)
+    if len(arms) != 1 or not isinstance(configs, Mapping):
+        raise ValueError(
+            "original=None needs `new` to be one PeftModel (adapters off is the original); give `original`."
+        )
+    for config in configs.values():
+        start = str(getattr(config, "init_lora_weights", True)).lower()
+        if getattr(config, "bias", "none") != "none" or start.startswith(("pissa", "olora", "corda", "loftq")):
+            raise ValueError(
+                f"The adapter changes the base weights (bias={config.bias!r}, init_lora_weights={start!r}), so "
+                "switching it off does not give the original model back. Give `original`."
+            )
+    return model
+
+
+def _loaded(model: Model | str | Path, like: Any) -> Model:
+    """A model object as it is; a folder or Hub id loaded onto the device of `like`, else the accelerator or the CPU."""
+    if not isinstance(model, str | Path):
+        return model
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(like, str | Path):
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        device = like.get_input_embeddings().weight.device
+    return AutoModelForCausalLM.from_pretrained(model).to(device)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

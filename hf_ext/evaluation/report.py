@@ -1,0 +1,293 @@
+"""The forgetting report: a table, a plot, JSON, and entries for a model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_ext.evaluation.intervals import Estimate
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["ArmResult", "ForgettingReport"]
+
+logger = logging.getLogger(__name__)
+
+UNIT = "nats/token"
+
+# Field of ArmResult, its name in tables and cards.
+MEASURES = {
+    "target_loss": "target loss",
+    "target_change": "change of target loss",
+    "kl_original_to_new": "KL(original‖new)",
+    "general_loss": "general loss",
+    "general_change": "change of general loss",
+}
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What was measured on one model, in nats per token; `None` where the rows for it were not given.
+
+    Args:
+        name (`str`):
+            The arm's name in tables and plots.
+        target_loss, general_loss (`Estimate`, *optional*):
+            Mean negative log-likelihood of target rows and of general text.
+        target_change, general_change (`Estimate`, *optional*):
+            The same minus the original model's, on the same rows; `None` for the original itself.
+        kl_original_to_new (`Estimate`, *optional*):
+            KL(original || new) of the next token, mean over the prefixes of fresh context-free rows.
+        group_loss (`dict[str, Estimate]`):
+            Target loss of each group of rows, keyed `column=value`.
+    """
+
+    name: str
+    target_loss: Estimate | None = None
+    target_change: Estimate | None = None
+    kl_original_to_new: Estimate | None = None
+    general_loss: Estimate | None = None
+    general_change: Estimate | None = None
+    group_loss: dict[str, Estimate] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ArmResult:
+        """Read back what `dataclasses.asdict` wrote."""
+        estimates = {key: values[key] and Estimate(**values[key]) for key in MEASURES}
+        groups = {group: Estimate(**estimate) for group, estimate in values["group_loss"].items()}
+        return cls(name=values["name"], group_loss=groups, **estimates)
+
+
+@dataclass(frozen=True)
+class ForgettingReport:
+    """Results of `forgetting_report`.
+
+    Args:
+        original (`ArmResult`):
+            The model before tuning: losses only.
+        arms (`list[ArmResult]`):
+            One for each tuned model.
+        settings (`dict`):
+            How it was measured.
+    """
+
+    original: ArmResult
+    arms: list[ArmResult]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def arm(self, name: str | None = None) -> ArmResult:
+        """The arm of that name, or the only one.
+
+        Raises:
+            ValueError: no such arm, or several and no name.
+        """
+        names = [arm.name for arm in self.arms]
+        if name is None and len(names) == 1:
+            return self.arms[0]
+        if name not in names:
+            raise ValueError(f"arm={name!r}: the report has {names}; name one of them.")
+        return self.arms[names.index(name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values that `json` takes; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ForgettingReport:
+        """The report that `to_dict` gave."""
+        arms = [ArmResult.from_dict(arm) for arm in values["arms"]]
+        return cls(ArmResult.from_dict(values["original"]), arms, values["settings"])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ForgettingReport:
+        """The report that `save` wrote into `folder`."""
+        return cls.from_dict(json.loads((Path(folder) / "forgetting.json").read_text(encoding="utf-8")))
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table, one row an arm, the original model first; units in the header."""
+        models = [self.original, *self.arms]
+        columns = {f"{MEASURES[key]} ({UNIT})": [getattr(m, key) for m in models] for key in MEASURES}
+        columns |= {
+            f"target loss, {group} ({UNIT})": [m.group_loss.get(group) for m in models]
+            for group in self.original.group_loss
+        }
+        columns = {title: cells for title, cells in columns.items() if any(cells)}
+        lines = ["| " + " | ".join(["arm", *map(_escaped, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
+        for i, model in enumerate(models):
+            cells = ["" if cells[i] is None else str(cells[i]) for cells in columns.values()]
+            lines.append("| " + " | ".join([_escaped(model.name), *cells]) + " |")
+        return "\n".join(lines) + "\n\n" + self._caption() + "\n"
+
+    def _caption(self) -> str:
+        sizes = {"target rows": "target_loss", "pieces of general text": "general_loss"}
+        counts = [
+            f"{estimate.num_rows:,} {title} ({estimate.num_tokens:,} tokens)"
+            for title, key in sizes.items()
+            if (estimate := getattr(self.original, key)) is not None
+        ]
+        if self.arms and (kl := self.arms[0].kl_original_to_new) is not None:
+            counts.append(
+                f"{kl.num_rows:,} fresh context-free samples of the original model ({kl.num_tokens:,} tokens)"
+            )
+        return (
+            f"Measured on {', '.join(counts)}. ± is half of a 95 % interval over rows; that of a change is paired. "
+            "KL is exact over the vocabulary; 0 means that nothing was forgotten on the original model's own text."
+        )
+
+    def save(self, folder: str | Path, plot: bool = True) -> Path:
+        """Write `forgetting.json`, `forgetting.md` and, if wanted, `forgetting.svg` and `forgetting.png`.
+
+        Args:
+            folder (`str` or `Path`):
+                Made if absent.
+            plot (`bool`, *optional*, defaults to `True`):
+                Whether to draw target loss against forgetting. Left out with a warning where matplotlib is not
+                installed or the report lacks the target loss or a measure of forgetting.
+
+        Returns:
+            `Path`: the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (folder / "forgetting.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "forgetting.md").write_text(self.to_markdown(), encoding="utf-8")
+        if plot and find_spec("matplotlib") is None:
+            logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
+        elif plot and self._forgetting_measure() is None:
+            logger.warning("No plot of the report: it needs target and one of context_free and general_text.")
+        elif plot:
+            figure = self.plot()
+            figure.savefig(folder / "forgetting.svg", metadata={"Date": None})
+            figure.savefig(folder / "forgetting.png", dpi=160)
+        return folder
+
+    def _forgetting_measure(self) -> str | None:
+        """The field drawn on the x axis, if the report has what a plot needs."""
+        if self.original.target_loss is None:
+            return None
+        if all(arm.kl_original_to_new for arm in self.arms):
+            return "kl_original_to_new"
+        return "general_loss" if self.original.general_loss else None
+
+    def plot(self) -> Figure:
+        """Draw every arm's target loss against what it forgot, with intervals; the original model is the diamond.
+
+        Raises:
+            ValueError: the report lacks the target loss or a measure of forgetting.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        measure = self._forgetting_measure()
+        if measure is None:
+            raise ValueError("The plot needs target and one of context_free and general_text.")
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        nothing = Estimate(0.0, None, 0, 0)  # KL of the original model to itself
+        start = getattr(self.original, measure) or nothing
+        points: list[tuple[str, Estimate, Any]] = [(self.original.name, start, self.original.target_loss)]
+        points += [(arm.name, getattr(arm, measure), arm.target_loss) for arm in self.arms]
+        drawn = []
+        for i, (_, x, y) in enumerate(points):
+            style: dict[str, Any] = (
+                {"fmt": "D", "color": "0.35"} if i == 0 else {"fmt": "o", "color": f"C{(i - 1) % 10}"}
+            )
+            axes.errorbar(
+                x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, ms=8, lw=1.3, capsize=3, mec="white", **style
+            )
+            drawn.append(style["color"])
+        axes.axhline(points[0][2].mean, color="0.75", lw=0.9, ls="--", zorder=0)
+        axes.set_xlabel(f"forgetting: {MEASURES[measure]}, {UNIT}  (less is better)")
+        axes.set_ylabel(f"target loss, {UNIT}  (less is better)")
+        axes.set_title("What tuning gained, and what it forgot", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.margins(0.12)
+        _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], drawn)
+        return figure
+
+    def eval_results(
+        self, arm: str | None = None, *, dataset_name: str = "held-out target rows", dataset_id: str = "target"
+    ) -> list[EvalResult]:
+        """The arm's numbers as `huggingface_hub.EvalResult`, for the `model-index` of a card.
+
+        Args:
+            arm (`str`, *optional*):
+                Name of the arm the card is about; needed if there are several.
+            dataset_name, dataset_id (`str`, *optional*):
+                Pretty name and Hub id of the target data.
+        """
+        from huggingface_hub import EvalResult
+
+        result = self.arm(arm)
+        datasets = {
+            "target": (dataset_id, dataset_name),
+            "kl": ("context-free", "fresh context-free samples of the original model"),
+            "general": ("general-text", "general text"),
+        }
+        entries = []
+        for key, title in MEASURES.items():
+            estimate = getattr(result, key)
+            if estimate is None:
+                continue
+            dataset_type, name = datasets[key.split("_")[0]]
+            entries.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=dataset_type,
+                    dataset_name=name,
+                    metric_type=key,
+                    metric_name=f"{title}, {UNIT}",
+                    metric_value=round(estimate.mean, 6),
+                )
+            )
+        return entries
+
+    def model_index(self, model_name: str, arm: str | None = None) -> list[dict[str, Any]]:
+        """The arm's numbers as the `model-index` value of a card's metadata."""
+        from huggingface_hub.repocard_data import eval_results_to_model_index
+
+        return eval_results_to_model_index(model_name, self.eval_results(arm))
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:
+    """Write each name beside its point, at the first of several places that covers no point and no other name."""
+    figure.draw_without_rendering()  # the axes' limits and the texts' sizes are known only after this
+    centres = [axes.transData.transform((x, y)) for _, x, y in points]
+    taken: list[Any] = []
+    for (name, x, y), color in zip(points, colors, strict=True):
+        for dx, dy in [(9, 7), (9, -7), (-9, 7), (-9, -7), (9, 21), (9, -21), (-9, 21), (-9, -21), (9, 35), (9, -35)]:
+            text = axes.annotate(
+                name,
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha="left" if dx > 0 else "right",
+                va="bottom" if dy > 0 else "top",
+                color=color,
+                fontsize=10,
+            )
+            box = text.get_window_extent().padded(2)
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if (
+                inside
+                and not any(box.overlaps(other) for other in taken)
+                and not any(box.contains(*c) for c in centres)
+            ):
+                break
+            if (dx, dy) != (9, -35):
+                text.remove()
+        taken.append(box)
