@@ -1,0 +1,375 @@
+"""Context-free rows: exact samples of the original model from a bare seed, in a store that knows their origin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+
+from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
+from hf_ext.data.sampling import end_ids, sample_rows, sampling_mode, start_ids
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ContextFreeStore", "generate_context_free"]
+
+FORMAT_REVISION = 1
+MANIFEST = "manifest.json"
+# What the rows of a shard depend on: a store is continued only by a call that agrees on all of these.
+SETTINGS = (
+    "model_hash",
+    "tokenizer_hash",
+    "start_ids",
+    "eos_ids",
+    "seed",
+    "batch_size",
+    "max_new_tokens",
+    "dtype",
+    "autocast_dtype",
+)
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int64())),
+        ("labels", pa.list_(pa.int64())),
+        ("sampled_logps", pa.list_(pa.float32())),
+        ("finish", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ContextFreeStore:
+    """
+    A folder of context-free rows: `shard-00000.arrow`, ... and `manifest.json`, written by [`generate_context_free`].
+
+    | column | type | |
+    |---|---|---|
+    | `input_ids` | list of int64 | the start, then the sampled ids, never decoded and encoded again |
+    | `labels` | list of int64 | `input_ids` with the start replaced by -100 |
+    | `sampled_logps` | list of float32 | log-probability of each sampled id, nats; 0 on the start |
+    | `finish` | string | `"eos"`: the row ends in an end token; `"length"`: it was cut, and nothing was added |
+
+    Args:
+        path (`str` or `Path`):
+            Folder of the store.
+
+    Raises:
+        `FileNotFoundError`: the folder is missing or holds no manifest.
+        `ValueError`: the manifest was written in another format revision.
+    """
+
+    path: Path | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if not (Path(self.path) / MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"{self.path} is no context-free store: it has no {MANIFEST}. "
+                "Make one with generate_context_free(model, tokenizer, num_tokens, output_dir=...)."
+            )
+        revision = self.manifest.get("format_revision")
+        if revision != FORMAT_REVISION:
+            raise ValueError(
+                f"The store {self.path} has format revision {revision!r}; this version reads {FORMAT_REVISION}. "
+                "Generate it again into another folder."
+            )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it is on disk now: settings, provenance, shards and whether the store is complete."""
+        return json.loads((Path(self.path) / MANIFEST).read_text(encoding="utf-8"))
+
+    def to_dataset(self) -> Dataset:
+        """
+        Return all rows, memory-mapped, in the order they were sampled.
+
+        Raises:
+            `ValueError`: the store is incomplete, or a shard is missing or damaged (the message names it).
+        """
+        manifest = self.manifest
+        if not manifest["complete"]:
+            raise ValueError(
+                f"The store {self.path} is incomplete: {manifest['tokens']:,} of {manifest['num_tokens']:,} sampled "
+                "tokens. Run the same generate_context_free call again; it continues after the last whole shard."
+            )
+        _check_shards(Path(self.path), manifest["shards"])
+        files = [str(Path(self.path) / shard["file"]) for shard in manifest["shards"]]
+        return concatenate_datasets([Dataset.from_file(file) for file in files])
+
+    def check_model(self, model: nn.Module) -> None:
+        """
+        Check that the rows were sampled from `model` (PEFT adapters left out).
+
+        Raises:
+            `ValueError`: they came from other weights, or from the same weights in another dtype.
+        """
+        expected, found = self.manifest["model_hash"], model_hash(model)
+        if expected != found:
+            raise ValueError(
+                f"The store {self.path} was sampled from other weights (hash {expected[:12]}..., dtype "
+                f"{self.manifest['dtype']}) than this model's (hash {found[:12]}..., dtype {_dtype_of(model)}). Rows "
+                "of another model pull towards that one: generate a store from the model you tune, in the same dtype."
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """
+        Check that `tokenizer` gives ids the meaning they had when the rows were sampled; its chat template may differ.
+
+        Raises:
+            `ValueError`: vocabulary, merges or special tokens differ.
+        """
+        expected, found = self.manifest["tokenizer_hash"], tokenizer_hash(tokenizer, with_chat_template=False)
+        if expected != found:
+            raise ValueError(
+                f"The store {self.path} was made with another tokenizer (hash {expected[:12]}...) than this one (hash "
+                f"{found[:12]}...): vocabulary, merges or special tokens differ. Pass the original model's tokenizer."
+            )
+
+
+def generate_context_free(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int,
+    *,
+    output_dir: str | Path,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    seed: int = 0,
+    start: str | Sequence[int] = "bos",
+    autocast_dtype: torch.dtype | None = None,
+    show_progress: bool = True,
+) -> ContextFreeStore:
+    r"""
+    Sample context-free rows from the original model: the data whose likelihood anchors a model to what it knows.
+
+    Sampling is exact: temperature 1, no filter, no penalty, nothing from the checkpoint's generation config but its
+    end tokens. So the mean negative log-likelihood of the rows under a model $q$ is, up to a constant,
+    $\mathrm{KL}(p \| q)$ of the first `max_new_tokens` tokens, $p$ being the original model.
+
+    A shard is one batch of `batch_size` rows, seeded by (`seed`, its number). Shards are added until they hold
+    `num_tokens` sampled tokens, and always whole: stopping inside a batch would favour short rows. Stopped at any
+    moment, even by `kill -9`, the same call continues after the last whole shard and gives the rows of an unbroken run
+    (on the same machine kind and thread count). On a complete store it returns at once; with a larger `num_tokens`
+    it adds shards. The global random state is left alone. Under `torch.distributed` the processes share the shards out
+    and write to one shared folder: shard for shard the same rows as one process.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model before tuning, on its device, on every process. Adapters are off while sampling.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        num_tokens (`int`):
+            Sampled tokens wanted, start not counted.
+        output_dir (`str` or `Path`):
+            Folder of the store: new, empty, or a store of the same settings. Rows may hold text the model memorised:
+            read some before you publish them.
+        max_new_tokens (`int`, *optional*, defaults to `128`):
+            Longest row in sampled tokens. A row cut here ends as it is: no end token is added.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Rows sampled together.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the rows.
+        start (`str` or list of `int`, *optional*, defaults to `"bos"`):
+            What every row begins with, never supervised: `"bos"`, `"separator"` (what stands between pre-training
+            documents: `<|endoftext|>` or `<|end_of_text|>` if the tokenizer has it, else its end token), any other
+            text (tokenised without special tokens added), or token ids.
+        autocast_dtype (`torch.dtype`, *optional*):
+            Autocast while sampling, e.g. `torch.bfloat16`. The rows then follow the autocast model; train likewise.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether the main process shows a progress bar in sampled tokens.
+
+    Returns:
+        [`ContextFreeStore`]: the complete store.
+
+    Raises:
+        `ValueError`: a bad argument, no such start token, a folder of something else or of other settings.
+        `FloatingPointError`: the model's logits are not finite.
+
+    Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
+    """
+    for name, value in (("num_tokens", num_tokens), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    folder = Path(output_dir)
+    settings: dict[str, Any] = {
+        "model_hash": model_hash(model),
+        "tokenizer_hash": tokenizer_hash(tokenizer, with_chat_template=False),
+        "start_ids": start_ids(model, tokenizer, start, max_new_tokens),
+        "eos_ids": end_ids(model, tokenizer),
+        "seed": seed,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "dtype": _dtype_of(model),
+        "autocast_dtype": None if autocast_dtype is None else _short(autocast_dtype),
+    }
+    manifest = _open_manifest(folder, settings, model)
+    if _rank_and_world()[1] > 1:
+        torch.distributed.barrier()  # every process has read the same manifest before the main one writes
+    if not (manifest["complete"] and manifest["tokens"] >= num_tokens):
+        _fill(folder, manifest, model, num_tokens, autocast_dtype, show_progress)
+    return ContextFreeStore(folder)
+
+
+def _fill(
+    folder: Path,
+    manifest: dict[str, Any],
+    model: nn.Module,
+    num_tokens: int,
+    autocast_dtype: torch.dtype | None,
+    show_progress: bool,
+) -> None:
+    """Add shards, one a process and round, until the first ones hold `num_tokens` sampled tokens."""
+    rank, world = _rank_and_world()
+    shards: list[dict[str, Any]] = manifest["shards"]
+    hidden = not show_progress or rank != 0
+    with tqdm(total=num_tokens, unit="tok", desc="context-free rows", disable=hidden) as bar:
+        while True:
+            tokens = sum(shard["tokens"] for shard in shards)
+            bar.update(tokens - bar.n)
+            done = tokens >= num_tokens
+            if rank == 0:
+                rows = sum(shard["rows"] for shard in shards)
+                manifest |= {"num_tokens": num_tokens, "rows": rows, "tokens": tokens, "complete": done}
+                _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+            if done:
+                break
+            table = _sample_shard(model, manifest, len(shards) + rank, autocast_dtype, bar.update)
+            for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
+                # The last round may overshoot: what one process would not have sampled is not kept.
+                if sum(kept["tokens"] for kept in shards) < num_tokens:
+                    shards.append(shard)
+                elif rank == 0:
+                    (folder / shard["file"]).unlink()
+    if world > 1:
+        torch.distributed.barrier()  # no process may read the manifest before the main one has completed it
+
+
+def _sample_shard(
+    model: nn.Module,
+    settings: dict[str, Any],
+    number: int,
+    autocast_dtype: torch.dtype | None,
+    on_tokens: Callable[[int], Any],
+) -> pa.Table:
+    base = original_model(model)
+    device = next(base.parameters()).device
+    seeds = np.random.SeedSequence([settings["seed"], number]).generate_state(1, np.uint64)
+    generator = torch.Generator(device).manual_seed(int(seeds[0]))
+    with sampling_mode(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+        ids, logps, lengths = sample_rows(
+            base,
+            torch.tensor(settings["start_ids"], device=device),
+            settings["batch_size"],
+            settings["max_new_tokens"],
+            torch.tensor(settings["eos_ids"], dtype=torch.long, device=device),
+            generator,
+            on_tokens,
+        )
+    start, eos = settings["start_ids"], set(settings["eos_ids"])
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row_ids, row_logps, length in zip(ids.tolist(), logps.cpu().numpy(), lengths.tolist(), strict=True):
+        sampled = row_ids[:length]
+        columns["input_ids"].append(start + sampled)
+        columns["labels"].append([-100] * len(start) + sampled)
+        columns["sampled_logps"].append([0.0] * len(start) + row_logps[:length].tolist())
+        columns["finish"].append("eos" if sampled[-1] in eos else "length")
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype_of(model: nn.Module) -> str:
+    return _short(next(original_model(model).parameters()).dtype)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _gathered(value: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = [value] * world
+    if world > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _open_manifest(folder: Path, settings: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return the manifest to continue from: the folder's, if it agrees with `settings`, or a new one."""
+    if not (folder / MANIFEST).exists():
+        # A file that starts with a dot may be our own, left by a kill before the first manifest was whole.
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no {MANIFEST}: no context-free store. Pass another.")
+        folder.mkdir(parents=True, exist_ok=True)
+        libraries = ("hf-ext", "torch", "transformers", "datasets", "pyarrow")
+        return {
+            "format_revision": FORMAT_REVISION,
+            **settings,
+            "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": None},
+            "device": next(original_model(model).parameters()).device.type,
+            "versions": {name: version(name) for name in libraries},
+            "shards": [],
+            "complete": False,
+        }
+    store = ContextFreeStore(folder)
+    manifest = store.manifest
+    for name in SETTINGS:
+        if manifest[name] != settings[name]:
+            raise ValueError(
+                f"The store {folder} was made with {name}={manifest[name]!r}, this call has {settings[name]!r}. "
+                "Repeat the call with the store's settings, or pass another output_dir."
+            )
+    _check_shards(folder, manifest["shards"])
+    return manifest
+
+
+def _check_shards(folder: Path, shards: list[dict[str, Any]]) -> None:
+    for shard in shards:
+        file = folder / shard["file"]
+        if not file.is_file():
+            problem = "is missing"
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != shard["sha256"]:
+            problem = f"is damaged ({file.stat().st_size:,} bytes with another hash than the manifest's)"
+        else:
+            continue
+        raise ValueError(
+            f"{shard['file']} of the store {folder} {problem}. Restore the file, or delete the folder and run "
+            "generate_context_free again: the same call samples the same rows."
+        )
+
+
+def _write_shard(folder: Path, number: int, table: pa.Table) -> dict[str, Any]:
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, SCHEMA) as writer:
+        writer.write_table(table)
+    content = buffer.getvalue().to_pybytes()
+    file = f"shard-{number:05d}.arrow"
+    _write_whole(folder / file, content)
+    tokens = sum(label != -100 for labels in table["labels"].to_pylist() for label in labels)
+    return {"file": file, "rows": len(table), "tokens": tokens, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write so that a kill leaves the old file or the new one, never a part; the next attempt reuses the temporary."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,158 @@
+"""Hashes that tie rows to the model and tokenizer they came from, and the way back to the original model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["adapters_off", "model_hash", "original_model", "tokenizer_hash"]
+
+
+# PEFT class -> the module that defines it.
+_PEFT_HOMES = {
+    "PeftModel": "peft.peft_model",
+    "BaseTunerLayer": "peft.tuners.tuners_utils",
+    "AuxiliaryTrainingWrapper": "peft.utils.other",
+}
+
+
+def _is_peft(module: Any, name: str) -> bool:
+    # An object of a PEFT class cannot exist before peft is imported: so peft stays optional and costs no import.
+    home = sys.modules.get(_PEFT_HOMES[name])
+    return home is not None and isinstance(module, getattr(home, name))
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    return extract_model_from_parallel(model, keep_torch_compile=False)
+
+
+def original_model(model: nn.Module) -> Any:
+    """
+    Return the module whose weights are the original model's: what is inside DDP, `torch.compile` and PEFT wrappers.
+
+    Adapter layers that PEFT injected are still in it; `adapters_off` silences them.
+    """
+    model = _unwrapped(model)
+    return model.get_base_model() if _is_peft(model, "PeftModel") else model
+
+
+def adapters_off(model: Any) -> AbstractContextManager[None]:
+    """
+    Return a context in which `model` is the original model: PEFT adapters off, nothing to do for any other model.
+
+    Raises:
+        `ValueError`: adapters were injected without a `PeftModel` around them (`model.add_adapter`).
+    """
+    model = _unwrapped(model)
+    if _is_peft(model, "PeftModel"):
+        return model.disable_adapter()
+    if any(_is_peft(module, "BaseTunerLayer") for module in model.modules()):
+        raise ValueError(
+            "The model holds adapter layers but is no PeftModel, so the original model cannot be brought back. "
+            "Wrap it with peft.get_peft_model, or load it with peft.PeftModel.from_pretrained."
+        )
+    return nullcontext()
+
+
+def _without_adapter(module: Any) -> nn.Module:
+    """Return the module an adapter layer was put around; `module` itself if it is no adapter layer."""
+    while True:
+        if _is_peft(module, "BaseTunerLayer"):
+            if module.merged:
+                raise ValueError("An adapter is merged into the weights. Call unmerge_adapter() on the model first.")
+            inner = module.get_base_layer()
+        elif _is_peft(module, "AuxiliaryTrainingWrapper"):
+            inner = module.original_module
+        else:
+            return module
+        if inner is module:
+            return module
+        module = inner
+
+
+def _original_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    module = _without_adapter(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        yield prefix + name, parameter
+    for name, child in module.named_children():
+        yield from _original_parameters(child, f"{prefix}{name}.")
+
+
+def _bytes_of(name: str, parameter: Tensor) -> memoryview:
+    if parameter.is_meta or type(parameter.data) is not Tensor:
+        raise ValueError(
+            f"The weight {name!r} is not held whole by this process ({type(parameter.data).__name__} on "
+            f"{parameter.device}). Compute the hash before the model is sharded or offloaded."
+        )
+    flat = parameter.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def model_hash(model: nn.Module) -> str:
+    """
+    Return the SHA-256 of the original model's weights.
+
+    The hash covers name, dtype, shape and bytes of every weight, sorted by name, tied weights once. Buffers and PEFT
+    adapters are left out, so a model and a `PeftModel` around it agree as long as the base weights are not trained.
+    Device, shard sizes of the checkpoint and wrappers (DDP, `torch.compile`) do not matter; the dtype does.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model or `PeftModel`, whole on this process. 135 M parameters in float32 take under a second.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        `ValueError`: an adapter is merged into the weights, or a weight is sharded or on the meta device.
+    """
+    parameters = sorted(_original_parameters(original_model(model)), key=lambda item: item[0])
+    digest, seen = hashlib.sha256(), set()
+    for name, parameter in parameters:
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        digest.update(json.dumps([name, str(parameter.dtype), list(parameter.shape)]).encode())
+        digest.update(_bytes_of(name, parameter))
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, with_chat_template: bool = True) -> str:
+    """
+    Return the SHA-256 of what decides which ids a text becomes: vocabulary, merges, special tokens, chat template.
+
+    The padding token and the padding and truncation state are left out: calling a tokenizer and `SFTTrainer` change
+    them, and no token of a row depends on them.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            With a `tokenizers` backend everything in it counts; without one, class, vocabulary and added tokens.
+        with_chat_template (`bool`, *optional*, defaults to `True`):
+            Whether the chat template counts. Rows made without a template do not depend on it.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        model: dict[str, Any] = json.loads(backend.to_str())
+        model.pop("padding", None)
+        model.pop("truncation", None)
+    else:
+        model = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    content = {"model": model, "special": special}
+    if with_chat_template:
+        content["chat_template"] = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
