@@ -67,8 +67,8 @@ def forgetting_report(
     Each is a token-weighted mean over rows with a 95 % interval over rows ([`ratio_estimate`]); a change is measured
     on the same rows before and after, so its interval is that of the paired difference.
 
-    **The context-free rows must be fresh, not those trained on.** Samples that a model was trained on show only how well
-    it remembers *them*: the KL on them is biased low. Generate a second store with another seed for this report.
+    **The context-free rows must be fresh, not those trained on.** Samples that a model was trained on show only how
+    well it remembers *them*: the KL on them is biased low. Generate a second store with another seed for this report.
 
     Args:
         original (model, `str`, `Path` or `None`):
@@ -115,8 +115,8 @@ def forgetting_report(
     >>> report.save("out/report")
     ```
 
-    Reference: the exact KL on the original model's own samples is the Rao-Blackwellised form of the objective of Bansal
-    and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
+    Reference: the exact KL on the original model's own samples is the Rao-Blackwellised form of the objective of
+    Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
     arms = dict(new) if isinstance(new, Mapping) else {"new": new}
     if target is None and context_free is None and general_text is None:
@@ -314,7 +314,7 @@ def _check_adapters_off(arms: dict[str, Any]) -> Model:
 
 
 def _loaded(model: Model | str | Path, like: Any) -> Model:
-    """A model object as it is; a folder or Hub id loaded onto the device of `like`, else the accelerator or the CPU."""
+    """A model object as it is; a folder or Hub id loaded to the device of `like`, else the accelerator or the CPU."""
     if not isinstance(model, str | Path):
         return model
     from transformers import AutoModelForCausalLM

@@ -43,8 +43,8 @@ def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: f
     Token-weighted mean over rows $\hat r = \sum_i x_i / \sum_i n_i$, with an interval over rows.
 
     The variance is the delta method's for a ratio of two sums of independent rows,
-    $\frac{m}{m-1} \sum_i (x_i - \hat r n_i)^2 / (\sum_i n_i)^2$ over $m$ rows: it allows for rows of unequal length and
-    for losses that depend on length. The quantile is Student's with $m - 1$ degrees of freedom.
+    $\frac{m}{m-1} \sum_i (x_i - \hat r n_i)^2 / (\sum_i n_i)^2$ over $m$ rows: it allows for rows of unequal length
+    and for losses that depend on length. The quantile is Student's with $m - 1$ degrees of freedom.
 
     Args:
         numerators (array of shape `(rows,)`):
