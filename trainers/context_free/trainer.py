@@ -78,7 +78,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
     `context_free/epoch` (passes over the store).
 
-    Reference: Bansal and Sanyal 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
+    Reference: Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
 
     _tag_names = ["trl", "sft", "hf-ext", "context-free"]
