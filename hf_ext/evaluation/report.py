@@ -198,9 +198,9 @@ class ForgettingReport:
         points += [(arm.name, getattr(arm, measure), arm.target_loss) for arm in self.arms]
         drawn = []
         for i, (_, x, y) in enumerate(points):
-            style: dict[str, Any] = (
-                {"fmt": "D", "color": "0.35"} if i == 0 else {"fmt": "o", "color": f"C{(i - 1) % 10}"}
-            )
+            style: dict[str, Any] = {"fmt": "D", "color": "0.35"}
+            if i > 0:  # shapes differ too: arms often lie on one another
+                style = {"fmt": "os^vPX"[(i - 1) % 6], "color": f"C{(i - 1) % 10}", "alpha": 0.8}
             axes.errorbar(
                 x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, ms=8, lw=1.3, capsize=3, mec="white", **style
             )

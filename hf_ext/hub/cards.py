@@ -1,0 +1,268 @@
+"""Model cards with valid metadata: licence, base model, method, paper and the forgetting report's numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from hf_ext.evaluation.report import ForgettingReport
+
+__all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_model_card"]
+
+METHODS = ("weighted_sft", "flow", "context_free")
+"""Methods with a card template, `model_cards/<method>.jinja`."""
+
+PAPERS: dict[str, dict[str, str]] = {
+    "flow": {
+        "title": "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
+        "id": "2502.02797",
+        "citation": """\
+@inproceedings{sanyal2025upweighting,
+    title     = {Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting},
+    author    = {Sunny Sanyal and Hayden Prairie and Rudrajit Das and Ali Kavis and Sujay Sanghavi},
+    booktitle = {International Conference on Machine Learning},
+    year      = {2025},
+    eprint    = {2502.02797},
+    archivePrefix = {arXiv}
+}""",
+    },
+    "context_free": {
+        "title": "Context-Free Synthetic Data Mitigates Forgetting",
+        "id": "2505.13811",
+        "citation": """\
+@misc{bansal2025contextfree,
+    title  = {Context-Free Synthetic Data Mitigates Forgetting},
+    author = {Parikshit Bansal and Sujay Sanghavi},
+    year   = {2025},
+    eprint = {2505.13811},
+    archivePrefix = {arXiv}
+}""",
+    },
+}
+"""Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
+
+CHAT_USAGE = """\
+```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="{model_name}")
+messages = [{{"role": "user", "content": "Which season do you like best, and why?"}}]
+print(generator(messages, max_new_tokens=128, return_full_text=False)[0]["generated_text"])
+```"""
+
+TEXT_USAGE = """\
+```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="{model_name}")
+print(generator("The best season is", max_new_tokens=64)[0]["generated_text"])
+```"""
+
+ADAPTER_NOTE = "\n\nThe folder holds an adapter: `pip install peft` first; the base model is loaded with it."
+
+
+def write_model_card(
+    output_dir: str | Path,
+    *,
+    method: str,
+    base_model: str | Path | None = None,
+    license: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    paper: Mapping[str, str] | None = None,
+    dataset_name: str | None = None,
+    report: ForgettingReport | None = None,
+    arm: str | None = None,
+    tags: Iterable[str] = (),
+    model_name: str | None = None,
+    usage: str | None = None,
+) -> Path:
+    """
+    Write `README.md` into a saved model's folder. Reads files only: no network.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The folder of the saved model; made if absent.
+        method (`str`):
+            `"weighted_sft"`, `"flow"` or `"context_free"`: chooses the template.
+        base_model (`str` or `Path`, *optional*):
+            Hub id or folder of the model that was tuned. A folder's name is never written; if its own card names a Hub
+            model, that one is.
+        license (`str`, *optional*):
+            Hub licence key such as `"apache-2.0"`. Taken from the base model's card if that lies in its folder or in
+            the Hub cache, else `"unknown"`.
+        settings (`Mapping`, *optional*):
+            Rows of the settings table, name to value.
+        paper (`Mapping`, *optional*):
+            `title`, arXiv `id` and, if wanted, `citation`, as TRL's `_paper`. The method's own by default.
+        dataset_name (`str`, *optional*):
+            Hub id of the fine-tuning data.
+        report (`ForgettingReport`, *optional*):
+            Its table goes into the text, and the numbers of `arm` into the `model-index`.
+        arm (`str`, *optional*):
+            Which arm of `report` this model is; needed if it has several.
+        tags (`Iterable[str]`, *optional*):
+            Tags beside `hf-ext`, the method and `trl`.
+        model_name (`str`, *optional*):
+            Name in the title and the usage snippet, best a Hub id; the folder's name by default.
+        usage (`str`, *optional*):
+            Markdown of the usage section. By default a snippet: a chat one if the saved tokenizer has a chat template.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: unknown method, or a report with several arms and no `arm`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} has no card template; choose one of {', '.join(METHODS)}.")
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    model_name = model_name or folder.resolve().name
+    base, inherited = base_model_metadata(base_model)
+    data = ModelCardData(
+        library_name="transformers",
+        license=license or inherited or "unknown",
+        base_model=base,
+        datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
+        tags=list(dict.fromkeys(["hf-ext", method, "trl", *tags])),
+        pipeline_tag="text-generation",
+        model_name=model_name,
+        eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
+    )
+    body = _render(
+        f"{method}.jinja",
+        model_name=model_name,
+        origin=f"It was fine-tuned from [{base}](https://huggingface.co/{base})." if base else "",
+        dataset_name=_dataset_link(dataset_name),
+        results=report.to_markdown().strip() if report is not None else "",
+        usage=usage or _usage(folder, model_name),
+        settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
+        versions=_versions(),
+        paper=_paper(method, paper),
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | None]:
+    """
+    Hub id and licence of a base model, as far as files on this machine tell.
+
+    Args:
+        base_model (`str`, `Path` or `None`):
+            Hub id or folder.
+
+    Returns:
+        `tuple[str | None, str | None]`: the Hub id (for a folder, the one its card names), and the licence key.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if base_model is None:
+        return None, None
+    if Path(base_model).is_dir():
+        values = _card_metadata(Path(base_model) / "README.md")
+        named = values.get("base_model")
+        named = named[0] if isinstance(named, list) and len(named) == 1 else named
+        return (named if isinstance(named, str) and _is_hub_id(named) else None), _text(values.get("license"))
+    if not isinstance(base_model, str) or not _is_hub_id(base_model):
+        return None, None
+    cached = try_to_load_from_cache(base_model, "README.md")
+    values = _card_metadata(Path(cached)) if isinstance(cached, str) else {}
+    return base_model, _text(values.get("license"))
+
+
+def _card_metadata(card: Path) -> dict[str, Any]:
+    """The YAML block of a card; empty where none can be read: a stranger's card must not stop a save."""
+    if not card.is_file():
+        return {}
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        values = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _paper(method: str, given: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The paper with its address; a citation left out is filled in where the paper is the method's own."""
+    own = PAPERS.get(method, {})
+    paper = {"citation": "", **(own if not given or given.get("id") == own.get("id") else {}), **(given or {})}
+    return {**paper, "url": f"https://huggingface.co/papers/{paper['id']}"} if "id" in paper else None
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether `name` can be a Hub id: the right letters, and nothing of that name on this disk."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def _target_names(dataset_name: str | None) -> dict[str, str]:
+    if not dataset_name or not _is_hub_id(dataset_name):
+        return {}
+    return {"dataset_id": dataset_name, "dataset_name": f"{dataset_name}, held-out rows"}
+
+
+def _dataset_link(dataset_name: str | None) -> str:
+    if not dataset_name or not _is_hub_id(dataset_name):
+        return ""
+    return f"[{dataset_name}](https://huggingface.co/datasets/{dataset_name})"
+
+
+def _usage(folder: Path, model_name: str) -> str:
+    """A snippet that fits the saved files."""
+    config = folder / "tokenizer_config.json"
+    chat = (folder / "chat_template.jinja").is_file() or (
+        config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    )
+    snippet = (CHAT_USAGE if chat else TEXT_USAGE).format(model_name=model_name)
+    return snippet + ADAPTER_NOTE if (folder / "adapter_config.json").is_file() else snippet
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _versions() -> str:
+    names = ("hf-ext", "trl", "transformers", "torch", "datasets")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = resources.files("hf_ext.model_cards")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=False,  # noqa: S701  Markdown, not HTML: escaping would write &quot; into code
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(template).render(**values)
+    lines: list[str] = []
+    for line in text.splitlines():  # an absent block leaves blank lines behind; one is enough
+        if line.strip() or (lines and lines[-1].strip()):
+            lines.append(line.rstrip())
+    return "\n".join(lines).strip() + "\n"

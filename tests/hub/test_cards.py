@@ -1,0 +1,164 @@
+"""Model cards: metadata that the Hub's own parser takes, text that fits the model, nothing of this machine in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_ext.evaluation.intervals import Estimate
+from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.hub import cards
+from hf_ext.hub.cards import METHODS, base_model_metadata, write_model_card
+from tests.tiny import tiny_tokenizer
+
+HUB_LICENCES = {"apache-2.0", "mit", "llama3.2", "unknown", "other"}  # keys of the Hub's list that occur here
+
+
+def _report() -> ForgettingReport:
+    def estimate(mean: float) -> Estimate:
+        return Estimate(mean, 0.01, 50, 1200)
+
+    arms = [
+        ArmResult("SFT", estimate(2.1), estimate(-0.4), estimate(0.3)),
+        ArmResult("FLOW", estimate(2.2), estimate(-0.3), estimate(0.125)),
+    ]
+    return ForgettingReport(ArmResult("original", estimate(2.5)), arms)
+
+
+def _card(folder: Path, **kwargs: Any) -> ModelCard:
+    path = write_model_card(folder, **{"method": "flow", "model_name": "me/tuned", **kwargs})
+    assert path == folder / "README.md"
+    return ModelCard(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -> None:
+    card = _card(
+        tmp_path, method=method, base_model="org/base", license="apache-2.0", settings={"tau": 0.5}, tags=["demo"]
+    )
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == "org/base"
+    assert data["tags"] == ["hf-ext", method, "trl", "demo"]
+    assert "licence" not in data
+    assert card.text.strip().startswith("# me/tuned")
+    assert "| `tau` | 0.5 |" in card.text
+    assert "## Limitations" in card.text
+    assert "{{" not in card.text.replace("{{TRL", "")
+    assert "{%" not in card.text
+    assert "None" not in card.text
+
+
+def test_unknown_method_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of weighted_sft, flow, context_free"):
+        write_model_card(tmp_path, method="dpo")
+
+
+@pytest.mark.parametrize(("method", "paper"), [("flow", "2502.02797"), ("context_free", "2505.13811")])
+def test_card_links_the_methods_paper_and_cites_it(tmp_path: Path, method: str, paper: str) -> None:
+    text = _card(tmp_path, method=method, paper={"title": cards.PAPERS[method]["title"], "id": paper}).text
+    assert f"https://huggingface.co/papers/{paper}" in text
+    assert "Sanghavi" in text
+    other = _card(tmp_path, method=method, paper={"title": "Another", "id": "2401.00001"}).text
+    assert "[Another](https://huggingface.co/papers/2401.00001)" in other
+    assert "Sanghavi" not in other
+
+
+def test_flow_card_says_that_hard_rows_are_given_up(tmp_path: Path) -> None:
+    text = _card(tmp_path, method="flow").text
+    assert "gives up the hard rows" in text
+    assert "86.60 and 30.70" in text
+    assert "gives up the hard rows" not in _card(tmp_path, method="context_free").text
+
+
+def test_report_goes_into_the_text_and_the_model_index(tmp_path: Path) -> None:
+    card = _card(tmp_path, report=_report(), arm="FLOW", dataset_name="openai/gsm8k")
+    values = {result.metric_type: result for result in card.data.eval_results}
+    assert values["target_loss"].metric_value == pytest.approx(2.2)
+    assert values["target_loss"].dataset_type == "openai/gsm8k"
+    assert values["kl_original_to_new"].metric_value == pytest.approx(0.125)
+    assert card.data.to_dict()["model-index"][0]["name"] == "me/tuned"
+    assert card.data.datasets == "openai/gsm8k"
+    assert "| SFT | 2.1000 ± 0.0100 |" in card.text
+    assert "No forgetting report" not in card.text
+    assert "No forgetting report" in _card(tmp_path).text
+
+
+def test_report_with_several_arms_needs_to_know_which_one_this_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name one of them"):
+        write_model_card(tmp_path, method="flow", report=_report())
+
+
+def test_chat_snippet_only_where_the_tokenizer_has_a_chat_template(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "chat")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    assert '"role": "user"' in _card(tmp_path / "chat").text
+    assert '"role"' not in _card(tmp_path / "plain").text
+    assert 'pipeline("text-generation", model="me/tuned")' in _card(tmp_path / "plain").text
+    assert "my own words" in _card(tmp_path / "chat", usage="my own words").text
+    assert "pip install peft" not in _card(tmp_path / "chat").text
+    (tmp_path / "chat" / "adapter_config.json").write_text("{}")
+    assert "pip install peft" in _card(tmp_path / "chat").text
+
+
+def test_licence_and_lineage_come_from_the_base_models_card(tmp_path: Path) -> None:
+    base = tmp_path / "local_base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: llama3.2\nbase_model: org/grandparent\n---\n# Base\n")
+    card = _card(tmp_path / "out", base_model=str(base))
+    assert card.data.license == "llama3.2"
+    assert card.data.base_model == "org/grandparent"
+    assert _card(tmp_path / "out", base_model=base, license="mit").data.license == "mit"
+
+
+@pytest.mark.parametrize(
+    "base_card", [None, "no metadata", "---\n: : [\n---\n", "---\n- a list\n---\n", "---\nlicense: [a]\n---\n"]
+)
+def test_a_local_base_is_never_named_and_an_unknown_licence_says_so(tmp_path: Path, base_card: str | None) -> None:
+    base = tmp_path / "secret_place"
+    base.mkdir()
+    if base_card is not None:
+        (base / "README.md").write_text(base_card)
+    card = _card(tmp_path / "out", base_model=str(base))
+    assert card.data.license == "unknown"
+    assert card.data.base_model is None
+    assert "secret_place" not in str(card)
+    assert str(tmp_path) not in str(card)
+
+
+def test_hub_ids_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "run1").mkdir(parents=True)
+    assert base_model_metadata("org/base") == ("org/base", None)
+    assert base_model_metadata("gpt2") == ("gpt2", None)
+    for path in ("outputs/run1", "./outputs", "/data/models/base", "a/b/c", tmp_path / "gone", None):
+        assert base_model_metadata(path) == (None, None)
+
+
+def test_licence_is_found_in_the_hub_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    readme = tmp_path / "README.md"
+    readme.write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(readme))
+    assert base_model_metadata("org/base") == ("org/base", "mit")
+
+
+def test_settings_and_names_cannot_break_table_or_metadata(tmp_path: Path) -> None:
+    card = _card(
+        tmp_path, model_name='me: "odd" #name', settings={"start": "a | b\nc"}, tags=["key: value", "# no comment"]
+    )
+    assert "| `start` | a \\| b c |" in card.text
+    assert card.data.to_dict()["tags"][-2:] == ["key: value", "# no comment"]
+    assert card.data.license in HUB_LICENCES
+
+
+def test_the_default_name_is_the_folders(tmp_path: Path) -> None:
+    assert write_model_card(tmp_path / "my-model", method="flow").read_text().count("# my-model\n") == 1
