@@ -230,6 +230,10 @@ CASES = [
         {"completion_mask": [1, 1, 1]}, "completion_mask", "expected 0 or 1 in every entry, found 2", TITLE,
     ),
     Case(
+        "completion mask of -100", IDS | {"completion_mask": [0, 1, 1]}, {"completion_mask": [-100, 1, 1]},
+        {"completion_mask": [0, 0, 0]}, "completion_mask", "entry 0: expected an integer >= 0, found -100", TITLE,
+    ),
+    Case(
         "assistant mask None", IDS | {"assistant_masks": [0, 1, 1]}, {"assistant_masks": None}, {}, "assistant_masks",
         "found None", TITLE,
     ),

@@ -94,6 +94,12 @@ def test_message_reads_as_the_style_page_shows_it():
     )
 
 
+def test_bad_rows_are_named_wherever_they_stand_in_a_long_dataset(tmp_path):
+    rows = Dataset.from_dict({"text": ["" if i in (9_999, 10_000, 20_001) else "a" for i in range(20_005)]})
+    kept = check_sft_rows(rows, on_bad_row="drop", bad_rows_path=tmp_path / "bad.jsonl")
+    assert set(range(20_005)) - set(kept["row_index"][:]) == {9_999, 10_000, 20_001}
+
+
 def test_error_survives_the_way_back_from_a_worker():
     error = pickle.loads(pickle.dumps(RowError("row 1, column 'text': bad.", 1, "text")))
     assert (str(error), error.row_index, error.column) == ("row 1, column 'text': bad.", 1, "text")
