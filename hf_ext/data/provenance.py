@@ -43,8 +43,8 @@ def original_model(model: nn.Module) -> Any:
 
     Adapter layers that PEFT injected are still in it; `adapters_off` silences them.
     """
-    model = _unwrapped(model)
-    return model.get_base_model() if _is_peft(model, "PeftModel") else model
+    inner = _unwrapped(model)
+    return inner.get_base_model() if _is_peft(inner, "PeftModel") else inner
 
 
 def adapters_off(model: Any) -> AbstractContextManager[None]:
