@@ -1,0 +1,186 @@
+"""Contracts with the host libraries: each private symbol we use is there and does what we need of it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from transformers import Trainer
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from hf_ext import _upstream
+from hf_ext._upstream import TOUCHED, SFTSeam, fused_lm_head, tokenise_rows
+from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
+from tests.trainers.runs import TOKENIZER, build, config_of
+
+VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
+
+# The parameters we pass, by name or in this order.
+PARAMETERS: dict[str, list[str]] = {
+    "_prepare_dataset": [
+        "self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name",
+    ],
+    "_set_signature_columns_if_needed": ["self"],
+    "_get_num_items_in_batch": ["self", "batch_samples", "device"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "_save": ["self", "output_dir", "state_dict"],
+    "add_fused_lm_head": ["model"],
+    "DataCollatorForLanguageModeling": ["pad_token_id", "padding_free", "return_position_ids", "pad_to_multiple_of"],
+}  # fmt: skip
+INSTANCE_ATTRIBUTES = {"_metrics"}  # set in __init__
+
+
+def owner_of(path: str) -> Any:
+    """`trl.SFTTrainer` is a class of a module, `trl.trainer.utils` a module."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+def says(owner: str, name: str, breaks: str, what: str) -> str:
+    return f"{owner}.{name} {what} in {VERSIONS}: {breaks}. Adapt hf_ext/_upstream.py."
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
+    return build(SFTTrainer, config_of(SFTConfig, tmp_path_factory.mktemp("stock")), tiny_text_dataset(8))
+
+
+@pytest.mark.parametrize(("owner", "name", "breaks"), TOUCHED, ids=[entry[1] for entry in TOUCHED])
+def test_private_symbol_is_where_we_use_it(owner: str, name: str, breaks: str, stock: SFTTrainer) -> None:
+    if name in INSTANCE_ATTRIBUTES:
+        assert hasattr(stock, name), says(owner, name, breaks, "is gone")
+        return
+    symbol = getattr(owner_of(owner), name, None)
+    assert callable(symbol), says(owner, name, breaks, "is gone")
+    found = list(inspect.signature(symbol).parameters)
+    assert found[: len(PARAMETERS[name])] == PARAMETERS[name], says(
+        owner, name, breaks, f"takes {found} instead of {PARAMETERS[name]}"
+    )
+
+
+def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
+    listed = {name for _, name, _ in TOUCHED}
+    hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches"}
+    hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
+    defined = {name for name in vars(SFTSeam) if not name.startswith("__") and callable(vars(SFTSeam)[name])}
+    assert defined - hooks <= listed, f"not in TOUCHED: {sorted(defined - hooks - listed)}"
+
+
+def test_no_other_file_touches_a_private_name_of_a_host() -> None:
+    root = Path(_upstream.__file__).parents[1]
+    private = [name for owner, name, _ in TOUCHED if name.startswith("_")]
+    offenders = []
+    for folder in ("hf_ext", "trainers", "recipes"):
+        for path in (root / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            if path.name != "_upstream.py":
+                offenders += [f"{path.relative_to(root)}: {name}" for name in private if f".{name}(" in text]
+    assert not offenders
+
+
+def test_metrics_are_lists_by_mode_that_log_averages(stock: SFTTrainer) -> None:
+    assert set(stock._metrics) == {"train", "eval"}
+    stock.model.train()
+    stock._metrics["train"]["probe"] += [1.0, 3.0]
+    logs: dict[str, float] = {}
+    stock.log(logs)
+    assert logs["probe"] == 2.0
+    assert "probe" not in stock._metrics["train"], "log no longer clears the metrics it has written"
+
+
+@pytest.mark.parametrize("rows", [tiny_text_dataset(6), tiny_prompt_completion_dataset(6)], ids=["text", "pairs"])
+def test_preparation_without_length_or_packing_keeps_other_columns_and_every_token(
+    rows: Dataset, stock: SFTTrainer
+) -> None:
+    extra = rows.add_column("weight", [float(i) for i in range(6)]).add_column("row_index", list(range(6)))
+    args = config_of(SFTConfig, stock.args.output_dir, max_length=None)
+    out = stock._prepare_dataset(extra, TOKENIZER, args, False, None, "train")
+    assert out["weight"] == extra["weight"]
+    assert out["row_index"] == extra["row_index"]
+    assert {"input_ids", "labels"} <= set(out.column_names)
+    text = rows["text"] if "text" in rows.column_names else [r["prompt"] + r["completion"] for r in rows]
+    assert [len(ids) for ids in out["input_ids"]] == [len(TOKENIZER(t)["input_ids"]) + 1 for t in text]
+
+
+def test_preparation_keeps_existing_ids_and_labels(stock: SFTTrainer) -> None:
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, -100]], "other": ["x"]})
+    args = config_of(SFTConfig, stock.args.output_dir, max_length=None)
+    out = stock._prepare_dataset(rows, TOKENIZER, args, False, None, "train")
+    assert out[0] == {"input_ids": [5, 6, 7], "labels": [-100, 6, -100], "other": "x"}
+
+
+@pytest.mark.parametrize("rows", [tiny_text_dataset(6), tiny_prompt_completion_dataset(6)], ids=["text", "pairs"])
+def test_rows_tokenised_without_a_trainer_are_those_of_the_trainer(rows: Dataset, tmp_path: Any) -> None:
+    args = config_of(SFTConfig, tmp_path, max_length=None)
+    theirs = build(SFTTrainer, args, rows).train_dataset
+    ours = tokenise_rows(rows, TOKENIZER, args)
+    for column in ("input_ids", "labels"):
+        assert ours[column] == theirs[column]
+
+
+def test_get_batch_samples_counts_items_over_the_batches_it_drew(stock: SFTTrainer, monkeypatch: Any) -> None:
+    seen = []
+    monkeypatch.setattr(stock, "_get_num_items_in_batch", lambda batches, device: seen.append(batches) or 17)
+    batches, items = Trainer.get_batch_samples(stock, iter(["a", "b", "c"]), 2, torch.device("cpu"))
+    assert (batches, items, seen) == (["a", "b"], 17, [["a", "b"]])
+
+
+def test_signature_columns_are_exactly_what_the_collator_reads(stock: SFTTrainer) -> None:
+    stock._signature_columns = None
+    stock._set_signature_columns_if_needed()
+    assert stock._signature_columns == ["input_ids", "labels", "seq_lengths"]
+
+
+def test_fused_head_gives_log_probabilities_and_no_logits() -> None:
+    model = tiny_model(TOKENIZER)
+    ids = torch.randint(5, len(TOKENIZER), (2, 9))
+    labels = ids.clone()
+    labels[0, 4] = labels[1, :3] = -100
+    full = torch.log_softmax(model(ids).logits.float(), -1)[:, :-1]
+    expected = full.gather(-1, ids[:, 1:, None])[..., 0].masked_fill(labels[:, 1:] == -100, 0.0)
+    add_fused_lm_head(model)
+    out = model(input_ids=ids, labels=labels, use_cache=False, fused_lm_head=True)
+    assert type(out).__name__ == "FusedCausalLMOutput"
+    assert getattr(out, "logits", None) is None
+    assert torch.equal(out.label_mask, labels[:, 1:] != -100)
+    torch.testing.assert_close(out.log_probs, expected, atol=2e-6, rtol=0)
+    assert out.log_probs.requires_grad
+
+
+def test_fused_head_is_taken_off_again() -> None:
+    model = tiny_model(TOKENIZER)
+    with fused_lm_head(model):
+        assert "forward" in vars(model)
+    assert "forward" not in vars(model)
+    assert model(torch.tensor([[5, 6]])).logits is not None
+
+
+def test_stock_trainer_saves_its_arguments_as_a_pickle_and_the_seam_does_not(stock: SFTTrainer, tmp_path: Any) -> None:
+    stock._save(str(tmp_path / "stock"))
+    assert (tmp_path / "stock" / "training_args.bin").is_file(), "transformers no longer pickles: drop SFTSeam._save"
+    seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "seam"), tiny_text_dataset(8))
+    seam._save()
+    saved = {path.name for path in (tmp_path / "seam").iterdir()}
+    assert "model.safetensors" in saved
+    assert "training_args.json" in saved
+    assert not [name for name in saved if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_a_seam_without_overrides_is_sft(tmp_path: Any) -> None:
+    from tests.trainers.runs import assert_same_weights, train
+
+    stock = build(SFTTrainer, config_of(SFTConfig, tmp_path / "a", packing=True), tiny_text_dataset(16))
+    seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "b", packing=True), tiny_text_dataset(16))
+    assert train(stock) == train(seam)
+    assert_same_weights(stock.model, seam.model)
