@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from importlib.metadata import distributions
 from pathlib import Path
 
-# Ours; the installer; and what the CUDA build of torch brings, which must not bind a machine without one.
-LEFT_OUT = re.compile(r"hf-ext|pip|nvidia-.*|cuda-.*|triton")
+# Ours; the installers; and what the CUDA build of torch brings, which must not bind a machine without one.
+LEFT_OUT = re.compile(r"hf-ext|pip|wheel|nvidia-.*|cuda-.*|triton")
 
 
 def constraint_lines(packages: Iterable[tuple[str, str]]) -> list[str]:
