@@ -1,0 +1,181 @@
+"""`hf-ext data flow-weights|context-free`: make the data that the methods train on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.cli.options import (
+    add_precision_options,
+    add_rows_options,
+    autocast_dtype,
+    model_and_tokenizer,
+    option,
+    rows_of,
+)
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `hf-ext data`."""
+    parser = subparsers.add_parser("data", help="weight rows or sample context-free rows")
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    _add_flow_weights(actions)
+    _add_context_free(actions)
+
+
+def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "flow-weights",
+        help="score rows under the original model and fill 'weight' by FLOW",
+        description="Score rows under the original model and fill 'weight' by FLOW: exp(-loss / tau). "
+        "Train on the result with 'hf-ext train weighted_sft'. Rows the original model finds hard get little weight.",
+    )
+    option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
+    option(parser, "--revision", help="of the model")
+    option(parser, "--output", required=True, help="a .parquet or .jsonl file, or a folder (Arrow)")
+    option(parser, "--tau", default="median", help="'median', 'ess:SHARE' or nats per token (default: median)")
+    option(parser, "--max-length", type=int, default=1024, help="of training, in tokens (default: 1024)")
+    option(parser, "--assistant-only-loss", action="store_true", help="score the assistant's turns only, as in training")
+    option(parser, "--batch-size", type=int, default=8, help="rows a forward (default: 8)")
+    add_rows_options(parser, "--dataset", "the fine-tuning rows, of any TRL SFT data type", required=True)
+    add_precision_options(parser)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_flow_weights(o), "hf-ext data flow-weights"))
+
+
+def _add_context_free(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "context-free",
+        help="sample rows from the original model, from a bare start token",
+        description="Sample rows from the original model, exactly (temperature 1, no filter), into a store. Stopped, "
+        "the same command continues. Rows may hold text the model memorised: read some before you publish them.",
+    )
+    option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
+    option(parser, "--revision", help="of the model")
+    option(parser, "--num-tokens", type=int, required=True, help="sampled tokens wanted")
+    option(parser, "--output", required=True, help="folder of the store")
+    option(parser, "--max-new-tokens", type=int, default=128, help="longest row, in sampled tokens (default: 128)")
+    option(parser, "--batch-size", type=int, default=32, help="rows sampled together (default: 32)")
+    option(parser, "--seed", type=int, default=0, help="of the rows (default: 0)")
+    option(parser, "--start", default="bos", help="'bos', 'separator' or a text (default: bos)")
+    add_precision_options(parser)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_context_free(o), "hf-ext data context-free"))
+
+
+def run_flow_weights(options: argparse.Namespace) -> int:
+    """
+    Score, weight, write; print tau, ESS/n and a histogram of the weights.
+
+    Raises:
+        ValueError: an argument, a row or the model cannot be used. Everything but rows is checked before scoring.
+    """
+    import numpy as np
+
+    from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature, temperature_of
+
+    output = Path(options.output)
+    _check_output(output)
+    tau = _tau(options.tau)
+    if isinstance(tau, str):
+        temperature_of(np.array([1.0, 2.0, 3.0]), tau if tau != "median" else "median")  # refuse a bad rule now
+    rows = rows_of(options, options.dataset)
+    model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
+    scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
+    tau = flow_temperature(scored, tau) if isinstance(tau, str) else tau
+    weighted = add_flow_weights(scored, tau)
+    _write(weighted, output)
+    _print_weights(np.asarray(weighted["weight"]), tau)
+    print(f"{len(weighted):,} rows written to {output}")
+    return 0
+
+
+def run_context_free(options: argparse.Namespace) -> int:
+    """
+    Sample into the store; print tokens, speed and where it is.
+
+    Raises:
+        ValueError: an argument or the model cannot be used, or the folder holds a store of other settings.
+    """
+    import time
+
+    from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+
+    model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
+    folder = Path(options.output)
+    before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
+    start = time.perf_counter()
+    store = generate_context_free(
+        model,
+        tokenizer,
+        options.num_tokens,
+        output_dir=folder,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        start=options.start,
+        autocast_dtype=autocast_dtype(options),
+    )
+    seconds = time.perf_counter() - start
+    manifest = store.manifest
+    new = manifest["tokens"] - before
+    speed = f"{new / seconds:,.0f} tokens/s" if new else "nothing was left to sample"
+    print(f"{manifest['tokens']:,} tokens in {manifest['rows']:,} rows, {new:,} of them now ({speed})")
+    print(f"store: {folder}")
+    return 0
+
+
+def _sft_config(options: argparse.Namespace) -> Any:
+    """The preparation and precision of training, as far as scores depend on them; nothing is written."""
+    import torch
+    from trl import SFTConfig
+
+    return SFTConfig(
+        report_to="none",
+        max_length=options.max_length,
+        assistant_only_loss=options.assistant_only_loss,
+        bf16=options.autocast == "bf16",
+        fp16=options.autocast == "fp16",
+        use_cpu=options.device == "cpu" or not torch.accelerator.is_available(),
+    )
+
+
+def _tau(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in ("", ".parquet", ".jsonl"):
+        raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
+    if output.is_dir() and (output.suffix or any(output.iterdir())):
+        raise ValueError(f"--output {str(output)!r} is a folder with something in it; name another")
+
+
+def _write(rows: Any, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".parquet":
+        rows.to_parquet(output)
+    elif output.suffix == ".jsonl":
+        rows.to_json(output)
+    else:
+        rows.save_to_disk(output)
+
+
+def _print_weights(weights: Any, tau: float) -> None:
+    """Tau, effective sample size and a line of bars over ten equal intervals of the weights."""
+    import numpy as np
+
+    from hf_ext.data.weighting import effective_sample_size_ratio
+
+    ess = effective_sample_size_ratio(weights)
+    counts, edges = np.histogram(weights, bins=10)
+    bars = "".join(BARS[min(7, int(8 * count / counts.max()))] if count else " " for count in counts)
+    print(f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}")
+    print(f"weights {edges[0]:.3f} |{bars}| {edges[-1]:.3f}")
+    if ess > 0.95:
+        print("The weights are nearly equal: training will differ little from plain SFT. Try --tau ess:0.8.")

@@ -1,0 +1,35 @@
+"""What a command says and returns when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+# What a user can put right by typing something else. NotImplementedError and the like are ours.
+INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+
+TRACEBACK_VARIABLE = "HF_EXT_TRACEBACK"
+
+
+def exit_status(command: Callable[[], int | None], prog: str) -> int:
+    """
+    Run a command and turn its errors into a message and an exit status.
+
+    Args:
+        command (`Callable[[], int | None]`):
+            The command; its result is the exit status, `None` means 0.
+        prog (`str`):
+            Name in front of the message.
+
+    Returns:
+        `int`: 2 after an error of the input (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after
+        values that are not finite. Any other error passes through, with its traceback.
+    """
+    try:
+        return int(command() or 0)
+    except (*INPUT_ERRORS, FloatingPointError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2

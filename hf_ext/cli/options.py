@@ -1,0 +1,94 @@
+"""Options that several verbs share, and what they load. Heavy imports stay inside the functions."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def option(parser: Any, name: str, *extra: str, **kwargs: Any) -> None:
+    """Add an option under its name with hyphens and with underscores, as the training options have both."""
+    names = [name, *extra]
+    parser.add_argument(*dict.fromkeys(names + [n.replace("-", "_").replace("__", "--", 1) for n in names]), **kwargs)
+
+
+def add_rows_options(parser: Any, name: str, what: str, required: bool = False) -> None:
+    """Add an option for a dataset and those that pick and rename its rows."""
+    group = parser.add_argument_group("rows")
+    option(group, name, required=required, metavar="DATA", help=f"{what}: a file, a folder or a Hub name")
+    option(group, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
+    option(group, "--split", metavar="NAME", help="split to read (default: the only one)")
+    option(group, "--max-rows", type=int, metavar="N", help="take the first rows only (default: all)")
+    option(group, "--prompt-column", metavar="NAME", help="column to use as 'prompt'")
+    option(group, "--completion-column", metavar="NAME", help="column to use as 'completion'")
+    option(group, "--prompt-template", metavar="TEXT", help="text around a string prompt, with {prompt} in it")
+
+
+def add_precision_options(parser: Any) -> None:
+    """Add the options that say in what precision and where a model runs."""
+    group = parser.add_argument_group("precision")
+    option(
+        group,
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "auto"],
+        default="float32",
+        help="of the weights; must be that of training (default: float32, as in training)",
+    )
+    option(
+        group,
+        "--autocast",
+        choices=["none", "bf16", "fp16"],
+        default="none",
+        help="precision of the forward; as in training with --bf16 or --fp16 (default: none)",
+    )
+    option(group, "--device", help="such as cuda:0 or cpu (default: the accelerator if there is one)")
+
+
+def rows_of(options: argparse.Namespace, name: str) -> Any:
+    """
+    The dataset that `add_rows_options` names.
+
+    Raises:
+        ValueError: it cannot be loaded, or a split or column is missing.
+    """
+    from hf_ext.recipes.loading import first_rows, load_rows, rename_columns
+
+    rows = load_rows(name, config=options.dataset_config, split=options.split)
+    rows = rename_columns(rows, options.prompt_column, options.completion_column, options.prompt_template)
+    return first_rows(rows, options.max_rows)
+
+
+def model_and_tokenizer(
+    name: str, dtype: str, device: str | None = None, revision: str | None = None
+) -> tuple[Any, Any]:
+    """
+    Load a model and its tokenizer.
+
+    Raises:
+        ValueError: the model, its tokenizer or the device is not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_ext.recipes.loading import check_model_name
+
+    check_model_name(name, revision)
+    try:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        where = torch.device(device) if device is not None else found or torch.device("cpu")
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return model.to(where), tokenizer
+
+
+def autocast_dtype(options: argparse.Namespace) -> Any:
+    """The dtype that `--autocast` names, or `None`."""
+    import torch
+
+    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]

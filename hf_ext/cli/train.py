@@ -1,0 +1,139 @@
+"""`hf-ext train METHOD`: run a recipe here, or through a launcher where several processes or a config ask for one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.recipes.files import METHODS, find_accelerate_config
+
+LINES = {
+    "weighted_sft": "supervised fine-tuning on rows with a 'weight' column",
+    "flow": "FLOW: rows weighted by how easy the original model finds them",
+    "context_free": "fine-tuning beside rows sampled from the original model",
+}
+
+EPILOG = """
+launching (these two go anywhere after METHOD):
+  --num_processes N        N processes: one a GPU through accelerate, or on the CPU through torchrun (gloo)
+  --accelerate_config C    accelerate launch with this config: single_gpu, multi_gpu, fsdp2, zero2, zero3, or a file
+
+'hf-ext train METHOD --help' shows every option of the method; 'hf-ext recipes list' the configs for --config.
+"""
+
+
+class _TakesTheRest(argparse.ArgumentParser):
+    """A parser that leaves its arguments, `--help` too, to the recipe's own parser, which is slow to import."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """Keep every argument in `arguments`."""
+        namespace = argparse.Namespace() if namespace is None else namespace
+        namespace.arguments = list(args or [])
+        return namespace, []
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `hf-ext train`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train with a method",
+        description="Train with a method.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    methods = parser.add_subparsers(
+        title="methods", dest="method", metavar="METHOD", required=True, parser_class=_TakesTheRest
+    )
+    for method in METHODS:
+        methods.add_parser(method, help=LINES[method], add_help=False)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `hf-ext train`."""
+    prog = f"hf-ext train {options.method}"
+    launch = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    launch.add_argument("--accelerate_config", "--accelerate-config")
+    launch.add_argument("--num_processes", "--num-processes", type=int)
+    how, arguments = launch.parse_known_args(options.arguments)
+    module = f"hf_ext.recipes.{options.method}.train"
+    wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
+    if not wants_launcher or {"--help", "-h"} & set(arguments):
+        return import_module(module).RECIPE.run(arguments, prog=prog)
+    return exit_status(lambda: _launch(module, arguments, how.accelerate_config, how.num_processes), prog)
+
+
+def _launch(module: str, arguments: Sequence[str], config: str | None, processes: int | None) -> int:
+    command, promised = launch_command(module, arguments, config, processes)
+    # The recipe compares this promise with the processes that really train together.
+    environment = {**os.environ, **({} if promised is None else {"HF_EXT_NUM_PROCESSES": str(promised)})}
+    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603  our own interpreter
+
+
+def launch_command(
+    module: str,
+    arguments: Sequence[str],
+    config: str | None = None,
+    processes: int | None = None,
+    devices: int | None = None,
+) -> tuple[list[str], int | None]:
+    """
+    The command that runs a recipe in several processes.
+
+    On the CPU it is torchrun: `accelerate launch` with a CPU config starts one process whatever it is told.
+
+    Args:
+        module (`str`):
+            The recipe's module.
+        arguments (`Sequence[str]`):
+            The recipe's arguments.
+        config (`str`, *optional*):
+            Name or path of an accelerate config.
+        processes (`int`, *optional*):
+            Number of processes; by default the config's, else one a device.
+        devices (`int`, *optional*):
+            Accelerators of this machine; counted if not given.
+
+    Returns:
+        `tuple[list[str], int | None]`: the command, and the number of processes where it is known.
+
+    Raises:
+        ValueError: no such config, a number below 1, or a config that needs accelerators where there are none.
+    """
+    import yaml
+
+    if processes is not None and processes < 1:
+        raise ValueError(f"num_processes must be at least 1, got {processes}")
+    devices = _count_devices() if devices is None else devices
+    values: dict[str, Any] = {}
+    if config is not None:
+        path = find_accelerate_config(config)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"accelerate config {path} must be a YAML mapping, found {type(values).__name__}")
+    processes = processes if processes is not None else values.get("num_processes", max(devices, 1))
+    kind = str(values.get("distributed_type", "NO"))
+    on_cpu = devices == 0 if config is None else bool(values.get("use_cpu")) or kind == "MULTI_CPU"
+    if config is not None and (kind not in ("NO", "MULTI_CPU") if on_cpu else devices == 0):
+        raise ValueError(
+            f"accelerate config {config!r} ({kind}) needs accelerators"
+            f"{', and says use_cpu' if on_cpu else ' and this machine has none'}; on the CPU give --num_processes alone"
+        )
+    if on_cpu:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return [sys.executable, "-m", *launcher, "-m", module, *arguments, "--use_cpu", "true"], processes
+    path = find_accelerate_config(config or "multi_gpu")
+    launcher = ["accelerate.commands.launch", "--config_file", str(path), "--num_processes", str(processes)]
+    return [sys.executable, "-m", *launcher, "-m", module, *arguments], processes
+
+
+def _count_devices() -> int:
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

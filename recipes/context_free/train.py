@@ -1,0 +1,62 @@
+# /// script
+# dependencies = [
+#     "hf-ext",
+#     "peft",
+# ]
+# ///
+
+"""
+Fine-tune beside rows sampled from the original model, which anchor it to what it knows.
+
+# The recipe: SmolLM2-135M on GSM8K; it samples the context-free rows first
+```bash
+hf-ext train context_free --config context_free/gsm8k.yaml
+```
+
+# The two steps apart: one store serves many runs of one model
+```bash
+hf-ext data context-free --model HuggingFaceTB/SmolLM2-135M --num-tokens 1000000 --autocast bf16 --output store
+hf-ext train context_free \
+    --model_name_or_path HuggingFaceTB/SmolLM2-135M \
+    --dataset_name train.jsonl \
+    --context_free_path store \
+    --kl_weight 0.25 \
+    --output_dir SmolLM2-135M-ContextFree
+```
+
+# On several GPUs
+```bash
+hf-ext train context_free --num_processes 8 --config context_free/gsm8k.yaml
+accelerate launch --num_processes 8 -m hf_ext.recipes.context_free.train --config context_free/gsm8k.yaml
+```
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from hf_ext.recipes.parser import RecipeParser
+from hf_ext.recipes.sft import ContextFreeRecipeArguments, SFTRecipe
+
+RECIPE = SFTRecipe(
+    "context_free",
+    trainer="ContextFreeSFTTrainer",
+    config="ContextFreeSFTConfig",
+    arguments=ContextFreeRecipeArguments,
+)
+
+
+def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    """Train with the arguments that `make_parser` parses."""
+    RECIPE.main(script_args, training_args, model_args, dataset_args)
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
+    """The parser of this recipe, alone or as one of `subparsers`."""
+    return RECIPE.make_parser(subparsers, prog)
+
+
+if __name__ == "__main__":
+    sys.exit(RECIPE.run())

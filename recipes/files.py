@@ -1,0 +1,63 @@
+"""Names of recipe files: looked up inside the package first, then on disk. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+ACCELERATE_FOLDER = "accelerate_configs"
+METHODS = ("weighted_sft", "flow", "context_free")
+
+
+def package_folder() -> Path:
+    """Folder of the installed `hf_ext.recipes`."""
+    return Path(str(files("hf_ext.recipes")))
+
+
+def recipe_names() -> list[str]:
+    """Every YAML file of the package as `folder/name.yaml`, methods first, then the accelerate configs."""
+    names = (path.relative_to(package_folder()).as_posix() for path in package_folder().glob("*/*.yaml"))
+    return sorted(names, key=lambda name: (name.startswith(ACCELERATE_FOLDER), name))
+
+
+def find_recipe(name: str) -> Path:
+    """
+    The YAML file of that name: `flow/gsm8k.yaml` or `flow/gsm8k` inside the package, else a path on disk.
+
+    Raises:
+        ValueError: there is none; the message lists close names.
+    """
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in recipe_names():
+            return package_folder() / candidate
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(
+        f"no recipe {name!r} in the package and no such file"
+        f"{did_you_mean(name, [n.removesuffix('.yaml') for n in recipe_names()])} "
+        "('hf-ext recipes list' names them all)"
+    )
+
+
+def find_accelerate_config(name: str) -> Path:
+    """
+    The accelerate config of that name: `fsdp2` inside the package, else a path on disk.
+
+    Raises:
+        ValueError: there is none; the message lists those of the package.
+    """
+    known = [Path(n).stem for n in recipe_names() if n.startswith(ACCELERATE_FOLDER)]
+    stem = name.removesuffix(".yaml").removeprefix(f"{ACCELERATE_FOLDER}/")
+    if stem in known:
+        return package_folder() / ACCELERATE_FOLDER / f"{stem}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(f"no accelerate config {name!r} in the package and no such file; the package has {known}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'a' or 'b'?`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,174 @@
+"""Rows for a recipe or a command: a Hub dataset, a folder or a single file, renamed to `prompt` and `completion`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    AnyDataset = Dataset | IterableDataset
+    AnySplits = DatasetDict | IterableDatasetDict
+
+# Suffix of a local file -> the builder of `datasets.load_dataset`; each may be compressed with gzip.
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def file_format(name: str) -> str | None:
+    """The `load_dataset` builder for a file of that name, or `None` where the suffix is not one of `FORMATS`."""
+    return FORMATS.get(Path(name.removesuffix(".gz")).suffix)
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> AnySplits:
+    """
+    Load every split of a dataset.
+
+    Args:
+        name (`str`):
+            A file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.txt`, also with `.gz`), which becomes the split `train`; a
+            folder written by `save_to_disk`; a folder of data files; or the name of a Hub dataset.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset; a file or a saved folder has none and takes no notice of it.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to stream.
+
+    Raises:
+        ValueError: nothing can be loaded; the message has the name and the reason in a line.
+    """
+    from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    path = Path(name)
+    kind = file_format(name)
+    if kind is not None and not path.is_file():
+        raise ValueError(f"dataset {name!r}: there is no such file")
+    try:
+        if kind is not None:
+            return load_dataset(kind, data_files={"train": str(path)}, streaming=streaming)
+        if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+            saved = load_from_disk(str(path))
+            saved = DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
+            if not streaming:
+                return saved
+            return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in saved.items()})
+        return load_dataset(name, name=config, streaming=streaming)
+    except (DatasetsError, OSError, ValueError) as error:  # OSError: no such dataset, or no connection
+        raise ValueError(f"dataset {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_rows(
+    name: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> AnyDataset:
+    """
+    One split of [`load_splits`]; the only one where `split` is not given.
+
+    Raises:
+        ValueError: no such split, or several and none was named.
+    """
+    return pick_split(load_splits(name, config, streaming), split, name)
+
+
+def pick_split(splits: AnySplits, split: str | None, name: str) -> AnyDataset:
+    """The split of that name, or the only one where `split` is `None`; `name` is the dataset's, for the message."""
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values()))
+    if split not in splits:
+        what = "has several splits; name one of" if split is None else f"has no split {split!r}; it has"
+        raise ValueError(f"dataset {name!r} {what} {sorted(splits)}")
+    return splits[split]
+
+
+@dataclass(frozen=True)
+class ToPromptCompletion:
+    """
+    Fill `prompt` and `completion` from two columns of other names.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `prompt_column` | str, or list of messages | `prompt` | the same, inside `prompt_template` if given |
+    | `completion_column` | the same | `completion` | the same |
+    """
+
+    prompt_column: str
+    completion_column: str
+    prompt_template: str | None = None
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Fill one batch."""
+        prompts: list[Any] = batch[self.prompt_column]
+        if self.prompt_template is not None:
+            # A prompt that is no string is left for the row check, which names the row.
+            prompts = [self.prompt_template.replace("{prompt}", p) if isinstance(p, str) else p for p in prompts]
+        return {"prompt": prompts, "completion": batch[self.completion_column]}
+
+
+def rename_columns(
+    dataset: AnyDataset, prompt_column: str | None, completion_column: str | None, prompt_template: str | None = None
+) -> AnyDataset:
+    """
+    Prompt-completion rows from two columns of any names; `weight` and `row_index` stay, other columns are left out.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows; taken as they are when neither column is named.
+        prompt_column, completion_column (`str`, *optional*):
+            Both or none.
+        prompt_template (`str`, *optional*):
+            Text around a string prompt, with `{prompt}` where it goes, such as `"Question: {prompt}\\nAnswer: "`.
+
+    Raises:
+        ValueError: only one column is named, a column is missing, or the template has no `{prompt}`.
+    """
+    if prompt_column is None and completion_column is None and prompt_template is None:
+        return dataset
+    if prompt_column is None or completion_column is None:
+        raise ValueError(
+            "prompt_column and completion_column go together, and prompt_template needs both; got "
+            f"prompt_column={prompt_column!r}, completion_column={completion_column!r}"
+        )
+    if prompt_template is not None and "{prompt}" not in prompt_template:
+        raise ValueError(f"prompt_template={prompt_template!r} has no {{prompt}} in it")
+    from hf_ext.data.sft_rows import column_names
+
+    names = column_names(dataset)
+    for column in (prompt_column, completion_column):
+        if column not in names:
+            raise ValueError(f"the dataset has no column {column!r}; it has {names}")
+    kept = [name for name in ("weight", "row_index") if name in names]
+    rename = ToPromptCompletion(prompt_column, completion_column, prompt_template)
+    return dataset.map(rename, batched=True).select_columns(["prompt", "completion", *kept])
+
+
+def first_rows(dataset: AnyDataset, count: int | None) -> AnyDataset:
+    """The first `count` rows, or all; `ValueError` where `count` is below 1."""
+    if count is None:
+        return dataset
+    if count < 1:
+        raise ValueError(f"the number of rows to take must be at least 1, got {count}")
+    return dataset.select(range(min(count, len(dataset)))) if hasattr(dataset, "num_rows") else dataset.take(count)
+
+
+def check_model_name(name: str | None, revision: str | None = None, trust_remote_code: bool = False) -> str:
+    """
+    Check that a model's config can be read, before anything long starts.
+
+    Raises:
+        ValueError: it cannot; the message has the name and the reason in a line.
+    """
+    if not name:
+        raise ValueError("no model given: pass --model_name_or_path, a folder or the name of a Hub model")
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    return name
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,83 @@
+"""The parser of a recipe: TRL's, with configs found by name and nothing ignored."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from trl import TrlParser
+
+from hf_ext.recipes.files import did_you_mean, find_recipe
+
+EPILOG = """
+--config FILE reads any of these from a YAML file: a name inside the package ('hf-ext recipes list'), else a path.
+The command line wins over the file. A key or an option that nobody reads is an error.
+"""
+
+
+class RecipeParser(TrlParser):
+    """
+    [`~trl.TrlParser`] for recipes: `--config flow/gsm8k.yaml` resolves inside the package first, then on disk.
+
+    Unknown keys and options stop the run, options are not abbreviated, errors are one line. Without an accelerator
+    `use_cpu` is on unless told otherwise: TRL's default precision, bf16, would else refuse to start there.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False, epilog=EPILOG, **kwargs)
+        if not torch.accelerator.is_available():
+            self.set_defaults(use_cpu=True)
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr and exit status 2: the usage of some 300 options helps nobody."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args_and_config(
+        self,
+        args: Iterable[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
+    ) -> tuple[Any, ...]:
+        """
+        Parse arguments and the file after `--config`.
+
+        Raises:
+            ValueError: the file is missing, is no YAML mapping, or has an unknown key; or a value is refused by its
+                config. An unknown option exits with status 2.
+        """
+        arguments = self._with_config_path(list(sys.argv[1:] if args is None else args))
+        *parsed, _, unknown = super().parse_args_and_config(
+            arguments, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        if unknown and fail_with_unknown_args and not return_remaining_strings:
+            name = unknown[0].split("=")[0]
+            self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
+        if separate_remaining_strings:
+            return (*parsed, [], unknown)
+        return (*parsed, unknown) if return_remaining_strings else tuple(parsed)
+
+    def _with_config_path(self, arguments: list[str]) -> list[str]:
+        arguments = [
+            part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+        ]
+        if "--config" not in arguments:
+            return arguments
+        place = arguments.index("--config") + 1
+        if place == len(arguments) or arguments[place].startswith("--"):
+            self.error("argument --config: expected the name of a recipe or a file")
+        path = find_recipe(arguments[place])
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} must be a YAML mapping of option names to values, found {type(config).__name__}")
+        known = {action.dest for action in self._actions} | {"env"}
+        for key in config:
+            if key not in known:
+                raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+        return [*arguments[:place], str(path), *arguments[place + 1 :]]
