@@ -1,7 +1,7 @@
 """
 How much does a small model forget while it learns GSM8K, and how much less with FLOW and context-free rows?
 
-SmolLM2-135M-Instruct, all parameters, real GSM8K rows of at most 128 tokens, batch 4, bf16 autocast. Arms: plain SFT
+SmolLM2-135M-Instruct, all parameters, real GSM8K rows of at most 96 tokens, batch 4, bf16 autocast. Arms: plain SFT
 (TRL's `SFTTrainer`), FLOW (median), context-free (lambda 1), both, and WiSE-FT 0.5 of the SFT arm (the mean of its and
 the original weights). One learning rate for all arms, chosen on SFT alone, on rows of its own, for the lowest held-out
 loss. Context-free rows for training and for the KL come from stores with different seeds.
@@ -41,7 +41,7 @@ from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 
-MAX_LENGTH = 128
+MAX_LENGTH = 96
 BATCH = 4
 ARMS = ("sft", "flow", "context_free", "both", "wise_ft")
 LEARNING_RATES = (2e-5, 5e-5, 1e-4)
@@ -70,7 +70,7 @@ class Bench:
         }
 
     def _rows(self, path: Path, count: int) -> Dataset:
-        """Short rows, in the file's order (which is shuffled): prompt and completion of at most 128 tokens together."""
+        """Short rows, in the file's order (which is shuffled): prompt and completion of at most 96 tokens."""
         raw = load_dataset("json", data_files=str(path), split="train")
         raw = raw.map(_prompt_completion, remove_columns=raw.column_names)
         short = raw.filter(
@@ -79,9 +79,11 @@ class Bench:
         return short.select(range(min(count, len(short))))
 
     def model(self) -> Any:
+        """A fresh copy of the original model."""
         return AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
 
     def store(self, name: str, tokens: int, seed: int) -> ContextFreeStore:
+        """Context-free rows of the original model, sampled once."""
         return generate_context_free(
             self.model(),
             self.tokenizer,
@@ -94,6 +96,7 @@ class Bench:
         )
 
     def config(self, cls: type, seed: int, learning_rate: float, **extra: Any) -> Any:
+        """The settings all arms share."""
         return cls(
             str(self.work / "out"),
             max_length=MAX_LENGTH,
@@ -225,7 +228,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run every missing piece, then print the table and the headline."""
     options = parser(__doc__ or "", "forgetting_gsm8k")
-    options.add_argument("--steps", type=int, default=32)
+    options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seeds", type=int, default=3)
     args = options.parse_args()
     if args.quick:
@@ -234,7 +237,7 @@ def main() -> None:
         from hf_ext.demo.model import embedded_model
 
         bench, seeds = (
-            Bench(str(embedded_model()), args.work, args.steps, rows=32, tokens=14_000, autocast=True),
+            Bench(str(embedded_model()), args.work, args.steps, rows=32, tokens=11_000, autocast=True),
             args.seeds,
         )
     sweep = {

@@ -171,9 +171,7 @@ def tokenise_rows(
     )
     needs_template = args.assistant_only_loss and not has_generation_markers(processing_class.chat_template)
     host.chat_template = get_training_chat_template(processing_class) if needs_template else None
-    return host._prepare_dataset(
-        dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name
-    )
+    return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
 
 
 @contextmanager

@@ -135,9 +135,7 @@ def _report(rows: list[dict[str, Any]], on_bad_row: str, bad_rows_path: str | No
     handle_bad_rows(problems, by_index.__getitem__, on_bad_row, bad_rows_path, dataset_name)
 
 
-def _drop_bad_rows(
-    dataset: AnyDataset, on_bad_row: str, bad_rows_path: str | None, dataset_name: str
-) -> AnyDataset:
+def _drop_bad_rows(dataset: AnyDataset, on_bad_row: str, bad_rows_path: str | None, dataset_name: str) -> AnyDataset:
     if isinstance(dataset, Dataset):
         flags = dataset.with_format(None)[PROBLEM]
         bad = [i for i, problem in enumerate(flags) if problem]
@@ -145,7 +143,9 @@ def _drop_bad_rows(
             _report([dataset[i] for i in bad], on_bad_row, bad_rows_path, dataset_name)
             dataset = dataset.select([i for i, problem in enumerate(flags) if not problem])
             if len(dataset) == 0:
-                raise ValueError(f"The {dataset_name} dataset has no row left with a supervised token. Raise max_length.")
+                raise ValueError(
+                    f"The {dataset_name} dataset has no row left with a supervised token. Raise max_length."
+                )
     else:
         dataset = dataset.filter(_StreamedGoodRow(on_bad_row, bad_rows_path, dataset_name))
     return dataset.remove_columns(PROBLEM)
@@ -231,7 +231,7 @@ def prepare_sft_rows(
     dataset_name: str = "train",
 ) -> AnyDataset:
     """
-    The rows a weighted trainer would train on, without building the trainer: checked, tokenised, labelled, cut, packed.
+    The rows a weighted trainer would train on, without the trainer: checked, tokenised, labelled, cut and packed.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -239,7 +239,7 @@ def prepare_sft_rows(
         processing_class (`PreTrainedTokenizerBase`):
             The tokenizer the trainer gets.
         args (`SFTConfig`, *optional*):
-            The trainer's config (`WeightedSFTConfig()` if not given): `max_length`, `packing`, `assistant_only_loss`...
+            The trainer's config (`SFTConfig()` if not given): `max_length`, `packing`, `assistant_only_loss`...
         formatting_func (`Callable`, *optional*):
             As in `SFTTrainer`.
         dataset_name (`str`):
@@ -292,7 +292,9 @@ def documents_of_batch(rows: list[dict[str, Any]], labels: Tensor, flat: bool) -
     else:
         start = 0
         for i, row in enumerate(lengths):
-            documents[i, : sum(row)] = torch.repeat_interleave(torch.arange(start, start + len(row)), torch.tensor(row))
+            documents[i, : sum(row)] = torch.repeat_interleave(
+                torch.arange(start, start + len(row)), torch.tensor(row)
+            )
             start += len(row)
     return documents
 
@@ -329,8 +331,8 @@ class WeightedCollator:
     Wraps TRL's collator and adds what the weighted loss needs, each shaped like `labels` unless said otherwise.
 
     Adds `weight` (the multiplier of each token's loss; under `reduction="row"` divided by its document's supervised
-    tokens), `row_index` (dataset row of each token, -1 on padding), `num_items` (shape `(1,)`: this micro-batch's share
-    of the denominator) and each of `extra_columns` (0 where a row has none).
+    tokens), `row_index` (dataset row of each token, -1 on padding), `num_items` (shape `(1,)`: this micro-batch's
+    share of the denominator) and each of `extra_columns` (0 where a row has none).
 
     Args:
         inner (`Callable`): collator of `input_ids`, `labels` and `seq_lengths`.

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-
 from trl import SFTConfig
 
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
@@ -229,8 +228,8 @@ def _means(sums: Any, counts: Any) -> NDArray[np.float64]:
     if len(bad):
         i = int(bad[0])
         raise ValueError(
-            f"document {i:,}: original_nll_sum={total[i]}, original_num_tokens={tokens[i]:g}: a document needs a finite "
-            "loss and at least one supervised token. Drop it, or score the rows again in a wider precision."
+            f"document {i:,}: original_nll_sum={total[i]}, original_num_tokens={tokens[i]:g}: a document needs a "
+            "finite loss and at least one supervised token. Drop it, or score the rows again in a wider precision."
         )
     return total / tokens
 
@@ -259,7 +258,9 @@ def temperature_of(means: NDArray[np.float64], rule: str = "median") -> float:
     except ValueError:
         target = math.nan
     if kind != "ess" or not 0 < target < 1:
-        raise ValueError(f"rule must be 'median' or 'ess:SHARE' with SHARE in (0, 1), such as 'ess:0.8'; got {rule!r}.")
+        raise ValueError(
+            f"rule must be 'median' or 'ess:SHARE' with SHARE in (0, 1), such as 'ess:0.8'; got {rule!r}."
+        )
     return _temperature_for_ess(means, target)
 
 

@@ -57,7 +57,7 @@ def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContex
     leak = float((found[0] - found[1]).abs().max())
     if leak > TOLERANCE:
         raise ValueError(
-            "This model's attention kernel lets packed documents attend to each other: changing one document moved the "
-            f"next one's log-probabilities by {leak:.2g} nats. Leave attn_implementation unset (sdpa), use "
+            "This model's attention kernel lets packed documents attend to each other: changing one document moved "
+            f"the next one's log-probabilities by {leak:.2g} nats. Leave attn_implementation unset (sdpa), use "
             "flash_attention_2 or 3, or set packing=False and padding_free=False."
         )

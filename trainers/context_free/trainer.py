@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -81,9 +81,12 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     Reference: Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
 
-    _tag_names = ["trl", "sft", "hf-ext", "context-free"]
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "context-free"]
     _name = "ContextFree"
-    _paper = {"title": "Context-Free Synthetic Data Mitigates Forgetting", "id": "2505.13811"}
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Context-Free Synthetic Data Mitigates Forgetting",
+        "id": "2505.13811",
+    }
     config_class = ContextFreeSFTConfig
     method = "context_free"
     args: ContextFreeSFTConfig
@@ -157,9 +160,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def _context_free_loss(self, model: Any, batch: dict[str, Any]) -> Tensor:
         own = ("weight", "row_index", "num_items", "sampled_logps")
-        outputs = model(
-            **{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True
-        )
+        outputs = model(**{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True)
         mask, sampled = outputs.label_mask, batch["sampled_logps"][:, 1:]
         log_probs = outputs.log_probs
         self.guard("context-free log-probability", log_probs, batch["row_index"][:, 1:])

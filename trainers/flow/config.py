@@ -19,8 +19,8 @@ class FlowSFTConfig(WeightedSFTConfig):
             paper's), `"ess:0.8"` for the $\tau$ at which the effective sample size is 0.8 of the documents, or a
             number.
         original_cache_dir (`str`, *optional*):
-            Where the losses under the original model are kept. Defaults to `original_losses` in `output_dir`. A resumed
-            run must find them there: by then the model in hand is no longer the original one.
+            Where the losses under the original model are kept. Defaults to `original_losses` in `output_dir`. A
+            resumed run must find them there: by then the model in hand is no longer the original one.
     """
 
     tau: str = field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,9 +57,9 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     Remark 4.2 (arXiv 2502.02797).
     """
 
-    _tag_names = ["trl", "sft", "hf-ext", "flow"]
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "flow"]
     _name = "FLOW"
-    _paper = {
+    _paper: ClassVar[dict[str, str]] = {
         "title": "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
         "id": "2502.02797",
     }
@@ -73,8 +73,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         self.flow_statistics: dict[str, float] = {}
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
-                "FlowSFTTrainer does not support a streamed dataset: tau is a median over all rows. Materialise it, or "
-                "fill 'weight' with FlowWeights(tau) for a tau of your own and use WeightedSFTTrainer."
+                "FlowSFTTrainer does not support a streamed dataset: tau is a median over all rows. Materialise it, "
+                "or fill 'weight' with FlowWeights(tau) for a tau of your own and use WeightedSFTTrainer."
             )
         if "weight" in self.train_dataset.column_names:
             raise ValueError(
@@ -83,8 +83,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "FlowSFTTrainer cannot score rows on a sharded model (FSDP, DeepSpeed). Run 'hf-ext data flow-weights' "
-                "(or add_original_losses and add_flow_weights) first, and train with WeightedSFTTrainer."
+                "FlowSFTTrainer cannot score rows on a sharded model (FSDP, DeepSpeed). Run 'hf-ext data "
+                "flow-weights' (or add_original_losses and add_flow_weights) first, and train with WeightedSFTTrainer."
             )
 
     def on_missing_weight(self) -> None:
@@ -117,9 +117,9 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         if resuming:
             raise ValueError(
                 f"Resuming, but the losses under the original model are not in {self.args.original_cache_dir}: the "
-                "model, its precision or the prepared rows differ from the first run's, or the folder is gone. Scoring "
-                "now would use other weights. Pass the same model, data and settings (original_cache_dir can point to "
-                "the first run's folder), or start again without resume_from_checkpoint."
+                "model, its precision or the prepared rows differ from the first run's, or the folder is gone. "
+                "Scoring now would use other weights. Pass the same model, data and settings (original_cache_dir can "
+                "point to the first run's folder), or start again without resume_from_checkpoint."
             )
         self._require_untouched_base()
         scores = self._score()
@@ -181,9 +181,9 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         logger.info("FLOW weights: %s", self.flow_statistics)
         if self.flow_statistics["flow/ess_ratio"] > ESS_WARNING:
             logger.warning(
-                "FLOW weights are nearly equal (effective sample size %.3f of the documents): the run will differ little "
-                "from plain SFT. The rows' losses under the original model are alike; tau='ess:0.8' weighs them more "
-                "sharply.",
+                "FLOW weights are nearly equal (effective sample size %.3f of the documents): the run will differ "
+                "little from plain SFT. The rows' losses under the original model are alike; tau='ess:0.8' weighs them "
+                "more sharply.",
                 self.flow_statistics["flow/ess_ratio"],
             )
         self._hard_rows = self._hardest(scored, np.sort(means)[-tenth])

@@ -1,9 +1,63 @@
-"""The card of a trainer of the SFT family."""
+"""The card of a trainer of the weighted family, from what the trainer knows."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from trl import SFTConfig
+
+from hf_ext.hub.cards import write_model_card
+
+if TYPE_CHECKING:
+    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
+
+# Facts of every run that a reader of the card asks for first.
+COMMON = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
+COMMON += ("gradient_accumulation_steps", "lr_scheduler_type", "max_length", "packing", "seed")
+# Places on the machine that trained, and what the card says elsewhere.
+LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
 
 
-def card_of_trainer(trainer: Any, folder: str, **kwargs: Any) -> None:
-    """Write the card."""
+def settings_of(trainer: WeightedSFTTrainer) -> dict[str, Any]:
+    """The method's own settings, then the common ones, then the share of processes: name to value."""
+    stock = {field.name for field in fields(SFTConfig)}
+    own = [field.name for field in fields(trainer.args) if field.name not in stock and field.name not in LEFT_OUT]
+    values = {name: getattr(trainer.args, name) for name in (*own, *COMMON)}
+    return {name: getattr(value, "value", value) for name, value in values.items()} | {
+        "processes": trainer.accelerator.num_processes
+    }
+
+
+def card_of_trainer(
+    trainer: WeightedSFTTrainer,
+    folder: str,
+    *,
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    tags: str | list[str] | None = None,
+) -> None:
+    """
+    Write `README.md` into `folder`: licence, base model, method, paper, settings, and the forgetting table once known.
+
+    Args:
+        trainer ([`WeightedSFTTrainer`]):
+            Its `forgetting_report`, if set, gives the table and the model-index entries.
+        folder (`str`):
+            The folder of the saved model.
+        model_name, dataset_name (`str`, *optional*), tags (`str` or `list[str]`, *optional*):
+            As in `Trainer.create_model_card`.
+    """
+    tags = [tags] if isinstance(tags, str) else tags or []
+    write_model_card(
+        folder,
+        method=trainer.method,
+        base_model=trainer.model.config.name_or_path or None,
+        license=trainer.args.model_license,
+        settings=settings_of(trainer),
+        dataset_name=dataset_name,
+        report=trainer.forgetting_report,
+        arm=trainer.forgetting_arm,
+        tags=[*tags, *trainer.model.model_tags] if trainer.model.model_tags else tags,
+        model_name=model_name or trainer.args.hub_model_id,
+    )

@@ -29,8 +29,8 @@ class WeightedSFTConfig(SFTConfig):
     normalize: str = field(
         default="weights",
         metadata={
-            "help": "Denominator of the weighted loss: 'weights' (their sum: the loss keeps the scale of plain SFT) or "
-            "'tokens' (the number of supervised tokens, as in the FLOW paper's code).",
+            "help": "Denominator of the weighted loss: 'weights' (their sum: the loss keeps the scale of plain SFT) "
+            "or 'tokens' (the number of supervised tokens, as in the FLOW paper's code).",
             "choices": ["weights", "tokens"],
         },
     )
@@ -44,8 +44,8 @@ class WeightedSFTConfig(SFTConfig):
     on_bad_row: str = field(
         default="raise",
         metadata={
-            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs how "
-            "many, and writes them to bad_rows_path.",
+            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs "
+            "how many, and writes them to bad_rows_path.",
             "choices": ["raise", "drop"],
         },
     )

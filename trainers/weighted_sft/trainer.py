@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,18 @@ from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import check_sft_rows
-from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
+
+if TYPE_CHECKING:
+    from hf_ext.evaluation.report import ForgettingReport
 
 logger = logging.getLogger(__name__)
 
 
 class TokenValues(NamedTuple):
-    """What a training forward gave, per token `(batch, seq_len - 1)`, and the micro-batch's share of the denominator."""
+    """A training forward: per token `(batch, seq_len - 1)`, and the micro-batch's share of the denominator."""
 
     log_probs: Tensor
     weight: Tensor
@@ -65,8 +68,8 @@ class WeightedSFTTrainer(SFTSeam):
         train_dataset, eval_dataset, processing_class, peft_config, callbacks, ...:
             As in `SFTTrainer`, and any of its data types, plus the optional `weight` column.
 
-    Requirements: no `compute_loss_func`, label smoothing, `loss_type="dft"`, Liger kernel, wrapped packing, vision data
-    or sequence/context parallelism; each is refused by name.
+    Requirements: no `compute_loss_func`, label smoothing, `loss_type="dft"`, Liger kernel, wrapped packing, vision
+    data or sequence/context parallelism; each is refused by name.
 
     Raises:
         RowError: a malformed row, named with its column (see `on_bad_row`).
@@ -80,10 +83,12 @@ class WeightedSFTTrainer(SFTSeam):
     adds rows sampled from it.
     """
 
-    _tag_names = ["trl", "sft", "hf-ext", "weighted-sft"]
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "weighted-sft"]
     _name = "WeightedSFT"
     config_class: type[WeightedSFTConfig] = WeightedSFTConfig
     method = "weighted_sft"
+    forgetting_report: ForgettingReport | None = None  # set it before saving, and the card carries its table
+    forgetting_arm: str | None = None
     loss_is_scaled_for_ga = True  # the denominator is the whole accumulated batch's
 
     def __init__(
