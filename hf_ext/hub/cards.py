@@ -167,7 +167,7 @@ def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str 
     """
     from huggingface_hub import try_to_load_from_cache
 
-    if base_model is None:
+    if not base_model:  # a fresh model's name is the empty string, which is also this folder's path
         return None, None
     if Path(base_model).is_dir():
         values = _card_metadata(Path(base_model) / "README.md")

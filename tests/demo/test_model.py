@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,16 +18,6 @@ FP32_SHA256_START = "a672150fb4f99d7c"  # recorded from two conversions of wheel
 
 def _hide(name: str) -> Callable[..., Any]:
     return lambda wanted, *args: None if wanted == name else find_spec(wanted, *args)
-
-
-@pytest.fixture(scope="module")
-def real_folder() -> Path:
-    try:
-        return embedded_model()
-    except EmbeddedModelMissing as missing:
-        if os.environ.get("HF_EXT_REQUIRE_REAL") == "1":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
 
 
 def test_absent_wheel_is_an_error_with_the_exact_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,19 +117,19 @@ def test_enough_room_passes_for_a_folder_that_does_not_exist_yet(tmp_path: Path)
 
 
 @pytest.mark.real
-def test_conversion_gives_the_recorded_weights(real_folder: Path) -> None:
-    digest = hashlib.sha256((real_folder / "model.safetensors").read_bytes()).hexdigest()
+def test_conversion_gives_the_recorded_weights(smollm2: Path) -> None:
+    digest = hashlib.sha256((smollm2 / "model.safetensors").read_bytes()).hexdigest()
     assert digest.startswith(FP32_SHA256_START)
-    assert not list(real_folder.glob("*.gguf"))
+    assert not list(smollm2.glob("*.gguf"))
 
 
 @pytest.mark.real
-def test_embedded_model_opens_with_stock_classes_and_knows_the_capital_of_france(real_folder: Path) -> None:
+def test_embedded_model_opens_with_stock_classes_and_knows_the_capital_of_france(smollm2: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(real_folder)
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     assert model.dtype == torch.float32
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     messages = [{"role": "user", "content": "What is the capital of France?"}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,23 @@ def test_a_store_sampled_from_other_weights_is_refused(tmp_path: Path, original:
 
 def test_report_survives_json(report: ForgettingReport) -> None:
     assert ForgettingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_smollm2_has_the_recorded_loss_on_gsm8k(smollm2: Path, real_data: Path) -> None:
+    """1.3805 nats over 6,340 tokens was recorded by a script of its own before this report existed."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    rows = []
+    with gzip.open(real_data / "gsm8k" / "test.jsonl.gz", "rt") as lines:
+        for row in map(json.loads, itertools.islice(lines, 50)):
+            messages = [{"role": "user", "content": row["question"]}]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+            answer = tokenizer(row["answer"] + "<|im_end|>")["input_ids"]
+            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    report = forgetting_report(model, model, tokenizer, target=Dataset.from_list(rows), show_progress=False)
+    assert report.original.target_loss.mean == pytest.approx(1.3805, abs=1e-3)
+    assert report.original.target_loss.num_tokens == 6340

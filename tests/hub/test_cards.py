@@ -138,7 +138,7 @@ def test_hub_ids_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "outputs" / "run1").mkdir(parents=True)
     assert base_model_metadata("org/base") == ("org/base", None)
     assert base_model_metadata("gpt2") == ("gpt2", None)
-    for path in ("outputs/run1", "./outputs", "/data/models/base", "a/b/c", tmp_path / "gone", None):
+    for path in ("outputs/run1", "./outputs", "/data/models/base", "a/b/c", tmp_path / "gone", "", None):
         assert base_model_metadata(path) == (None, None)
 
 
