@@ -19,6 +19,7 @@ from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
 from hf_ext._upstream import AnyDataset, tokenise_rows
+from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.rows import RowProblem, check_sft_rows, handle_bad_rows
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def _report(rows: list[dict[str, Any]], on_bad_row: str, bad_rows_path: str | No
     problems = []
     for row in rows:
         column, _, text = row[PROBLEM].partition(": ")
-        excerpt = next((str(row[c]) for c in ("prompt", "messages", "text", "input_ids") if row.get(c)), "")
-        problems.append(RowProblem(row["row_index"], column, text, excerpt))
+        shown = {name: value for name, value in row.items() if name != PROBLEM}
+        problems.append(RowProblem(row["row_index"], column, text, excerpt_of(shown, column, "text")))
     by_index = {row["row_index"]: {k: v for k, v in row.items() if k != PROBLEM} for row in rows}
     handle_bad_rows(problems, by_index.__getitem__, on_bad_row, bad_rows_path, dataset_name)
 
