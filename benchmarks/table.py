@@ -32,12 +32,10 @@ def main() -> None:
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         stale = is_stale(path.stem, result["commit"])
-        note = {True: "OLDER THAN THE CODE IT MEASURES", False: "current", None: "age unknown: not in a git clone"}[
-            stale
-        ]
+        notes = {True: "OLDER THAN THE CODE IT MEASURES", False: "current", None: "age unknown: not in a git clone"}
         machine = result["machine"]
         device = machine["gpu"] or f"{machine['cores']} CPU cores"
-        print(f"{path.stem}  ({result['date']}, {device}, {note})")
+        print(f"{path.stem}  ({result['date']}, {device}, {notes[stale]})")
         for key, value in result["headline"].items():
             if key != "benchmark":
                 print(f"    {key:40} {value}")
