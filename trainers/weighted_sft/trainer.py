@@ -133,7 +133,8 @@ class WeightedSFTTrainer(SFTSeam):
             name = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
             return cls.config_class(f"{name.rstrip('/').split('/')[-1]}-{cls._name}")
         values = args.to_dict()
-        values["hub_token"] = args.hub_token  # to_dict hides it
+        # to_dict hides whatever is named a token, `eos_token` too.
+        values |= {name: getattr(args, name) for name in values if name.endswith("_token")}
         return cls.config_class(**values)
 
     def _refuse(
