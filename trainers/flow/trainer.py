@@ -182,8 +182,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         if self.flow_statistics["flow/ess_ratio"] > ESS_WARNING:
             logger.warning(
                 "FLOW weights are nearly equal (effective sample size %.3f of the documents): the run will differ "
-                "little from plain SFT. The rows' losses under the original model are alike; tau='ess:0.8' weighs them "
-                "more sharply.",
+                "little from plain SFT, because the rows' losses under the original model are alike. tau='ess:0.8' "
+                "weighs them more sharply.",
                 self.flow_statistics["flow/ess_ratio"],
             )
         self._hard_rows = self._hardest(scored, np.sort(means)[-tenth])
