@@ -45,7 +45,7 @@ def test_exact_kl_of_a_coin():
 
 @pytest.mark.parametrize("shift", [1e-2, 1e-3, 1e-4])
 def test_exact_kl_keeps_its_digits_where_the_models_are_close_and_the_vocabulary_is_large(shift):
-    # The textbook sum has terms of size `shift` and either sign: in float32 it is off by more than the value itself.
+    # The textbook sum has terms of size `shift` and either sign, its value is of size shift**2: float32 loses it.
     generator = torch.Generator().manual_seed(0)
     original = torch.randn(4, 50_000, generator=generator, dtype=torch.float64).float()
     new = original + shift * torch.randn(4, 50_000, generator=generator)
