@@ -61,7 +61,7 @@ class SFTRecipeArguments(ScriptArguments):
     )
     prompt_template: str | None = field(
         default=None,
-        metadata={"help": r"Text around a string prompt, such as 'Question: {prompt}\nAnswer: ' (needs both columns)."},
+        metadata={"help": r"Text around a string prompt, such as 'Question: {prompt}\nAnswer: '; needs both columns."},
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
@@ -70,10 +70,10 @@ class SFTRecipeArguments(ScriptArguments):
     )
     report: bool = field(
         default=False,
-        metadata={"help": "After training, measure what was learned and forgotten, into output_dir/report and the card."},
+        metadata={"help": "After training, measure what was learned and forgotten: output_dir/report and the card."},
     )
     report_num_tokens: int = field(
-        default=16_384, metadata={"help": "Fresh context-free tokens for the report (sampled from the original model)."}
+        default=16_384, metadata={"help": "Fresh context-free tokens for the report, from the original model."}
     )
     report_general_text: str | None = field(
         default=None, metadata={"help": "File, folder or Hub name of general text (column 'text') for the report."}
@@ -196,15 +196,20 @@ def _check_arguments(
     if training_args.n_gpu > 1:
         raise ValueError(
             f"one process sees {training_args.n_gpu} GPUs, and would train with DataParallel, which is not supported. "
-            f"Start one process each (hf-ext train --num_processes {training_args.n_gpu} ..., or accelerate launch), or "
+            f"Start one process each (hf-ext train --num_processes {training_args.n_gpu}, or accelerate launch), or "
             "set CUDA_VISIBLE_DEVICES=0."
         )
     sampling = getattr(script_args, "context_free_num_tokens", None) is not None
     if (script_args.report or sampling) and _is_sharded(training_args):
         raise ValueError(
-            "report and context_free_num_tokens need the whole model in each process, and FSDP or DeepSpeed shards it. "
+            "report and context_free_num_tokens need the whole model in each process; FSDP or DeepSpeed shards it. "
             "Run 'hf-ext data context-free' before, or 'hf-ext eval forgetting' after this run instead."
         )
+    resume = _resume(training_args.resume_from_checkpoint)
+    if resume is True and _last_checkpoint(training_args.output_dir) is None:
+        raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {training_args.output_dir!r}")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise ValueError(f"resume_from_checkpoint={resume!r}: there is no such folder")
     if script_args.report and script_args.dataset_streaming:
         raise ValueError("report measures a fixed set of rows: set dataset_streaming to false, or report to false")
 
@@ -214,6 +219,12 @@ def _is_sharded(training_args: Any) -> bool:
 
     launched = any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
     return launched or bool(training_args.fsdp) or bool(training_args.deepspeed)
+
+
+def _last_checkpoint(folder: str) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(folder) if Path(folder).is_dir() else None
 
 
 def _resume(value: str | bool | None) -> str | bool | None:
@@ -273,9 +284,7 @@ def _evaluation_rows(script_args: SFTRecipeArguments, splits: Any, name: str) ->
 
 
 def _renamed(rows: Any, script_args: SFTRecipeArguments) -> Any:
-    return rename_columns(
-        rows, script_args.prompt_column, script_args.completion_column, script_args.prompt_template
-    )
+    return rename_columns(rows, script_args.prompt_column, script_args.completion_column, script_args.prompt_template)
 
 
 # --- the original model ----------------------------------------------------------------------------------------------
@@ -355,7 +364,7 @@ def write_report(trainer: Any, script_args: SFTRecipeArguments, model_args: Mode
         general = script_args.report_general_text
         report = hf_ext.forgetting_report(
             original,
-            trainer.accelerator.unwrap_model(trainer.model),
+            {trainer.method: trainer.accelerator.unwrap_model(trainer.model)},
             tokenizer,
             target=held_out,
             context_free=fresh,

@@ -39,7 +39,7 @@ def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
     option(parser, "--output", required=True, help="a .parquet or .jsonl file, or a folder (Arrow)")
     option(parser, "--tau", default="median", help="'median', 'ess:SHARE' or nats per token (default: median)")
     option(parser, "--max-length", type=int, default=1024, help="of training, in tokens (default: 1024)")
-    option(parser, "--assistant-only-loss", action="store_true", help="score the assistant's turns only, as in training")
+    option(parser, "--assistant-only-loss", action="store_true", help="score assistant turns only, as in training")
     option(parser, "--batch-size", type=int, default=8, help="rows a forward (default: 8)")
     add_rows_options(parser, "--dataset", "the fine-tuning rows, of any TRL SFT data type", required=True)
     add_precision_options(parser)

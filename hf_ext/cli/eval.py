@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "forgetting",
         help="target loss, KL(original || new) and loss on general text, before and after",
         description="Measure tuned models against the original one: loss on held-out target rows, KL(original || new) "
-        "on fresh samples of the original model, loss on general text. Prints the table; writes JSON, Markdown and plot.",
+        "on fresh samples of the original model, loss on general text. Prints the table; writes JSON, Markdown, plot.",
     )
     option(forgetting, "--original", required=True, help="the model before tuning: a folder or a Hub name")
     option(
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="a tuned model (or PEFT adapter); give it again for each arm",
     )
     option(forgetting, "--output", required=True, help="folder for the report")
-    option(forgetting, "--general-text", metavar="DATA", help="general text: a file, folder or Hub name, column 'text'")
+    option(forgetting, "--general-text", metavar="DATA", help="general text (column 'text'): file, folder or Hub name")
     option(forgetting, "--groups", metavar="COLUMN", help="give the target loss for each value of this column too")
     option(forgetting, "--batch-size", type=int, default=8, help="rows a forward (default: 8)")
     option(forgetting, "--max-length", type=int, default=1024, help="rows are cut to so many tokens (default: 1024)")
@@ -46,7 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     samples = forgetting.add_argument_group("context-free samples of the original model (one of the two)")
     option(samples, "--context-free", metavar="STORE", help="a store that was NOT trained on")
     option(samples, "--num-tokens", type=int, metavar="N", help="sample so many tokens afresh, into the output folder")
-    option(samples, "--seed", type=int, default=20_000, help="of fresh samples; not a training store's (default: 20000)")
+    option(
+        samples, "--seed", type=int, default=20_000, help="of fresh samples, not a training store's (default: 20000)"
+    )
     add_rows_options(forgetting, "--target", "held-out target rows, of any TRL SFT data type")
     forgetting.set_defaults(run=lambda o: exit_status(lambda: run_forgetting(o), "hf-ext eval forgetting"))
 
@@ -62,7 +64,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
     from hf_ext.recipes.loading import check_model_name, load_rows
 
     if options.target is None and options.context_free is None and not options.num_tokens and not options.general_text:
-        raise ValueError("nothing to measure: give at least one of --target, --context-free, --num-tokens, --general-text")
+        raise ValueError("nothing to measure: give one of --target, --context-free, --num-tokens, --general-text")
     if options.context_free is not None and options.num_tokens is not None:
         raise ValueError("give --context-free or --num-tokens, not both")
     arms = _arms(options.new)
@@ -115,7 +117,7 @@ def _store(path: str | None) -> tuple[Any, str]:
     from hf_ext.data.context_free import ContextFreeStore
 
     if path is None:
-        return None, "auto"
+        return None, "float32"  # a bfloat16 original would differ from its float32 copy by rounding
     store = ContextFreeStore(path)
     return store, store.manifest["dtype"]
 

@@ -123,7 +123,7 @@ def launch_command(
     if config is not None and (kind not in ("NO", "MULTI_CPU") if on_cpu else devices == 0):
         raise ValueError(
             f"accelerate config {config!r} ({kind}) needs accelerators"
-            f"{', and says use_cpu' if on_cpu else ' and this machine has none'}; on the CPU give --num_processes alone"
+            f"{', and says use_cpu' if on_cpu else ' and this machine has none'}; on the CPU use --num_processes alone"
         )
     if on_cpu:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -1,0 +1,116 @@
+"""Rows come the same from every kind of file, folder and mixture."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_ext.recipes.loading import first_rows, load_rows, load_splits, rename_columns
+
+ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}.", "weight": i / 2, "id": f"r{i}"} for i in range(5)]
+
+
+@pytest.fixture
+def dataset():
+    return Dataset.from_list(ROWS)
+
+
+def write(dataset, path):
+    """Write the rows in the format of the suffix."""
+    if path.name.endswith(".gz"):
+        dataset.to_json(path, compression="gzip")
+    elif path.suffix in (".jsonl", ".json"):
+        dataset.to_json(path, lines=path.suffix == ".jsonl")
+    elif path.suffix == ".parquet":
+        dataset.to_parquet(path)
+    elif path.suffix == ".csv":
+        dataset.to_csv(path)
+    else:
+        (DatasetDict({"train": dataset}) if path.name == "splits" else dataset).save_to_disk(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.parquet", "rows.csv", "saved", "splits"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_format_gives_the_same_rows(dataset, tmp_path, name, streaming):
+    write(dataset, tmp_path / name)
+    assert list(load_rows(str(tmp_path / name), config="main", streaming=streaming)) == ROWS
+
+
+def test_a_folder_of_data_files_is_a_dataset(dataset, tmp_path):
+    dataset.to_parquet(tmp_path / "rows" / "train.parquet")
+    assert list(load_splits(str(tmp_path / "rows"))["train"]) == ROWS
+
+
+def test_several_splits_need_a_name(dataset, tmp_path):
+    DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"several splits; name one of \['test', 'train'\]"):
+        load_rows(str(tmp_path / "two"))
+    assert len(load_rows(str(tmp_path / "two"), split="test")) == 5
+
+
+def test_no_such_dataset_is_named(tmp_path):
+    with pytest.raises(ValueError, match="dataset 'nobody/nothing' cannot be loaded"):
+        load_rows("nobody/nothing")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_are_renamed_the_weight_stays_and_the_template_wraps_the_prompt(dataset, streaming):
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    rows = rename_columns(rows, "question", "answer", "Q: {prompt}\nA: ")
+    assert list(rows)[3] == {"prompt": "Q: What is 3?\nA: ", "completion": "It is 3.", "weight": 1.5}
+
+
+def test_braces_in_a_prompt_are_left_alone():
+    rows = rename_columns(Dataset.from_list([{"q": r"\frac{1}{prompt}", "a": "x"}]), "q", "a", "{prompt}!")
+    assert rows[0]["prompt"] == r"\frac{1}{prompt}!"
+
+
+def test_columns_may_swap_names():
+    rows = rename_columns(Dataset.from_list([{"prompt": "p", "completion": "c"}]), "completion", "prompt")
+    assert rows[0] == {"prompt": "c", "completion": "p"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("question", None), "go together"),
+        ((None, None, "x"), "go together"),
+        (("question", "anser"), "no column 'anser'"),
+        (("question", "answer", "Q:"), r"has no \{prompt\}"),
+    ],
+)
+def test_half_a_mapping_is_refused(dataset, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rename_columns(dataset, *arguments)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_first_rows(dataset, streaming):
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    assert [row["id"] for row in first_rows(rows, 2)] == ["r0", "r1"]
+    assert len(list(first_rows(rows, 50))) == 5
+    assert first_rows(rows, None) is rows
+    with pytest.raises(ValueError, match="at least 1"):
+        first_rows(rows, 0)
+
+
+def test_a_mixture_in_the_config_is_loaded(dataset, tmp_path):
+    from hf_ext.recipes.sft import load_train_and_eval
+    from hf_ext.recipes.weighted_sft.train import make_parser
+
+    dataset.to_json(tmp_path / "one.jsonl")
+    dataset.select([4]).to_json(tmp_path / "two.jsonl")
+    config = tmp_path / "mix.yaml"
+    files = [
+        f"  - {{path: json, data_files: {tmp_path / name}, columns: [question, answer]}}"
+        for name in ("one.jsonl", "two.jsonl")
+    ]
+    config.write_text("\n".join(["datasets:", *files, "prompt_column: question", "completion_column: answer"]))
+    script, training, _, mixture = make_parser().parse_args_and_config(
+        ["--config", str(config), "--use_cpu", "true", "--max_train_rows", "6"]
+    )
+    rows, held_out = load_train_and_eval(script, training, mixture)
+    assert [row["prompt"] for row in rows] == [f"What is {i}?" for i in (0, 1, 2, 3, 4, 4)]
+    assert held_out is None

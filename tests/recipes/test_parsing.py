@@ -1,0 +1,128 @@
+"""Configs: names resolve inside the package first, the command line wins, nothing is ignored."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_ext.recipes.files import find_recipe, package_folder
+from hf_ext.recipes.flow.train import RECIPE, make_parser
+
+
+def parse(*arguments):
+    return make_parser().parse_args_and_config(["--use_cpu", "true", *arguments])
+
+
+def error_of(capsys, *arguments):
+    """Exit status and stderr of the recipe for arguments that are wrong."""
+    try:
+        status = RECIPE.run(["--use_cpu", "true", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--config", "flow/gsm8k.yaml"], ["--config=flow/gsm8k"]])
+def test_a_packaged_config_is_read_by_name(flag):
+    script, training, model, _ = parse(*flag)
+    assert (script.dataset_name, script.dataset_config) == ("openai/gsm8k", "main")
+    assert (training.tau, training.learning_rate, training.seed) == ("median", 2e-5, 42)
+    assert model.model_name_or_path == "HuggingFaceTB/SmolLM2-135M"
+
+
+def test_the_command_line_wins_over_the_file_wherever_it_stands():
+    for arguments in (
+        ["--tau", "1.5", "--config", "flow/gsm8k.yaml"],
+        ["--config", "flow/gsm8k.yaml", "--tau", "1.5"],
+    ):
+        assert parse(*arguments)[1].tau == "1.5"
+
+
+def test_the_package_comes_before_the_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flow").mkdir()
+    for name in ("gsm8k.yaml", "mine.yaml"):
+        (tmp_path / "flow" / name).write_text("tau: 9.0\n")
+    assert find_recipe("flow/gsm8k.yaml") == package_folder() / "flow" / "gsm8k.yaml"
+    assert parse("--config", "flow/gsm8k.yaml")[1].tau == "median"
+    assert parse("--config", "flow/mine.yaml")[1].tau == "9.0"
+    assert parse("--config", "./flow/gsm8k.yaml")[1].tau == "9.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rat: 1.0e-5\n", ["learning_rat", "did you mean", "learning_rate"]),
+        ("taus: median\n", ["taus", "tau"]),
+        ("- tau\n", ["mapping", "list"]),
+        ("tau: [\n", ["no YAML file"]),
+        ("tau: mean\n", ["tau must be 'median'"]),
+        ("max_steps: many\n", ["--max_steps", "many"]),
+        ("normalize: rows\n", ["normalize", "rows"]),
+    ],
+)
+def test_a_bad_config_is_one_line_and_status_2(tmp_path, capsys, text, words):
+    (tmp_path / "bad.yaml").write_text(text)
+    status, err = error_of(capsys, "--config", str(tmp_path / "bad.yaml"))
+    assert status == 2
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+    assert all(word in err for word in words)
+    assert len([line for line in err.splitlines() if "error:" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--learning_rat", "1"], ["--learning_rat", "did you mean"]),
+        (["--config", "flow/gsm8.yaml"], ["flow/gsm8.yaml", "did you mean", "flow/gsm8k"]),
+        (["--config"], ["--config"]),
+        (["--max_step", "3"], ["--max_step", "--max_steps"]),  # no abbreviation: a typo is no option
+    ],
+)
+def test_a_bad_argument_is_one_line_and_status_2(capsys, arguments, words):
+    status, err = error_of(capsys, *arguments)
+    assert status == 2
+    assert "usage:" not in err
+    assert all(word in err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--dataset_name rows.jsonl", ["no model given"]),
+        ("--model_name_or_path nowhere --dataset_name train.jsonl", ["model 'nowhere' cannot be loaded"]),
+        ("--model_name_or_path original", ["neither was given"]),
+        ("--model_name_or_path original --dataset_name none.jsonl", ["none.jsonl", "no such file"]),
+        ("--model_name_or_path original --dataset_name train.jsonl --dataset_train_split dev", ["dev", "['train']"]),
+        ("--model_name_or_path original --dataset_name train.jsonl --eval_strategy epoch", ["eval_dataset_name"]),
+        ("--model_name_or_path original --dataset_name train.jsonl --prompt_column prompt", ["completion_column"]),
+        (
+            "--model_name_or_path original --dataset_name train.jsonl --prompt_column ask --completion_column completion",
+            ["no column 'ask'", "'prompt'"],
+        ),
+        ("--model_name_or_path original --dataset_name bad.jsonl", ["row 1", "completion"]),
+        ("--model_name_or_path original --dataset_name broken.jsonl", ["broken.jsonl", "cannot be loaded"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_named_without_a_traceback(work, capsys, arguments, words):
+    (work / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": null}\n')
+    (work / "broken.jsonl").write_text('{"prompt": "a", "compl')
+    status, err = error_of(capsys, "--bf16", "false", "--report_to", "none", "--output_dir", "out", *arguments.split())
+    error = err[err.index("error:") :]
+    assert status == 2
+    assert "Traceback" not in err
+    assert all(word in error for word in words)
+
+
+def test_the_traceback_is_there_when_asked_for(monkeypatch):
+    monkeypatch.setenv("HF_EXT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no recipe"):
+        RECIPE.run(["--config", "nothing.yaml"])
+
+
+def test_help_shows_the_method_s_own_options_and_the_config(capsys):
+    with pytest.raises(SystemExit) as stop:
+        RECIPE.run(["--help"], prog="hf-ext train flow")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(name in text for name in ("--tau", "--learning_rate", "--prompt_column", "--lora_r", "--config FILE"))

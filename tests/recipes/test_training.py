@@ -1,0 +1,149 @@
+"""Every recipe trains, saves a stock folder, resumes and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hf_ext.recipes.files import recipe_names
+from tests.recipes.work import SMALL
+
+RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
+DATA = {
+    "flow/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl"],
+    "context_free/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl", "--context_free_num_tokens", "300"],
+    "weighted_sft/example.yaml": ["--dataset_name", "weighted.jsonl"],
+}
+
+
+def run(name, *more):
+    """Run a recipe in this process, small; returns its exit status."""
+    recipe = import_module(f"hf_ext.recipes.{name.split('/')[0]}.train").RECIPE
+    return recipe.run(["--config", name, *SMALL, *DATA[name], "--output_dir", "out", *more])
+
+
+@pytest.fixture
+def weighted(work):
+    """Rows with a `weight` column in `weighted.jsonl`."""
+    rows = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
+    (work / "weighted.jsonl").write_text("\n".join(json.dumps({**row, "weight": i % 3}) for i, row in enumerate(rows)))
+    return work
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_transformers_opens(name, weighted):
+    assert run(name) == 0
+    before, after = (load_file(weighted / folder / "model.safetensors") for folder in ("original", "out"))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    AutoModelForCausalLM.from_pretrained(weighted / "out")
+    assert not list((weighted / "out").rglob("*.bin"))  # no pickle
+
+
+def test_every_recipe_of_the_package_has_a_line_in_this_file():
+    assert set(RECIPES) == set(DATA)
+
+
+def test_weights_reach_the_loss(weighted):
+    """Rows of weight 0 train nothing: spoiling them changes no weight of the model."""
+    name, zero = "weighted_sft/example.yaml", "--output_dir"
+    assert run(name) == 0
+    rows = [json.loads(line) for line in (weighted / "weighted.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["completion"] = row["completion"] if row["weight"] else row["completion"][::-1]
+    (weighted / "weighted.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run(name, zero, "spoiled") == 0
+    for row in rows:
+        row["completion"] = row["completion"][::-1]
+    (weighted / "weighted.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run(name, zero, "control") == 0
+    weights = [load_file(weighted / folder / "model.safetensors") for folder in ("out", "spoiled", "control")]
+    # another length of a row of weight 0 may move padding, hence rounding
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-5) for key in weights[0])
+    assert any(not torch.allclose(weights[0][key], weights[2][key], atol=1e-4) for key in weights[0])
+
+
+def test_the_module_runs_as_a_script_with_a_packaged_config(work):
+    command = [sys.executable, "-m", "hf_ext.recipes.flow.train", "--config", "flow/gsm8k.yaml", *SMALL]
+    done = subprocess.run([*command, *DATA["flow/gsm8k.yaml"], "--output_dir", "out"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (work / "out" / "model.safetensors").is_file()
+
+
+def test_a_run_resumes_from_its_last_checkpoint(work):
+    name, keep = "flow/gsm8k.yaml", ["--save_strategy", "steps", "--save_steps", "1"]
+    assert run(name, *keep, "--max_steps", "1") == 0
+    assert run(name, *keep, "--resume_from_checkpoint", "true") == 0
+    state = json.loads((work / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert [line["step"] for line in state["log_history"] if "loss" in line] == [1, 2]
+
+
+@pytest.mark.parametrize(("value", "message"), [("true", "no checkpoint in 'out'"), ("out/gone", "no such folder")])
+def test_resuming_without_a_checkpoint_is_an_error_of_the_input(work, capsys, value, message):
+    assert run("flow/gsm8k.yaml", "--resume_from_checkpoint", value) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("True", True), ("false", None), ("out/checkpoint-1",) * 2]
+)
+def test_resume_from_checkpoint_is_a_switch_or_a_path(text, value):
+    from hf_ext.recipes.sft import _resume
+
+    assert _resume(text) == value
+
+
+def test_report_measures_the_held_out_rows_and_writes_table_and_plot(work, capsys):
+    more = "--eval_dataset_name held_out.jsonl --prompt_column prompt --completion_column completion --report "
+    more += "--dataset_name train.jsonl --report_num_tokens 200 --report_general_text general.jsonl --max_eval_rows 7"
+    assert run("flow/gsm8k.yaml", *more.split()) == 0
+    report = json.loads((work / "out" / "report" / "forgetting.json").read_text())
+    assert report["original"]["target_loss"]["num_rows"] == 7
+    assert report["arms"][0]["name"] == "flow"
+    assert report["arms"][0]["target_change"]["mean"] < 0  # it learned something in two steps
+    assert report["arms"][0]["kl_original_to_new"]["mean"] > 0
+    assert report["arms"][0]["general_loss"]["num_rows"] == 12
+    assert {path.name for path in (work / "out" / "report").iterdir()} >= {"forgetting.md", "forgetting.png"}
+    assert "| flow |" in capsys.readouterr().out
+
+
+def test_context_free_rows_are_sampled_once_and_taken_again(work):
+    name = "context_free/gsm8k.yaml"
+    assert run(name) == 0
+    shard = work / "out" / "context_free" / "shard-00000.arrow"
+    first = shard.stat().st_mtime_ns
+    assert run(name) == 0
+    assert shard.stat().st_mtime_ns == first
+
+
+def test_context_free_without_a_store_or_a_number_says_what_to_pass(work, capsys):
+    recipe = import_module("hf_ext.recipes.context_free.train").RECIPE
+    assert recipe.run([*SMALL, "--dataset_name", "train.jsonl", "--output_dir", "out"]) == 2
+    assert "context_free_num_tokens" in capsys.readouterr().err
+
+
+def test_lora_trains_and_saves_an_adapter(work):
+    assert run("flow/gsm8k.yaml", "--use_peft", "--lora_r", "4") == 0
+    assert (work / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_two_processes_train_together_on_the_cpu(work):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "hf_ext.cli", "train", "weighted_sft", "--num_processes", "2", *SMALL]
+    command += ["--dataset_name", "train.jsonl", "--output_dir", "out", "--expected_num_processes", "2"]
+    done = subprocess.run([*command, "--report_to", "none"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (work / "out" / "model.safetensors").is_file()
+
+
+def test_fewer_processes_than_expected_stop_the_run(work, capsys):
+    with pytest.raises(RuntimeError, match="promises 2 processes, but 1"):
+        run("flow/gsm8k.yaml", "--expected_num_processes", "2")
