@@ -19,7 +19,9 @@ VERBS = {
     "train": "train with a method: weighted_sft, flow or context_free",
     "data": "weight rows (flow-weights) or sample context-free rows (context-free)",
     "eval": "measure what a tuned model learned and forgot (forgetting)",
-    "recipes": "list or show the recipes that come with the package",
+    "recipes": "list, show or copy the recipes that come with the package",
+    "card": "write the model card of a saved folder again (render)",
+    "doctor": "look at versions, devices and launch, and say what is wrong",
 }
 
 

@@ -1,0 +1,208 @@
+"""`hf-ext card render FOLDER`: write the card of a saved model again, from what lies in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.cli.options import option
+from hf_ext.recipes.files import METHODS
+
+CARD, ARGUMENTS, REPORT = "README.md", "training_args.json", "forgetting.json"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `hf-ext card`."""
+    parser = subparsers.add_parser("card", help="write the model card of a saved folder again")
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    render = actions.add_parser(
+        "render",
+        help="write README.md from the folder's own files",
+        description="Writes README.md of a saved model's folder again: settings from training_args.json, numbers from "
+        "forgetting.json, everything else from the card that is there. Options win. No network, and no model is "
+        "loaded.",
+    )
+    render.add_argument("folder", help="folder of the saved model")
+    option(render, "--report", metavar="FILE", help="forgetting.json (default: the folder's, or its report/)")
+    option(render, "--arm", metavar="NAME", help="which arm of the report this model is, if it has several")
+    option(render, "--method", choices=METHODS, help="default: as the card or the settings tell")
+    option(render, "--license", metavar="KEY", help="Hub licence key, such as apache-2.0")
+    option(render, "--base-model", metavar="NAME", help="Hub name or folder of the model that was tuned")
+    option(render, "--dataset", metavar="NAME", help="Hub name of the fine-tuning data")
+    option(render, "--name", metavar="NAME", help="of the model, best its Hub name")
+    option(render, "--force", action="store_true", help="overwrite what would be lost: a card not ours, a table")
+    render.set_defaults(run=lambda o: exit_status(lambda: run_render(o), "hf-ext card render"))
+
+
+def run_render(options: argparse.Namespace) -> int:
+    """
+    Write the card; print where it is and what is still unknown.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such report.
+        ValueError: the folder holds no model, a file in it cannot be read, the method cannot be told, or something
+            would be lost without `--force`.
+    """
+    from hf_ext.hub.cards import write_model_card
+
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.folder!r}")
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ValueError(f"{options.folder!r} holds no saved model: neither config.json nor adapter_config.json")
+    metadata, body = read_card(folder)
+    arguments = _read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
+    report = _report(folder, options.report)
+    if not options.force:
+        _refuse_losses(metadata, body, report)
+    tags = _names(metadata.get("tags"))
+    method = options.method or method_of(tags, arguments)
+    path = write_model_card(
+        folder,
+        method=method,
+        base_model=options.base_model or _base_model(folder, metadata),
+        license=options.license or arguments.get("model_license") or _known(metadata.get("license")),
+        settings=settings_of(method, arguments, body),
+        dataset_name=options.dataset or next(iter(_names(metadata.get("datasets"))), None),
+        report=report,
+        arm=options.arm,
+        tags=tags,
+        model_name=options.name or arguments.get("hub_model_id") or _title(body),
+    )
+    written, _ = read_card(folder)
+    unknown = [name for name in ("license", "base_model") if _known(written.get(name)) is None]
+    print(f"card: {path} ({method}{'' if report is None else ', with the forgetting table'})")
+    for name in unknown:
+        print(f"not known: {name.replace('_', ' ')}; give it with --{name.replace('_', '-')}")
+    return 0
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+    """
+    Metadata and text of the card in a folder; both empty where there is none.
+
+    Raises:
+        ValueError: its metadata is no YAML mapping.
+    """
+    import yaml
+
+    path = folder / CARD
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = re.match(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)(.*)\Z", text, re.DOTALL)
+    if parts is None:
+        return {}, text
+    try:
+        values = yaml.safe_load(parts[1])
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-40
+        raise ValueError(f"{CARD}: its metadata is no YAML: {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"{CARD}: its metadata must be a mapping, found {type(values).__name__}")
+    return values or {}, parts[2]
+
+
+def method_of(tags: list[str], arguments: Mapping[str, Any]) -> str:
+    """
+    The method, from the card's tags, else from the settings that only it has.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    tagged = [method for method in METHODS if method in tags]
+    if len(tagged) == 1:
+        return tagged[0]
+    for method, setting in (("flow", "tau"), ("context_free", "kl_weight"), ("weighted_sft", "normalize")):
+        if setting in arguments:
+            return method
+    raise ValueError(f"the folder does not tell which method trained it; give --method, one of {', '.join(METHODS)}")
+
+
+def settings_of(method: str, arguments: Mapping[str, Any], body: str) -> dict[str, Any]:
+    """The card's settings table: the method's own and the common ones, then rows that only the old card has."""
+    from dataclasses import fields
+
+    from trl import SFTConfig
+
+    import hf_ext
+    from hf_ext.trainers.weighted_sft.card import COMMON, LEFT_OUT
+
+    configs = {"flow": "FlowSFTConfig", "context_free": "ContextFreeSFTConfig", "weighted_sft": "WeightedSFTConfig"}
+    stock = {field.name for field in fields(SFTConfig)}
+    own = [field.name for field in fields(getattr(hf_ext, configs[method])) if field.name not in stock]
+    shown = [name for name in (*own, *COMMON) if name not in LEFT_OUT]
+    table = re.findall(r"^\| `(\w+)` \| (.*) \|$", body, re.MULTILINE)
+    old = {name: value.replace("\\|", "|") for name, value in table}
+    return {**{name: arguments[name] for name in shown if name in arguments}, **_without(old, arguments, shown)}
+
+
+def _without(old: dict[str, str], arguments: Mapping[str, Any], shown: list[str]) -> dict[str, str]:
+    return {name: value for name, value in old.items() if name not in arguments or name not in shown}
+
+
+def _report(folder: Path, given: str | None) -> Any:
+    """The forgetting report: the one named, else the folder's own, else `None`."""
+    from hf_ext.evaluation.report import ForgettingReport
+
+    places = [folder / REPORT, folder / "report" / REPORT]
+    if given is not None:
+        places = [Path(given) / REPORT if Path(given).is_dir() else Path(given)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        if given is not None:
+            raise FileNotFoundError(f"there is no report {given!r}")
+        return None
+    try:
+        return ForgettingReport.from_dict(_read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} is no forgetting report: {type(error).__name__} {error}") from error
+
+
+def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any) -> None:
+    if (metadata or body.strip()) and "hf-ext" not in _names(metadata.get("tags")):
+        raise ValueError(f"{CARD} was not written by hf-ext; --force overwrites it")
+    if metadata.get("model-index") and report is None:
+        raise ValueError(
+            f"{CARD} has a forgetting table, and no {REPORT} was found to write it again; give --report, or --force "
+            "to lose it"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is no JSON: {type(error).__name__}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} must be a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _base_model(folder: Path, metadata: Mapping[str, Any]) -> str | None:
+    named = _names(metadata.get("base_model"))
+    if len(named) == 1:
+        return named[0]
+    for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
+        value = _read_json(folder / name).get(key) if (folder / name).is_file() else None
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def _names(value: Any) -> list[str]:
+    """A metadata field that may be one name or a list of them."""
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
+
+
+def _known(value: Any) -> str | None:
+    return value if isinstance(value, str) and value not in ("", "unknown") else None
+
+
+def _title(body: str) -> str | None:
+    title = re.search(r"^# (.+)$", body, re.MULTILINE)
+    return title[1].strip() if title else None
