@@ -97,7 +97,7 @@ def test_a_bad_argument_is_one_line_and_status_2(capsys, arguments, words):
         ("--model_name_or_path original --dataset_name train.jsonl --eval_strategy epoch", ["eval_dataset_name"]),
         ("--model_name_or_path original --dataset_name train.jsonl --prompt_column prompt", ["completion_column"]),
         (
-            "--model_name_or_path original --dataset_name train.jsonl --prompt_column ask --completion_column completion",
+            "--model_name_or_path original --dataset_name train.jsonl --prompt_column ask --completion_column prompt",
             ["no column 'ask'", "'prompt'"],
         ),
         ("--model_name_or_path original --dataset_name bad.jsonl", ["row 1", "completion"]),

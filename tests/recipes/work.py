@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset, tiny_tokenizer
 
 # What makes a recipe small enough for a test; the CLI wins over the YAML.
-SMALL = (
+SMALL = shlex.split(
     "--model_name_or_path original --per_device_train_batch_size 4 --max_steps 2 --bf16 false --use_cpu true "
     "--disable_tqdm true --save_strategy no --eval_strategy no --logging_steps 1 --learning_rate 1e-3 --warmup_steps 0"
-).split()
+)
 
 
 def make_work_folder(folder: Path) -> Path:

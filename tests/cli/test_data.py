@@ -1,0 +1,130 @@
+"""`hf-ext data`: the files it writes hold what the library computes, and what it prints is true."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_ext.cli import main
+from hf_ext.recipes.loading import load_rows
+
+FLOW = shlex.split("data flow-weights --model original --dataset train.jsonl --device cpu")
+SAMPLE = shlex.split(
+    "data context-free --model original --output store --batch-size 4 --max-new-tokens 16 --device cpu"
+)
+
+
+def completion_losses(folder, rows):
+    """Mean loss of each completion and its end token, by a plain forward, in nats per token."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    losses = []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1]
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[len(prompt) :])).item())
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("output", ["weighted.parquet", "weighted.jsonl", "weighted"])
+def test_weights_are_exp_of_minus_loss_over_the_median_in_every_format(work, capsys, output):
+    assert main([*FLOW, "--output", output]) == 0
+    written = load_rows(output)
+    losses = completion_losses(work / "original", written)
+    tau = float(np.median(losses))
+    np.testing.assert_allclose(written["weight"], np.exp(-losses / tau), rtol=1e-4)
+    ess = np.sum(written["weight"]) ** 2 / (24 * np.sum(np.square(written["weight"])))
+    out = capsys.readouterr().out
+    assert f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}" in out
+    assert re.search(r"weights 0\.\d{3} \|[ ▁▂▃▄▅▆▇█]{10}\| 0\.\d{3}", out)
+    assert "24 rows written" in out
+
+
+def test_an_ess_rule_and_a_number_are_taken(work, capsys):
+    assert main([*FLOW, "--tau", "ess:0.8", "--output", "a.jsonl"]) == 0
+    weights = np.array(load_rows("a.jsonl")["weight"])
+    assert weights.sum() ** 2 / (24 * (weights**2).sum()) == pytest.approx(0.8, abs=1e-6)
+    assert main([*FLOW, "--tau", "2.5", "--output", "b.jsonl"]) == 0
+    assert "tau 2.5000" in capsys.readouterr().out
+
+
+def test_the_result_trains_with_weighted_sft(work):
+    from tests.recipes.work import SMALL
+
+    assert main([*FLOW, "--output", "weighted"]) == 0
+    more = ["--dataset_name", "weighted", "--output_dir", "out", "--report_to", "none"]
+    assert main(["train", "weighted_sft", *SMALL, *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output", "x.txt"], ["x.txt", ".parquet"]),
+        (["--output", "original"], ["original", "something in it"]),
+        (["--output", "x.jsonl", "--tau", "mean"], ["'median' or 'ess:SHARE'", "'mean'"]),
+        (["--output", "x.jsonl", "--tau", "ess:2"], ["SHARE in (0, 1)"]),
+        (["--output", "x.jsonl", "--tau", "-1"], ["tau must be a positive"]),
+        (["--output", "x.jsonl", "--model", "nowhere"], ["model 'nowhere' cannot be loaded"]),
+        (["--output", "x.jsonl", "--dataset", "none.jsonl"], ["none.jsonl", "no such file"]),
+        (["--output", "x.jsonl", "--split", "dev"], ["'dev'", "['train']"]),
+        (["--output", "x.jsonl", "--device", "cuda:7"], ["cuda:7"]),
+        (["--output", "x.jsonl", "--max-rows", "0"], ["at least 1"]),
+    ],
+)
+def test_wrong_arguments_to_flow_weights_are_status_2(work, capsys, arguments, words):
+    assert main([*FLOW, *arguments]) == 2
+    err = capsys.readouterr().err
+    message = err[err.index("hf-ext data flow-weights: error:") :]
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+
+
+def test_a_bad_row_is_named(work, capsys):
+    (work / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": null}\n')
+    assert main([*FLOW, "--dataset", "bad.jsonl", "--output", "x.jsonl"]) == 2
+    assert "row 1, column 'completion'" in capsys.readouterr().err
+
+
+def test_sampling_prints_speed_and_store_and_the_second_call_has_nothing_to_do(work, capsys):
+    assert main([*SAMPLE, "--num-tokens", "100"]) == 0
+    out = capsys.readouterr().out
+    manifest = json.loads((work / "store" / "manifest.json").read_text())
+    assert manifest["tokens"] >= 100
+    assert f"{manifest['tokens']:,} tokens in {manifest['rows']:,} rows" in out
+    assert re.search(r"\([\d,]+ tokens/s\)", out)
+    assert "store: store" in out
+    assert main([*SAMPLE, "--num_tokens", "100"]) == 0  # the other spelling
+    assert "0 of them now (nothing was left to sample)" in capsys.readouterr().out
+
+
+def test_a_larger_number_continues_and_other_settings_are_refused(work, capsys):
+    assert main([*SAMPLE, "--num-tokens", "50"]) == 0
+    first = json.loads((work / "store" / "manifest.json").read_text())["tokens"]
+    assert main([*SAMPLE, "--num-tokens", str(first + 50)]) == 0
+    assert json.loads((work / "store" / "manifest.json").read_text())["tokens"] >= first + 50
+    assert main([*SAMPLE, "--num-tokens", "50", "--seed", "9"]) == 2
+    assert "seed=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_a_number_of_tokens_below_one_is_status_2(work, capsys, number):
+    assert main([*SAMPLE, "--num-tokens", number]) == 2
+    assert "num_tokens must be at least 1" in capsys.readouterr().err
+
+
+def test_histogram_bars_follow_the_counts(capsys):
+    from hf_ext.cli.data import BARS, _print_weights
+
+    weights = np.repeat([0.05, 0.55, 0.95], [80, 1, 40])  # ten intervals of 0.09: first, sixth and last
+    _print_weights(weights, tau=math.pi)
+    bars = re.search(r"\|(.{10})\|", capsys.readouterr().out).group(1)
+    assert (bars[0], bars[5], bars[9]) == (BARS[7], BARS[0], BARS[4])
+    assert bars.count(" ") == 7

@@ -1,0 +1,37 @@
+"""Exit statuses: 2 for the input, 1 for values that blew up, a traceback for bugs."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.guards.finite import NonFiniteError
+from hf_ext.guards.rows import RowError
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("bad"), 2), (FileNotFoundError("bad"), 2), (RowError("bad"), 2), (NonFiniteError("bad"), 1)],
+)
+def test_the_message_is_one_line_on_stderr(capsys, error, status):
+    assert exit_status(raising(error), "hf-ext x") == status
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "hf-ext x: error: bad\n")
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("bug"), TypeError("bug"), PermissionError("disk")])
+def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(error):
+    with pytest.raises(type(error)):
+        exit_status(raising(error), "hf-ext x")
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3)])
+def test_the_result_is_the_status(result, status):
+    assert exit_status(lambda: result, "hf-ext x") == status

@@ -1,0 +1,87 @@
+"""`hf-ext eval forgetting`: the table, the files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_ext.cli import main
+
+EVAL = shlex.split("eval forgetting --original original --target held_out.jsonl --output report --device cpu")
+
+
+@pytest.fixture
+def tuned(work):
+    """Beside the working folder: `same`, a copy of the original, and `uniform`, whose logits are all equal."""
+    model = AutoModelForCausalLM.from_pretrained(work / "original")
+    model.save_pretrained(work / "same")
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    model.save_pretrained(work / "uniform")
+    return work
+
+
+def test_arms_are_measured_and_written(tuned, capsys):
+    arms = ["--new", "A=same", "--new", "uniform", "--num-tokens", "200", "--general-text", "general.jsonl"]
+    assert main([*EVAL, *arms]) == 0
+    report = json.loads((tuned / "report" / "forgetting.json").read_text())
+    same, uniform = report["arms"]
+    vocabulary = AutoModelForCausalLM.from_pretrained(tuned / "original").config.vocab_size
+    assert [same["name"], uniform["name"]] == ["A", "uniform"]
+    assert same["kl_original_to_new"]["mean"] == pytest.approx(0, abs=1e-7)
+    assert same["target_change"]["mean"] == 0
+    assert uniform["target_loss"]["mean"] == pytest.approx(math.log(vocabulary), rel=1e-5)
+    assert uniform["general_loss"]["mean"] == pytest.approx(math.log(vocabulary), rel=1e-5)
+    assert uniform["kl_original_to_new"]["mean"] > 0.01
+    out = capsys.readouterr().out
+    assert (tuned / "report" / "forgetting.md").read_text().splitlines()[0] in out
+    assert "| A |" in out
+    assert {path.suffix for path in (tuned / "report").glob("forgetting.*")} == {".json", ".md", ".svg", ".png"}
+
+
+def test_a_store_is_taken_in_its_own_dtype(tuned):
+    sample = "data context-free --model original --num-tokens 50 --output store --dtype bfloat16 --device cpu"
+    assert main(sample.split()) == 0
+    assert main([*EVAL, "--new", "same", "--context-free", "store"]) == 0
+
+
+def test_a_trained_adapter_is_an_arm(work):
+    from tests.recipes.work import SMALL
+
+    more = "--dataset_name train.jsonl --output_dir adapter --use_peft --report_to none --model_name_or_path"
+    assert main(["train", "weighted_sft", *SMALL, *more.split(), str(work / "original")]) == 0
+    assert main([*EVAL, "--new", "adapter"]) == 0
+    report = json.loads((work / "report" / "forgetting.json").read_text())
+    assert report["arms"][0]["target_change"]["mean"] < 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--new", "nowhere"], ["model 'nowhere' cannot be loaded"]),
+        (["--new", "=same"], ["expected NAME=MODEL"]),
+        (["--new", "same", "--new", "x/same"], ["already", "NAME=MODEL"]),
+        (["--new", "same", "--context-free", "store", "--num-tokens", "5"], ["not both"]),
+        (["--new", "same", "--context-free", "original"], ["no context-free store"]),
+        (["--new", "same", "--groups", "hard"], ["no column 'hard'"]),
+        (["--new", "same", "--num-tokens", "0"], ["num_tokens must be at least 1"]),
+        (["--new", "same", "--general-text", "train.jsonl"], ["'text'"]),
+        (["--new", "same", "--target", "none.jsonl"], ["none.jsonl", "no such file"]),
+    ],
+)
+def test_wrong_arguments_are_status_2(tuned, capsys, arguments, words):
+    assert main([*EVAL, *arguments]) == 2
+    err = capsys.readouterr().err
+    message = err[err.index("hf-ext eval forgetting: error:") :]
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+
+
+def test_nothing_to_measure_is_status_2(tuned, capsys):
+    assert main(["eval", "forgetting", "--original", "original", "--new", "same", "--output", "report"]) == 2
+    assert "nothing to measure" in capsys.readouterr().err
