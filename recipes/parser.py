@@ -10,12 +10,25 @@ import torch
 import yaml
 from trl import TrlParser
 
+from hf_ext.cli.schema import config_schema, problem_of
 from hf_ext.recipes.files import did_you_mean, find_recipe
 
 EPILOG = """
 --config FILE reads any of these from a YAML file: a name inside the package ('hf-ext recipes list'), else a path.
 The command line wins over the file. A key or an option that nobody reads is an error.
 """
+
+# What the configs of the host libraries raise, beside ValueError, for a setting that they cannot use.
+REFUSALS = (
+    TypeError,
+    AttributeError,
+    KeyError,
+    ImportError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+)
 
 
 class RecipeParser(TrlParser):
@@ -30,6 +43,10 @@ class RecipeParser(TrlParser):
         super().__init__(dataclass_types, allow_abbrev=False, epilog=EPILOG, **kwargs)
         if not torch.accelerator.is_available():
             self.set_defaults(use_cpu=True)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the file that `--config` reads."""
+        return config_schema(self.dataclass_types, title=self.prog)
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr and exit status 2: the usage of some 300 options helps nobody."""
@@ -50,9 +67,12 @@ class RecipeParser(TrlParser):
                 config. An unknown option exits with status 2.
         """
         arguments = self._with_config_path(list(sys.argv[1:] if args is None else args))
-        *parsed, _, unknown = super().parse_args_and_config(
-            arguments, return_remaining_strings=True, separate_remaining_strings=True
-        )
+        try:
+            *parsed, _, unknown = super().parse_args_and_config(
+                arguments, return_remaining_strings=True, separate_remaining_strings=True
+            )
+        except REFUSALS as error:
+            raise ValueError(f"these settings cannot be used: {type(error).__name__}: {error}") from error
         if unknown and fail_with_unknown_args and not return_remaining_strings:
             name = unknown[0].split("=")[0]
             self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
@@ -72,12 +92,17 @@ class RecipeParser(TrlParser):
         path = find_recipe(arguments[place])
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, the date 2024-13-40
             raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply") from error
         if not isinstance(config, dict):
             raise ValueError(f"{path} must be a YAML mapping of option names to values, found {type(config).__name__}")
-        known = {action.dest for action in self._actions} | {"env"}
-        for key in config:
+        known = self.schema()["properties"]
+        for key, value in config.items():
             if key not in known:
                 raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+            problem = problem_of(value, known[key])
+            if problem:  # argparse takes a default of any type, so this is the only check there is
+                raise ValueError(f"{path}: {key}: {problem}")
         return [*arguments[:place], str(path), *arguments[place + 1 :]]

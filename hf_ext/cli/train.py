@@ -20,6 +20,8 @@ LINES = {
 }
 
 EPILOG = """
+--schema after METHOD prints the JSON schema of the method's YAML file, for editors and checks.
+
 launching (these two go anywhere after METHOD):
   --num_processes N        N processes: one a GPU through accelerate, or on the CPU through torchrun (gloo)
   --accelerate_config C    accelerate launch with this config: single_gpu, multi_gpu, fsdp2, zero2, zero3, or a file
@@ -63,10 +65,21 @@ def run(options: argparse.Namespace) -> int:
     launch.add_argument("--num_processes", "--num-processes", type=int)
     how, arguments = launch.parse_known_args(options.arguments)
     module = f"hf_ext.recipes.{options.method}.train"
+    if "--schema" in arguments:
+        return _print_schema(module, f"A recipe of {prog}: the file after --config")
     wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
     if not wants_launcher or {"--help", "-h"} & set(arguments):
         return import_module(module).RECIPE.run(arguments, prog=prog)
     return exit_status(lambda: _launch(module, arguments, how.accelerate_config, how.num_processes), prog)
+
+
+def _print_schema(module: str, title: str) -> int:
+    import json
+
+    from hf_ext.cli.schema import config_schema
+
+    print(json.dumps(config_schema(import_module(module).RECIPE.make_parser().dataclass_types, title), indent=2))
+    return 0
 
 
 def _launch(module: str, arguments: Sequence[str], config: str | None, processes: int | None) -> int:
