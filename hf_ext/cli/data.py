@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     _check_output(output)
     tau = _tau(options.tau)
     if isinstance(tau, str):
-        temperature_of(np.array([1.0, 2.0, 3.0]), tau if tau != "median" else "median")  # refuse a bad rule now
+        temperature_of(np.array([1.0, 2.0, 3.0]), tau)  # refuse a bad rule now, not after scoring
     rows = rows_of(options, options.dataset)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
@@ -161,7 +162,9 @@ def _write(rows: Any, output: Path) -> None:
     if output.suffix == ".parquet":
         rows.to_parquet(output)
     elif output.suffix == ".jsonl":
-        rows.to_json(output)
+        # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         rows.save_to_disk(output)
 
@@ -176,6 +179,6 @@ def _print_weights(weights: Any, tau: float) -> None:
     counts, edges = np.histogram(weights, bins=10)
     bars = "".join(BARS[min(7, int(8 * count / counts.max()))] if count else " " for count in counts)
     print(f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}")
-    print(f"weights {edges[0]:.3f} |{bars}| {edges[-1]:.3f}")
+    print(f"weights {edges[0]:.3g} |{bars}| {edges[-1]:.3g}")
     if ess > 0.95:
         print("The weights are nearly equal: training will differ little from plain SFT. Try --tau ess:0.8.")

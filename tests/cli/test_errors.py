@@ -18,7 +18,12 @@ def raising(error):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("bad"), 2), (FileNotFoundError("bad"), 2), (RowError("bad"), 2), (NonFiniteError("bad"), 1)],
+    [
+        (ValueError("bad"), 2),
+        (FileNotFoundError("bad"), 2),
+        (RowError("bad", 3, "text"), 2),
+        (NonFiniteError("bad", "loss", 1, 0, [3]), 1),
+    ],
 )
 def test_the_message_is_one_line_on_stderr(capsys, error, status):
     assert exit_status(raising(error), "hf-ext x") == status

@@ -36,8 +36,9 @@ def test_help_of_a_method_shows_everything(capsys):
 def test_an_unknown_method_names_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "flwo"])
+    err = capsys.readouterr().err
     assert stop.value.code == 2
-    assert all(method in capsys.readouterr().err for method in METHODS)
+    assert all(method in err for method in METHODS)
 
 
 def test_a_single_process_trains_here(work):

@@ -33,13 +33,12 @@ def test_it_runs_as_its_docstring_says(work, monkeypatch):
     assert (work / "out" / "model.safetensors").is_file()
 
 
-def test_tokens_with_a_digit_count_twice_their_row(work, example):
+def test_the_end_counts_twice_its_row(work, example):
     rows = load_dataset("json", data_files="train.jsonl", split="train").map(example.short_answers_first, batched=True)
     args = WeightedSFTConfig("out", report_to="none", bf16=False, disable_tqdm=True)
-    trainer = example.NumbersCountDouble("original", args, train_dataset=rows)
+    trainer = example.EndCountsDouble("original", args, train_dataset=rows)
     row = trainer.train_dataset[2]
     base = 1 / (1 + len(rows[2]["completion"]) / 100)
-    texts = trainer.processing_class.convert_ids_to_tokens(row["input_ids"])
-    assert any(c.isdigit() for text in texts for c in text)
-    for text, weight in zip(texts, row["weight"], strict=True):
-        assert weight == pytest.approx(base * (2 if any(c.isdigit() for c in text) else 1))
+    expected = [base] * (len(row["input_ids"]) - 5) + [2 * base] * 5
+    assert row["weight"] == pytest.approx(expected)
+    trainer.train()
