@@ -13,7 +13,7 @@ import yaml
 if TYPE_CHECKING:
     from hf_ext.evaluation.report import ForgettingReport
 
-__all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_model_card"]
+__all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
 
 METHODS = ("weighted_sft", "flow", "context_free")
 """Methods with a card template, `model_cards/<method>.jinja`."""
@@ -151,6 +151,79 @@ def write_model_card(
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
     path = folder / "README.md"
     card.save(path)
+    return path
+
+
+def write_dataset_card(
+    output_dir: str | Path,
+    *,
+    dataset_name: str,
+    license: str | None = None,
+    source_model: str | Path | None = None,
+    kind: str = "rows",
+    data_files: Mapping[str, str] | None = None,
+    splits: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tags: Iterable[str] = (),
+) -> Path:
+    """
+    Write `README.md` into a dataset's folder. Reads files only: no network.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The folder of the dataset; made if absent.
+        dataset_name (`str`):
+            Name in the title and the usage snippet, best a Hub id.
+        license (`str`, *optional*):
+            Hub licence key. For context-free rows that of the source model by default, if its card is on this machine;
+            else `"unknown"`.
+        source_model (`str` or `Path`, *optional*):
+            Hub id or folder of the model that wrote the rows. A folder's name is never written.
+        kind (`str`, *optional*, defaults to `"rows"`):
+            `"context_free"` for samples of a model: the card then warns that they may hold memorised text.
+        data_files (`Mapping[str, str]`, *optional*):
+            Split to the pattern of its files.
+        splits (`Mapping[str, int]`, *optional*):
+            Split to its number of rows.
+        settings (`Mapping[str, Any]`, *optional*):
+            Facts about how the rows were made, name to value.
+        tags (`Iterable[str]`, *optional*):
+            Tags beside `hf-ext` and, for context-free rows, `synthetic`.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: unknown `kind`.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    if kind not in ("rows", "context_free"):
+        raise ValueError(f"kind={kind!r} is no kind of dataset card; choose 'rows' or 'context_free'.")
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    source, inherited = base_model_metadata(source_model)
+    sampled = kind == "context_free"
+    files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
+    data = DatasetCardData(
+        license=license or (inherited if sampled else None) or "unknown",
+        tags=list(dict.fromkeys(["hf-ext", *(["synthetic", "context-free"] if sampled else []), *tags])),
+        task_categories=["text-generation"],
+        configs=[{"config_name": "default", "data_files": files}] if files else None,
+    )
+    body = _render(
+        "dataset.jinja",
+        dataset_name=dataset_name,
+        context_free=sampled,
+        source=f"[{source}](https://huggingface.co/{source})" if source else "",
+        license_inherited=bool(sampled and inherited and not license),
+        splits=list((splits or {}).items()),
+        settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
+        paper=_paper("context_free", None) if sampled else None,
+        versions=_versions(),
+    )
+    path = folder / "README.md"
+    DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(path)
     return path
 
 
