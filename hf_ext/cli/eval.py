@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="none",
         help="faster, at the price of rounding noise in the KL (default: none)",
     )
+    option(forgetting, "--json", action="store_true", help="print the report as JSON instead of the table")
     option(forgetting, "--device", help="such as cuda:0 or cpu (default: the accelerator if there is one)")
     samples = forgetting.add_argument_group("context-free samples of the original model (one of the two)")
     option(samples, "--context-free", metavar="STORE", help="a store that was NOT trained on")
@@ -92,8 +94,11 @@ def run_forgetting(options: argparse.Namespace) -> int:
         autocast_dtype=autocast_dtype(options),
     )
     folder = report.save(options.output)
-    print(report.to_markdown())
-    print(f"report: {folder}")
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(report.to_markdown())
+        print(f"report: {folder}")
     return 0
 
 

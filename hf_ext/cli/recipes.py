@@ -1,31 +1,45 @@
-"""`hf-ext recipes list|show`: the YAML files that come with the package."""
+"""`hf-ext recipes list|show|copy`: the YAML files that come with the package."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.recipes.files import did_you_mean, package_folder, recipe_names
+from hf_ext.recipes.files import ACCELERATE_FOLDER, did_you_mean, package_folder, recipe_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext recipes`."""
-    parser = subparsers.add_parser("recipes", help="list or show the recipes that come with the package")
+    parser = subparsers.add_parser("recipes", help="list, show or copy the recipes that come with the package")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="name every recipe and accelerate config").set_defaults(run=run_list)
+    listing = actions.add_parser("list", help="name every recipe and accelerate config")
+    listing.add_argument("--json", action="store_true", help="a JSON list of objects with 'name' and 'about'")
+    listing.set_defaults(run=run_list)
     show = actions.add_parser("show", help="print a recipe")
     show.add_argument("name", help="a name from the list, such as flow/gsm8k.yaml")
     show.add_argument("--path", action="store_true", help="print where the file is instead of what is in it")
     show.set_defaults(run=lambda options: exit_status(lambda: run_show(options), "hf-ext recipes show"))
+    copy = actions.add_parser("copy", help="copy a recipe to edit it")
+    copy.add_argument("name", help="a name from the list, such as flow/gsm8k.yaml")
+    copy.add_argument("destination", nargs="?", default=".", help="a file or a folder (default: the current folder)")
+    copy.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    copy.set_defaults(run=lambda options: exit_status(lambda: run_copy(options), "hf-ext recipes copy"))
 
 
 def run_list(options: argparse.Namespace) -> int:
     """Print each name with the first comment line of its file."""
     names = recipe_names()
+    about = {
+        name: (package_folder() / name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in names
+    }
+    if options.json:
+        print(json.dumps([{"name": name, "about": line} for name, line in about.items()], indent=2))
+        return 0
     width = max(map(len, names))
-    for name in names:
-        first = (package_folder() / name).read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<{width}}  {first.lstrip('# ')}")
+    for name, line in about.items():
+        print(f"{name:<{width}}  {line}")
     return 0
 
 
@@ -36,10 +50,39 @@ def run_show(options: argparse.Namespace) -> int:
     Raises:
         ValueError: no such recipe; the message has close names.
     """
-    names = recipe_names()
-    name = options.name if options.name in names else f"{options.name}.yaml"
-    if name not in names:
-        raise ValueError(f"no recipe {options.name!r}{did_you_mean(options.name, names)} ('hf-ext recipes list')")
-    path = package_folder() / name
+    path = _packaged(options.name)
     print(path if options.path else path.read_text(encoding="utf-8"), end="\n" if options.path else "")
     return 0
+
+
+def run_copy(options: argparse.Namespace) -> int:
+    """
+    Copy a recipe and print the command that runs the copy.
+
+    Raises:
+        ValueError: no such recipe; the message has close names.
+        FileExistsError: there is a file of that name, and no `--force`.
+    """
+    path, destination = _packaged(options.name), Path(options.destination)
+    if destination.is_dir() or options.destination.endswith(("/", "\\")):
+        destination = destination / path.name
+    if destination.exists() and not options.force:
+        raise FileExistsError(f"{destination} is there already; --force overwrites it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.write_bytes(path.read_bytes())
+    named = destination.as_posix()
+    named = f"./{named}" if named in recipe_names() else named  # else the package's own would be taken
+    method, how = path.parent.name, f"--config {named}"
+    if method == ACCELERATE_FOLDER:
+        method, how = "METHOD", f"--accelerate_config {named}"
+    print(f"copied to {destination}; run it with")
+    print(f"  hf-ext train {method} {how}")
+    return 0
+
+
+def _packaged(name: str) -> Path:
+    names = recipe_names()
+    known = name if name in names else f"{name}.yaml"
+    if known not in names:
+        raise ValueError(f"no recipe {name!r}{did_you_mean(name, names)} ('hf-ext recipes list')")
+    return package_folder() / known

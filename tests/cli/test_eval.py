@@ -85,3 +85,8 @@ def test_wrong_arguments_are_status_2(tuned, capsys, arguments, words):
 def test_nothing_to_measure_is_status_2(tuned, capsys):
     assert main(["eval", "forgetting", "--original", "original", "--new", "same", "--output", "report"]) == 2
     assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_json_is_the_report_that_is_written(tuned, capsys):
+    assert main([*EVAL, "--new", "same", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tuned / "report" / "forgetting.json").read_text())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
 from hf_ext.cli import main
-from hf_ext.recipes.files import recipe_names
+from hf_ext.recipes.files import find_recipe, recipe_names
 
 
 def test_the_list_names_every_file_with_a_line_about_it(capsys):
@@ -39,3 +41,47 @@ def test_an_unknown_name_gives_one_line_with_close_names(capsys):
 
 def test_a_name_does_not_leave_the_package(capsys):
     assert main(["recipes", "show", "../../etc/passwd"]) == 2
+
+
+def test_the_list_as_json_has_the_same_names(capsys):
+    assert main(["recipes", "list", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("destination", "file"), [(None, "gsm8k.yaml"), ("mine/", "mine/gsm8k.yaml"), ("mine/own.yaml", "mine/own.yaml")]
+)
+def test_a_copy_is_the_recipe_to_the_byte_and_the_printed_command_reads_it(
+    tmp_path, monkeypatch, capsys, destination, file
+):
+    from hf_ext.recipes.flow.train import make_parser
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "flow/gsm8k", *([destination] if destination else [])]) == 0
+    assert (tmp_path / file).read_bytes() == find_recipe("flow/gsm8k.yaml").read_bytes()
+    command = capsys.readouterr().out.splitlines()[-1].split()
+    assert command[:3] == ["hf-ext", "train", "flow"]
+    (tmp_path / file).write_text("tau: 7.5")
+    assert make_parser().parse_args_and_config(command[3:])[1].tau == "7.5"
+
+
+def test_a_copy_in_a_folder_named_as_the_package_s_is_the_one_that_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "flow/gsm8k.yaml", "flow/"]) == 0
+    path = capsys.readouterr().out.split()[-1]
+    assert find_recipe(path).resolve() == (tmp_path / "flow" / "gsm8k.yaml").resolve()
+
+
+def test_a_copy_overwrites_only_when_told(tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("mine")
+    assert main(["recipes", "copy", "flow/gsm8k", str(mine)]) == 2
+    assert mine.read_text() == "mine"
+    assert "--force" in capsys.readouterr().err
+    assert main(["recipes", "copy", "flow/gsm8k", str(mine), "--force"]) == 0
+    assert "tau" in mine.read_text()
+
+
+def test_an_accelerate_config_is_copied_with_its_own_command(tmp_path, capsys):
+    assert main(["recipes", "copy", "accelerate_configs/fsdp2", str(tmp_path)]) == 0
+    assert f"hf-ext train METHOD --accelerate_config {tmp_path / 'fsdp2.yaml'}" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_the_package_comes_before_the_disk(tmp_path, monkeypatch):
         ("- tau\n", ["mapping", "list"]),
         ("tau: [\n", ["no YAML file"]),
         ("tau: mean\n", ["tau must be 'median'"]),
-        ("max_steps: many\n", ["--max_steps", "many"]),
+        ("max_steps: many\n", ["max_steps", "many"]),
         ("normalize: rows\n", ["normalize", "rows"]),
     ],
 )
