@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    AnyDataset = Dataset | IterableDataset
-    AnySplits = DatasetDict | IterableDatasetDict
+    AnyDataset: TypeAlias = Dataset | IterableDataset
+    AnySplits: TypeAlias = DatasetDict | IterableDatasetDict
 
 # Suffix of a local file -> the builder of `datasets.load_dataset`; each may be compressed with gzip.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}

@@ -50,7 +50,8 @@ class RecipeParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr and exit status 2: the usage of some 300 options helps nobody."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(2)
 
     def parse_args_and_config(
         self,

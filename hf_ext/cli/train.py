@@ -33,7 +33,9 @@ launching (these two go anywhere after METHOD):
 class _TakesTheRest(argparse.ArgumentParser):
     """A parser that leaves its arguments, `--help` too, to the recipe's own parser, which is slow to import."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Keep every argument in `arguments`."""
         namespace = argparse.Namespace() if namespace is None else namespace
         namespace.arguments = list(args or [])

@@ -113,6 +113,9 @@ def test_report_measures_the_held_out_rows_and_writes_table_and_plot(work, capsy
     assert report["arms"][0]["general_loss"]["num_rows"] == 12
     assert {path.name for path in (work / "out" / "report").iterdir()} >= {"forgetting.md", "forgetting.png"}
     assert "| flow |" in capsys.readouterr().out
+    card = (work / "out" / "README.md").read_text()
+    assert f"{report['arms'][0]['kl_original_to_new']['mean']:.4f}" in card
+    assert "kl_original_to_new" in card.split("---")[1]  # the model-index entry
 
 
 def test_context_free_rows_are_sampled_once_and_taken_again(work):
