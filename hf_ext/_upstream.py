@@ -33,6 +33,7 @@ TOUCHED = (
     ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by tokens, not by weights"),
     ("transformers.Trainer", "get_batch_samples", "context-free batches could not be drawn"),
     ("transformers.Trainer", "_save", "training_args.bin, a pickle, would be saved beside the model"),
+    ("transformers.Trainer", "_push_from_checkpoint", "hub_strategy would publish optimiser states, pickles"),
     ("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),
     ("trl.trainer.sft_trainer", "DataCollatorForLanguageModeling", "rows could not be collated outside the trainer"),
 )
@@ -48,7 +49,8 @@ class SFTSeam(SFTTrainer):
     - `prepare_rows(dataset, args, packing, dataset_name)`: tokenised, labelled rows, before truncation and packing;
     - `signature_columns()`: further columns that must reach the collator;
     - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
-    - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated.
+    - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated;
+    - `push_checkpoint(checkpoint)`: the push of a checkpoint's folder while training goes on.
     """
 
     def check_rows(
@@ -72,6 +74,10 @@ class SFTSeam(SFTTrainer):
     def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Micro-batches of one optimiser step on this process; the default trains on them as they come."""
         return batches
+
+    def push_checkpoint(self, checkpoint: str) -> None:
+        """Push the folder of a checkpoint that was just saved; the default is the stock push, pickles and all."""
+        super()._push_from_checkpoint(checkpoint)
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """Sum of `values` (any shape) over the processes, without counting tensor-parallel copies twice."""
@@ -135,6 +141,9 @@ class SFTSeam(SFTTrainer):
         """Draw the micro-batches of one optimiser step, then let `draw_batches` see them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return (self.draw_batches(batches) if batches else batches), num_items
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict=state_dict)

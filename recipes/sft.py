@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 import hf_ext
 from hf_ext.cli.errors import exit_status
 from hf_ext.guards.world import check_world_size
+from hf_ext.hub.retry import PushError
 from hf_ext.recipes.loading import check_model_name, first_rows, load_rows, load_splits, pick_split, rename_columns
 from hf_ext.recipes.parser import RecipeParser
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+NOT_PUSHED = 3
+"""Exit status where training may have succeeded and the model is saved, but the Hub did not take it."""
 
 REPORT_SEED = 20_000  # far from the seeds of training stores: a report needs samples that nobody trained on
 
@@ -136,9 +141,23 @@ class SFTRecipe:
         return RecipeParser(types, prog=prog)
 
     def run(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-        """Parse `argv` (the process's by default) and train; returns the exit status."""
+        """
+        Parse `argv` (the process's by default) and train.
+
+        Returns:
+            `int`: the exit status, as of [`exit_status`], and `NOT_PUSHED` where the Hub did not take what was saved.
+        """
         parser = self.make_parser(prog=prog)
-        return exit_status(lambda: self.main(*parser.parse_args_and_config(argv)), parser.prog)
+
+        def command() -> int:
+            try:
+                self.main(*parser.parse_args_and_config(argv))
+            except PushError as error:
+                print(f"{parser.prog}: error: {error}", file=sys.stderr)
+                return NOT_PUSHED
+            return 0
+
+        return exit_status(command, parser.prog)
 
     def main(
         self,
@@ -152,6 +171,7 @@ class SFTRecipe:
 
         Raises:
             ValueError: an argument cannot be honoured; everything that can be checked is checked before training.
+            PushError: the Hub did not take the model; it is saved by then, unless the Hub refused before training.
         """
         from trl import get_peft_config, get_quantization_config
 
@@ -172,14 +192,16 @@ class SFTRecipe:
         )
         trainer.train(resume_from_checkpoint=_resume(training_args.resume_from_checkpoint))
         trainer.accelerator.print("Training completed.")
-        trainer.save_model(training_args.output_dir)
+        trainer.save_model(training_args.output_dir, _internal_call=True)  # the push comes last, with the report
         trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
         if script_args.report:
             write_report(trainer, script_args, model_args, held_out)
-        if training_args.push_to_hub:
-            trainer.push_to_hub(dataset_name=script_args.dataset_name)
-            trainer.accelerator.print(f"Model pushed to the Hub: {trainer.hub_model_id}.")
-        trainer.end()  # trackers and the process group
+        try:
+            if training_args.push_to_hub:
+                trainer.push_to_hub(dataset_name=script_args.dataset_name)
+                trainer.accelerator.print(f"Model pushed to the Hub: {trainer.hub_model_id}.")
+        finally:
+            trainer.end()  # trackers and the process group
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

@@ -211,9 +211,13 @@ class _Commit:
             if found.title != self.message or not self._equal_on(f"refs/pr/{found.num}"):
                 continue
             info = self.api.repo_info(revision=f"refs/pr/{found.num}", **self.target.repo)
-            url = f"{found.url}"
             return CommitInfo(
-                commit_url=url, commit_message=self.message, commit_description="", oid=info.sha, pr_url=url
+                commit_url=f"{self.api.endpoint}/{self.target.repo_id}/commit/{info.sha}",
+                commit_message=self.message,
+                commit_description="",
+                oid=info.sha,
+                pr_url=found.url,
+                _endpoint=self.api.endpoint,
             )
         return None
 

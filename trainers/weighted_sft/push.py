@@ -1,0 +1,188 @@
+"""What a trainer of the weighted family sends to the Hub: the saved folder, without pickles, rows or caches."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_ext.hub.push import LEFT_OUT, create_repo, push_folder
+from hf_ext.hub.retry import Retry
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+# Rows of the training data, samples of a model, and arguments with paths of this machine: nothing to publish unasked.
+PRIVATE = ("bad_rows_path", "original_cache_dir", "context_free_path")
+PRIVATE_FILES = ("bad_rows.jsonl", "training_args.json", "report/fresh_samples/*")
+# Of a checkpoint: what only serves to resume here. It is pickled, or means nothing without what is.
+RESUME_STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin")
+RESUME_STATE += ("global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*")
+
+
+class Pushing:
+    """The pushes of a trainer that run beside training, one after the other."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self.jobs: list[Future] = []
+
+    def start(self, push: Callable[[], Any]) -> Future:
+        """Push when the pushes before are through; a failure is logged, and raised where the result is asked for."""
+        job = self.pool.submit(push)
+        job.add_done_callback(_log_failure)
+        self.jobs.append(job)
+        return job
+
+    def is_done(self) -> bool:
+        """Whether no push is under way."""
+        return all(job.done() for job in self.jobs)
+
+    def wait_until_done(self) -> None:
+        """Wait for every push, whether it fails or not."""
+        wait(self.jobs)
+
+
+def _log_failure(job: Future) -> None:
+    error = job.exception()
+    if error is not None:
+        logger.error("A push beside training failed: %s", error)
+
+
+def prepare_repo(trainer: WeightedSFTTrainer, token: str | None = None, private: bool | None = None) -> None:
+    """
+    Make the trainer's repository unless it is there; sets `hub_model_id` to its full name on the main process.
+
+    Raises:
+        PushError: the Hub refuses, or cannot be reached.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    from huggingface_hub import HfApi
+
+    args = trainer.args
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    api = HfApi(
+        token=token if token is not None else args.hub_token, library_name="hf-ext", library_version=version("hf-ext")
+    )
+    private = private if private is not None else args.hub_private_repo
+    saved = args.output_dir if glob.glob(f"{glob.escape(args.output_dir)}/*.safetensors") else None
+    retry = Retry(f"model {name}", saved)
+    trainer.hub_model_id = args.hub_model_id = create_repo(api, name, "model", private, retry)
+    trainer.push_in_progress = Pushing()
+
+
+def push_trainer(
+    trainer: WeightedSFTTrainer,
+    commit_message: str,
+    *,
+    blocking: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    card: dict[str, Any] | None = None,
+) -> CommitInfo | Future | None:
+    """
+    Save into `output_dir`, write the card, then push; arguments as in [`WeightedSFTTrainer.push_to_hub`].
+
+    Returns:
+        `CommitInfo`, or a `Future` of it unless `blocking`; `None` on processes other than the main one.
+
+    Raises:
+        PushError: the push failed; everything is in `output_dir`.
+    """
+    args = trainer.args
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    trainer.save_model(args.output_dir, _internal_call=True)  # on every process: shards are gathered
+    if not trainer.is_world_process_zero():
+        return None
+    token = token if token is not None else args.hub_token
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo(token=token, private=private)
+    card = {"model_name": trainer.hub_model_id, **(card or {})}
+    trainer.create_model_card(**card)
+    trainer.push_in_progress.wait_until_done()
+
+    def push() -> CommitInfo:
+        return push_folder(
+            args.output_dir,
+            trainer.hub_model_id,
+            token=token,
+            private=private if private is not None else args.hub_private_repo,
+            revision=revision if revision is not None else (None if create_pr else args.hub_revision),
+            create_pr=create_pr,
+            commit_message=commit_message,
+            ignore=(*LEFT_OUT, *_private_files(trainer)),
+        )
+
+    return push() if blocking else trainer.push_in_progress.start(push)
+
+
+def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
+    """
+    Push a checkpoint's model beside training, as `hub_strategy` says; never its optimiser, scheduler or random states.
+
+    Those are pickles: a run resumes from the checkpoint on disk. A failure is logged and training goes on; the push
+    after training brings everything.
+    """
+    args = trainer.args
+    if not trainer.is_world_process_zero() or args.hub_strategy == "end":
+        return
+    if not (args.hub_always_push or trainer.push_in_progress.is_done()):
+        return
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    # Rotation may delete the checkpoint before its turn comes; links keep the files until then.
+    held = Path(args.output_dir) / f"_push-{Path(checkpoint).name}"
+    shutil.rmtree(held, ignore_errors=True)
+    shutil.copytree(
+        checkpoint, held, ignore=shutil.ignore_patterns(*RESUME_STATE, *PRIVATE_FILES), copy_function=_link_or_copy
+    )
+    places = {"checkpoint": ["", "last-checkpoint"], "all_checkpoints": ["", Path(checkpoint).name]}
+    message = f"Training in progress, step {trainer.state.global_step}"
+
+    def push() -> None:
+        try:
+            for place in places.get(str(args.hub_strategy.value), [""]):
+                push_folder(
+                    held,
+                    trainer.hub_model_id,
+                    token=args.hub_token,
+                    private=args.hub_private_repo,
+                    revision=args.hub_revision,
+                    commit_message=f"{message}, checkpoint" if place else message,
+                    path_in_repo=place,
+                )
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
+
+    trainer.push_in_progress.start(push)
+
+
+def _private_files(trainer: WeightedSFTTrainer) -> list[str]:
+    """Patterns of what lies in `output_dir` and is not for others."""
+    root = Path(trainer.args.output_dir).resolve()
+    patterns = list(PRIVATE_FILES)
+    for name in PRIVATE:
+        value = getattr(trainer.args, name, None)
+        if value is not None and Path(value).resolve().is_relative_to(root):
+            inside = glob.escape(Path(value).resolve().relative_to(root).as_posix())
+            patterns += [inside, f"{inside}/*"]
+    return patterns
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
