@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,7 @@ def test_scores_are_the_full_logit_losses_of_each_document(layout: str, tmp_path
         flat = [
             triple
             for row in out
-            for triple in zip(
-                row["row_index"], row["original_nll_sum"], row["original_num_tokens"], strict=True
-            )
+            for triple in zip(row["row_index"], row["original_nll_sum"], row["original_num_tokens"], strict=True)
         ]
     else:
         index = range(len(rows)) if layout == "raw" else out["row_index"]
@@ -209,14 +208,14 @@ def test_ess_rule_solves_for_its_share(share: float, seed: int) -> None:
 
 @pytest.mark.parametrize("rule", ["mean", "ess", "ess:", "ess:0", "ess:1", "ess:1.5", "ess:nan", "median:2", ""])
 def test_unknown_rules_are_named(rule: str) -> None:
-    with pytest.raises(ValueError, match="rule must be 'median' or 'ess:SHARE'"):
+    with pytest.raises(ValueError, match=r"rule must be .median. or .ess:SHARE"):
         flow_temperature(scored([1.0, 2.0, 3.0]), rule)
 
 
 def test_what_has_no_temperature_says_so() -> None:
     with pytest.raises(ValueError, match="median loss under the original model is 0"):
         flow_temperature(scored([0.0, 0.0, 1.0]))
-    with pytest.raises(ValueError, match="cannot fall to 0.5"):
+    with pytest.raises(ValueError, match=r"cannot fall to 0\.5"):
         flow_temperature(scored([1.0, 1.0, 1.0, 2.0]), "ess:0.5")
     with pytest.raises(ValueError, match="dataset is empty"):
         flow_temperature(scored([]))
@@ -259,7 +258,7 @@ def test_weights_fall_with_the_loss_stay_in_unit_range_and_ignore_the_unit(value
     weights = FlowWeights(flow_temperature(rows))({**rows.to_dict()})["weight"]
     assert all(0 < w <= 1 for w in weights)
     order = np.argsort(values, kind="stable")
-    assert all(weights[a] >= weights[b] for a, b in zip(order, order[1:], strict=False))
+    assert all(weights[a] >= weights[b] for a, b in pairwise(order))
     other = scored([v * unit for v in values])  # nats or bits
     assert FlowWeights(flow_temperature(other))({**other.to_dict()})["weight"] == pytest.approx(weights, rel=1e-6)
 

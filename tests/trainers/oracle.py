@@ -18,7 +18,9 @@ class Document:
     weights: list[float]
 
 
-def document(ids: Sequence[int], labels: Sequence[int] | None = None, weight: float | Sequence[float] = 1.0) -> Document:
+def document(
+    ids: Sequence[int], labels: Sequence[int] | None = None, weight: float | Sequence[float] = 1.0
+) -> Document:
     """A document; without labels every token is supervised, a number is every token's weight."""
     weights = [float(weight)] * len(ids) if isinstance(weight, int | float) else [float(w) for w in weight]
     return Document(list(ids), list(ids if labels is None else labels), weights)

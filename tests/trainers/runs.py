@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -66,6 +67,16 @@ def train(trainer: Any, **kwargs: Any) -> list[float]:
 def weights_of(model: Any) -> dict[str, Tensor]:
     """A copy of every parameter."""
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+class Snapshot(TrainerCallback):
+    """Keeps the parameters as they were before the optimiser step that is being taken."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.weights = weights_of(model)
 
 
 def assert_same_weights(one: Any, other: Any) -> None:

@@ -12,7 +12,7 @@ from hf_ext.guards.finite import NonFiniteError
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from hf_ext.trainers.weighted_sft import trainer as trainer_module
 from tests.tiny import tiny_prompt_completion_dataset
-from tests.trainers.runs import build, config_of, weights_of
+from tests.trainers.runs import Snapshot, build, config_of
 
 N, BAD_ROW, MARK = 24, 11, 0.777
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -24,16 +24,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "padding_free": {"padding_free": True, "max_length": None},
 }  # fmt: skip
-
-
-class Snapshot(TrainerCallback):
-    """Keeps the parameters after every optimiser step."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, torch.Tensor] = {}
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.weights = weights_of(model)
 
 
 def trainer_of(tmp_path: Any, **settings: Any) -> tuple[Any, Snapshot]:

@@ -51,7 +51,9 @@ def means_of(dataset: Dataset, length: int | None = LENGTH) -> np.ndarray:
 
 def flow_run(tmp_path: Path, dataset: Dataset | None = None, **settings: Any) -> tuple[Any, list[float]]:
     settings = {"max_length": LENGTH} | settings
-    trainer = build(FlowSFTTrainer, config_of(FlowSFTConfig, tmp_path, **settings), rows() if dataset is None else dataset)
+    trainer = build(
+        FlowSFTTrainer, config_of(FlowSFTConfig, tmp_path, **settings), rows() if dataset is None else dataset
+    )
     return trainer, train(trainer)
 
 

@@ -299,7 +299,10 @@ def test_a_kernel_that_mixes_packed_documents_is_refused(leaky: str, settings: d
 def test_the_same_kernel_is_fine_without_packing(leaky: str, tmp_path: Path) -> None:
     model = tiny_model(TOKENIZER)
     model.set_attn_implementation(leaky)
-    assert len(train(build(WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path), weighted_text(), model=model))) == 4
+    assert (
+        len(train(build(WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path), weighted_text(), model=model)))
+        == 4
+    )
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
@@ -350,5 +353,7 @@ def test_the_saved_model_opens_with_stock_classes(tmp_path: Path) -> None:
 
 
 def test_pairs_with_an_ignored_prompt_column_of_another_kind(tmp_path: Path) -> None:
-    rows = tiny_prompt_completion_dataset(16).add_column("source", ["a", "b"] * 8).add_column("weight", weights_for(16))
+    rows = (
+        tiny_prompt_completion_dataset(16).add_column("source", ["a", "b"] * 8).add_column("weight", weights_for(16))
+    )
     assert len(train(build(WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path), rows))) == 4

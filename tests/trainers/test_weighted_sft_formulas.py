@@ -172,9 +172,7 @@ def test_token_weights_are_cut_with_their_tokens(labelled: bool, mode: str, tmp_
     weights, length = token_weights(docs), 12
     cut = slice(None, length) if mode == "keep_start" else slice(-length, None)
     expected = [document(d.ids[cut], d.labels[cut], w[cut]) for d, w in zip(docs, weights, strict=True)]
-    loss, model = first_loss(
-        dataset.add_column("weight", weights), tmp_path, max_length=length, truncation_mode=mode
-    )
+    loss, model = first_loss(dataset.add_column("weight", weights), tmp_path, max_length=length, truncation_mode=mode)
     assert max(len(doc.ids) for doc in docs) > length
     assert loss == pytest.approx(step_loss(model, expected), abs=2e-6)
 

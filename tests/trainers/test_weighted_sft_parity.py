@@ -40,7 +40,9 @@ def with_ones(dataset: Dataset) -> Dataset:
     return dataset.add_column("weight", [1.0] * len(dataset))
 
 
-def run(trainer_class: Any, config_class: Any, folder: Any, dataset: Dataset, model: Any = None, **settings: Any) -> Any:
+def run(
+    trainer_class: Any, config_class: Any, folder: Any, dataset: Dataset, model: Any = None, **settings: Any
+) -> Any:
     trainer = build(trainer_class, config_of(config_class, folder, **settings), dataset, model=model)
     return train(trainer), trainer.model
 

@@ -1,0 +1,314 @@
+"""What any trainer here must do. A new method joins with one line in `registry.TRAINERS`."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_ext.guards.finite import NonFiniteError
+from hf_ext.guards.rows import RowError
+from tests.conformance.registry import TRAINERS, Method, plain_rows
+from tests.distributed.launch import launch, launch_once
+from tests.tiny import tiny_model
+from tests.trainers.oracle import document, token_losses
+from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, build, config_of, train
+
+every_trainer = pytest.mark.parametrize("method", TRAINERS, ids=lambda method: method.name)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")
+
+
+# --- neutral, it is its parent ---------------------------------------------------------------------------------------
+
+
+@every_trainer
+@pytest.mark.parametrize(
+    "settings", [{}, {"packing": True, "gradient_accumulation_steps": 2}], ids=["plain", "packed"]
+)
+def test_neutral_it_equals_its_parent_bit_for_bit(method: Method, settings: dict, tmp_path: Path) -> None:
+    ours = method.build(tmp_path, plain_rows(32), **settings, **method.neutral)
+    trainer_class, config_class = method.parent
+    theirs = build(trainer_class, config_of(config_class, tmp_path / "parent", **settings), plain_rows(32))
+    assert train(ours) == train(theirs)
+    assert_same_weights(ours.model, theirs.model)
+
+
+@every_trainer
+def test_not_neutral_it_differs_from_its_parent(method: Method, tmp_path: Path) -> None:
+    theirs = build(method.parent[0], config_of(method.parent[1], tmp_path / "parent"), plain_rows(32))
+    assert train(method.build(tmp_path, 32)) != train(theirs)
+
+
+# --- one step is one step, however it is cut up ----------------------------------------------------------------------
+
+STEPS = 24
+OPTIMISERS: dict[str, tuple[dict[str, Any], float]] = {
+    "sgd": ({"optim": "sgd", "learning_rate": 0.1}, 1e-6),
+    "adamw": ({"optim": "adamw_torch", "learning_rate": 1e-3}, 1e-5),
+}
+
+
+def changes_of(optimiser: str, batch: int, accumulation: int) -> dict[str, Any]:
+    return OPTIMISERS[optimiser][0] | {
+        "max_steps": STEPS, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
+    }  # fmt: skip
+
+
+def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
+    jobs = [
+        {
+            "id": f"{method.name}/{optimiser}", "method": method.name, "folder": str(folder / method.name / optimiser),
+            "rows": 32, "changes": changes_of(optimiser, 2, 1),
+        }
+        for method in TRAINERS
+        for optimiser in OPTIMISERS
+    ]  # fmt: skip
+    jobs += [
+        {
+            "id": f"median/{n}", "method": "flow", "folder": str(folder / f"median{n}"), "rows": n,
+            "changes": {"max_steps": 1},
+        }
+        for n in MEDIAN_ROWS
+    ]  # fmt: skip
+    return jobs
+
+
+MEDIAN_ROWS = (16, 15, 13)  # even; odd; odd, and shards of 7 and 6 rows
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The results of every two-process job: one launch."""
+    return launch_once("two_processes", two_process_jobs, tmp_path_factory, processes=2)
+
+
+@every_trainer
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_batch_four_is_two_times_two_is_two_processes(
+    method: Method, optimiser: str, two_processes: dict, tmp_path: Path
+) -> None:
+    whole = train(method.build(tmp_path / "whole", 32, **changes_of(optimiser, 4, 1)))
+    accumulated = train(method.build(tmp_path / "accumulated", 32, **changes_of(optimiser, 2, 2)))
+    shared = two_processes[f"{method.name}/{optimiser}"]
+    assert shared["world"] == 2
+    assert len(whole) == len(shared["losses"]) == STEPS
+    assert whole[-1] < whole[0] - 0.2, "nothing was learned: equal losses would mean little"
+    # Above 8 nats (target plus anchor) float32 itself has steps of 1e-6: there, two of them.
+    tolerance = np.maximum(OPTIMISERS[optimiser][1], 2 * np.spacing(np.float32(whole)) * (np.array(whole) > 8))
+    assert (np.abs(np.subtract(whole, accumulated)) <= tolerance).all()
+    assert (np.abs(np.subtract(whole, shared["losses"])) <= tolerance).all()
+
+
+def median_by_loop(n: int) -> float:
+    means = []
+    for row in plain_rows(n):
+        head = TOKENIZER(row["prompt"])["input_ids"]
+        ids = TOKENIZER(row["prompt"] + row["completion"] + TOKENIZER.eos_token)["input_ids"][:64]
+        start = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), len(head))
+        doc = document(ids, [-100] * start + ids[start:])
+        means.append(np.mean([nll for nll, _ in token_losses(tiny_model(TOKENIZER), doc)]))
+    return float(np.median(means))
+
+
+@pytest.mark.parametrize("n", MEDIAN_ROWS)
+def test_flows_median_is_that_of_all_rows_on_one_and_two_processes(
+    n: int, two_processes: dict, tmp_path: Path
+) -> None:
+    from tests.conformance.registry import BY_NAME
+
+    expected = median_by_loop(n)
+    one = BY_NAME["flow"].build(tmp_path, n, max_steps=1)
+    train(one)
+    assert one.flow_statistics["flow/tau"] == pytest.approx(expected, rel=1e-6)
+    (two,) = [entry["flow/tau"] for entry in two_processes[f"median/{n}"]["logs"] if "flow/tau" in entry]
+    assert two == pytest.approx(expected, rel=1e-6)
+
+
+# --- a power cut costs nothing but time ------------------------------------------------------------------------------
+
+EPOCH, KILLED_AT, LAST = 6, 15, 20  # 24 rows in batches of 4; checkpoints every 4 steps; the kill is in epoch 2
+
+
+def kill_jobs(folder: Path, seeds: range, names: list[str]) -> list[dict[str, Any]]:
+    jobs = []
+    for name in names:
+        method, _, packed = name.partition("+")
+        for seed in seeds:
+            place = folder / name / str(seed)
+            changes = {
+                "max_steps": LAST, "save_strategy": "steps", "save_steps": 4, "seed": 40 + seed, "optim": "adamw_torch",
+                "learning_rate": 3e-3, "lr_scheduler_type": "linear", "save_total_limit": 2,
+            }  # fmt: skip
+            rows = 24
+            if packed:
+                changes |= {"packing": True, "max_length": 96, "per_device_train_batch_size": 2}
+            job = {"method": method, "rows": rows, "changes": changes, "dropout": 0.1}
+            jobs += [
+                job | {"id": f"{name}/{seed}/whole", "folder": str(place / "whole")},
+                job | {"id": f"{name}/{seed}/killed", "folder": str(place / "cut"), "kill_at": KILLED_AT},
+                job | {"id": f"{name}/{seed}/resumed", "folder": str(place / "cut"), "resume": True},
+            ]
+    return jobs
+
+
+KILLED = [method.name for method in TRAINERS] + ["weighted_sft+packed"]
+
+
+def assert_resumed_to_the_same_weights(results: dict, name: str, seed: int) -> None:
+    whole, killed, resumed = (results[f"{name}/{seed}/{part}"] for part in ("whole", "killed", "resumed"))
+    assert killed["exit"] == -9
+    assert whole["exit"] == resumed["exit"] == 0
+    checkpoint = LAST - len(resumed["losses"])
+    assert EPOCH < checkpoint < KILLED_AT, "it did not resume from a checkpoint of a later epoch"
+    assert resumed["losses"] == whole["losses"][checkpoint:]
+    assert resumed["weights"] == whole["weights"]
+    assert len(set(whole["losses"])) == LAST
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Each method whole, killed and resumed, with one seed: one launch."""
+    return launch_once("cuts", lambda folder: kill_jobs(folder, range(1), KILLED), tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_run_resumes_to_the_same_weights(name: str, cuts: dict) -> None:
+    assert_resumed_to_the_same_weights(cuts, name, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_run_resumes_to_the_same_weights_with_five_seeds(name: str, tmp_path: Path) -> None:
+    results = launch(kill_jobs(tmp_path, range(5), [name]), tmp_path)
+    for seed in range(5):
+        assert_resumed_to_the_same_weights(results, name, seed)
+
+
+# --- bad values and bad rows -----------------------------------------------------------------------------------------
+
+
+@every_trainer
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_nan_stops_before_the_optimiser_step_and_names_the_row(
+    method: Method, packing: bool, tmp_path: Path
+) -> None:
+    trainer = method.build(tmp_path, 24, packing=packing, max_steps=20, shuffle_dataset=True)
+    collate, before = trainer.data_collator, Snapshot()
+    trainer.add_callback(before)
+    marked = TOKENIZER("row 13", add_special_tokens=False)["input_ids"]
+
+    def spoil(rows: list[dict]) -> dict[str, Any]:
+        batch = collate(rows)
+        ids = batch["input_ids"]
+        for row in range(ids.shape[0]):
+            for start in range(ids.shape[1] - len(marked)):
+                if ids[row, start : start + len(marked)].tolist() == marked:
+                    batch["weight"][row, start + len(marked) :][:1] = math.nan
+        return batch
+
+    trainer.data_collator = spoil
+    with pytest.raises(NonFiniteError, match="weight") as stopped:
+        trainer.train()
+    assert stopped.value.row_indices == [13]
+    assert f"step {stopped.value.step}" in str(stopped.value)
+    for name, value in trainer.model.named_parameters():
+        assert torch.isfinite(value).all()
+        assert torch.equal(value, before.weights[name])
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "none": {"completion": None},
+    "empty": {"completion": ""},
+    "no_prompt": {"prompt": None},
+    "negative_weight": {"weight": -0.5},
+    "nan_weight": {"weight": math.nan},
+    "infinite_weight": {"weight": math.inf},
+}
+
+
+@every_trainer
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_row_raises_our_error(method: Method, kind: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = plain_rows(8).add_column("weight", [1.0] * 8).to_list()
+    rows[5] |= MALFORMED[kind]
+    (column,) = MALFORMED[kind]
+    with pytest.raises(RowError, match=rf"row 5, column '{column}'") as found:
+        method.build(tmp_path, Dataset.from_list(rows))
+    assert found.value.row_index == 5
+    assert found.value.column == column
+
+
+# --- adapters, saving ------------------------------------------------------------------------------------------------
+
+
+@every_trainer
+def test_lora_trains_the_adapter_alone_and_reloads_with_stock_classes(method: Method, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = method.build(tmp_path, 32, max_steps=12, learning_rate=1.0, kwargs={"peft_config": lora})
+    losses = train(trainer)
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    trainer.save_model(str(tmp_path / "saved"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    loaded = PeftModel.from_pretrained(tiny_model(TOKENIZER), tmp_path / "saved")
+    trainer.model.eval()
+    assert torch.equal(loaded(ids).logits, trainer.model(ids).logits)
+    assert (loaded(ids).logits - tiny_model(TOKENIZER)(ids).logits).abs().max() > 1e-3
+    assert_same_weights(trainer.model.unload(), tiny_model(TOKENIZER))
+
+
+@every_trainer
+def test_the_saved_folder_is_stock_has_a_card_and_no_pickle(method: Method, tmp_path: Path) -> None:
+    trainer = method.build(tmp_path, 16, max_steps=2, model_license="apache-2.0")
+    train(trainer)
+    folder = tmp_path / "saved"
+    trainer.save_model(str(folder))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert_same_weights(loaded, trainer.model)
+    assert AutoTokenizer.from_pretrained(folder)("Ada counts")["input_ids"] == TOKENIZER("Ada counts")["input_ids"]
+    names = [path.name for path in folder.rglob("*")]
+    assert not [name for name in names if name.endswith(PICKLES)]
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    tag = method.name.replace("_", "-")
+    assert {"hf-ext", tag} <= set(card.data.tags)
+    assert str(tmp_path) not in card.content, "the card names a place on this machine"
+
+
+@every_trainer
+def test_training_saving_and_resuming_load_no_pickle(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    kwargs = {"kwargs": {"eval_dataset": plain_rows(4)}}
+
+    def refuse(*args: Any, **kw: Any) -> Any:
+        raise AssertionError("a pickle was loaded")
+
+    load = torch.load
+
+    def safe_load(*args: Any, **kw: Any) -> Any:
+        assert kw.get("weights_only") is not False, "torch.load may run code"
+        return load(*args, **kw)
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", safe_load)
+    whole = method.build(tmp_path, 16, **settings, **kwargs)
+    losses = train(whole)
+    whole.save_model(str(tmp_path / "saved"))
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        assert not (checkpoint / "training_args.bin").exists()
+        assert (checkpoint / "README.md").is_file()
+    resumed = method.build(tmp_path, 16, **settings, **kwargs)
+    again = train(resumed, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert again == losses[2:]

@@ -1,0 +1,53 @@
+"""Start `run_trainer` and read its results; each batch of jobs runs once however many test workers ask for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[2]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> dict[str, dict[str, Any]]:
+    """Run the jobs in `folder` on that many processes over gloo, and return their results by id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.json"
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
+        command += ["--master_port", str(_free_port()), "-m"]
+    command += ["tests.distributed.run_trainer", str(folder / "jobs.json"), str(results)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    if sys.platform == "darwin":
+        environment["GLOO_SOCKET_IFNAME"] = "lo0"
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert results.is_file(), f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def launch_once(
+    name: str, jobs_in: Any, tmp_path_factory: pytest.TempPathFactory, processes: int = 1
+) -> dict[str, dict[str, Any]]:
+    """`launch(jobs_in(folder))`, once a test session; other workers of pytest-xdist wait and read the results."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if (folder / "results.json").is_file():
+            return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return launch(jobs_in(folder), folder, processes)

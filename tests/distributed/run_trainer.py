@@ -1,0 +1,107 @@
+"""
+Run training jobs in a process of their own, or in two under `torchrun`, and write what came of each as JSON.
+
+    python -m tests.distributed.run_trainer jobs.json results.json
+    torchrun --nproc_per_node 2 -m tests.distributed.run_trainer jobs.json results.json
+
+A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to the config), and optionally `kill_at`
+(the process sends itself SIGKILL after that many steps), `resume` (from the newest checkpoint) and `dropout`.
+With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
+starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
+`logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from transformers import TrainerCallback
+
+from hf_ext.guards.world import check_world_size
+from tests.conformance.registry import BY_NAME
+from tests.tiny import tiny_model
+from tests.trainers.runs import TOKENIZER, train
+
+
+class KillAt(TrainerCallback):
+    """The power cut: no clean-up, no handler."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    """SHA-256 of every parameter, in order."""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Train one job to its end."""
+    model = tiny_model(TOKENIZER, attention_dropout=job.get("dropout", 0.0))
+    trainer = BY_NAME[job["method"]].build(Path(job["folder"]), job["rows"], model=model, **job["changes"])
+    if "kill_at" in job:
+        trainer.add_callback(KillAt(job["kill_at"]))
+    losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))
+    mean = trainer.accelerator.gather(torch.tensor(losses, dtype=torch.float64)[None]).mean(dim=0).tolist()
+    return {
+        "losses": mean,
+        "weights": digest_of(trainer.accelerator.unwrap_model(trainer.model)),
+        "logs": trainer.state.log_history,
+        "world": trainer.accelerator.num_processes,
+        "exit": 0,
+    }
+
+
+def run_in_child(job: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Train one job in a forked child: the parent has imported everything and started nothing."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            file.write_text(json.dumps(run(job)), encoding="utf-8")
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
+
+
+def main() -> None:
+    """Run the jobs of the first argument into the second."""
+    jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    found = {}
+    torch.set_num_threads(1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for job in jobs:
+        if world > 1:
+            found[job["id"]] = run(job)
+            check_world_size(world)
+        else:
+            found[job["id"]] = run_in_child(job, results.with_suffix(".job.json"))
+            results.with_suffix(".job.json").unlink(missing_ok=True)
+    if os.environ.get("RANK", "0") == "0":
+        results.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
