@@ -11,12 +11,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="fine-tune the embedded model four ways and show what each forgot",
-        description="Fine-tunes SmolLM2-135M-Instruct, which comes in a wheel, on a generated skill in four ways (SFT, "
-        "FLOW, context-free, both) with equal steps and learning rate, and compares what each gained and forgot. No "
-        "network, account, GPU or data set. Stopped, the same command continues.",
+        description="Fine-tunes SmolLM2-135M-Instruct, which comes in a wheel, on a generated skill in four ways "
+        "(SFT, FLOW, context-free, both) with equal steps and learning rate, and says what each gained and forgot. "
+        "No network, account, GPU or data set. Stopped, the same command continues.",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the run (default: hf-ext-demo; with --fast hf-ext-demo/fast)"
+        "--output", metavar="DIR", help="folder of the run (default: hf-ext-demo, or hf-ext-demo-fast)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of rows, samples and order (default: 0)")
     parser.add_argument(

@@ -1,0 +1,242 @@
+"""One arm of the demo: tune the original model one way, measure what it gained and forgot, write that down."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+from hf_ext.data.weighting import add_flow_weights, add_original_losses, effective_sample_size_ratio
+from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
+from hf_ext.demo.tasks import house_rows
+from hf_ext.evaluation.forgetting import forgetting_report
+from hf_ext.evaluation.report import ForgettingReport
+from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
+from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
+
+FRESH_SEED = 1_000_003
+"""Added to the seed of the samples that the evaluation uses: never those that an arm was trained on."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """
+    Where a run keeps its things, and the data that all arms share.
+
+    Args:
+        settings ([`DemoSettings`]): sizes and seed.
+        output (`Path`): the run's folder.
+        original (`Path`): folder of the original model.
+    """
+
+    settings: DemoSettings
+    output: Path
+    original: Path
+
+    @property
+    def train_rows(self) -> Dataset:
+        """The target rows that every arm trains on."""
+        return house_rows(self.settings.num_rows, seed=self.settings.seed, split="train")
+
+    @property
+    def held_out_rows(self) -> Dataset:
+        """Target rows about other goods, for the evaluation."""
+        return house_rows(self.settings.num_held_out, seed=self.settings.seed, split="held_out")
+
+    def store(self, fresh: bool) -> ContextFreeStore:
+        """Context-free rows: those for training, or fresh ones for the evaluation."""
+        return ContextFreeStore(self.output / "samples" / ("fresh" if fresh else "train"))
+
+    def arm(self, name: str) -> Path:
+        """The folder of an arm."""
+        return self.output / "arms" / name
+
+    def load(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        """The original model in float32, and its tokenizer."""
+        model = AutoModelForCausalLM.from_pretrained(self.original, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(self.original)
+
+    def sample(self) -> None:
+        """Draw both sets of context-free rows from the original model; a finished set is not drawn again."""
+        model, tokenizer = self.load()
+        settings = self.settings
+        for fresh, num_tokens in ((False, settings.context_free_tokens), (True, settings.fresh_tokens)):
+            print(f"Context-free rows {'for the evaluation (fresh)' if fresh else 'for training'}", flush=True)
+            generate_context_free(
+                model,
+                tokenizer,
+                num_tokens,
+                output_dir=self.output / "samples" / ("fresh" if fresh else "train"),
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=32,
+                seed=settings.seed + FRESH_SEED * fresh,
+                autocast_dtype=torch.bfloat16 if settings.bf16 else None,
+            )
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """What an arm left behind: its report, FLOW's effective sample size, and how long it took."""
+
+    report: ForgettingReport
+    ess_ratio: float | None
+    seconds: float
+
+
+def read_arm(place: Workplace, arm: str) -> ArmRecord | None:
+    """The record of a finished arm with the same settings; `None` where it is still to do."""
+    path = place.arm(arm) / "result.json"
+    if not path.is_file() or (arm in ANCHORED and not (place.arm(arm) / "model").is_dir()):
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values["settings"] != place.settings.to_dict():
+        return None
+    return ArmRecord(ForgettingReport.from_dict(values["report"]), values["ess_ratio"], values["seconds"])
+
+
+def run_arm(place: Workplace, arm: str) -> ArmRecord:
+    """Train and measure one arm, unless that is done; the models of anchored arms are kept in `arms/<arm>/model`."""
+    done = read_arm(place, arm)
+    if done is not None:
+        print(f"{ARMS[arm]}: done before, read from {place.arm(arm) / 'result.json'}", flush=True)
+        return done
+    start = time.monotonic()
+    folder = place.arm(arm)
+    shutil.rmtree(folder, ignore_errors=True)  # what a stopped run left
+    ess_ratio = _train(place, arm, folder / "model")
+    gc.collect()
+    tokenizer = AutoTokenizer.from_pretrained(place.original)
+    report = forgetting_report(
+        place.original,
+        {ARMS[arm]: folder / "model"},
+        tokenizer,
+        target=place.held_out_rows,
+        context_free=place.store(fresh=True),
+        groups="hard",
+        autocast_dtype=torch.bfloat16 if place.settings.bf16 else None,
+    )
+    if arm not in ANCHORED:
+        shutil.rmtree(folder / "model")
+    values = {
+        "arm": arm,
+        "settings": place.settings.to_dict(),
+        "report": report.to_dict(),
+        "ess_ratio": ess_ratio,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")  # last: marks it done
+    return ArmRecord(report, ess_ratio, values["seconds"])
+
+
+def _train(place: Workplace, arm: str, folder: Path) -> float | None:
+    """Train, save the model into `folder` and return FLOW's ESS/n where the arm has weights."""
+    trainer, ess_ratio = _trainer(place, arm)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(TrainingBar(f"training {ARMS[arm]}"))
+    trainer.train()
+    trainer.model.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    return getattr(trainer, "flow_statistics", {}).get("flow/ess_ratio", ess_ratio)
+
+
+def _trainer(place: Workplace, arm: str) -> tuple[SFTTrainer, float | None]:
+    """The arm's trainer: same rows, steps and learning rate for each, and nothing else set than what the arm is."""
+    model, tokenizer = place.load()
+    rows, ess_ratio = place.train_rows, None
+    common: dict[str, Any] = {"model": model, "processing_class": tokenizer}
+    if arm == "sft":
+        return SFTTrainer(args=_config(SFTConfig, place, arm), train_dataset=rows, **common), None
+    if arm == "flow":
+        return FlowSFTTrainer(args=_config(FlowSFTConfig, place, arm), train_dataset=rows, **common), None
+    args = _config(ContextFreeSFTConfig, place, arm)
+    if arm == "both":
+        rows = add_flow_weights(add_original_losses(rows, model, tokenizer, args))
+        ess_ratio = effective_sample_size_ratio(np.asarray(rows["weight"]))
+    else:
+        rows = rows.add_column("weight", [1.0] * len(rows))  # said outright, else the trainer remarks on its absence
+    store = place.store(fresh=False)
+    return ContextFreeSFTTrainer(args=args, train_dataset=rows, context_free_dataset=store, **common), ess_ratio
+
+
+def _config(config: type[SFTConfig], place: Workplace, arm: str) -> Any:
+    settings = place.settings
+    return config(
+        output_dir=str(place.arm(arm) / "trainer"),
+        use_cpu=True,
+        bf16=settings.bf16,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        seed=settings.seed,
+        dataloader_pin_memory=False,
+        disable_tqdm=False,  # else every log line is printed; our own bar replaces the host's
+    )
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar of optimiser steps with the last loss."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        self.bar = tqdm(total=state.max_steps, desc=self.title, unit="step")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the loss."""
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+@contextmanager
+def quiet_hosts() -> Iterator[None]:
+    """Inside, the host libraries show neither progress bars nor anything below an error; their settings come back."""
+    bars, maps = transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+        if not maps:
+            datasets.enable_progress_bars()

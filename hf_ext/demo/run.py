@@ -1,0 +1,219 @@
+"""`hf-ext demo`: four ways to tune one model on one skill, and what each of them forgot."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_ext.demo.model import check_room, embedded_model
+from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
+
+if TYPE_CHECKING:
+    from hf_ext.demo.arms import ArmRecord, Workplace
+    from hf_ext.evaluation.report import ArmResult, ForgettingReport
+
+
+def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
+    """
+    Run the demo, or what is left of it, and print where everything is.
+
+    Args:
+        output (`str` or `Path`):
+            The run's folder: new, empty, or of a run with the same settings, which is then continued.
+        settings ([`DemoSettings`]):
+            [`full_settings`] or [`fast_settings`].
+
+    Returns:
+        [`ForgettingReport`]: all arms.
+
+    Raises:
+        EmbeddedModelMissing: the model's wheel is not installed; the message holds the install line.
+        ValueError: `output` holds something else, or a run with other settings.
+        OSError: too little disk. MemoryError: too little memory.
+    """
+    output = Path(output)
+    print(_announcement(settings), flush=True)
+    try:
+        check_room(output, disk_bytes=settings.disk_bytes, memory_bytes=settings.memory_bytes, purpose="The demo")
+    except OSError as error:
+        raise OSError(f"{error} --output chooses the place of the demo's own files.") from error
+    original = embedded_model() if settings.model != "tiny" else output / "original"
+    _claim(output, settings)
+
+    from hf_ext.demo.arms import Workplace, quiet_hosts, run_arm  # the heavy imports come after the cheap refusals
+
+    start = time.monotonic()
+    with quiet_hosts():
+        if settings.model == "tiny":
+            from hf_ext.demo.tiny import tiny_folder
+
+            tiny_folder(original, seed=settings.seed)
+        place = Workplace(settings, output, original)
+        place.sample()
+        records = {}
+        for number, arm in enumerate(ARMS, start=1):
+            print(f"Arm {number} of {len(ARMS)}: {ARMS[arm]}", flush=True)
+            records[arm] = run_arm(place, arm)
+        report, best = _finish(place, records)
+        print(f"\n{table(report)}\n{_weights_line(records)}", flush=True)
+        _ask(place, best)
+    _print_places(output, best, time.monotonic() - start)
+    print("\n" + verdict(report), flush=True)
+    return report
+
+
+def _announcement(settings: DemoSettings) -> str:
+    precision = "bfloat16" if settings.bf16 else "float32"
+    name = "a tiny model built in code" if settings.model == "tiny" else "SmolLM2-135M-Instruct"
+    return (
+        f"Tuning {name} on a house format in {len(ARMS)} ways, {settings.max_steps} steps each, in {precision}: "
+        f"{settings.duration} on 2 cores (here: {os.cpu_count()}). Stopped, the same command continues."
+    )
+
+
+def _claim(output: Path, settings: DemoSettings) -> None:
+    """Make `output` this run's folder, or refuse."""
+    wanted, path = settings.to_dict(), output / "settings.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{output} holds a demo with other settings ({name}: {found.get(name)!r}, now {wanted[name]!r}). "
+                "Pass another --output, or remove the folder."
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not empty and holds no demo. Pass another --output.")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def best_arm(report: ForgettingReport) -> str:
+    """The anchored arm that forgot less."""
+    return min(ANCHORED, key=lambda arm: _kl(report.arm(ARMS[arm])))
+
+
+def _finish(place: Workplace, records: dict[str, ArmRecord]) -> tuple[ForgettingReport, str]:
+    """Join the arms' reports, write table, plot and the kept model's card."""
+    from hf_ext.evaluation.report import ForgettingReport
+    from hf_ext.hub.cards import write_model_card
+
+    reports = [record.report for record in records.values()]
+    settings = reports[0].settings | {
+        "demo": place.settings.to_dict(),
+        "flow_ess_ratio": {ARMS[arm]: record.ess_ratio for arm, record in records.items() if record.ess_ratio},
+        "seconds": {ARMS[arm]: record.seconds for arm, record in records.items()},
+    }
+    report = ForgettingReport(reports[0].original, [report.arms[0] for report in reports], settings)
+    report.save(place.output / "report")
+    best = best_arm(report)
+    write_model_card(
+        place.arm(best) / "model",
+        method="context_free",
+        base_model=place.original,
+        settings=place.settings.to_dict() | {"arm": ARMS[best]},
+        report=report,
+        arm=ARMS[best],
+        model_name="hf-ext-demo",
+        usage=_usage(place),
+    )
+    return report, best
+
+
+def _usage(place: Workplace) -> str:
+    prompt = place.held_out_rows[0]["prompt"]
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        'generator = pipeline("text-generation", model="path/to/this/folder")\n'
+        f'print(generator({prompt!r}, max_new_tokens=32, return_full_text=False)[0]["generated_text"])\n```'
+    )
+
+
+def _ask(place: Workplace, best: str) -> None:
+    """Open the kept model with stock transformers and ask it, and the original, about goods no arm was shown."""
+    row = next(row for row in place.held_out_rows if not row["hard"])
+    print(f"\nThe kept model ({ARMS[best]}), opened with plain AutoModelForCausalLM and asked:\n{row['prompt']}")
+    for name, folder in ((ARMS[best], place.arm(best) / "model"), ("original", place.original)):
+        print(f"  {name + ':':<14}{answer(folder, row['prompt'])}", flush=True)
+    print(f"  {'house format:':<14}{row['completion'].strip()}", flush=True)
+
+
+def answer(folder: Path, prompt: str, max_new_tokens: int = 24) -> str:
+    """The first line that the model in `folder` writes after `prompt`, greedily."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return text.splitlines()[0] if text else "(nothing)"
+
+
+# --- what the numbers say -------------------------------------------------------------------------------------------
+
+
+def table(report: ForgettingReport) -> str:
+    """The table for a terminal: every arm, losses on easy and hard rows apart, and what was forgotten."""
+    head = ("arm", "target, easy rows", "target, hard rows", "KL(original‖new)")
+    lines = [head]
+    for result in (report.original, *report.arms):
+        kl = result.kl_original_to_new
+        groups = (str(result.group_loss[name]) for name in ("hard=False", "hard=True"))
+        lines.append((result.name, *groups, str(kl) if kl else "0"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    return "\n".join(text) + "\nNats per token, less is better; ± half of a 95 % interval over rows."
+
+
+def _weights_line(records: dict[str, ArmRecord]) -> str:
+    shares = [f"{record.ess_ratio:.2f} ({ARMS[arm]})" for arm, record in records.items() if record.ess_ratio]
+    return f"Effective sample size of FLOW's weights over rows: {', '.join(shares)}; 1 would be plain SFT."
+
+
+def verdict(report: ForgettingReport) -> str:
+    """One line, computed: what SFT gained and forgot, and every other arm's share of either."""
+    sft = report.arm(ARMS["sft"])
+    gain, forgot = _gain(sft, report.original), _kl(sft)
+    start = f"SFT gained {gain:.2f} nats per token on easy held-out rows and forgot {forgot:.3f}"
+    if gain <= 0 or forgot <= 0:
+        return f"{start}: too little to compare the other arms with."
+    parts = [
+        f"{arm.name} forgot {_kl(arm) / forgot:.2f} x as much and gained {_gain(arm, report.original) / gain:.2f} x"
+        for arm in report.arms
+        if arm is not sft
+    ]
+    return f"{start}; {', '.join(parts)}."
+
+
+def _gain(arm: ArmResult, original: ArmResult) -> float:
+    """Fall of the loss on easy held-out rows, nats per token."""
+    return original.group_loss["hard=False"].mean - arm.group_loss["hard=False"].mean
+
+
+def _kl(arm: ArmResult) -> float:
+    assert arm.kl_original_to_new is not None
+    return arm.kl_original_to_new.mean
+
+
+def _print_places(output: Path, best: str, seconds: float) -> None:
+    other = next(arm for arm in ANCHORED if arm != best)
+    print(
+        f"\nTable  {output / 'report' / 'forgetting.md'} (and forgetting.json)\n"
+        f"Plot   {output / 'report' / 'forgetting.svg'} (and .png)\n"
+        f"Model  {output / 'arms' / best / 'model'} with its card, README.md\n"
+        f"       (arm {ARMS[best]}: of the two with context-free rows it forgot less; the other is {ARMS[other]} in "
+        f"{output / 'arms' / other / 'model'})\n"
+        f"Took {seconds:.0f} s."
+    )
