@@ -74,12 +74,24 @@ class RecipeParser(TrlParser):
             )
         except REFUSALS as error:
             raise ValueError(f"these settings cannot be used: {type(error).__name__}: {error}") from error
-        if unknown and fail_with_unknown_args and not return_remaining_strings:
-            name = unknown[0].split("=")[0]
-            self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
+        if fail_with_unknown_args and not return_remaining_strings:
+            self._refuse(unknown)
         if separate_remaining_strings:
             return (*parsed, [], unknown)
         return (*parsed, unknown) if return_remaining_strings else tuple(parsed)
+
+    def check_arguments(self, args: Iterable[str]) -> None:
+        """Refuse a missing config and unknown keys or options, without building any config: cheap before a launch."""
+        arguments = self._with_config_path(list(args))
+        if "--config" in arguments:
+            place = arguments.index("--config")
+            del arguments[place : place + 2]
+        self._refuse(self.parse_known_args(arguments)[1])
+
+    def _refuse(self, unknown: list[str]) -> None:
+        if unknown:
+            name = unknown[0].split("=")[0]
+            self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
 
     def _with_config_path(self, arguments: list[str]) -> list[str]:
         arguments = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
 from collections.abc import Sequence
@@ -382,16 +383,19 @@ def write_report(trainer: Any, script_args: SFTRecipeArguments, model_args: Mode
         seed=REPORT_SEED + args.seed,
         show_progress=not args.disable_tqdm,
     )
+    # On every process as well: the host library's preparation waits for all of them.
+    unpacked = copy.copy(args)
+    unpacked.packing = unpacked.shuffle_dataset = False
+    target = hf_ext.prepare_sft_rows(held_out, tokenizer, unpacked, dataset_name="eval")
     if trainer.accelerator.is_main_process:
         general = script_args.report_general_text
         report = hf_ext.forgetting_report(
             original,
             {trainer.method: trainer.accelerator.unwrap_model(trainer.model)},
             tokenizer,
-            target=held_out,
+            target=target,
             context_free=fresh,
             general_text=None if general is None else load_rows(general),
-            args=args,
             batch_size=args.per_device_eval_batch_size,
             max_length=args.max_length or 1024,
             show_progress=not args.disable_tqdm,

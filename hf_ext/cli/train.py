@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
     if not wants_launcher or {"--help", "-h"} & set(arguments):
         return import_module(module).RECIPE.run(arguments, prog=prog)
-    return exit_status(lambda: _launch(module, arguments, how.accelerate_config, how.num_processes), prog)
+    return exit_status(lambda: _launch(prog, module, arguments, how.accelerate_config, how.num_processes), prog)
 
 
 def _print_schema(module: str, title: str) -> int:
@@ -84,8 +84,9 @@ def _print_schema(module: str, title: str) -> int:
     return 0
 
 
-def _launch(module: str, arguments: Sequence[str], config: str | None, processes: int | None) -> int:
+def _launch(prog: str, module: str, arguments: Sequence[str], config: str | None, processes: int | None) -> int:
     command, promised = launch_command(module, arguments, config, processes)
+    import_module(module).make_parser(prog=prog).check_arguments(arguments)  # one line now, not one a process later
     # The recipe compares this promise with the processes that really train together.
     environment = {**os.environ, **({} if promised is None else {"HF_EXT_NUM_PROCESSES": str(promised)})}
     return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603  our own interpreter

@@ -53,6 +53,7 @@ def test_a_single_process_trains_here(work):
         (["--num_processes", "0"], "at least 1"),
         (["--accelerate_config", "fsdp3"], "fsdp2"),
         (["--config", "flow/gsm9k.yaml"], "flow/gsm8k"),
+        (["--num_processes", "2", "--config", "flow/gsm9k.yaml"], "flow/gsm8k"),
     ],
 )
 def test_wrong_arguments_are_a_line_and_status_2(capsys, arguments, word):
@@ -60,6 +61,14 @@ def test_wrong_arguments_are_a_line_and_status_2(capsys, arguments, word):
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("hf-ext train flow: error:")
     assert word in message
+
+
+def test_an_unknown_option_stops_before_anything_is_launched(monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("launched"))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "flow", "--num_processes", "2", "--config", "flow/gsm8k.yaml", "--taus", "1"])
+    assert stop.value.code == 2
+    assert "did you mean '--tau'" in capsys.readouterr().err
 
 
 def test_on_the_cpu_several_processes_start_through_torchrun():

@@ -140,11 +140,16 @@ def test_lora_trains_and_saves_an_adapter(work):
 
 def test_two_processes_train_together_on_the_cpu(work):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "hf_ext.cli", "train", "weighted_sft", "--num_processes", "2", *SMALL]
+    command = [sys.executable, "-m", "hf_ext.cli", "train", "context_free", "--num_processes", "2", *SMALL]
     command += ["--dataset_name", "train.jsonl", "--output_dir", "out", "--expected_num_processes", "2"]
-    done = subprocess.run([*command, "--report_to", "none"], env=environment, capture_output=True, text=True)
+    command += ["--eval_dataset_name", "held_out.jsonl", "--context_free_num_tokens", "300", "--report_to", "none"]
+    done = subprocess.run(
+        [*command, "--report", "--report_num_tokens", "200"], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (work / "out" / "model.safetensors").is_file()
+    assert (work / "out" / "report" / "forgetting.json").is_file()
+    assert "| `processes` | 2 |" in (work / "out" / "README.md").read_text()
 
 
 def test_fewer_processes_than_expected_stop_the_run(work, capsys):
