@@ -121,7 +121,7 @@ class SFTSeam(SFTTrainer):
         formatting_func: Callable | None,
         dataset_name: str,
     ) -> AnyDataset:
-        dataset = self.check_rows(dataset, args, formatting_func, dataset_name)
+        dataset = self.check_rows(unformatted(dataset), args, formatting_func, dataset_name)
         dataset = super()._prepare_dataset(
             dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name
         )
@@ -154,6 +154,13 @@ class SFTSeam(SFTTrainer):
             os.remove(pickled)
             with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
                 json.dump(self.args.to_dict(), file, indent=2, sort_keys=True, default=str)
+
+
+def unformatted(dataset: AnyDataset) -> AnyDataset:
+    """The rows as plain Python values: a `with_format("torch")` would turn lists into tensors on the way."""
+    if isinstance(dataset, Dataset):
+        return dataset if dataset.format["type"] in (None, "custom") else dataset.with_format(None)
+    return dataset.with_format(None)
 
 
 def _tokenise_only(args: SFTConfig) -> SFTConfig:
@@ -209,4 +216,5 @@ __all__ = [
     "SFTSeam",
     "fused_lm_head",
     "tokenise_rows",
+    "unformatted",
 ]

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
-from hf_ext._upstream import AnyDataset, tokenise_rows
+from hf_ext._upstream import AnyDataset, tokenise_rows, unformatted
 from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.rows import RowProblem, check_sft_rows, handle_bad_rows
 
@@ -34,6 +34,11 @@ def column_names(dataset: AnyDataset) -> list[str]:
     """Column names, read off the first row where a streamed dataset does not know them."""
     names = dataset.column_names
     return list(next(iter(dataset))) if names is None else list(names)
+
+
+def is_per_token(value: Any) -> bool:
+    """Whether a value is a list or, from a formatted dataset, an array or tensor of one number a token."""
+    return isinstance(value, list) or getattr(value, "ndim", 0) > 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class TruncateRows:
         for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
             weight = weights[i] if weights is not None else None
             short = labels[cut]
-            if isinstance(weight, list) and len(weight) != len(ids):
+            if is_per_token(weight) and len(weight) != len(ids):
                 problem = f"weight: has {len(weight)} entries, the tokenised row has {len(ids)} tokens"
             elif all(label == -100 for label in short[1:]):  # the first token has nothing before it to predict it from
                 problem = f"labels: no supervised token is left of {len(ids)} after truncation to {self.max_length}"
@@ -73,7 +78,7 @@ class TruncateRows:
             out["labels"].append(short)
             out[PROBLEM].append(problem)
         if weights is not None:
-            out["weight"] = [weight[cut] if isinstance(weight, list) else weight for weight in weights]
+            out["weight"] = [weight[cut] if is_per_token(weight) else weight for weight in weights]
         return out
 
 
@@ -89,7 +94,7 @@ class SpreadOverTokens:
         out = {"row_index": [[i] * n for i, n in zip(batch["row_index"], lengths, strict=True)]}
         if "weight" in batch:
             out["weight"] = [
-                w if isinstance(w, list) else [float(w)] * n for w, n in zip(batch["weight"], lengths, strict=True)
+                w if is_per_token(w) else [float(w)] * n for w, n in zip(batch["weight"], lengths, strict=True)
             ]
         return out
 
@@ -258,7 +263,7 @@ def prepare_sft_rows(
     on_bad_row = getattr(args, "on_bad_row", "raise")
     path = getattr(args, "bad_rows_path", None)
     dataset = check_sft_rows(
-        dataset,
+        unformatted(dataset),
         dataset_text_field=args.dataset_text_field,
         assistant_only_loss=args.assistant_only_loss,
         formatting_func=formatting_func,

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from trl import SFTConfig
 
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
-from hf_ext.data.sft_rows import column_names, documents_of_batch, prepare_sft_rows
+from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -336,7 +336,7 @@ class FlowWeights:
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Weights of one batch."""
         sums, counts = batch["original_nll_sum"], batch["original_num_tokens"]
-        if not len(sums) or not isinstance(sums[0], list):
+        if not len(sums) or not is_per_token(sums[0]):  # one number a document of a packed row
             return {"weight": self.of_means(_means(sums, counts)).tolist()}
         spread = []
         for s, n, lengths in zip(sums, counts, batch["seq_lengths"], strict=True):

@@ -144,8 +144,8 @@ def kill_jobs(folder: Path, seeds: range, names: list[str]) -> list[dict[str, An
         for seed in seeds:
             place = folder / name / str(seed)
             changes = {
-                "max_steps": LAST, "save_strategy": "steps", "save_steps": 4, "seed": 40 + seed, "optim": "adamw_torch",
-                "learning_rate": 3e-3, "lr_scheduler_type": "linear", "save_total_limit": 2,
+                "max_steps": LAST, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2,
+                "seed": 40 + seed, "optim": "adamw_torch", "learning_rate": 3e-3, "lr_scheduler_type": "linear",
             }  # fmt: skip
             rows = 24
             if packed:

@@ -23,7 +23,9 @@ def batches(draw: Any) -> tuple[Tensor, Tensor]:
     log_probs = draw(st.lists(st.floats(-20, 0), min_size=size, max_size=size))
     weights = draw(st.lists(st.floats(0, 8), min_size=size, max_size=size))
     shape = (rows, tokens)
-    return torch.tensor(log_probs, dtype=torch.float64).view(shape), torch.tensor(weights, dtype=torch.float64).view(shape)
+    return torch.tensor(log_probs, dtype=torch.float64).view(shape), torch.tensor(weights, dtype=torch.float64).view(
+        shape
+    )
 
 
 @given(batches(), st.floats(0.1, 100))

@@ -314,6 +314,20 @@ def test_kernels_that_keep_documents_apart_are_taken(kernel: str, tmp_path: Path
     assert model.training
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_formatted_dataset_trains_as_a_plain_one(kind: str, packing: bool, tmp_path: Path) -> None:
+    ids = [TOKENIZER(text)["input_ids"] for text in tiny_text_dataset(16)["text"]]
+    rows = Dataset.from_dict({"input_ids": ids, "weight": [[t % 5 / 2 for t in row] for row in ids]})
+    runs = []
+    for name, dataset in (("plain", rows), ("formatted", rows.with_format(kind))):
+        args = config_of(WeightedSFTConfig, tmp_path / name, packing=packing, max_length=24)
+        trainer = build(WeightedSFTTrainer, args, dataset)
+        runs.append((train(trainer), trainer.model))
+    assert runs[0][0] == runs[1][0]
+    assert_same_weights(runs[0][1], runs[1][1])
+
+
 # --- rows prepared before --------------------------------------------------------------------------------------------
 
 

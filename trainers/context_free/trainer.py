@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,26 @@ from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """
+    Keep the first `max_length` tokens of `input_ids`, `labels` and `sampled_logps`, batched.
+
+    Args:
+        max_length (`int`): tokens, the start counted.
+    """
+
+    max_length: int
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Cut one batch."""
+        return {
+            name: [values[: self.max_length] for values in batch[name]]
+            for name in ("input_ids", "labels", "sampled_logps")
+        }
 
 
 class RowStream:
@@ -125,7 +146,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         dataset = dataset.select_columns(["input_ids", "labels", "sampled_logps"]).with_format(None)
         if self.args.max_length is not None:
             # The likelihood of a prefix anchors the prefix's distribution: cutting keeps the estimate exact for it.
-            dataset = dataset.map(_cut_columns, batched=True, fn_kwargs={"length": self.args.max_length})
+            dataset = dataset.map(CutRows(self.args.max_length), batched=True)
         return dataset.add_column("row_index", range(len(dataset)))
 
     def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,7 +194,3 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     def after_forward(self, values: TokenValues) -> None:
         """Log the target loss apart from the total."""
         self.add_ratio("loss/target", -(values.log_probs * values.weight).sum(), values.num_items)
-
-
-def _cut_columns(batch: dict[str, list], length: int) -> dict[str, list]:
-    return {name: [values[:length] for values in column] for name, column in batch.items()}
