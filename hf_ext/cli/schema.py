@@ -106,7 +106,7 @@ def _field(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
         if "enum" in schema and default not in schema["enum"]:
             schema["enum"] = [*schema["enum"], default]
     if field.metadata.get("help"):
-        schema["description"] = " ".join(field.metadata["help"].split())
+        schema["description"] = " ".join(field.metadata["help"].replace("%%", "%").split())  # argparse doubles it
     return schema
 
 

@@ -17,9 +17,18 @@ from hf_ext.recipes.files import recipe_names
 from tests.recipes.work import SMALL
 
 RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
+ONE_BATCH = ["--gradient_accumulation_steps", "1"]
 DATA = {
     "flow/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl"],
+    "flow/metamathqa_gemma2_2b.yaml": ["--dataset_name", "metamath.jsonl", *ONE_BATCH],
     "context_free/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl", "--context_free_num_tokens", "300"],
+    "context_free/metamathqa_olmo_1b.yaml": [
+        *("--dataset_name", "metamath.jsonl", "--context_free_num_tokens", "300", *ONE_BATCH),
+        *("--context_free_max_new_tokens", "16", "--context_free_start", "bos"),
+    ],
+    "context_free/medreason_r1_distill_llama_8b.yaml": [
+        *("--dataset_name", "medreason.jsonl", "--context_free_num_tokens", "300", *ONE_BATCH, "--dtype", "float32"),
+    ],
     "weighted_sft/example.yaml": ["--dataset_name", "weighted.jsonl"],
 }
 
@@ -32,8 +41,11 @@ def run(name, *more):
 
 @pytest.fixture
 def weighted(work):
-    """Rows with a `weight` column in `weighted.jsonl`."""
+    """Rows with a `weight` column in `weighted.jsonl`, and with other datasets' columns in files of their names."""
     rows = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
+    for name, columns in {"metamath": ("query", "response"), "medreason": ("question", "reasoning")}.items():
+        renamed = [dict(zip(columns, (row["prompt"], row["completion"]), strict=True)) for row in rows]
+        (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, renamed)))
     (work / "weighted.jsonl").write_text("\n".join(json.dumps({**row, "weight": i % 3}) for i, row in enumerate(rows)))
     return work
 
@@ -41,8 +53,12 @@ def weighted(work):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_transformers_opens(name, weighted):
     assert run(name) == 0
-    before, after = (load_file(weighted / folder / "model.safetensors") for folder in ("original", "out"))
-    assert any(not torch.equal(before[key], after[key]) for key in before)
+    if (weighted / "out" / "adapter_config.json").is_file():
+        adapter = load_file(weighted / "out" / "adapter_model.safetensors")
+        assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
+    else:
+        before, after = (load_file(weighted / folder / "model.safetensors") for folder in ("original", "out"))
+        assert any(not torch.equal(before[key], after[key]) for key in before)
     AutoModelForCausalLM.from_pretrained(weighted / "out")
     assert not list((weighted / "out").rglob("*.bin"))  # no pickle
 
