@@ -17,7 +17,7 @@ from hf_ext.data.sft_rows import WeightedCollator
 from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
-from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
+from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,10 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     def _context_free_loss(self, model: Any, batch: dict[str, Any]) -> Tensor:
         own = ("weight", "row_index", "num_items", "sampled_logps")
         outputs = model(**{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True)
-        mask, sampled = outputs.label_mask, batch["sampled_logps"][:, 1:]
-        log_probs = outputs.log_probs
-        self.guard("context-free log-probability", log_probs, batch["row_index"][:, 1:])
+        mask, log_probs = outputs.label_mask, outputs.log_probs
+        sampled = with_virtual_tokens(batch["sampled_logps"][:, 1:], log_probs)
+        row_index = with_virtual_tokens(batch["row_index"][:, 1:], log_probs, -1)
+        self.guard("context-free log-probability", log_probs, row_index)
         tokens, detached = mask.sum(), log_probs.detach()
         self.add_ratio("loss/context_free", -detached.sum(), tokens)
         self.add_ratio("kl_original_to_new/k1", kl_k1(sampled, detached, mask) * tokens, tokens)

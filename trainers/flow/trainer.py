@@ -146,8 +146,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     @torch.no_grad()
     def _require_untouched_base(self) -> None:
         """Adapters on and off must agree before the first step: else "adapters off" is not the model being tuned."""
-        if not hasattr(self.model, "disable_adapter"):
-            return
+        if not hasattr(self.model, "disable_adapter") or self.model.active_peft_config.is_prompt_learning:
+            return  # virtual tokens leave the base as it is, though they change the logits from the start
         ids = torch.arange(8, device=self.args.device)[None] % self.model.config.get_text_config().vocab_size
         was_training = self.model.training
         self.model.eval()

@@ -41,6 +41,11 @@ class TokenValues(NamedTuple):
     num_items: Tensor
 
 
+def with_virtual_tokens(values: Tensor, log_probs: Tensor, fill: int = 0) -> Tensor:
+    """Per-token values with `fill` where a prompt-learning adapter prepended tokens to those of `log_probs`."""
+    return torch.nn.functional.pad(values, (log_probs.shape[1] - values.shape[1], 0), value=fill)
+
+
 class _Recorder:
     """Calls the model for the host trainer and keeps the outputs, so that one forward serves both losses."""
 
@@ -234,7 +239,8 @@ class WeightedSFTTrainer(SFTSeam):
         training = self.model.training
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         outputs = recorder.outputs
-        log_probs = outputs.log_probs[:, -weight.shape[1] :]  # prompt-learning adapters prepend virtual tokens
+        log_probs = outputs.log_probs
+        weight, row_index = with_virtual_tokens(weight, log_probs), with_virtual_tokens(row_index, log_probs, -1)
         if not training:
             self.add_ratio("loss_weighted", -(log_probs * weight).sum(), items.sum())
             return loss
@@ -246,8 +252,7 @@ class WeightedSFTTrainer(SFTSeam):
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         self.guard("loss", loss.reshape(1, 1), row_index)
-        mask = outputs.label_mask[:, -weight.shape[1] :]
-        self.after_forward(TokenValues(log_probs.detach(), weight, mask, row_index, items))
+        self.after_forward(TokenValues(log_probs.detach(), weight, outputs.label_mask, row_index, items))
         return (loss, outputs) if return_outputs else loss
 
     def after_forward(self, values: TokenValues) -> None:
