@@ -95,9 +95,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     if create_pr and revision not in (None, "main"):
-        raise ValueError(
-            f"create_pr opens a pull request against main: leave revision={revision!r} out, or create_pr."
-        )
+        raise ValueError(f"create_pr opens a pull request against main: leave one out, create_pr or {revision=}.")
     files = files_to_push(folder, ignore)
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)
     api = HfApi(endpoint=endpoint, token=token, library_name="hf-ext", library_version=version("hf-ext"))

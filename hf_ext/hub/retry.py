@@ -8,10 +8,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["ATTEMPTS", "BACKOFF", "PushError", "Retry"]
 
@@ -54,7 +54,7 @@ class Retry:
         timeout (`float`, *optional*, defaults to 300):
             Seconds that one request may go without an answer.
         sleep (`Callable`, *optional*):
-            Waits so many seconds.
+            Waits so many seconds; `time.sleep` by default.
 
     Raises:
         PushError: it was refused, or failed at every try.
@@ -66,7 +66,7 @@ class Retry:
     attempts: int | None = None
     backoff: float | None = None
     timeout: float = REQUEST_SECONDS
-    sleep: Callable[[float], None] = field(default=time.sleep)
+    sleep: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         if self.attempts is not None and self.attempts < 1:
@@ -91,7 +91,7 @@ class Retry:
                     "Push of %s failed at try %d of %d (%s); next try in %.1f s.",
                     self.what, attempt, attempts, _short(error), wait,
                 )  # fmt: skip
-                self.sleep(wait)
+                (self.sleep or time.sleep)(wait)
                 before = error
         raise AssertionError("unreachable")
 
@@ -173,14 +173,19 @@ def _short(error: Exception) -> str:
 
 @contextmanager
 def _bounded_requests(seconds: float) -> Iterator[None]:
-    """Inside, the Hub's shared client gives up on a request without an answer, unless it has a time-out of its own."""
+    """Inside, the Hub's shared client gives up on a request that would wait for an answer without limit."""
     from huggingface_hub import get_session
 
+    def bound(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: given.get(kind) or seconds for kind in kinds}
+
     session = get_session()
-    before = session.timeout
-    if before.read is None:
-        session.timeout = seconds
+    before = session.event_hooks
+    # A hook and not the client's own time-out: some of the client's calls pass `timeout=None` by themselves.
+    session.event_hooks = {**before, "request": [*before["request"], bound]}
     try:
         yield
     finally:
-        session.timeout = before
+        session.event_hooks = before

@@ -178,6 +178,8 @@ def _private_files(trainer: WeightedSFTTrainer) -> list[str]:
         if value is not None and Path(value).resolve().is_relative_to(root):
             inside = glob.escape(Path(value).resolve().relative_to(root).as_posix())
             patterns += [inside, f"{inside}/*"]
+    for store in {shard.parent for shard in root.rglob("shard-*.arrow")}:  # of context-free rows, whoever put it there
+        patterns.append(f"{glob.escape(store.relative_to(root).as_posix())}/*")
     return patterns
 
 
