@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 import zipfile
 from itertools import islice
 from pathlib import Path
@@ -66,11 +67,13 @@ def _starts_as_pickle(file: BinaryIO, head: bytes) -> bool:
     """Protocol 2 and up begin with a mark and a number; a text pickle is told by parsing it to its stop."""
     binary = len(head) > 1 and head[0] == 0x80 and head[1] <= 16
     try:
-        opcodes = sum(1 for _ in islice(pickletools.genops(file), PROBED_OPCODES))
-        if opcodes == PROBED_OPCODES and binary:
-            return True
-        file.seek(0)
-        pickletools.dis(file, out=io.StringIO())  # checks the stack as well: 'a.' parses, and is no pickle
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # about escapes in what is no pickle
+            opcodes = sum(1 for _ in islice(pickletools.genops(file), PROBED_OPCODES))
+            if opcodes == PROBED_OPCODES and binary:
+                return True
+            file.seek(0)
+            pickletools.dis(file, out=io.StringIO())  # checks the stack as well: 'a.' parses, and is no pickle
     except Exception:  # pickletools raises whatever the bytes provoke
         return False
     return True

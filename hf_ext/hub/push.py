@@ -24,7 +24,7 @@ __all__ = ["LEFT_OUT", "PushError", "create_repo", "files_to_push", "push_datase
 
 logger = logging.getLogger(__name__)
 
-LEFT_OUT = ("_*", "checkpoint-*", ".git/*", ".cache/*", "*.lock", "*.tmp")
+LEFT_OUT = ("_*", "checkpoint-*", ".git/*", ".cache/*", "*.lock", "*.tmp", "cache-*.arrow", "*/cache-*.arrow")
 """Patterns of files that stay here: a trainer's own, its checkpoints, and what tools leave behind."""
 
 SHARD_BYTES = 500 * 1000**2
@@ -302,11 +302,8 @@ def push_dataset(
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}}
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows
-    if (
-        not isinstance(dataset, str | Path | ContextFreeStore)
-        or store is not None
-        or not (where / "README.md").exists()
-    ):
+    files_as_given = isinstance(dataset, str | Path) and store is None
+    if not (files_as_given and (where / "README.md").exists()):
         write_dataset_card(where, **card)
     return push_folder(where, repo_id, repo_type="dataset", private=private, commit_message=commit_message, **kwargs)
 
