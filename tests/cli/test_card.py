@@ -1,0 +1,155 @@
+"""`hf-ext card render`: the card again from the folder, with nothing lost silently."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_ext.cli import main
+from hf_ext.cli.card import method_of, read_card
+from hf_ext.evaluation.intervals import Estimate
+from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from tests.recipes.work import SMALL, make_work_folder
+
+REPORT = ForgettingReport(
+    original=ArmResult("original", target_loss=Estimate(2.5, 0.1, 10, 100)),
+    arms=[
+        ArmResult("flow", target_loss=Estimate(2.25, 0.1, 10, 100), kl_original_to_new=Estimate(0.125, 0.01, 10, 100))
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder as `hf-ext train flow` leaves it, made once."""
+    folder = make_work_folder(tmp_path_factory.mktemp("work"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        more = ["--dataset_name", "train.jsonl", "--output_dir", "my-model", "--report_to", "none", "--tau", "1.25"]
+        assert main(["train", "flow", *SMALL, *more]) == 0
+    return folder / "my-model"
+
+
+@pytest.fixture
+def model(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "my-model"))
+
+
+def render(folder: Path, *options: str) -> int:
+    return main(["card", "render", str(folder), *options])
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_rendering_a_card_that_the_trainer_wrote_changes_nothing(model):
+    before = text_of(model)
+    assert render(model) == 0
+    assert text_of(model) == before
+
+
+def test_a_lost_card_is_made_again_from_the_settings(model, capsys):
+    before = read_card(model)
+    (model / "README.md").unlink()
+    assert render(model, "--license", "apache-2.0", "--base-model", "me/base", "--dataset", "me/rows") == 0
+    card = ModelCard.load(model / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("apache-2.0", "me/base", "me/rows")
+    assert "flow" in card.data.tags
+    assert "| `tau` | 1.25 |" in card.text
+    assert "| `learning_rate` | 0.001 |" in card.text
+    assert "`processes`" in before[1]  # only the trainer knows it, so a lost card loses it
+    assert "`processes`" not in card.text
+    assert "not known" not in capsys.readouterr().out
+
+
+def test_what_the_card_cannot_say_is_printed(model, capsys):
+    assert render(model) == 0
+    out = capsys.readouterr().out
+    assert "not known: license; give it with --license" in out
+    assert "not known: base model; give it with --base-model" in out
+
+
+@pytest.mark.parametrize("place", ["forgetting.json", "report/forgetting.json", None])
+def test_the_report_s_numbers_come_into_text_and_model_index(model, tmp_path, place):
+    target = model / place if place else tmp_path / "elsewhere.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(REPORT.to_dict()))
+    assert render(model, *([] if place else ["--report", str(target)])) == 0
+    results = ModelCard.load(model / "README.md").data.eval_results
+    assert {r.metric_type: r.metric_value for r in results} == {"target_loss": 2.25, "kl_original_to_new": 0.125}
+    assert "| flow | 2.250" in text_of(model)
+
+
+def test_a_table_is_not_lost_when_its_report_is_gone(model, capsys):
+    (model / "forgetting.json").write_text(json.dumps(REPORT.to_dict()))
+    assert render(model) == 0
+    with_table = text_of(model)
+    (model / "forgetting.json").unlink()
+    assert render(model) == 2
+    assert "--report" in capsys.readouterr().err
+    assert text_of(model) == with_table
+    assert render(model, "--force") == 0
+    assert "model-index" not in text_of(model)
+
+
+def test_a_card_of_someone_else_is_not_overwritten(model, capsys):
+    (model / "README.md").write_text("# My own words\n")
+    assert render(model) == 2
+    assert "--force" in capsys.readouterr().err
+    assert text_of(model) == "# My own words\n"
+    assert render(model, "--force") == 0
+
+
+def test_options_win_over_what_the_card_says(model):
+    assert render(model, "--license", "mit") == 0
+    assert render(model, "--license", "apache-2.0", "--name", "me/better", "--method", "weighted_sft") == 0
+    card = ModelCard.load(model / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert "# me/better" in card.text
+    assert "weighted supervised fine-tuning" in card.text
+    assert render(model) == 0  # and what an option said stays
+    assert ModelCard.load(model / "README.md").data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda m: shutil.rmtree(m), ["there is no folder"]),
+        (lambda m: (m / "config.json").unlink(), ["holds no saved model"]),
+        (lambda m: (m / "training_args.json").write_text("{"), ["training_args.json is no JSON"]),
+        (lambda m: (m / "training_args.json").write_text("[]"), ["must be a JSON object"]),
+        (lambda m: (m / "forgetting.json").write_text("{}"), ["no forgetting report"]),
+        (lambda m: (m / "README.md").write_text("---\na: [\n---\n"), ["README.md", "no YAML"]),
+        (lambda m: (m / "README.md").write_text("---\n- a\n---\n"), ["must be a mapping"]),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_and_status_2(model, capsys, break_it, words):
+    break_it(model)
+    assert render(model) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("tags", "arguments", "method"),
+    [
+        (["hf-ext", "context_free"], {"tau": "median"}, "context_free"),
+        ([], {"tau": "median", "normalize": "weights"}, "flow"),
+        ([], {"kl_weight": 1.0, "normalize": "weights"}, "context_free"),
+        (["trl"], {"normalize": "weights"}, "weighted_sft"),
+    ],
+)
+def test_the_method_is_told_by_tags_first_and_settings_second(tags, arguments, method):
+    assert method_of(tags, arguments) == method
+
+
+def test_a_folder_that_does_not_tell_its_method_asks_for_it():
+    with pytest.raises(ValueError, match="--method"):
+        method_of(["trl"], {"learning_rate": 1.0})
