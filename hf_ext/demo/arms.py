@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ class TrainingBar(TrainerCallback):
 
 @contextmanager
 def quiet_hosts() -> Iterator[None]:
-    """Inside, the host libraries show neither progress bars nor anything below an error; their settings come back."""
+    """Inside, the host libraries show no progress bars and nothing below an error; their settings come back after."""
     bars, maps = transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
     loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate")]
     levels = [logger.level for logger in loggers]
@@ -232,7 +233,9 @@ def quiet_hosts() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|accelerate)\.")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -29,7 +29,7 @@ _STORIES = (
 """The last two are how the house wrote lines before: the skill is new, its words are not."""
 
 
-def tiny_folder(folder: Path, *, seed: int, num_steps: int = 400, show_progress: bool = True) -> Path:
+def tiny_folder(folder: Path, *, seed: int, num_steps: int = 250, show_progress: bool = True) -> Path:
     """
     Write a tiny Llama, trained for seconds on generated stories, as a plain transformers folder.
 
@@ -40,7 +40,7 @@ def tiny_folder(folder: Path, *, seed: int, num_steps: int = 400, show_progress:
             Where to write; returned as it is if a whole model lies there.
         seed (`int`):
             Of weights and text.
-        num_steps (`int`, *optional*, defaults to `400`):
+        num_steps (`int`, *optional*, defaults to `250`):
             Training steps.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
@@ -124,8 +124,8 @@ def _teach(
 ) -> None:
     """Next-token training on `texts`, 32 a step."""
     rng = random.Random(seed + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=num_steps)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=num_steps)
     model.train()
     for _ in tqdm(range(num_steps), desc="teaching the tiny model", unit="step", disable=not show_progress):
         rows = [f"{BEGIN}{text}{END}" for text in rng.sample(texts, 32)]
