@@ -28,6 +28,7 @@ PRIVATE_FILES = ("bad_rows.jsonl", "training_args.json", "report/fresh_samples/*
 # Of a checkpoint: what only serves to resume here. It is pickled, or means nothing without what is.
 RESUME_STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin")
 RESUME_STATE += ("global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*")
+HELD = "_push-"  # begins the name of a checkpoint's copy on its way to the Hub
 
 
 class Pushing:
@@ -80,6 +81,8 @@ def prepare_repo(trainer: WeightedSFTTrainer, token: str | None = None, private:
     retry = Retry(f"model {name}", saved)
     trainer.hub_model_id = args.hub_model_id = create_repo(api, name, "model", private, retry)
     trainer.push_in_progress = Pushing()
+    for left in Path(args.output_dir).glob(f"{HELD}*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def push_trainer(
@@ -143,7 +146,7 @@ def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
         return
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     # Rotation may delete the checkpoint before its turn comes; links keep the files until then.
-    held = Path(args.output_dir) / f"_push-{Path(checkpoint).name}"
+    held = Path(args.output_dir) / f"{HELD}{Path(checkpoint).name}"
     shutil.rmtree(held, ignore_errors=True)
     shutil.copytree(
         checkpoint, held, ignore=shutil.ignore_patterns(*RESUME_STATE, *PRIVATE_FILES), copy_function=_link_or_copy
