@@ -136,15 +136,16 @@ def run_arm(place: Workplace, arm: str) -> ArmRecord:
     )
     if arm not in ANCHORED:
         shutil.rmtree(folder / "model")
+    seconds = round(time.monotonic() - start, 1)
     values = {
         "arm": arm,
         "settings": place.settings.to_dict(),
         "report": report.to_dict(),
         "ess_ratio": ess_ratio,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": seconds,
     }
     (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")  # last: marks it done
-    return ArmRecord(report, ess_ratio, values["seconds"])
+    return ArmRecord(report, ess_ratio, seconds)
 
 
 def _train(place: Workplace, arm: str, folder: Path) -> float | None:

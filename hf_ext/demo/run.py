@@ -163,7 +163,7 @@ def answer(folder: Path, prompt: str, max_new_tokens: int = 24) -> str:
 def table(report: ForgettingReport) -> str:
     """The table for a terminal: every arm, losses on easy and hard rows apart, and what was forgotten."""
     head = ("arm", "target, easy rows", "target, hard rows", "KL(original‖new)")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for result in (report.original, *report.arms):
         kl = result.kl_original_to_new
         groups = (str(result.group_loss[name]) for name in ("hard=False", "hard=True"))
