@@ -109,7 +109,7 @@ class RowIndexOfDocuments:
         """Shorten one batch."""
         out = []
         for index, lengths in zip(batch["row_index"], batch["seq_lengths"], strict=True):
-            ends = torch.tensor(lengths).cumsum(0).tolist()
+            ends = torch.as_tensor(lengths).cumsum(0).tolist()
             out.append([index[end - 1] for end in ends])
         return {"row_index": out}
 

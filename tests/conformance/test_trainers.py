@@ -23,6 +23,7 @@ from tests.trainers.oracle import document, token_losses
 from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, build, config_of, train
 
 every_trainer = pytest.mark.parametrize("method", TRAINERS, ids=lambda method: method.name)
+launches = pytest.mark.timeout(900)  # waits for a job of several runs, which the first test to come starts
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")
 
 
@@ -90,6 +91,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     return launch_once("two_processes", two_process_jobs, tmp_path_factory, processes=2)
 
 
+@launches
 @every_trainer
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_batch_four_is_two_times_two_is_two_processes(
@@ -118,6 +120,7 @@ def median_by_loop(n: int) -> float:
     return float(np.median(means))
 
 
+@launches
 @pytest.mark.parametrize("n", MEDIAN_ROWS)
 def test_flows_median_is_that_of_all_rows_on_one_and_two_processes(
     n: int, two_processes: dict, tmp_path: Path
@@ -179,11 +182,13 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return launch_once("cuts", lambda folder: kill_jobs(folder, range(1), KILLED), tmp_path_factory)
 
 
+@launches
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_run_resumes_to_the_same_weights(name: str, cuts: dict) -> None:
     assert_resumed_to_the_same_weights(cuts, name, 0)
 
 
+@launches
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_run_resumes_to_the_same_weights_with_five_seeds(name: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
+LIMIT = 840  # seconds: a launch takes about one minute on a free core, and test machines are shared
 
 
 def _free_port() -> int:
@@ -36,7 +37,9 @@ def launch(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> dict
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     if sys.platform == "darwin":
         environment["GLOO_SOCKET_IFNAME"] = "lo0"
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert results.is_file(), f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(results.read_text(encoding="utf-8"))
 
