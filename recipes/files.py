@@ -32,7 +32,7 @@ def find_recipe(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in recipe_names():
             return package_folder() / candidate
-    if Path(name).is_file():
+    if _is_file(name):
         return Path(name)
     raise ValueError(
         f"no recipe {name!r} in the package and no such file"
@@ -52,9 +52,16 @@ def find_accelerate_config(name: str) -> Path:
     stem = name.removesuffix(".yaml").removeprefix(f"{ACCELERATE_FOLDER}/")
     if stem in known:
         return package_folder() / ACCELERATE_FOLDER / f"{stem}.yaml"
-    if Path(name).is_file():
+    if _is_file(name):
         return Path(name)
     raise ValueError(f"no accelerate config {name!r} in the package and no such file; the package has {known}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a name too long for the disk
+        return False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

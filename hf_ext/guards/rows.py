@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.fingerprint import Hasher
 
 from hf_ext.guards import _arrow
-from hf_ext.guards._row_rules import Found, RowRules, excerpt_of, rules_for
+from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ def check_sft_rows(
         counts the rows it reads itself.
 
     Raises:
-        [`RowError`]: at a bad row with `on_bad_row="raise"` (a stream: when the row is read), or where a column is
-        missing.
+        [`RowError`]: at a bad row with `on_bad_row="raise"` (a stream: when the row is read), where a column is
+        missing, or where a `row_index` that is there is no integer (its own `row_index` is then -1).
         ValueError: for an empty dataset, one with no good row, or one whose every weight is zero (not checked on
         streams).
     """
@@ -145,7 +146,8 @@ def check_sft_rows(
     )
     if isinstance(rules, Found):  # no row is good, so there is nothing that "drop" could keep
         excerpt = excerpt_of(first_rows[0], rules.column, dataset_text_field)
-        problem = RowProblem(int(first_rows[0].get(ROW_INDEX, 0)), rules.column, rules.problem, excerpt)
+        index = _row_number(first_rows[0]) if ROW_INDEX in first_rows[0] else 0
+        problem = RowProblem(index, rules.column, rules.problem, excerpt)
         remedy = (
             "Rename your column with dataset.rename_column, name it with dataset_text_field "
             f"(now {dataset_text_field!r}), or remove the columns of another data type with dataset.remove_columns."
@@ -234,6 +236,7 @@ class IsGoodRow:
 
     def __call__(self, row: dict[str, Any]) -> bool:
         """Whether the row is good."""
+        _row_number(row)  # refuses a stranger's column of that name, in good rows too
         found = self.rules(row)
         if found is None:
             return True
@@ -310,6 +313,9 @@ def _check_dataset(
 
 def _with_row_index(dataset: Dataset) -> Dataset:
     if ROW_INDEX in dataset.column_names:
+        if str(dataset.data.schema.field(ROW_INDEX).type) != "int64" or dataset.data.column(ROW_INDEX).null_count:
+            for row in dataset.with_format(None).select_columns(ROW_INDEX):
+                _row_number(row)
         return dataset
     # named from its input, so that the same rows give the same fingerprint and later maps find their cache
     fingerprint = Hasher.hash([dataset._fingerprint, __name__, REVISION])
@@ -372,7 +378,21 @@ def _with_column_type(found: Found, dataset: Dataset, rules: RowRules) -> Found:
 
 def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProblem:
     excerpt = excerpt_of(row, found.column, rules.text_field)
-    return RowProblem(int(row[ROW_INDEX]), found.column, found.problem, excerpt)
+    return RowProblem(_row_number(row), found.column, found.problem, excerpt)
+
+
+def _row_number(row: Mapping[str, Any]) -> int:
+    """The row's `row_index`; a [`RowError`] where the column of that name is something else."""
+    value = row.get(ROW_INDEX)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise RowError(
+            f"column {ROW_INDEX!r}: expected the row's position as an integer, found {describe(value)}.\n  hf-ext "
+            "numbers rows in this column; rename yours with dataset.rename_column, or remove it.",
+            row_index=-1,
+            column=ROW_INDEX,
+        ) from None
 
 
 def _row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) -> RowError:

@@ -174,6 +174,15 @@ def test_row_index_that_is_there_is_kept_and_named(tmp_path):
         list(check_sft_rows(rows.to_iterable_dataset()))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [None, [], "7", 1.5])
+def test_a_stranger_s_row_index_is_refused_by_name_in_good_and_bad_rows(form, value):
+    for text in ("a", ""):
+        with pytest.raises(RowError, match="column 'row_index': expected the row's position") as caught:
+            list(check_sft_rows(FORMS[form]([{"text": text, "row_index": value}])))
+        assert (caught.value.row_index, caught.value.column) == (-1, "row_index")
+
+
 def test_formatted_datasets_are_checked_and_keep_their_format():
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3]], "weight": [[1.0, 0.5], [1.0]]}).with_format("torch")
     checked = check_sft_rows(rows)
