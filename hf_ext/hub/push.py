@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
     from hf_ext.data.context_free import ContextFreeStore
 
-__all__ = ["LEFT_OUT", "PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
+__all__ = ["LEFTOVERS", "LEFT_OUT", "PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
 
 logger = logging.getLogger(__name__)
 
-LEFT_OUT = ("_*", "checkpoint-*", ".git/*", ".cache/*", "*.lock", "*.tmp", "cache-*.arrow", "*/cache-*.arrow")
-"""Patterns of files that stay here: a trainer's own, its checkpoints, and what tools leave behind."""
+LEFTOVERS = ("_*", ".git/*", ".cache/*", "*.lock", "*.tmp", "cache-*.arrow", "*/cache-*.arrow")
+"""Patterns of files that no push takes along: what tools leave behind."""
+
+LEFT_OUT = (*LEFTOVERS, "checkpoint-*", "bad_rows.jsonl", "training_args.json", "original_losses/*")
+LEFT_OUT += ("context_free/*", "report/fresh_samples/*")
+"""Patterns of files in a trainer's folder that stay here: states, rows, samples, paths of this machine."""
 
 SHARD_BYTES = 500 * 1000**2
 
@@ -41,7 +45,7 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str = "Upload with hf-ext",
     path_in_repo: str = "",
-    ignore: Sequence[str] = LEFT_OUT,
+    ignore: Sequence[str] | None = None,
     delete: Sequence[str] = (),
     attempts: int | None = None,
     backoff: float | None = None,
@@ -75,8 +79,8 @@ def push_folder(
         path_in_repo (`str`, *optional*):
             Folder of the repository to push into; its root by default.
         ignore, delete (`Sequence[str]`, *optional*):
-            Patterns, as in `fnmatch`, of local files to leave out, and of files in the repository to remove if they
-            are not pushed.
+            Patterns, as in `fnmatch`, of local files to leave out ([`LEFT_OUT`] for a model, [`LEFTOVERS`] for a
+            dataset), and of files in the repository to remove if they are not pushed.
         attempts (`int`, *optional*, defaults to 6), backoff (`float`, *optional*, defaults to 2 seconds):
             Tries of each request, and the wait after the first failure; it doubles, with jitter, up to a minute.
         timeout (`float`, *optional*, defaults to 300 seconds):
@@ -96,6 +100,8 @@ def push_folder(
 
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"create_pr opens a pull request against main: leave one out, create_pr or {revision=}.")
+    if ignore is None:
+        ignore = LEFT_OUT if repo_type == "model" else LEFTOVERS
     files = files_to_push(folder, ignore)
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)
     api = HfApi(endpoint=endpoint, token=token, library_name="hf-ext", library_version=version("hf-ext"))
@@ -298,7 +304,7 @@ def push_dataset(
         card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
         private = True if private is None else private
     elif not isinstance(dataset, str | Path):
-        splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+        splits: dict[str, Any] = dataset if isinstance(dataset, dict) else {"train": dataset}
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}}
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows

@@ -212,6 +212,17 @@ def test_checkpoints_and_private_folders_stay(folder: Path) -> None:
     assert "config.json" not in files_to_push(folder, ignore=("config.json",))
 
 
+def test_a_folder_named_like_a_trainers_own_goes_with_a_dataset_and_not_with_a_model(
+    hub: FakeHub, folder: Path
+) -> None:
+    (folder / "context_free").mkdir()
+    (folder / "context_free" / "rows.jsonl").write_text("{}")
+    push(folder)
+    push(folder, repo_type="dataset")
+    assert "context_free/rows.jsonl" not in hub.files("me/tiny")
+    assert "context_free/rows.jsonl" in hub.files("me/tiny", "dataset")
+
+
 def test_a_broken_card_is_refused_with_the_hubs_words(hub: FakeHub, folder: Path) -> None:
     (folder / "README.md").write_text("---\n- no mapping\n---\n")
     with pytest.raises(PushError, match=r"Invalid metadata in README.md.*no mapping"):

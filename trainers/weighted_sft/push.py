@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows of the training data, samples of a model, and arguments with paths of this machine: nothing to publish unasked.
+# Rows of the training data and samples of a model, wherever the arguments put them: nothing to publish unasked.
 PRIVATE = ("bad_rows_path", "original_cache_dir", "context_free_path")
-PRIVATE_FILES = ("bad_rows.jsonl", "training_args.json", "report/fresh_samples/*")
 # Of a checkpoint: what only serves to resume here. It is pickled, or means nothing without what is.
+RESUME_STATE: tuple[str, ...]
 RESUME_STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin")
 RESUME_STATE += ("global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*")
 HELD = "_push-"  # begins the name of a checkpoint's copy on its way to the Hub
@@ -40,8 +40,15 @@ class Pushing:
 
     def start(self, push: Callable[[], Any]) -> Future:
         """Push when the pushes before are through; a failure is logged, and raised where the result is asked for."""
-        job = self.pool.submit(push)
-        job.add_done_callback(_log_failure)
+
+        def logged() -> Any:
+            try:
+                return push()
+            except Exception as error:
+                logger.error("A push beside training failed: %s", error)
+                raise
+
+        job = self.pool.submit(logged)
         self.jobs.append(job)
         return job
 
@@ -52,12 +59,6 @@ class Pushing:
     def wait_until_done(self) -> None:
         """Wait for every push, whether it fails or not."""
         wait(self.jobs)
-
-
-def _log_failure(job: Future) -> None:
-    error = job.exception()
-    if error is not None:
-        logger.error("A push beside training failed: %s", error)
 
 
 def prepare_repo(trainer: WeightedSFTTrainer, token: str | None = None, private: bool | None = None) -> None:
@@ -126,7 +127,7 @@ def push_trainer(
             revision=revision if revision is not None else (None if create_pr else args.hub_revision),
             create_pr=create_pr,
             commit_message=commit_message,
-            ignore=(*LEFT_OUT, *_private_files(trainer)),
+            ignore=_private_files(trainer),
         )
 
     return push() if blocking else trainer.push_in_progress.start(push)
@@ -148,9 +149,7 @@ def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
     # Rotation may delete the checkpoint before its turn comes; links keep the files until then.
     held = Path(args.output_dir) / f"{HELD}{Path(checkpoint).name}"
     shutil.rmtree(held, ignore_errors=True)
-    shutil.copytree(
-        checkpoint, held, ignore=shutil.ignore_patterns(*RESUME_STATE, *PRIVATE_FILES), copy_function=_link_or_copy
-    )
+    shutil.copytree(checkpoint, held, ignore=shutil.ignore_patterns(*RESUME_STATE), copy_function=_link_or_copy)
     places = {"checkpoint": ["", "last-checkpoint"], "all_checkpoints": ["", Path(checkpoint).name]}
     message = f"Training in progress, step {trainer.state.global_step}"
 
@@ -173,9 +172,9 @@ def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
 
 
 def _private_files(trainer: WeightedSFTTrainer) -> list[str]:
-    """Patterns of what lies in `output_dir` and is not for others."""
+    """Patterns of what lies in `output_dir` and stays there."""
     root = Path(trainer.args.output_dir).resolve()
-    patterns = list(PRIVATE_FILES)
+    patterns = list(LEFT_OUT)
     for name in PRIVATE:
         value = getattr(trainer.args, name, None)
         if value is not None and Path(value).resolve().is_relative_to(root):
