@@ -38,7 +38,8 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         ValueError: nothing can be loaded; the message has the name and the reason in a line.
     """
     from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
+    from pyarrow import ArrowException
 
     path = Path(name)
     kind = file_format(name)
@@ -54,8 +55,12 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
                 return saved
             return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in saved.items()})
         return load_dataset(name, name=config, streaming=streaming)
-    except (DatasetsError, OSError, ValueError) as error:  # OSError: no such dataset, or no connection
-        raise ValueError(f"dataset {name!r} cannot be loaded: {_first_line(error)}") from error
+    except StopIteration as error:  # how `datasets` meets an empty JSON file
+        raise ValueError(f"dataset {name!r} cannot be loaded: there is no row in it") from error
+    except (DatasetsError, ArrowException, OSError, ValueError) as error:  # OSError: no such dataset, no connection
+        # what went wrong while rows were read is behind a DatasetGenerationError that does not say it
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(f"dataset {name!r} cannot be loaded: {_first_line(cause)}") from error
 
 
 def load_rows(
