@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LEFTOVERS = ("_*", ".git/*", ".cache/*", "*.lock", "*.tmp", "cache-*.arrow", "*/cache-*.arrow")
 """Patterns of files that no push takes along: what tools leave behind."""
 
-LEFT_OUT = (*LEFTOVERS, "checkpoint-*", "bad_rows.jsonl", "training_args.json", "original_losses/*")
+LEFT_OUT: tuple[str, ...] = (*LEFTOVERS, "checkpoint-*", "bad_rows.jsonl", "training_args.json", "original_losses/*")
 LEFT_OUT += ("context_free/*", "report/fresh_samples/*")
 """Patterns of files in a trainer's folder that stay here: states, rows, samples, paths of this machine."""
 
