@@ -202,7 +202,8 @@ def launch(facts: Facts) -> None:
 
 def extras(facts: Facts) -> None:
     """Which extras are complete, and the line that installs the others."""
-    facts.values["extras"] = rows = {}
+    rows: dict[str, Any] = {}
+    facts.values["extras"] = rows
     if installed_version("hf-ext") is None:
         return
     for name in metadata.metadata("hf-ext").get_all("Provides-Extra") or ():
@@ -214,7 +215,8 @@ def extras(facts: Facts) -> None:
 
 def model_wheels(facts: Facts) -> None:
     """The wheels that carry the demo's models; they are no dependency of ours."""
-    facts.values["model_wheels"] = rows = {}
+    rows: dict[str, str | None] = {}
+    facts.values["model_wheels"] = rows
     try:
         from hf_ext.demo.model import INSTALL_LINE
     except ImportError:  # a host library is missing: `imports` says so
