@@ -134,6 +134,7 @@ def run_arm(place: Workplace, arm: str) -> ArmRecord:
         groups="hard",
         autocast_dtype=torch.bfloat16 if place.settings.bf16 else None,
     )
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
     if arm not in ANCHORED:
         shutil.rmtree(folder / "model")
     seconds = round(time.monotonic() - start, 1)
