@@ -37,7 +37,7 @@ def trees(scalars: Any = SCALARS, leaves: int = 6) -> Any:
 
 
 def fuzz(examples: int, strategy: Any, check: Callable[[Any], None]) -> None:
-    """Call `check` with so many inputs; a small number is drawn the same way on every run."""
+    """Call `check` with so many inputs; a small number is drawn the same way on every run of the same tests."""
 
     @settings(
         max_examples=examples,

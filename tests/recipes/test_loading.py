@@ -114,3 +114,19 @@ def test_a_mixture_in_the_config_is_loaded(dataset, tmp_path):
     rows, held_out = load_train_and_eval(script, training, mixture)
     assert [row["prompt"] for row in rows] == [f"What is {i}?" for i in (0, 1, 2, 3, 4, 4)]
     assert held_out is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "there is no row in it"),
+        (b'{"text": ', "JSON parse error"),
+        (b"PK\x05\x06", "not a zip file"),  # `datasets` unpacks what looks like an archive, whatever its name
+    ],
+    ids=["empty", "cut", "archive"],
+)
+def test_a_file_that_holds_no_rows_says_what_it_is(tmp_path, monkeypatch, content, words):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_splits(str(tmp_path / "rows.jsonl"))
