@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from hf_ext.guards.finite import NonFiniteError, check_finite
     from hf_ext.guards.rows import RowError, RowProblem, check_sft_rows
     from hf_ext.guards.world import check_world_size
-    from hf_ext.hub.cards import write_model_card
+    from hf_ext.hub.cards import write_dataset_card, write_model_card
+    from hf_ext.hub.push import push_dataset, push_folder
+    from hf_ext.hub.retry import PushError
     from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
     from hf_ext.losses.weighted_nll import weighted_nll
     from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
@@ -47,6 +49,7 @@ _EXPORTS = {
     "FlowWeights": "hf_ext.data.weighting",
     "ForgettingReport": "hf_ext.evaluation.report",
     "NonFiniteError": "hf_ext.guards.finite",
+    "PushError": "hf_ext.hub.retry",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
     "WeightedSFTConfig": "hf_ext.trainers.weighted_sft.config",
@@ -65,9 +68,12 @@ _EXPORTS = {
     "kl_k3": "hf_ext.losses.kl",
     "model_hash": "hf_ext.data.provenance",
     "prepare_sft_rows": "hf_ext.data.weighting",
+    "push_dataset": "hf_ext.hub.push",
+    "push_folder": "hf_ext.hub.push",
     "score_rows": "hf_ext.data.weighting",
     "tokenizer_hash": "hf_ext.data.provenance",
     "weighted_nll": "hf_ext.losses.weighted_nll",
+    "write_dataset_card": "hf_ext.hub.cards",
     "write_model_card": "hf_ext.hub.cards",
 }
 
@@ -80,6 +86,7 @@ __all__ = [
     "FlowWeights",
     "ForgettingReport",
     "NonFiniteError",
+    "PushError",
     "RowError",
     "RowProblem",
     "WeightedSFTConfig",
@@ -98,9 +105,12 @@ __all__ = [
     "kl_k3",
     "model_hash",
     "prepare_sft_rows",
+    "push_dataset",
+    "push_folder",
     "score_rows",
     "tokenizer_hash",
     "weighted_nll",
+    "write_dataset_card",
     "write_model_card",
 ]
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -23,7 +23,7 @@ from trl.chat_template_utils import has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 # (owner, private symbol, what breaks when it moves): read by the contract tests.
 TOUCHED = (
@@ -130,7 +130,7 @@ class SFTSeam(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*self._signature_columns, *self.signature_columns()]
+            self._signature_columns = list(self._signature_columns or []) + self.signature_columns()
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
         return self.count_items(batch_samples, device) if batch_samples else None

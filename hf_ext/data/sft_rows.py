@@ -66,7 +66,7 @@ class TruncateRows:
         weights = batch.get("weight")
         out: dict[str, list] = {"input_ids": [], "labels": [], PROBLEM: []}
         for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
-            weight = weights[i] if weights is not None else None
+            weight: Any = weights[i] if weights is not None else None
             short = labels[cut]
             if is_per_token(weight) and len(weight) != len(ids):
                 problem = f"weight: has {len(weight)} entries, the tokenised row has {len(ids)} tokens"

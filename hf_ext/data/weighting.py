@@ -114,7 +114,8 @@ def score_rows(
 
 def attach_scores(dataset: Dataset, scores: list[tuple[list[float], list[int]]]) -> Dataset:
     """Add `original_nll_sum` and `original_num_tokens`: a number a row, or a list with one per document if packed."""
-    for column, values in zip(SCORE_COLUMNS, ([s[0] for s in scores], [s[1] for s in scores]), strict=True):
+    for part, column in enumerate(SCORE_COLUMNS):
+        values: list[Any] = [score[part] for score in scores]
         if column in dataset.column_names:
             dataset = dataset.remove_columns(column)
         flat = values if "seq_lengths" in dataset.column_names else [v[0] for v in values]

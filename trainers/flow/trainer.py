@@ -108,7 +108,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
             "autocast": self.accelerator.mixed_precision,
             "rows": rows_hash(self.train_dataset),
         }
-        path = cache_file(self.args.original_cache_dir, facts)
+        path = cache_file(self.args.original_cache_dir or self.args.output_dir, facts)
         found = [path.exists()]
         broadcast_object_list(found)  # one process must not score while another reads
         if found[0]:

@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 
 # Facts of every run that a reader of the card asks for first.
-COMMON = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
-COMMON += ("gradient_accumulation_steps", "lr_scheduler_type", "max_length", "packing", "seed")
+COMMON = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "max_length",
+    "packing",
+    "seed",
+)
 # Places on the machine that trained, and what the card says elsewhere.
 LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
 
