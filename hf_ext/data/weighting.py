@@ -312,7 +312,7 @@ class FlowWeights:
 
     | column in | type | column out | type |
     |---|---|---|---|
-    | `original_nll_sum` | float, nats (a list where packed) | `weight` | float in (0, 1] |
+    | `original_nll_sum` | float, nats (a list where packed) | `weight` | float in (0, 1]; 0 past 745 tau |
     | `original_num_tokens` | int (a list where packed) | | (a list, one per token, where packed) |
     | `seq_lengths` (packed only) | list of int | | |
 

@@ -382,10 +382,10 @@ def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProble
 
 
 def _row_number(row: Mapping[str, Any]) -> int:
-    """The row's `row_index`; a [`RowError`] where the column of that name is something else."""
+    """The `row_index`, of the first document where packed; a [`RowError`] where that column is something else."""
     value = row.get(ROW_INDEX)
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value[0] if isinstance(value, list) and value else value)  # type: ignore[arg-type]
     except TypeError:
         raise RowError(
             f"column {ROW_INDEX!r}: expected the row's position as an integer, found {describe(value)}.\n  hf-ext "
