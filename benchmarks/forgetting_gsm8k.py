@@ -6,6 +6,8 @@ SmolLM2-135M-Instruct, all parameters, real GSM8K rows of at most 96 tokens, bat
 the original weights). One learning rate for all arms, chosen on SFT alone, on rows of its own, for the lowest held-out
 loss. Context-free rows for training and for the KL come from stores with different seeds.
 
+Two other settings of the context-free arm (three times the rows a step; lambda 3) run on one seed, under "variants".
+
 Last line, one JSON object (means over seeds of ratios of changes; nats per token):
   benchmark, steps, seeds, learning_rate
   kl_context_free_over_sft                KL(original||new), context-free arm over SFT arm       (goal <= 0.5)
@@ -45,6 +47,11 @@ MAX_LENGTH = 96
 BATCH = 4
 ARMS = ("sft", "flow", "context_free", "both", "wise_ft")
 LEARNING_RATES = (2e-5, 5e-5, 1e-4)
+# Other settings of the context-free arm, one seed: what would bring its KL further down, and at what price?
+VARIANTS: dict[str, dict[str, Any]] = {
+    "context_free_rows_x3": {"context_free_batch_size": 3 * BATCH},
+    "context_free_lambda_3": {"kl_weight": 3.0},
+}
 
 
 class Bench:
@@ -126,18 +133,23 @@ class Bench:
             args = self.config(FlowSFTConfig, seed, learning_rate, original_cache_dir=str(self.work / "scores"))
             trainer = FlowSFTTrainer(model, args, train_dataset=rows, **kwargs)
         else:
-            args = self.config(ContextFreeSFTConfig, seed, learning_rate, kl_weight=1.0)
+            extra = {"kl_weight": 1.0} | VARIANTS.get(arm, {})
+            args = self.config(ContextFreeSFTConfig, seed, learning_rate, **extra)
             if arm == "both":
                 rows = add_flow_weights(add_original_losses(rows, model, self.tokenizer, args))
-            kwargs["context_free_dataset"] = self.store("train_store", self.tokens, seed=0)
+            # Enough rows that none is seen twice. The first rows of the larger store are those of the smaller one.
+            tokens = self.tokens * extra.get("context_free_batch_size", BATCH) // BATCH
+            kwargs["context_free_dataset"] = self.store(
+                "train_store" if tokens == self.tokens else "large_store", tokens, 0
+            )
             trainer = ContextFreeSFTTrainer(model, args, train_dataset=rows, **kwargs)
         trainer.train()
-        extra = dict(getattr(trainer, "flow_statistics", {}))
+        flow = dict(getattr(trainer, "flow_statistics", {}))
         log = [{k: v for k, v in entry.items() if isinstance(v, float)} for entry in trainer.state.log_history]
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         del trainer
         gc.collect()
-        return model, {"flow": extra, "log": log}
+        return model, {"flow": flow, "log": log}
 
     def measured(self, models: dict[str, Any], target: Dataset, with_kl: bool = True) -> dict[str, Any]:
         """Losses and KL of each model against the original, with intervals over rows."""
@@ -236,10 +248,8 @@ def main() -> None:
     else:
         from hf_ext.demo.model import embedded_model
 
-        bench, seeds = (
-            Bench(str(embedded_model()), args.work, args.steps, rows=32, tokens=11_000, autocast=True),
-            args.seeds,
-        )
+        bench = Bench(str(embedded_model()), args.work, args.steps, rows=32, tokens=11_000, autocast=True)
+        seeds = args.seeds
     sweep = {
         lr: piece(bench.work, f"lr-{lr:g}", bench.settings | {"lr": lr}, lambda lr=lr: _swept(bench, lr))["validation"]
         for lr in LEARNING_RATES
@@ -252,15 +262,25 @@ def main() -> None:
             settings = bench.settings | {"lr": learning_rate, "arm": arm, "seed": seed}
             run = lambda arm=arm, seed=seed: bench.seed(arm, seed, learning_rate)  # noqa: E731
             pieces[arm, seed] = piece(bench.work, f"{arm}-{seed}", settings, run)
+    others = {}
+    for arm in VARIANTS:
+        settings = bench.settings | {"lr": learning_rate, "arm": arm, "seed": 0, **VARIANTS[arm]}
+        others[arm, 0] = piece(bench.work, f"{arm}-0", settings, lambda arm=arm: bench.seed(arm, 0, learning_rate))
     rows = rows_of(pieces)
-    print(table_of(rows))
     result = {
         "settings": bench.settings,
         "learning_rates": {str(lr): loss for lr, loss in sweep.items()},
         "rows": rows,
+        "variants": rows_of(others),
         "seconds": {f"{arm}-{seed}": p["seconds"] for (arm, seed), p in pieces.items()},
         "flow": {str(seed): pieces["flow", seed]["flow"] for seed in range(seeds)},
     }
+    print(table_of(rows))
+    for row in result["variants"]:
+        base = next(r for r in rows if r["arm"] == "sft" and r["seed"] == 0)
+        gain = (row["target_loss_before"] - row["target_loss"]) / (base["target_loss_before"] - base["target_loss"])
+        ratio = row["kl_original_to_new"] / base["kl_original_to_new"]
+        print(f"{row['arm']} (seed 0): KL {ratio:.3f} of SFT's, target gain {gain:.3f}")
     finish(args, result, headline_of(rows, bench.steps, learning_rate))
 
 
