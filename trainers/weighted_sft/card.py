@@ -10,7 +10,7 @@ from trl import SFTConfig
 from hf_ext.hub.cards import write_model_card
 
 if TYPE_CHECKING:
-    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
+    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 # Facts of every run that a reader of the card asks for first.
 COMMON = (
@@ -28,7 +28,7 @@ COMMON = (
 LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
 
 
-def settings_of(trainer: WeightedSFTTrainer) -> dict[str, Any]:
+def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
     """The method's own settings, then the common ones, then the share of processes: name to value."""
     stock = {field.name for field in fields(SFTConfig)}
     own = [field.name for field in fields(trainer.args) if field.name not in stock and field.name not in LEFT_OUT]
@@ -39,7 +39,7 @@ def settings_of(trainer: WeightedSFTTrainer) -> dict[str, Any]:
 
 
 def card_of_trainer(
-    trainer: WeightedSFTTrainer,
+    trainer: SavesWithCard,
     folder: str,
     *,
     model_name: str | None = None,
@@ -50,7 +50,7 @@ def card_of_trainer(
     Write `README.md` into `folder`: licence, base model, method, paper, settings, and the forgetting table once known.
 
     Args:
-        trainer ([`WeightedSFTTrainer`]):
+        trainer ([`SavesWithCard`]):
             Its `forgetting_report`, if set, gives the table and the model-index entries.
         folder (`str`):
             The folder of the saved model.

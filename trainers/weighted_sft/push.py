@@ -18,7 +18,7 @@ from hf_ext.hub.retry import Retry
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
+    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Pushing:
         wait(self.jobs)
 
 
-def prepare_repo(trainer: WeightedSFTTrainer, token: str | None = None, private: bool | None = None) -> None:
+def prepare_repo(trainer: SavesWithCard, token: str | None = None, private: bool | None = None) -> None:
     """
     Make the trainer's repository unless it is there; sets `hub_model_id` to its full name on the main process.
 
@@ -87,7 +87,7 @@ def prepare_repo(trainer: WeightedSFTTrainer, token: str | None = None, private:
 
 
 def push_trainer(
-    trainer: WeightedSFTTrainer,
+    trainer: SavesWithCard,
     commit_message: str,
     *,
     blocking: bool = True,
@@ -98,7 +98,7 @@ def push_trainer(
     card: dict[str, Any] | None = None,
 ) -> CommitInfo | Future | None:
     """
-    Save into `output_dir`, write the card, then push; arguments as in [`WeightedSFTTrainer.push_to_hub`].
+    Save into `output_dir`, write the card, then push; arguments as in [`SavesWithCard.push_to_hub`].
 
     Returns:
         `CommitInfo`, or a `Future` of it unless `blocking`; `None` on processes other than the main one.
@@ -133,7 +133,7 @@ def push_trainer(
     return push() if blocking else trainer.push_in_progress.start(push)
 
 
-def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
+def push_checkpoint(trainer: SavesWithCard, checkpoint: str) -> None:
     """
     Push a checkpoint's model beside training, as `hub_strategy` says; never its optimiser, scheduler or random states.
 
@@ -171,7 +171,7 @@ def push_checkpoint(trainer: WeightedSFTTrainer, checkpoint: str) -> None:
     trainer.push_in_progress.start(push)
 
 
-def _private_files(trainer: WeightedSFTTrainer) -> list[str]:
+def _private_files(trainer: SavesWithCard) -> list[str]:
     """Patterns of what lies in `output_dir` and stays there."""
     root = Path(trainer.args.output_dir).resolve()
     patterns = list(LEFT_OUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,16 +17,8 @@ from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import check_sft_rows
 from hf_ext.losses.weighted_nll import weighted_nll
-from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
-from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from huggingface_hub import CommitInfo
-
-    from hf_ext.evaluation.report import ForgettingReport
+from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +52,7 @@ class _Recorder:
         return outputs
 
 
-class WeightedSFTTrainer(SFTSeam):
+class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     r"""
     [`~trl.SFTTrainer`] whose rows may carry a `weight`: a number per row, or a list per token.
 
@@ -97,8 +89,6 @@ class WeightedSFTTrainer(SFTSeam):
     _name = "WeightedSFT"
     config_class: type[WeightedSFTConfig] = WeightedSFTConfig
     method = "weighted_sft"
-    forgetting_report: ForgettingReport | None = None  # set it before saving, and the card carries its table
-    forgetting_arm: str | None = None
     loss_is_scaled_for_ga = True  # the denominator is the whole accumulated batch's
 
     def __init__(
@@ -263,68 +253,3 @@ class WeightedSFTTrainer(SFTSeam):
         check_finite(
             name, values, step=self.state.global_step, rank=self.accelerator.process_index, row_index=row_index
         )
-
-    # --- card ------------------------------------------------------------------------------------------------------
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Write a card with licence, method, paper, settings and, once known, the forgetting table."""
-        if self.is_world_process_zero():
-            card_of_trainer(self, self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
-
-    # --- saving and pushing ----------------------------------------------------------------------------------------
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, tokenizer and card, no pickle; with `push_to_hub=True` then push them, as the host does."""
-        super().save_model(output_dir, _internal_call=True)
-        if self.is_world_process_zero():
-            card_of_trainer(self, output_dir or self.args.output_dir)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        create_pr: bool = False,
-        **kwargs: Any,
-    ) -> CommitInfo | Future | None:
-        """
-        Save into `output_dir`, then push it to `hub_model_id`: retried, never twice, without pickles or training rows.
-
-        Args:
-            commit_message, blocking, token, revision, private:
-                As in [`~transformers.Trainer.push_to_hub`].
-            create_pr (`bool`, *optional*, defaults to `False`):
-                Whether to open a pull request instead of committing to `main`.
-            **kwargs:
-                For [`create_model_card`]: `model_name`, `dataset_name`, `tags`.
-
-        Returns:
-            `CommitInfo`, or a `Future` of it unless `blocking`; `None` on processes other than the main one.
-
-        Raises:
-            PushError: the push failed for good; the message says why and that everything is in `output_dir`.
-        """
-        return push_trainer(
-            self,
-            commit_message or "End of training",
-            blocking=blocking,
-            token=token,
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-            card=kwargs,
-        )
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository `hub_model_id` unless it is there, with retries."""
-        prepare_repo(self, token, private)
-
-    def push_checkpoint(self, checkpoint: str) -> None:
-        """Push a checkpoint's model beside training, as `hub_strategy` says; the states to resume from stay here."""
-        push_checkpoint(self, checkpoint)
