@@ -118,7 +118,8 @@ def test_a_users_walk(walk: Path) -> None:
         out = finish(start(walk, hub, *train, "--resume_from_checkpoint", "true"))
         assert "Model pushed to the Hub: me/walk" in out
         titles = hub.titles("me/walk")
-        assert titles[-1] == "End of training"
+        # where the push of the last checkpoint brought everything, the one after training has nothing left to commit
+        assert titles[-1] in ("End of training", f"Training in progress, step {STEPS}")
         assert len(titles) == len(set(titles)), "a commit was made twice"
         assert not list((walk / "out").glob("_push-*"))
         assert [fault.times for fault in hub.faults] == [0, 0]
