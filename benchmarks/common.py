@@ -67,7 +67,8 @@ def provenance() -> dict[str, Any]:
             continue
     git = ["git", "-C", str(HERE)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    status = [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]  # not code
+    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout
     return {
         "versions": versions,
         "python": platform.python_version(),
