@@ -16,7 +16,7 @@ Last line, one JSON object (means over seeds of ratios of changes; nats per toke
   kl_wise_ft_over_sft, target_gain_wise_ft_over_sft
   sft_target_loss_fall                    fall of held-out loss under SFT over its start (>= 0.1 makes the task count)
 
-    HF_EXT_DATA=... python benchmarks/forgetting_gsm8k.py            # resumable; about 45 minutes on 2 idle cores
+    HF_EXT_DATA=... python benchmarks/forgetting_gsm8k.py            # resumable; 104 minutes on one busy core
     HF_EXT_DATA=... python benchmarks/forgetting_gsm8k.py --quick    # a minute, a tiny model, not the claim
 """
 

@@ -21,7 +21,7 @@ MEASURED = {
 
 def is_stale(name: str, commit: str) -> bool | None:
     """Whether code the result measures has changed since; `None` where git cannot tell."""
-    paths = [*MEASURED.get(name, ["hf_ext", "trainers"]), f"benchmarks/{name}.py"]
+    paths = [*MEASURED.get(name, ["hf_ext", "trainers"]), f"benchmarks/{name}.py", ":(exclude,glob)**/*.md"]
     command = ["git", "-C", str(HERE.parent), "diff", "--quiet", commit.removesuffix("+changes"), "HEAD", "--", *paths]
     code = subprocess.run(command, capture_output=True, check=False).returncode
     return {0: False, 1: True}.get(code)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from trl import SFTConfig
 
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
+from hf_ext.data.provenance import adapters_off
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ SCORE_COLUMNS = ("original_nll_sum", "original_num_tokens")
 def _as_original(model: Any) -> Iterator[None]:
     """Evaluation mode (dropout and gradient checkpointing are off in it), adapters off; as before afterwards."""
     was_training = model.training
-    off = model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
     model.eval()
     try:
-        with off:
+        with adapters_off(model):
             yield
     finally:
         model.train(was_training)
