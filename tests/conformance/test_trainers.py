@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 from tests.conformance.registry import TRAINERS, Method, plain_rows
-from tests.distributed.launch import launch, launch_once
+from tests.distributed.launch import launch_once
 from tests.tiny import tiny_model
 from tests.trainers.oracle import document, token_losses
 from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, build, config_of, train
@@ -133,68 +133,6 @@ def test_flows_median_is_that_of_all_rows_on_one_and_two_processes(
     assert one.flow_statistics["flow/tau"] == pytest.approx(expected, rel=1e-6)
     (two,) = [entry["flow/tau"] for entry in two_processes[f"median/{n}"]["logs"] if "flow/tau" in entry]
     assert two == pytest.approx(expected, rel=1e-6)
-
-
-# --- a power cut costs nothing but time ------------------------------------------------------------------------------
-
-EPOCH, KILLED_AT, LAST = 6, 15, 20  # 24 rows in batches of 4; checkpoints every 4 steps; the kill is in epoch 2
-
-
-def kill_jobs(folder: Path, seeds: range, names: list[str]) -> list[dict[str, Any]]:
-    jobs = []
-    for name in names:
-        method, _, packed = name.partition("+")
-        for seed in seeds:
-            place = folder / name / str(seed)
-            changes = {
-                "max_steps": LAST, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2,
-                "seed": 40 + seed, "optim": "adamw_torch", "learning_rate": 3e-3, "lr_scheduler_type": "linear",
-            }  # fmt: skip
-            rows = 24
-            if packed:
-                changes |= {"packing": True, "max_length": 96, "per_device_train_batch_size": 2}
-            job = {"method": method, "rows": rows, "changes": changes, "dropout": 0.1}
-            jobs += [
-                job | {"id": f"{name}/{seed}/whole", "folder": str(place / "whole")},
-                job | {"id": f"{name}/{seed}/killed", "folder": str(place / "cut"), "kill_at": KILLED_AT},
-                job | {"id": f"{name}/{seed}/resumed", "folder": str(place / "cut"), "resume": True},
-            ]
-    return jobs
-
-
-KILLED = [method.name for method in TRAINERS] + ["weighted_sft+packed"]
-
-
-def assert_resumed_to_the_same_weights(results: dict, name: str, seed: int) -> None:
-    whole, killed, resumed = (results[f"{name}/{seed}/{part}"] for part in ("whole", "killed", "resumed"))
-    assert killed["exit"] == -9
-    assert whole["exit"] == resumed["exit"] == 0
-    checkpoint = LAST - len(resumed["losses"])
-    assert EPOCH < checkpoint < KILLED_AT, "it did not resume from a checkpoint of a later epoch"
-    assert resumed["losses"] == whole["losses"][checkpoint:]
-    assert resumed["weights"] == whole["weights"]
-    assert len(set(whole["losses"])) == LAST
-
-
-@pytest.fixture(scope="module")
-def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Each method whole, killed and resumed, with one seed: one launch."""
-    return launch_once("cuts", lambda folder: kill_jobs(folder, range(1), KILLED), tmp_path_factory)
-
-
-@launches
-@pytest.mark.parametrize("name", KILLED)
-def test_killed_run_resumes_to_the_same_weights(name: str, cuts: dict) -> None:
-    assert_resumed_to_the_same_weights(cuts, name, 0)
-
-
-@launches
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KILLED)
-def test_killed_run_resumes_to_the_same_weights_with_five_seeds(name: str, tmp_path: Path) -> None:
-    results = launch(kill_jobs(tmp_path, range(5), [name]), tmp_path)
-    for seed in range(5):
-        assert_resumed_to_the_same_weights(results, name, seed)
 
 
 # --- bad values and bad rows -----------------------------------------------------------------------------------------

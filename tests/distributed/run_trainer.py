@@ -5,7 +5,8 @@ Run training jobs in a process of their own, or in two under `torchrun`, and wri
     torchrun --nproc_per_node 2 -m tests.distributed.run_trainer jobs.json results.json
 
 A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to the config), and optionally `kill_at`
-(the process sends itself SIGKILL after that many steps), `resume` (from the newest checkpoint) and `dropout`.
+(the process sends itself SIGKILL after that many steps), `resume` (from the newest checkpoint), `dropout`, `streaming`
+(the rows come from an `IterableDataset`) and `lora` (an adapter is trained).
 With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
 starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
 `logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
@@ -25,6 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from hf_ext.guards.world import check_world_size
@@ -56,7 +58,13 @@ def digest_of(model: torch.nn.Module) -> str:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train one job to its end."""
     model = tiny_model(TOKENIZER, attention_dropout=job.get("dropout", 0.0))
-    trainer = BY_NAME[job["method"]].build(Path(job["folder"]), job["rows"], model=model, **job["changes"])
+    method, rows = BY_NAME[job["method"]], job["rows"]
+    if job.get("streaming"):
+        rows = method.rows(rows).to_iterable_dataset()
+    if job.get("lora"):
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
+        job["changes"]["kwargs"] = {"peft_config": adapter}
+    trainer = method.build(Path(job["folder"]), rows, model=model, **job["changes"])
     if "kill_at" in job:
         trainer.add_callback(KillAt(job["kill_at"]))
     losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))

@@ -1,0 +1,89 @@
+"""A power cut costs nothing but time: killed at any step and resumed, a run ends in the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.registry import TRAINERS
+from tests.distributed.launch import launch, launch_once
+
+pytestmark = pytest.mark.timeout(900)  # waits for a job of several runs, which the first test to come starts
+
+EPOCH, SAVE_EVERY, LAST = 6, 4, 20  # 24 rows in batches of 4: the run crosses three epoch borders
+# Ways to train that resume through code of their own. A job's own keys (`streaming`, `lora`) are read by run_trainer.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed": {"changes": {"packing": True, "max_length": 96, "per_device_train_batch_size": 2}},
+    "streaming": {"streaming": True},
+    "workers": {"changes": {"dataloader_num_workers": 2}},
+    "lora": {"lora": True},
+}
+CASES = [f"{method.name}+{variant}" for method in TRAINERS for variant in VARIANTS if variant in method.variants]
+SEEDS = 20
+
+
+def kill_step(seed: int) -> int:
+    """After the first checkpoint and before the end; seed 0 is killed in the third epoch."""
+    return 15 if seed == 0 else random.Random(seed).randrange(SAVE_EVERY + 1, LAST)
+
+
+def kill_jobs(folder: Path, seeds: range, cases: list[str]) -> list[dict[str, Any]]:
+    """Whole, killed and resumed: three jobs a case and seed."""
+    jobs = []
+    for case in cases:
+        method, _, variant = case.partition("+")
+        extra = VARIANTS[variant]
+        for seed in seeds:
+            place = folder / case / str(seed)
+            changes = {
+                "max_steps": LAST, "save_strategy": "steps", "save_steps": SAVE_EVERY, "save_total_limit": 2,
+                "seed": 40 + seed, "optim": "adamw_torch", "learning_rate": 3e-3, "lr_scheduler_type": "linear",
+            }  # fmt: skip
+            job = {"method": method, "rows": EPOCH * 4, "dropout": 0.1}
+            job |= extra | {"changes": changes | extra.get("changes", {})}
+            jobs += [
+                job | {"id": f"{case}/{seed}/whole", "folder": str(place / "whole")},
+                job | {"id": f"{case}/{seed}/killed", "folder": str(place / "cut"), "kill_at": kill_step(seed)},
+                job | {"id": f"{case}/{seed}/resumed", "folder": str(place / "cut"), "resume": True},
+            ]
+    return jobs
+
+
+def assert_resumed_to_the_same_weights(results: dict, case: str, seed: int) -> None:
+    whole, killed, resumed = (results[f"{case}/{seed}/{part}"] for part in ("whole", "killed", "resumed"))
+    assert killed["exit"] == -9
+    assert whole["exit"] == resumed["exit"] == 0
+    checkpoint = (kill_step(seed) - 1) // SAVE_EVERY * SAVE_EVERY
+    assert len(resumed["losses"]) == LAST - checkpoint, "it did not resume from the newest checkpoint"
+    assert resumed["losses"] == whole["losses"][checkpoint:]
+    norms = [
+        [log["grad_norm"] for log in part["logs"] if "grad_norm" in log and log["step"] > checkpoint]
+        for part in (whole, resumed)
+    ]
+    assert norms[0] == norms[1]
+    assert len(norms[0]) == LAST - checkpoint
+    assert resumed["weights"] == whole["weights"]
+    assert len(set(whole["losses"])) == LAST
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Each case whole, killed and resumed, with one seed: one launch."""
+    return launch_once("cuts", lambda folder: kill_jobs(folder, range(1), CASES), tmp_path_factory)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_run_resumes_to_the_same_weights(case: str, cuts: dict) -> None:
+    assert_resumed_to_the_same_weights(cuts, case, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case.endswith(("+plain", "+packed"))])
+def test_killed_run_resumes_to_the_same_weights_with_twenty_seeds(case: str, tmp_path: Path) -> None:
+    results = launch(kill_jobs(tmp_path, range(SEEDS), [case]), tmp_path)
+    for seed in range(SEEDS):
+        assert_resumed_to_the_same_weights(results, case, seed)
