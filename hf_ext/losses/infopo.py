@@ -1,22 +1,23 @@
 r"""
 Preference losses that are lower bounds on mutual information: the NWJ reading of InfoPO and its relatives.
 
-A pair gives two log-ratios against the reference model, $u_w$ of the chosen and $u_l$ of the rejected response, in nats
-per sequence: $u = \log \pi_\theta(y|x) - \log \pi_{ref}(y|x)$, summed over completion tokens. The critic is
+A pair gives two log-ratios against the reference model, $u_w$ of the chosen and $u_l$ of the rejected response, in
+nats per sequence: $u = \log \pi_\theta(y|x) - \log \pi_{ref}(y|x)$, summed over completion tokens. The critic is
 $f = \beta u$, or $f = \beta u / n$ with $n$ completion tokens. Each estimator below is a variational bound on how far
-the chosen responses' distribution $p_w$ lies from the rejected ones' $p_l$, averaged over prompts; its loss per pair is
-the negative bound up to a constant and a factor. Nothing in them but `infonce` is a difference of rewards.
+the chosen responses' distribution $p_w$ lies from the rejected ones' $p_l$, averaged over prompts; its loss is the
+negative bound up to a constant and a factor. Of the five only `infonce` is a difference of rewards.
 
-| estimator | loss of a pair | $-\partial l/\partial f_w$ (pull) | $\partial l/\partial f_l$ (push) | bound on | from the mean loss |
-|---|---|---|---|---|---|
-| `nwj` | $-f_w + e^{f_l}$ | $1$ | $e^{f_l}$ | KL(p_w, p_l) | $1 - L$ |
-| `infonce` | $-\log\sigma(f_w - f_l)$ | $\sigma(f_l - f_w)$ | $\sigma(f_l - f_w)$ | KL(p_w, p_l), at most log 2 | $\log 2 - L$ |
-| `jsd` | $\zeta(-f_w) + \zeta(f_l)$ | $\sigma(-f_w)$ | $\sigma(f_l)$ | JS(p_w, p_l), at most log 2 | $\log 2 - L/2$ |
-| `lsif` | $-e^{f_w} + e^{2 f_l}/2$ | $e^{f_w}$ | $e^{2 f_l}$ | chi-square(p_w, p_l), not nats | $-2L - 1$ |
-| `nwj_mixture` | $-f_w + (e^{f_w} + e^{f_l})/2$ | $1 - e^{f_w}/2$ | $e^{f_l}/2$ | KL(p_w, (p_w + p_l)/2), at most log 2 | $1 - L$ |
+| estimator | loss $l$ of a pair | pull $-\partial l/\partial f_w$ | push $\partial l/\partial f_l$ | bound, mean loss L |
+|---|---|---|---|---|
+| `nwj` | $-f_w + e^{f_l}$ | $1$ | $e^{f_l}$ | $1 - L \le$ KL(p_w, p_l) |
+| `infonce` | $-\log\sigma(f_w - f_l)$ | $\sigma(f_l - f_w)$ | $\sigma(f_l - f_w)$ | $\log 2 - L \le$ KL, log 2 |
+| `jsd` | $\zeta(-f_w) + \zeta(f_l)$ | $\sigma(-f_w)$ | $\sigma(f_l)$ | $\log 2 - L/2 \le$ JS(p_w, p_l) $\le$ log 2 |
+| `lsif` | $-e^{f_w} + e^{2 f_l}/2$ | $e^{f_w}$ | $e^{2 f_l}$ | $-2L - 1 \le$ chi-square(p_w, p_l), not nats |
+| `nwj_mixture` | $-f_w + (e^{f_w} + e^{f_l})/2$ | $1 - e^{f_w}/2$ | $e^{f_l}/2$ | $1 - L \le$ KL(p_w, m) $\le$ log 2 |
 
-($\sigma$ the logistic function, $\zeta$ softplus; gradients in $u$ are $\beta$ times those in $f$, and $\beta / n$ times
-where normalised.)
+($\sigma$ the logistic function, $\zeta$ softplus, $m = (p_w + p_l)/2$. Gradients in $u$ are $\beta$ times those in
+$f$, $\beta / n$ times where normalised. `lsif` is not convex in $f$ and pulls least where a chosen response fell most;
+`nwj_mixture` pulls back once $f_w > \log 2$: both are for comparison.)
 
 **Derivation of `nwj`.** For any critic $T$, $\mathrm{KL}(p \| q) \ge E_p[T] - E_q[e^{T - 1}]$ (Nguyen, Wainwright and
 Jordan). With $p = p_w$, $q = p_l$ and $T = 1 + f$ the right side is $1 + E_w[f_w] - E_l[e^{f_l}] = 1 - E[l]$: 0 where
@@ -132,9 +133,9 @@ def check_estimator(estimator: str, *, paired: bool = True) -> None:
         return
     if estimator == "dv":
         raise ValueError(
-            "estimator='dv' (Donsker-Varadhan) takes the logarithm of a mean over the micro-batch: it is biased, and it "
-            "changes with gradient accumulation and the number of processes. Use 'nwj', the same divergence without "
-            "the logarithm."
+            "estimator='dv' (Donsker-Varadhan) takes the logarithm of a mean over the micro-batch: it is biased, and "
+            "changes with gradient accumulation and the number of processes. Use 'nwj', a bound on the same "
+            "divergence without the logarithm."
         )
     if estimator == "infonce":
         raise ValueError(
@@ -264,8 +265,8 @@ def infopo_unpaired_loss(
         raise ValueError(f"labels {tuple(labels.shape)} and logratios {tuple(logratios.shape)} must have one shape.")
     if not 0 < positive_fraction < 1:
         raise ValueError(
-            f"positive_fraction must lie between 0 and 1, got {positive_fraction!r}: with one class only the bound has "
-            "no maximum. Add rows of the other class, or train on the good ones with SFTTrainer."
+            f"positive_fraction must lie between 0 and 1, got {positive_fraction!r}: with one class only the bound "
+            "has no maximum. Add rows of the other class, or train on the good ones with SFTTrainer."
         )
     good = labels.bool()
     critic = _critic(logratios, beta, lengths)
@@ -310,7 +311,7 @@ def mi_estimate(
     if estimator == "infonce":
         if chosen.shape != rejected.shape:
             raise ValueError(
-                "estimator='infonce' compares the responses of a pair: give as many critics on each side."
+                "estimator='infonce' compares the responses of a pair: give both of each."
             )
         return math.log(2) - F.softplus(rejected - chosen).mean()
     loss = _positive_term(chosen, estimator, max_exponent).mean()
