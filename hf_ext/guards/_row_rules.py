@@ -26,11 +26,11 @@ class Found(NamedTuple):
 
 
 def shorten(value: object, length: int = EXCERPT_LENGTH) -> str:
-    """`repr(value)` on one line, at most `length` characters; what was cut is marked by `...`."""
+    """`repr(value)` on one line, at most `length` characters; what was cut is marked by `...` before its last one."""
     if isinstance(value, str | bytes | list):
         value = value[: length + 1]  # a row may hold megabytes; only its beginning is shown
     text = repr(value)
-    return text if len(text) <= length else text[: length - 4] + "..." + text[0]
+    return text if len(text) <= length else text[: length - 4] + "..." + text[-1]
 
 
 def describe(value: object) -> str:
