@@ -228,14 +228,14 @@ def test_the_saved_folder_is_stock_has_a_card_and_no_pickle(method: Method, tmp_
 
 
 @every_trainer
-def test_training_saving_and_resuming_load_no_pickle(
+def test_training_saving_and_resuming_load_no_pickle_and_no_code_of_a_model(
     method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     kwargs = {"kwargs": {"eval_dataset": plain_rows(4)}}
 
     def refuse(*args: Any, **kw: Any) -> Any:
-        raise AssertionError("a pickle was loaded")
+        raise AssertionError("a pickle was loaded, or code that came with a model")
 
     load = torch.load
 
@@ -246,6 +246,8 @@ def test_training_saving_and_resuming_load_no_pickle(
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", safe_load)
+    for name in ("get_class_in_module", "get_cached_module_file", "get_class_from_dynamic_module"):
+        monkeypatch.setattr(f"transformers.dynamic_module_utils.{name}", refuse)
     whole = method.build(tmp_path, 16, **settings, **kwargs)
     losses = train(whole)
     whole.save_model(str(tmp_path / "saved"))
