@@ -7,7 +7,7 @@ $f = \beta u$, or $f = \beta u / n$ with $n$ completion tokens. Each estimator b
 the chosen responses' distribution $p_w$ lies from the rejected ones' $p_l$, averaged over prompts; its loss is the
 negative bound up to a constant and a factor. Of the five only `infonce` is a difference of rewards.
 
-| estimator | loss $l$ of a pair | pull $-\partial l/\partial f_w$ | push $\partial l/\partial f_l$ | bound, mean loss L |
+| estimator | loss $l$ | pull $-\partial l/\partial f_w$ | push $\partial l/\partial f_l$ | bound, $L$ = mean of $l$ |
 |---|---|---|---|---|
 | `nwj` | $-f_w + e^{f_l}$ | $1$ | $e^{f_l}$ | $1 - L \le$ KL(p_w, p_l) |
 | `infonce` | $-\log\sigma(f_w - f_l)$ | $\sigma(f_l - f_w)$ | $\sigma(f_l - f_w)$ | $\log 2 - L \le$ KL, log 2 |
@@ -205,7 +205,7 @@ def infopo_loss(
     rejected = _critic(rejected_logratios, beta, rejected_lengths)
     if estimator == "infonce":
         _check_max_exponent(max_exponent)
-        losses = F.softplus(rejected - chosen)
+        losses = -F.logsigmoid(chosen - rejected)
     else:
         losses = _positive_term(chosen, estimator, max_exponent) + _negative_term(rejected, estimator, max_exponent)
     clipped = _clipped(chosen, rejected, estimator, max_exponent)
@@ -310,10 +310,8 @@ def mi_estimate(
     chosen, rejected = _at_least_float32(chosen_critic), _at_least_float32(rejected_critic)
     if estimator == "infonce":
         if chosen.shape != rejected.shape:
-            raise ValueError(
-                "estimator='infonce' compares the responses of a pair: give both of each."
-            )
-        return math.log(2) - F.softplus(rejected - chosen).mean()
+            raise ValueError("estimator='infonce' compares the responses of a pair: give both of each.")
+        return math.log(2) + F.logsigmoid(chosen - rejected).mean()
     loss = _positive_term(chosen, estimator, max_exponent).mean()
     loss = loss + _negative_term(rejected, estimator, max_exponent).mean()
     return {"jsd": math.log(2) - loss / 2, "lsif": -2 * loss - 1}.get(estimator, 1 - loss)
@@ -361,7 +359,7 @@ def _positive_term(critic: Tensor, estimator: str, max_exponent: float | None) -
     if estimator == "nwj":
         return -critic
     if estimator == "jsd":
-        return F.softplus(-critic)
+        return -F.logsigmoid(critic)  # F.softplus drops exp(-x) above its threshold of 20
     if estimator == "lsif":
         return -_exp(critic, max_exponent)
     return _exp(critic, max_exponent) / 2 - critic
@@ -371,7 +369,7 @@ def _negative_term(critic: Tensor, estimator: str, max_exponent: float | None) -
     if estimator == "nwj":
         return _exp(critic, max_exponent)
     if estimator == "jsd":
-        return F.softplus(critic)
+        return -F.logsigmoid(-critic)
     if estimator == "lsif":
         return _exp(2 * critic, max_exponent) / 2
     return _exp(critic, max_exponent) / 2
