@@ -10,14 +10,15 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -32,11 +33,61 @@ TOUCHED = (
     ("trl.SFTTrainer", "_metrics", "our metrics would not reach the log"),
     ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by tokens, not by weights"),
     ("transformers.Trainer", "get_batch_samples", "context-free batches could not be drawn"),
+    ("transformers.Trainer", "_save_checkpoint", "a checkpoint could be half-written and taken for whole"),
+    ("transformers.Trainer", "_get_output_dir", "the folder of a checkpoint would not be known"),
+    ("transformers.Trainer", "_load_best_model", "a damaged best checkpoint could be loaded"),
     ("transformers.Trainer", "_save", "training_args.bin, a pickle, would be saved beside the model"),
     ("transformers.Trainer", "_push_from_checkpoint", "hub_strategy would publish optimiser states, pickles"),
     ("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),
     ("trl.trainer.sft_trainer", "DataCollatorForLanguageModeling", "rows could not be collated outside the trainer"),
 )
+
+
+class CheckpointSeam(Trainer):
+    """
+    Public hooks around the checkpoints of any host trainer; stands before it in the bases.
+
+    - `writing_checkpoint(folder)`: a context around the host's writing, on every process;
+    - `rotate(run_dir, newest)`: removes older checkpoints, after that context: the host itself removes none;
+    - `check_best(folder)`: before the best checkpoint is loaded at the end of training.
+    """
+
+    is_writing_checkpoint = False
+
+    def writing_checkpoint(self, folder: str) -> AbstractContextManager[None]:
+        """Around the writing of a checkpoint; the default does nothing."""
+        return nullcontext()
+
+    def rotate(self, run_dir: str, newest: str) -> None:
+        """Remove older checkpoints beyond `save_total_limit`; the default is the host's way."""
+        rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def check_best(self, folder: str) -> None:
+        """Look at the best checkpoint before it is loaded; the default takes it as it is."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the host does."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.is_writing_checkpoint:
+            # The host rotates at the end of its `_save_checkpoint`, when other processes may still write. Only here
+            # and not before: the limit is among the arguments that were just saved.
+            self.args.save_total_limit = None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir, limit = self._get_output_dir(trial=trial), self.args.save_total_limit
+        folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        self.is_writing_checkpoint = True
+        try:
+            with self.writing_checkpoint(folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.is_writing_checkpoint, self.args.save_total_limit = False, limit
+        if self.args.should_save:
+            self.rotate(run_dir, folder)
+
+    def _load_best_model(self) -> None:
+        self.check_best(self.state.best_model_checkpoint)
+        super()._load_best_model()
 
 
 class SFTSeam(SFTTrainer):
@@ -212,6 +263,7 @@ def fused_lm_head(model: Any) -> Iterator[None]:
 __all__ = [
     "TOUCHED",
     "AnyDataset",
+    "CheckpointSeam",
     "DataCollatorForLanguageModeling",
     "SFTSeam",
     "fused_lm_head",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +35,9 @@ PARAMETERS: dict[str, list[str]] = {
     "_get_num_items_in_batch": ["self", "batch_samples", "device"],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "_save": ["self", "output_dir", "state_dict"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_get_output_dir": ["self", "trial"],
+    "_load_best_model": ["self"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "add_fused_lm_head": ["model"],
     "DataCollatorForLanguageModeling": ["pad_token_id", "padding_free", "return_position_ids", "pad_to_multiple_of"],
@@ -185,3 +191,22 @@ def test_a_seam_without_overrides_is_sft(tmp_path: Any) -> None:
     seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "b", packing=True), tiny_text_dataset(16))
     assert train(stock) == train(seam)
     assert_same_weights(stock.model, seam.model)
+
+
+def test_the_host_saves_the_model_first_and_rotates_last_by_the_limit_it_then_finds(tmp_path: Any) -> None:
+    """`CheckpointSeam` takes the limit away in between: an older checkpoint is there until the new one is whole."""
+    changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
+    seen: list[Any] = []
+
+    class Watched(_upstream.CheckpointSeam, SFTTrainer):
+        def writing_checkpoint(self, folder: str) -> Any:
+            seen.append(Path(folder).name)
+            return contextlib.closing(SimpleNamespace(close=lambda: seen.append(sorted(os.listdir(tmp_path)))))
+
+    trainer = build(Watched, config_of(SFTConfig, tmp_path, **changes), tiny_text_dataset(8))
+    trainer.train()
+    first, both = ["README.md", "checkpoint-1"], ["README.md", "checkpoint-1", "checkpoint-2"]
+    assert seen == ["checkpoint-1", first, "checkpoint-2", both]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "checkpoint-2"]
+    assert trainer.args.save_total_limit == 1
+    assert torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False).save_total_limit == 1

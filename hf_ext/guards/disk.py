@@ -1,0 +1,142 @@
+"""Files that are whole or not there, and one clear sentence when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Libraries written in Rust and C++ raise errors of their own, without an errno.
+_SAID = ("No space left on device", "File too large", "Disk quota exceeded", "(os error 112)")
+_TORCH_WRITER = ("PytorchStreamWriter failed", "file write failed", "inline_container")
+
+
+class DiskFullError(OSError):
+    """Something could not be written for want of room; the message says what, where, how much and what to do."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, is a write that found no room (disk, quota or file size limit)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        text = str(error)
+        if any(words in text for words in _SAID):
+            return True
+        if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITER):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def writing(
+    what: str,
+    where: str | os.PathLike[str],
+    *,
+    needed: int | None = None,
+    then: str = "Free some space or choose another folder, and run again.",
+    clean_up: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """
+    Turn a full disk inside into a [`DiskFullError`]; every other error passes through.
+
+    Args:
+        what (`str`):
+            What is being written, as the message names it.
+        where (`str` or `os.PathLike`):
+            File or folder; it need not exist.
+        needed (`int`, *optional*):
+            Bytes it takes, where they are known.
+        then (`str`, *optional*):
+            End of the message: what is intact, and what to do.
+        clean_up (`Callable`, *optional*):
+            Removes what was half-written; called once the free bytes have been read.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        room = f"{_size(free_bytes(where))} free"
+        if needed:
+            room += f", about {_size(needed)} needed"
+        if clean_up is not None:
+            clean_up()
+        raise DiskFullError(f"No room to write {what} to {where} ({room}). {then}") from error
+
+
+def free_bytes(where: str | os.PathLike[str]) -> int:
+    """Free bytes of the disk that holds `where`, or would."""
+    path = Path(where).absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    A temporary name to write to; on leaving it is flushed to the disk and renamed to `path`.
+
+    A kill or an error leaves the old file, or none: never a part of the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file as [`replacing`] does; text is UTF-8, its line ends are kept."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Wait until the file, or every file below the folder, is on the disk: a power cut may then come."""
+    path = Path(path)
+    if path.is_dir():
+        for file in path.rglob("*"):
+            if file.is_file():
+                flush(file)
+        return
+    with open(path, "r+b" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Wait until the names in `folder` are on the disk, where the system can tell."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:  # some network file systems do not know it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(number)

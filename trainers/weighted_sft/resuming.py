@@ -1,0 +1,175 @@
+"""Going on after an interruption: one checkpoint for all processes, SIGTERM, and folders that change at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+
+from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, require_whole
+from hf_ext.guards.disk import flush
+
+if TYPE_CHECKING:
+    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+
+logger = logging.getLogger(__name__)
+
+SIGTERM_STATUS = 143  # 128 + 15, as a shell reports a process that ended by SIGTERM
+_WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+# --- which checkpoint ------------------------------------------------------------------------------------------------
+
+
+def agreed_checkpoint(trainer: SavesWithCard, asked: str | bool) -> str:
+    """
+    The whole checkpoint to resume from, the same on every process.
+
+    One process a machine reads the files: they may be large, and machines may not share a disk.
+
+    Raises:
+        DamagedCheckpointError: the checkpoint named is damaged, or none is whole.
+        ValueError: there is no checkpoint, or machines hold different ones.
+    """
+    found: dict[str, Any] | None = None
+    if trainer.is_local_process_zero():
+        found = _examined(trainer, asked)
+    everywhere = [entry for entry in gather_object([found]) if entry is not None]
+    for entry in everywhere:
+        if entry["error"] is not None:
+            raise entry["error"]
+    names = {entry["name"] for entry in everywhere}
+    if len(names) > 1:
+        raise ValueError(
+            f"The newest whole checkpoint is not the same on every machine: {sorted(names)}. Copy one to all, and "
+            "name it in resume_from_checkpoint."
+        )
+    return str(Path(trainer.args.output_dir) / names.pop()) if asked is True else str(asked)
+
+
+def _examined(trainer: SavesWithCard, asked: str | bool) -> dict[str, Any]:
+    folder = trainer.args.output_dir
+    try:
+        if asked is not True:
+            warning = require_whole(str(asked), folder)
+            if warning is not None:
+                logger.warning(warning)
+            return {"name": str(asked), "error": None}
+        checkpoint, damages = choose_newest(folder)
+        for damage in damages:
+            logger.warning(f"Damaged checkpoint not used: {damage}. Resuming from {checkpoint} instead.")
+        return {"name": checkpoint.name, "error": None}
+    except (DamagedCheckpointError, ValueError) as error:
+        return {"name": None, "error": error}
+
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+class StoppedBySigterm(SystemExit):
+    """Raised out of `train` after a SIGTERM, once the checkpoint is whole; its exit status is 143."""
+
+    def __init__(self) -> None:
+        super().__init__(SIGTERM_STATUS)
+
+
+class StopOnSigterm(JITCheckpointCallback):
+    """
+    Checkpoint and stop after a SIGTERM, where a resumed run goes on exactly as if there had been none.
+
+    The host's callback saves as soon as it can: before an evaluation that is due, or between a step's forward and its
+    update, when the random numbers of that step are spent. This one asks for an ordinary save, at the end of a step
+    (after what is due there), and all processes agree on the step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stopping = False
+
+    @classmethod
+    def take_over(cls, trainer: SavesWithCard) -> StopOnSigterm:
+        """Put one in the place of the host's own, with its signal handler."""
+        theirs, ours = trainer.pop_callback(JITCheckpointCallback), cls()
+        ours.trainer, ours.jit_manager = theirs.trainer, theirs.jit_manager
+        trainer.add_callback(ours)
+        return ours
+
+    def exit_if_stopped(self) -> None:
+        """
+        End the process after a training that was stopped.
+
+        Raises:
+            StoppedBySigterm: it was.
+        """
+        if self.is_stopping:
+            step, self.is_stopping = self.trainer.state.global_step, False
+            logger.warning(
+                f"SIGTERM: stopped after step {step}; checkpoint-{step} in {self.trainer.args.output_dir} is whole. "
+                "The same command with resume_from_checkpoint=True goes on from there."
+            )
+            raise StoppedBySigterm
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing: a step that has begun is finished."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing: a step that has begun is finished."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if it is asked for; at an epoch's last step the epoch's end comes first, and saves."""
+        if self._is_asked():
+            self.is_stopping = control.should_training_stop = True
+            control.should_save = control.should_save or not float(state.epoch).is_integer()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save at the end of an epoch; in its middle, where the loop was left, all is done."""
+        self.is_stopping = self.is_stopping or self._is_asked()
+        if not self.is_stopping:
+            return
+        control.should_training_stop = True
+        control.should_save = float(state.epoch).is_integer()
+        control.should_evaluate = control.should_evaluate and control.should_save
+
+    def _is_asked(self) -> bool:
+        if self.is_stopping:
+            return True
+        accelerator = self.trainer.accelerator
+        asked = torch.tensor([self.jit_manager.is_checkpoint_requested], dtype=torch.int32, device=accelerator.device)
+        return bool(accelerator.gather(asked).any())
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of every file below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """
+    Move the files of a model saved in `partial` into `folder`, once all of them are on the disk.
+
+    Weights of an earlier save in another number of files go; a card that is there stays, for its writer to renew.
+    """
+    flush(partial)
+    names = {file.name for file in partial.iterdir()}
+    kinds = {match[1] for name in names if (match := _WEIGHTS.fullmatch(name))}
+    for file in sorted(partial.iterdir(), key=lambda file: bool(_WEIGHTS.fullmatch(file.name))):
+        target = folder / file.name
+        if file.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        if file.name != "README.md" or not target.exists():
+            os.replace(file, target)
+    for file in list(folder.iterdir()):
+        match = _WEIGHTS.fullmatch(file.name)
+        if match and match[1] in kinds and file.name not in names:
+            file.unlink()
+    shutil.rmtree(partial)
