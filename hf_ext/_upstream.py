@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import SFTConfig, SFTTrainer, get_training_chat_template
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
@@ -241,6 +242,19 @@ def tokenise_rows(
     return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
 
 
+def tokenise_preference_rows(
+    dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str = "eval"
+) -> AnyDataset:
+    """
+    TRL's own tokenising of preference rows, without building a trainer: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Nothing is truncated and no row is dropped: that is for the collator.
+    """
+    host = object.__new__(DPOTrainer)  # `_prepare_dataset` reads one attribute of the trainer, and nothing else
+    host._tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return DPOTrainer._prepare_dataset(host, dataset, processing_class, _tokenise_only(args), dataset_name)
+
+
 @contextmanager
 def fused_lm_head(model: Any) -> Iterator[None]:
     """
@@ -265,8 +279,10 @@ __all__ = [
     "AnyDataset",
     "CheckpointSeam",
     "DataCollatorForLanguageModeling",
+    "DataCollatorForPreference",
     "SFTSeam",
     "fused_lm_head",
+    "tokenise_preference_rows",
     "tokenise_rows",
     "unformatted",
 ]
