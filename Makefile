@@ -26,13 +26,16 @@ export HF_EXT_REQUIRE_REAL ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench lint lock clean
+.PHONY: help install demo test test-slow test-lowest test-newest mutation bench lint lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        install, then fine-tune the embedded model four ways and compare what each forgot"
 	@echo "make test        install, then run the tests"
 	@echo "make test-slow   the slow tests: timings, more seeds, a fresh install"
+	@echo "make test-lowest the contract with the host libraries on the oldest versions accepted, in $(VENV)-lowest"
+	@echo "make test-newest the same on the newest versions there are, in $(VENV)-newest; deprecations are errors in both"
+	@echo "make mutation    how many small errors planted in hf_ext/losses the tests notice"
 	@echo "make bench       the table of benchmark results"
 	@echo "make lint        ruff, mypy on the installed wheel, the floors of the import graph"
 	@echo "make lock        write constraints.txt from the environment"
@@ -78,6 +81,32 @@ test: $(VENV)/.stamp-dev
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
+# What must hold with the host libraries whatever their version. No launch of processes, no timing.
+CONTRACT := tests/test_upstream.py tests/test_exports.py tests/losses tests/guards/test_rows.py \
+	tests/trainers/test_weighted_sft_parity.py tests/trainers/test_weighted_sft_formulas.py \
+	tests/trainers/test_flow.py tests/trainers/test_context_free.py \
+	tests/conformance/test_trainers.py tests/conformance/test_map_functions.py
+CONTRACT_TESTS := -p tests.reliability.deprecations -k "not two_process and not median_is_that_of_all_rows" $(CONTRACT)
+
+test-lowest:
+	$(MAKE) VENV=$(VENV)-lowest FLOORS=1 .contract
+
+test-newest:
+	$(MAKE) VENV=$(VENV)-newest .contract
+
+# Without constraints.txt: every floor exactly (pip says which does not go with the others), or the newest of everything.
+.PHONY: .contract
+.contract: FLOORS_FILE := $(VENV)/floors.txt
+.contract: NO_PINS = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+.contract: $(VENV)/.stamp-venv
+	$(BIN)/python tools/floors.py $(if $(filter-out torch,$(TORCH)),--without torch) >$(FLOORS_FILE)
+	$(NO_PINS) $(if $(FLOORS),-c $(FLOORS_FILE),--upgrade --upgrade-strategy eager) "$(TORCH)" -e ".[peft,test]"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(CONTRACT_TESTS) $(PYTEST_ARGS)
+
+# How many of the small errors planted in hf_ext/losses the tests notice; the figure goes to tests/reliability.
+mutation: $(VENV)/.stamp-dev
+	$(BIN)/python tools/mutate.py
+
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python benchmarks/table.py
 
@@ -89,5 +118,5 @@ lock: $(VENV)/.stamp-dev
 	$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,10 +47,10 @@ def test_only_trl_has_an_upper_bound():
     assert bounded == {"trl"}
 
 
-def test_all_is_every_extra_but_ray_and_dev():
+def test_all_is_every_extra_but_ray_and_those_of_the_tests():
     extras = PROJECT["optional-dependencies"]
     (everything,) = (Requirement(text) for text in extras["all"])
-    assert everything.extras == set(extras) - {"all", "dev", "ray"}
+    assert everything.extras == set(extras) - {"all", "dev", "ray", "test"}
 
 
 def names_required_by(text: str) -> set[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -92,3 +95,42 @@ def test_real_data_beside_the_checkout_is_required_and_named(tmp_path, beside):
         (data / "manifest.json").touch()
     done = make("-s", "--eval=show: ; @echo $$HF_EXT_DATA:$$HF_EXT_REQUIRE_REAL", "show", cwd=checkout)
     assert done.stdout.strip() == (f"{data}:1" if beside else ":")
+
+
+FLOORS = runpy.run_path(str(ROOT / "tools" / "floors.py"))
+
+
+def test_floors_are_read_as_packaging_reads_them():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    every = [text for group in (project["dependencies"], *project["optional-dependencies"].values()) for text in group]
+    floored = {r.name: s.version for r in map(Requirement, every) for s in r.specifier if s.operator == ">="}
+    lines = FLOORS["floor_lines"](every, without=("torch",))
+    assert dict(line.split("==") for line in lines) == {k: v for k, v in floored.items() if k != "torch"}
+
+
+def test_two_floors_of_one_package_are_refused():
+    with pytest.raises(ValueError, match=r"pyyaml has two floors, 6\.0 and 6\.1"):
+        FLOORS["floor_lines"](["PyYAML>=6.0", "pyyaml>=6.1,<7"])
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "said", "pins"),
+    [
+        ("test-lowest", (), "-c {env}/floors.txt torch -e .[peft,test]", "floors.py"),
+        ("test-lowest", ("TORCH=a.whl",), "-c {env}/floors.txt a.whl -e .[peft,test]", "floors.py --without torch"),
+        ("test-newest", (), "--upgrade --upgrade-strategy eager torch -e .[peft,test]", "floors.py"),
+    ],
+)  # fmt: skip
+def test_the_ends_of_the_accepted_versions_have_environments_of_their_own(tmp_path, target, words, said, pins):
+    log, env = tmp_path / "log", tmp_path / f"env{target.removeprefix('test')}"
+    script(env / "bin" / "python", f'echo "$*" >> {log}')
+    (env / ".stamp-venv").touch()
+    done = make(target, f"VENV={tmp_path / 'env'}", *words)
+    assert done.returncode == 0, done.stderr
+    floors, install, tests = log.read_text().splitlines()
+    assert floors.endswith(f"tools/{pins}")
+    assert install.endswith(said.format(env=env))
+    assert "constraints.txt" not in install
+    assert "-m pytest" in tests
+    assert "-p tests.reliability.deprecations" in tests
+    assert "tests/test_upstream.py" in tests
