@@ -52,6 +52,7 @@ __all__ = [
     "MI_CEILING",
     "UNPAIRED_ESTIMATORS",
     "InfoPOOutput",
+    "bound_of_loss",
     "bounded_exp",
     "check_estimator",
     "infopo_loss",
@@ -311,10 +312,30 @@ def mi_estimate(
     if estimator == "infonce":
         if chosen.shape != rejected.shape:
             raise ValueError("estimator='infonce' compares the responses of a pair: give both of each.")
-        return math.log(2) + F.logsigmoid(chosen - rejected).mean()
-    loss = _positive_term(chosen, estimator, max_exponent).mean()
-    loss = loss + _negative_term(rejected, estimator, max_exponent).mean()
-    return {"jsd": math.log(2) - loss / 2, "lsif": -2 * loss - 1}.get(estimator, 1 - loss)
+        return bound_of_loss(-F.logsigmoid(chosen - rejected).mean(), estimator)
+    positive = _positive_term(chosen, estimator, max_exponent).mean()
+    return bound_of_loss(positive + _negative_term(rejected, estimator, max_exponent).mean(), estimator)
+
+
+def bound_of_loss(loss: Tensor, estimator: str = "nwj") -> Tensor:
+    """
+    The bound that a loss of pairs stands for: the last column of the module's table, with equality.
+
+    Args:
+        loss (`torch.Tensor` of any shape):
+            A mean of [`infopo_loss`]'s losses, twice that of [`infopo_unpaired_loss`]'s, or the losses themselves.
+        estimator (`str`, *optional*, defaults to `"nwj"`):
+            The estimator the loss is of.
+
+    Returns:
+        `torch.Tensor`: nats (`lsif`: unitless), of the loss's shape. The mean of the pairs' values is the bound.
+    """
+    check_estimator(estimator)
+    if estimator == "infonce":
+        return math.log(2) - loss
+    if estimator == "jsd":
+        return math.log(2) - loss / 2
+    return -2 * loss - 1 if estimator == "lsif" else 1 - loss
 
 
 @torch.no_grad()

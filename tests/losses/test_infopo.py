@@ -21,6 +21,7 @@ from hf_ext.losses.infopo import (
     ESTIMATORS,
     MI_CEILING,
     UNPAIRED_ESTIMATORS,
+    bound_of_loss,
     bounded_exp,
     infopo_loss,
     infopo_unpaired_loss,
@@ -215,9 +216,10 @@ def test_the_nwj_optimum_of_a_table_has_the_directly_computed_kl_as_its_value() 
 def test_mi_estimate_is_the_affine_image_of_the_mean_loss(estimator: str) -> None:
     chosen, rejected = log_ratios(40, seed=8, scale=1.0)
     output = infopo_loss(chosen, rejected, estimator=estimator, beta=1.0)
-    scale, offset = AFFINE[estimator]
+    factor, offset = AFFINE[estimator]
     got = mi_estimate(output.chosen_critic, output.rejected_critic, estimator=estimator)
-    assert got.item() == pytest.approx(scale * output.losses.mean().item() + offset, abs=1e-12)
+    assert got.item() == pytest.approx(factor * output.losses.mean().item() + offset, abs=1e-12)
+    torch.testing.assert_close(bound_of_loss(output.losses, estimator), factor * output.losses + offset)
     assert mi_estimate(torch.zeros(3), torch.zeros(3), estimator=estimator) == pytest.approx(0, abs=1e-7)
 
 
