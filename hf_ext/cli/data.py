@@ -158,15 +158,17 @@ def _check_output(output: Path) -> None:
 
 
 def _write(rows: Any, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".parquet":
-        rows.to_parquet(output)
-    elif output.suffix == ".jsonl":
-        # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        rows.save_to_disk(output)
+    from hf_ext.guards.disk import replacing, writing
+
+    with writing("the rows", output), replacing(output) as temporary:
+        if output.suffix == ".parquet":
+            rows.to_parquet(temporary)
+        elif output.suffix == ".jsonl":
+            # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            rows.save_to_disk(temporary)
 
 
 def _print_weights(weights: Any, tau: float) -> None:

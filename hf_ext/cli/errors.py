@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from hf_ext.guards.disk import is_disk_full
+
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
@@ -24,12 +26,15 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
 
     Returns:
         `int`: 2 after an error of the input (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after
-        values that are not finite. Any other error passes through, with its traceback.
+        values that are not finite and where a disk is full. Any other error passes through, with its traceback.
     """
     try:
         return int(command() or 0)
-    except (*INPUT_ERRORS, FloatingPointError) as error:
+    except Exception as error:
+        full = is_disk_full(error)
+        if not (full or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
+            raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+        return 1 if full or isinstance(error, FloatingPointError) else 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from hf_ext.guards.disk import replacing, writing
 
 REVISION = "1"  # changes whenever the scores would
 
@@ -38,19 +39,21 @@ def cache_file(folder: str | Path, parts: dict[str, Any]) -> Path:
 
 
 def save_scores(path: Path, scores: Scores, parts: dict[str, Any]) -> None:
-    """Write scores to a temporary name, then rename: a killed run leaves no half-written file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    """
+    Write scores to a temporary name, then rename: a killed run leaves no half-written file behind.
+
+    Raises:
+        DiskFullError: no room for them.
+    """
     tensors = {
         "nll_sum": np.array([v for sums, _ in scores for v in sums], dtype=np.float64),
         "num_tokens": np.array([v for _, counts in scores for v in counts], dtype=np.int64),
         "documents": np.array([len(sums) for sums, _ in scores], dtype=np.int64),
     }
-    try:
+    then = "Free some space, or set original_cache_dir to another disk, and run again."
+    needed = sum(values.nbytes for values in tensors.values())
+    with writing("the losses under the original model", path, needed=needed, then=then), replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"facts": json.dumps(parts, sort_keys=True)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_scores(path: Path) -> Scores:

@@ -30,6 +30,7 @@ from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
 from hf_ext.demo.tasks import house_rows
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.report import ForgettingReport
+from hf_ext.guards.disk import write_whole
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 
@@ -145,7 +146,7 @@ def run_arm(place: Workplace, arm: str) -> ArmRecord:
         "ess_ratio": ess_ratio,
         "seconds": seconds,
     }
-    (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")  # last: marks it done
+    write_whole(folder / "result.json", json.dumps(values, indent=2) + "\n")  # last: marks it done
     return ArmRecord(report, ess_ratio, seconds)
 
 

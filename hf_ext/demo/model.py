@@ -15,6 +15,8 @@ from pathlib import Path
 from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
+from hf_ext.guards.disk import flush
+
 logger = logging.getLogger(__name__)
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,6 +135,7 @@ def embedded_model(cache_dir: str | Path | None = None) -> Path:
         _convert(wheel, partial)
         card = CARD.format(version=version, transformers=transformers)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        flush(partial)
         partial.rename(folder)  # a folder under the final name is therefore always whole
     logger.info("The embedded model is converted and kept in %s", folder)
     return folder

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_ext.demo.model import check_room, embedded_model
 from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
+from hf_ext.guards.disk import write_whole
 
 if TYPE_CHECKING:
     from hf_ext.demo.arms import ArmRecord, Workplace
@@ -90,7 +91,7 @@ def _claim(output: Path, settings: DemoSettings) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty and holds no demo. Pass another --output.")
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def best_arm(report: ForgettingReport) -> str:

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_ext.demo.tasks import DAYS, GOODS, MATERIALS, NOISE, PLACES
+from hf_ext.guards.disk import write_whole
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -56,9 +57,10 @@ def tiny_folder(folder: Path, *, seed: int, num_steps: int = 250, show_progress:
     tokenizer = _tokenizer([*texts, " ".join(NOISE), "[filed]"])
     model = _model(tokenizer, seed)
     _teach(model, tokenizer, texts, num_steps, seed, show_progress)
+    done.unlink(missing_ok=True)  # of another model: half of this one must not pass for it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    done.write_text(json.dumps({"seed": seed, "num_steps": num_steps}), encoding="utf-8")
+    write_whole(done, json.dumps({"seed": seed, "num_steps": num_steps}))
     return folder
 
 

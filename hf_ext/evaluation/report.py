@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
+from hf_ext.guards.disk import write_whole, writing
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -157,8 +158,9 @@ class ForgettingReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / "forgetting.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "forgetting.md").write_text(self.to_markdown(), encoding="utf-8")
+        with writing("the report", folder):
+            write_whole(folder / "forgetting.json", text + "\n")
+            write_whole(folder / "forgetting.md", self.to_markdown())
         if plot and find_spec("matplotlib") is None:
             logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
         elif plot and self._forgetting_measure() is None:

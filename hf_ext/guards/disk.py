@@ -101,6 +101,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         flush(temporary)
+        if temporary.is_dir() and path.is_dir():
+            path.rmdir()  # an empty folder may be replaced, which not every system does by itself
         os.replace(temporary, path)
         flush_folder(path.parent)
     finally:
@@ -114,6 +116,24 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file as [`replacing`] does; text is UTF-8, its line ends are kept."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """
+    Append to a file, all or nothing: where there is no room the file ends as it did.
+
+    Raises:
+        OSError: as the system says.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        end, left = file.tell(), memoryview(content)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def flush(path: str | os.PathLike[str]) -> None:

@@ -25,6 +25,7 @@ from datasets.fingerprint import Hasher
 
 from hf_ext.guards import _arrow
 from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
+from hf_ext.guards.disk import append_whole, writing
 
 logger = logging.getLogger(__name__)
 
@@ -417,7 +418,7 @@ def _rank() -> int:
 def _append(
     problems: list[RowProblem], row_of: Callable[[int], dict[str, Any]], bad_rows_path: str | os.PathLike[str] | None
 ) -> None:
-    """Append the rows in one write, so that a kill leaves whole lines and two readers do not mix theirs."""
+    """Append the rows in one write: a kill leaves whole lines, two readers do not mix theirs; else `DiskFullError`."""
     lines = []
     for problem in problems:
         entry = {
@@ -427,11 +428,9 @@ def _append(
             "row": {name: value for name, value in row_of(problem.row_index).items() if name != ROW_INDEX},
         }
         lines.append(json.dumps(_jsonable(entry), ensure_ascii=False) + "\n")
-    path = Path(str(bad_rows_path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
-        file.flush()
+    then = "Its lines are whole. Free some space, or set bad_rows_path to another disk, and run again."
+    with writing("the dropped rows", path := str(bad_rows_path), then=then):
+        append_whole(path, "".join(lines).encode())
 
 
 def _jsonable(value: Any) -> Any:
