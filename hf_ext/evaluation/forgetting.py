@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hf_ext.data.provenance import adapters_off
 from hf_ext.evaluation.intervals import CONFIDENCE, ratio_estimate
+from hf_ext.evaluation.models import Model, check_adapters_off, free_memory, loaded, ready
 from hf_ext.evaluation.report import ArmResult, ForgettingReport
 from hf_ext.evaluation.rows import Rows, group_names, rows_to_score
 from hf_ext.losses.kl import exact_kl
@@ -36,8 +36,6 @@ LOGIT_BYTES = 512 * 2**20
 
 TEMPORARY_BYTES = 64 * 2**20
 """Upper bound of one temporary the size of logits, in bytes of float32; one position is always allowed."""
-
-Model = Any  # a PreTrainedModel or PeftModel: called with input_ids, attention_mask and use_cache only
 
 
 def forgetting_report(
@@ -124,7 +122,7 @@ def forgetting_report(
     if not arms:
         raise ValueError("No model to measure: `new` is an empty mapping.")
     first = next(iter(arms.values()))
-    start: Model = _check_adapters_off(arms) if original is None else _loaded(original, like=first)
+    start: Model = _only_arm(arms) if original is None else loaded(original, like=first)
     original_off = adapters_off if original is None else _left_alone
     measure = _Measure(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
     rows = rows_to_score(start, tokenizer, target, context_free, general_text, args, max_length)
@@ -134,14 +132,14 @@ def forgetting_report(
         before = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
     results = []
     for name, arm in arms.items():
-        model = _loaded(arm, like=start)
+        model = loaded(arm, like=start)
         values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in before}
         if "kl" in rows:
             values["kl"] = measure.kl(start, model, rows["kl"], f"{name}: KL(original || new)", original_off)
         results.append(_arm_result(name, rows, values, before, group_of))
         if model is not arm:  # loaded here, so it is ours to drop before the next one comes
             del model
-            _free_memory()
+            free_memory()
     settings = {
         "unit": "nats per token",
         "interval": f"{CONFIDENCE:.0%} over rows, delta method for a ratio of sums",
@@ -167,7 +165,7 @@ class _Measure:
     def nll(self, model: Model, rows: Rows, title: str) -> NDArray[np.float64]:
         """Negative log-likelihood of each row's supervised tokens in nats, shape `(rows,)`."""
         sums = np.zeros(len(rows.ids))
-        with _ready(model), torch.no_grad():
+        with ready(model), torch.no_grad():
             for batch in self._batches(rows, _vocabulary(model), title):
                 logits = self._logits(model, rows, batch)
                 for place, i in enumerate(batch):
@@ -192,7 +190,7 @@ class _Measure:
                 "one vocabulary. Resize the original's embeddings the same way before tuning, and compare with that."
             )
         sums = np.zeros(len(rows.ids))
-        with _ready(original), _ready(new), torch.no_grad():
+        with ready(original), ready(new), torch.no_grad():
             for batch in self._batches(rows, 2 * vocabulary, title):  # two models' logits are alive
                 with original_off(original):
                     before = self._logits(original, rows, batch)
@@ -225,23 +223,15 @@ class _Measure:
         return logits[:, -padded.shape[1] :]  # prompt-learning adapters put virtual tokens in front
 
 
-@contextmanager
-def _ready(model: Model) -> Iterator[None]:
-    """Evaluation mode and the model's own forward; every module's mode and the forward are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    # A model fresh out of a mixed-precision trainer keeps accelerate's autocast around its forward. Left on, it would
-    # be measured in another precision than the original.
-    wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
-    if wrapped is not None:
-        model.forward = model.__dict__["_original_forward"]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        if wrapped is not None:
-            model.forward = wrapped
+def _only_arm(arms: dict[str, Any]) -> Model:
+    """The one `PeftModel` whose adapters can be switched off to give the original model back exactly."""
+    model = next(iter(arms.values()))
+    if len(arms) != 1 or not isinstance(getattr(model, "peft_config", None), Mapping):
+        raise ValueError(
+            "original=None needs `new` to be one PeftModel (adapters off is the original); give `original`."
+        )
+    check_adapters_off(model)
+    return model
 
 
 def _left_alone(model: Model) -> AbstractContextManager[None]:
@@ -290,43 +280,3 @@ def _arm_result(
         general_change=change.get("general"),
         group_loss=group_loss,
     )
-
-
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
-def _check_adapters_off(arms: dict[str, Any]) -> Model:
-    """The one `PeftModel` whose adapters can be switched off to give the original model back exactly."""
-    model = next(iter(arms.values()))
-    configs = getattr(model, "peft_config", None)
-    if len(arms) != 1 or not isinstance(configs, Mapping):
-        raise ValueError(
-            "original=None needs `new` to be one PeftModel (adapters off is the original); give `original`."
-        )
-    for config in configs.values():
-        start = str(getattr(config, "init_lora_weights", True)).lower()
-        if getattr(config, "bias", "none") != "none" or start.startswith(("pissa", "olora", "corda", "loftq")):
-            raise ValueError(
-                f"The adapter changes the base weights (bias={config.bias!r}, init_lora_weights={start!r}), so "
-                "switching it off does not give the original model back. Give `original`."
-            )
-    return model
-
-
-def _loaded(model: Model | str | Path, like: Any) -> Model:
-    """A model object as it is; a folder or Hub id loaded to the device of `like`, else the accelerator or the CPU."""
-    if not isinstance(model, str | Path):
-        return model
-    from transformers import AutoModelForCausalLM
-
-    if isinstance(like, str | Path):
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    else:
-        device = like.get_input_embeddings().weight.device
-    return AutoModelForCausalLM.from_pretrained(model).to(device)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,0 +1,73 @@
+"""Models as they are measured: loaded where they are not in memory, in evaluation mode, in their own precision."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Model", "check_adapters_off", "free_memory", "loaded", "ready"]
+
+Model = Any  # a PreTrainedModel or PeftModel
+
+
+@contextmanager
+def ready(model: Model) -> Iterator[None]:
+    """Evaluation mode and the model's own forward; every module's mode and the forward are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    # A model fresh out of a mixed-precision trainer keeps accelerate's autocast around its forward. Left on, it would
+    # be measured in another precision than the original.
+    wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
+    if wrapped is not None:
+        model.forward = model.__dict__["_original_forward"]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def check_adapters_off(model: Model, remedy: str = "Give `original`.") -> None:
+    """
+    Refuse a model that is not its original again once its adapters are off.
+
+    Raises:
+        ValueError: no `PeftModel`, or one whose adapters change the base weights; `remedy` ends the message.
+    """
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, Mapping):
+        raise ValueError(f"{type(model).__name__} is no PeftModel, so there are no adapters to switch off. {remedy}")
+    for config in configs.values():
+        start = str(getattr(config, "init_lora_weights", True)).lower()
+        if getattr(config, "bias", "none") != "none" or start.startswith(("pissa", "olora", "corda", "loftq")):
+            raise ValueError(
+                f"The adapter changes the base weights (bias={config.bias!r}, init_lora_weights={start!r}), so "
+                f"switching it off does not give the original model back. {remedy}"
+            )
+
+
+def loaded(model: Model | str | Path, like: Any) -> Model:
+    """A model object as it is; a folder or Hub id loaded to the device of `like`, else the accelerator or the CPU."""
+    if not isinstance(model, str | Path):
+        return model
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(like, str | Path):
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        device = like.get_input_embeddings().weight.device
+    return AutoModelForCausalLM.from_pretrained(model).to(device)
+
+
+def free_memory() -> None:
+    """Give back what a model that was just dropped held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
