@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
+from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -41,6 +41,16 @@ TOUCHED = (
     ("transformers.Trainer", "_push_from_checkpoint", "hub_strategy would publish optimiser states, pickles"),
     ("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),
     ("trl.trainer.sft_trainer", "DataCollatorForLanguageModeling", "rows could not be collated outside the trainer"),
+    ("trl.DPOTrainer", "_compute_loss", "a preference loss of ours could not be added to the host's"),
+    ("trl.DPOTrainer", "_prepare_dataset", "preference rows would not be checked"),
+    ("trl.DPOTrainer", "_precompute_ref_logps", "reference log-probabilities could not be checked or reused"),
+    ("trl.DPOTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
+    ("trl.DPOTrainer", "_metrics", "our metrics would not reach the log"),
+    ("trl.KTOTrainer", "_compute_loss", "the unpaired loss could not take the place of the host's"),
+    ("trl.KTOTrainer", "_prepare_dataset", "unpaired rows would not be checked"),
+    ("trl.KTOTrainer", "_precompute_ref_logps", "reference log-probabilities could not be checked or reused"),
+    ("trl.KTOTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
+    ("trl.KTOTrainer", "_metrics", "our metrics would not reach the log"),
 )
 
 
@@ -91,7 +101,66 @@ class CheckpointSeam(Trainer):
         super()._load_best_model()
 
 
-class SFTSeam(SFTTrainer):
+class Seam(Trainer):
+    """
+    What the seams of every host share; stands before the host trainer in a seam's bases.
+
+    - `push_checkpoint(checkpoint)`: the push of a checkpoint's folder while training goes on;
+    - `add_ratio`, `add_metric`: metrics that join the host's next log line;
+    - saved arguments are JSON, not a pickle.
+    """
+
+    def push_checkpoint(self, checkpoint: str) -> None:
+        """Push the folder of a checkpoint that was just saved; the default is the stock push, pickles and all."""
+        super()._push_from_checkpoint(checkpoint)
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Sum of `values` (any shape) over the processes, without counting tensor-parallel copies twice."""
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.gather(values[None]).sum(dim=0)
+        return values / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def add_ratio(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
+        """Add to a metric that is logged as a ratio of sums over micro-batches and processes (one gather a log)."""
+        ratios: dict[str, dict[str, Tensor]] = self.__dict__.setdefault("_ratios", {"train": {}, "eval": {}})
+        mode = "train" if self.model.training else "eval"
+        pair = torch.stack([numerator.detach().float().sum(), denominator.detach().float().sum()])
+        before = ratios[mode].get(name)
+        ratios[mode][name] = pair if before is None else before + pair
+
+    def add_metric(self, name: str, value: float) -> None:
+        """Add a value, the same on every process, to the next training log line."""
+        self._metrics["train"][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the ratios summed over processes."""
+        mode = "train" if self.model.training else "eval"
+        ratios = self.__dict__.get("_ratios", {"train": {}, "eval": {}})[mode]
+        totals = self.sum_over_processes(torch.stack(list(ratios.values()))).tolist() if ratios else []
+        for name, (numerator, denominator) in zip(ratios, totals, strict=True):
+            if denominator > 0:
+                self._metrics[mode][name] = [numerator / denominator]
+        ratios.clear()
+        super().log(logs, start_time)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        pickled = os.path.join(output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(pickled):
+            # Nobody reads this pickle back, and the stock push would publish it: the same facts as JSON instead.
+            os.remove(pickled)
+            with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
+                json.dump(self.args.to_dict(), file, indent=2, sort_keys=True, default=str)
+
+
+# --- supervised fine-tuning ------------------------------------------------------------------------------------------
+
+
+class SFTSeam(Seam, SFTTrainer):
     """
     `SFTTrainer` with public hooks in place of the private methods a weighted trainer has to override.
 
@@ -101,8 +170,7 @@ class SFTSeam(SFTTrainer):
     - `prepare_rows(dataset, args, packing, dataset_name)`: tokenised, labelled rows, before truncation and packing;
     - `signature_columns()`: further columns that must reach the collator;
     - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
-    - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated;
-    - `push_checkpoint(checkpoint)`: the push of a checkpoint's folder while training goes on.
+    - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated.
     """
 
     def check_rows(
@@ -126,41 +194,6 @@ class SFTSeam(SFTTrainer):
     def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Micro-batches of one optimiser step on this process; the default trains on them as they come."""
         return batches
-
-    def push_checkpoint(self, checkpoint: str) -> None:
-        """Push the folder of a checkpoint that was just saved; the default is the stock push, pickles and all."""
-        super()._push_from_checkpoint(checkpoint)
-
-    def sum_over_processes(self, values: Tensor) -> Tensor:
-        """Sum of `values` (any shape) over the processes, without counting tensor-parallel copies twice."""
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.gather(values[None]).sum(dim=0)
-        return values / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-
-    # --- metrics ---------------------------------------------------------------------------------------------------
-
-    def add_ratio(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
-        """Add to a metric that is logged as a ratio of sums over micro-batches and processes (one gather a log)."""
-        ratios: dict[str, dict[str, Tensor]] = self.__dict__.setdefault("_ratios", {"train": {}, "eval": {}})
-        mode = "train" if self.model.training else "eval"
-        pair = torch.stack([numerator.detach().float().sum(), denominator.detach().float().sum()])
-        before = ratios[mode].get(name)
-        ratios[mode][name] = pair if before is None else before + pair
-
-    def add_metric(self, name: str, value: float) -> None:
-        """Add a value, the same on every process, to the next training log line."""
-        self._metrics["train"][name].append(value)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the ratios summed over processes."""
-        mode = "train" if self.model.training else "eval"
-        ratios = self.__dict__.get("_ratios", {"train": {}, "eval": {}})[mode]
-        for name, pair in ratios.items():
-            numerator, denominator = self.sum_over_processes(pair).tolist()
-            if denominator > 0:
-                self._metrics[mode][name] = [numerator / denominator]
-        ratios.clear()
-        super().log(logs, start_time)
 
     # --- the private methods behind the hooks ---------------------------------------------------------------------
 
@@ -194,26 +227,6 @@ class SFTSeam(SFTTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return (self.draw_batches(batches) if batches else batches), num_items
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.push_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict=state_dict)
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
-        pickled = os.path.join(output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(pickled):
-            # Nobody reads this pickle back, and the stock push would publish it: the same facts as JSON instead.
-            os.remove(pickled)
-            with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
-                json.dump(self.args.to_dict(), file, indent=2, sort_keys=True, default=str)
-
-
-def unformatted(dataset: AnyDataset) -> AnyDataset:
-    """The rows as plain Python values: a `with_format("torch")` would turn lists into tensors on the way."""
-    if isinstance(dataset, Dataset):
-        return dataset if dataset.format["type"] in (None, "custom") else dataset.with_format(None)
-    return dataset.with_format(None)
-
 
 def _tokenise_only(args: SFTConfig) -> SFTConfig:
     """A copy of `args` under which TRL tokenises and labels, but neither truncates, filters nor shuffles."""
@@ -240,6 +253,171 @@ def tokenise_rows(
     needs_template = args.assistant_only_loss and not has_generation_markers(processing_class.chat_template)
     host.chat_template = get_training_chat_template(processing_class) if needs_template else None
     return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
+
+
+# --- preferences: pairs on DPOTrainer, single labelled responses on KTOTrainer ---------------------------------------
+
+OWN_COLUMNS = ("weight", "row_index")  # of a collated batch, beside the host's: never passed to a model
+
+
+class PreferenceForward(NamedTuple):
+    """
+    What a preference loss is made of; for pairs the chosen responses come first, then the rejected ones.
+
+    Args:
+        logps (`torch.Tensor` of shape `(rows,)`):
+            Log-probability of each completion under the policy, summed over its tokens, in nats; float32.
+        reference_logps (`torch.Tensor` of shape `(rows,)`):
+            The same under the reference model.
+        lengths (`torch.Tensor` of shape `(rows,)`):
+            Completion tokens that are predicted.
+        aux_loss (`torch.Tensor`, *optional*):
+            The load-balancing loss of a mixture of experts, if the model returned one.
+        inputs (`dict`):
+            The collated batch, `OWN_COLUMNS` included.
+    """
+
+    logps: Tensor
+    reference_logps: Tensor
+    lengths: Tensor
+    aux_loss: Tensor | None
+    inputs: dict[str, Any]
+
+
+class FirstFusedOutput:
+    """Calls the model for the host and keeps the first output that came without logits: the policy's forward."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.output: Any = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        output = self.model(**inputs)
+        if self.output is None and inputs.get("fused_lm_head"):
+            self.output = output
+        return output
+
+
+@contextmanager
+def reference_from_batch(trainer: Any) -> Iterator[None]:
+    """Inside, the host reads reference log-probabilities from the batch; not for good, since `evaluate` asks too."""
+    before = trainer.precompute_ref_logps
+    trainer.precompute_ref_logps = True
+    try:
+        yield
+    finally:
+        trainer.precompute_ref_logps = before
+
+
+class PreferenceSeam(Seam):
+    """
+    A preference trainer of TRL with public hooks; stands before the host in the bases of the two seams below.
+
+    - `check_rows(dataset, args, dataset_name)`: raw rows, before anything else;
+    - `check_prepared(dataset, rows, args, dataset_name)`: tokenised rows, beside the raw ones;
+    - `has_reference(dataset)`: whether nothing is left to precompute for a data set;
+    - `check_reference(dataset, dataset_name)`: rows whose reference log-probabilities were just precomputed;
+    - `needs_forward()`: whether `combine_loss` is wanted at all; without it the host runs untouched;
+    - `reference_logps(inputs)`: the batch's reference log-probabilities, by column of the host;
+    - `combine_loss(host_loss, forward)`: the loss to train on.
+    """
+
+    reference_columns: tuple[str, ...]
+
+    def check_rows(self, dataset: AnyDataset, args: Any, dataset_name: str) -> AnyDataset:
+        """Check raw rows; the default takes them as they are."""
+        return dataset
+
+    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
+        """Check tokenised rows, made from the raw `rows`; the default takes them as they are."""
+
+    def has_reference(self, dataset: AnyDataset) -> bool:
+        """Whether the reference forward over `dataset` can be left out; the default always makes it."""
+        return False
+
+    def check_reference(self, dataset: AnyDataset, dataset_name: str) -> None:
+        """Check the reference columns that were just added; the default trusts them."""
+
+    def needs_forward(self) -> bool:
+        """Whether this step's loss is more than the host's."""
+        return False
+
+    def reference_logps(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Reference log-probabilities of a batch, one tensor of shape `(pairs,)` or `(rows,)` a reference column."""
+        found = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        return dict(zip(self.reference_columns, found, strict=False))  # KTO's second value is None without a KL term
+
+    def combine_loss(self, host_loss: Any, forward: PreferenceForward) -> Any:
+        """The loss to train on, a scalar; the default is the host's."""
+        return host_loss
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The host's reference forward, which would pass our columns to the model."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OWN_COLUMNS})
+
+    def _prepare_dataset(
+        self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
+    ) -> AnyDataset:
+        rows = self.check_rows(unformatted(dataset), args, dataset_name)
+        dataset = super()._prepare_dataset(rows, processing_class, args, dataset_name)
+        self.check_prepared(dataset, rows, args, dataset_name)
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: AnyDataset, name: str, batch_size: int) -> AnyDataset:
+        if self.has_reference(dataset):
+            return dataset
+        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        self.check_reference(dataset, name)
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, *OWN_COLUMNS]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        host_inputs = {name: value for name, value in inputs.items() if name not in OWN_COLUMNS}
+        if not self.needs_forward():
+            return super()._compute_loss(model, host_inputs, return_outputs)
+        if not self.precompute_ref_logps:
+            host_inputs |= self.reference_logps(host_inputs)
+        tap = FirstFusedOutput(model)  # one a call: evaluation inside training comes here again
+        with reference_from_batch(self):
+            result = super()._compute_loss(tap, host_inputs, return_outputs)
+        host_loss, outputs = result if return_outputs else (result, None)
+        mask = inputs["completion_mask"][:, 1:]
+        forward = PreferenceForward(
+            # from the right: prompt-learning adapters prepend virtual tokens
+            logps=tap.output.log_probs[:, -mask.shape[1] :].float().sum(dim=1),
+            reference_logps=torch.cat([host_inputs[name] for name in self.reference_columns]).float(),
+            lengths=mask.sum(dim=1),
+            aux_loss=tap.output.aux_loss if self.aux_loss_enabled else None,
+            inputs=inputs,
+        )
+        loss = self.combine_loss(host_loss, forward)
+        return (loss, outputs) if return_outputs else loss
+
+
+class DPOSeam(PreferenceSeam, DPOTrainer):
+    """`DPOTrainer` with the hooks of [`PreferenceSeam`]."""
+
+    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class KTOSeam(PreferenceSeam, KTOTrainer):
+    """`KTOTrainer` with the hooks of [`PreferenceSeam`], for losses without its KL batch."""
+
+    reference_columns = ("ref_logps",)
+
+
+# --- for all ---------------------------------------------------------------------------------------------------------
+
+
+def unformatted(dataset: AnyDataset) -> AnyDataset:
+    """The rows as plain Python values: a `with_format("torch")` would turn lists into tensors on the way."""
+    if isinstance(dataset, Dataset):
+        return dataset if dataset.format["type"] in (None, "custom") else dataset.with_format(None)
+    return dataset.with_format(None)
 
 
 def tokenise_preference_rows(
@@ -275,13 +453,21 @@ def fused_lm_head(model: Any) -> Iterator[None]:
 
 
 __all__ = [
+    "OWN_COLUMNS",
     "TOUCHED",
     "AnyDataset",
     "CheckpointSeam",
+    "DPOSeam",
     "DataCollatorForLanguageModeling",
     "DataCollatorForPreference",
+    "FirstFusedOutput",
+    "KTOSeam",
+    "PreferenceForward",
+    "PreferenceSeam",
     "SFTSeam",
+    "Seam",
     "fused_lm_head",
+    "reference_from_batch",
     "tokenise_preference_rows",
     "tokenise_rows",
     "unformatted",

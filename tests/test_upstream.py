@@ -20,7 +20,16 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_ext import _upstream
-from hf_ext._upstream import TOUCHED, SFTSeam, fused_lm_head, tokenise_rows
+from hf_ext._upstream import (
+    TOUCHED,
+    DPOSeam,
+    KTOSeam,
+    PreferenceSeam,
+    Seam,
+    SFTSeam,
+    fused_lm_head,
+    tokenise_rows,
+)
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 
@@ -28,9 +37,12 @@ VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
 
 # The parameters we pass, by name or in this order.
 PARAMETERS: dict[str, list[str]] = {
-    "_prepare_dataset": [
+    "trl.SFTTrainer._prepare_dataset": [
         "self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name",
     ],
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+    "_compute_loss": ["self", "model", "inputs", "return_outputs"],
+    "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
     "_set_signature_columns_if_needed": ["self"],
     "_get_num_items_in_batch": ["self", "batch_samples", "device"],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
@@ -63,24 +75,31 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
     return build(SFTTrainer, config_of(SFTConfig, tmp_path_factory.mktemp("stock")), tiny_text_dataset(8))
 
 
-@pytest.mark.parametrize(("owner", "name", "breaks"), TOUCHED, ids=[entry[1] for entry in TOUCHED])
+@pytest.mark.parametrize(("owner", "name", "breaks"), TOUCHED, ids=[".".join(entry[:2]) for entry in TOUCHED])
 def test_private_symbol_is_where_we_use_it(owner: str, name: str, breaks: str, stock: SFTTrainer) -> None:
     if name in INSTANCE_ATTRIBUTES:
-        assert hasattr(stock, name), says(owner, name, breaks, "is gone")
+        source = inspect.getsource(owner_of(owner).__init__)
+        assert f"self.{name} = " in source, says(owner, name, breaks, "is gone")
         return
     symbol = getattr(owner_of(owner), name, None)
     assert callable(symbol), says(owner, name, breaks, "is gone")
     found = list(inspect.signature(symbol).parameters)
-    assert found[: len(PARAMETERS[name])] == PARAMETERS[name], says(
-        owner, name, breaks, f"takes {found} instead of {PARAMETERS[name]}"
-    )
+    expected = PARAMETERS.get(f"{owner}.{name}") or PARAMETERS[name]
+    assert found[: len(expected)] == expected, says(owner, name, breaks, f"takes {found} instead of {expected}")
 
 
 def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
     listed = {name for _, name, _ in TOUCHED}
     hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches", "push_checkpoint"}
     hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
-    defined = {name for name in vars(SFTSeam) if not name.startswith("__") and callable(vars(SFTSeam)[name])}
+    hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
+    hooks |= {"compute_ref_log_probs"}
+    defined = {
+        name
+        for seam in (Seam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam)
+        for name, value in vars(seam).items()
+        if not name.startswith("__") and callable(value)
+    }
     assert defined - hooks <= listed, f"not in TOUCHED: {sorted(defined - hooks - listed)}"
 
 
@@ -175,7 +194,7 @@ def test_fused_head_is_taken_off_again() -> None:
 
 def test_stock_trainer_saves_its_arguments_as_a_pickle_and_the_seam_does_not(stock: SFTTrainer, tmp_path: Any) -> None:
     stock._save(str(tmp_path / "stock"))
-    assert (tmp_path / "stock" / "training_args.bin").is_file(), "transformers no longer pickles: drop SFTSeam._save"
+    assert (tmp_path / "stock" / "training_args.bin").is_file(), "transformers no longer pickles: drop Seam._save"
     seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "seam"), tiny_text_dataset(8))
     seam._save()
     saved = {path.name for path in (tmp_path / "seam").iterdir()}

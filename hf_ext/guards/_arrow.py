@@ -35,6 +35,10 @@ def suits(kind: Any, role: Role, keys: tuple[str, str] = ("role", "content")) ->
         return _is_string(kind)
     if role == "weight":
         return _is_number(kind) or (_is_list(kind) and _is_number(kind.value_type))
+    if role in ("row_weight", "number"):
+        return _is_number(kind)
+    if role == "label":
+        return bool(pa.types.is_boolean(kind))
     if role in ("ids", "labels", "mask"):
         return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
     if role == "messages":
@@ -78,6 +82,8 @@ def suspects(table: Any, rules: RowRules) -> Mask:
             found |= _numbers(column, role, num_tokens)
     if rules.assistant_only_loss and "messages" in rules.roles().values():
         found |= ~speakers
+    if rules.data_type == "preference":
+        found |= _same_responses(table.column("chosen").combine_chunks(), table.column("rejected").combine_chunks())
     return found
 
 
@@ -118,6 +124,18 @@ def _messages(column: Any, keys: tuple[str, str]) -> tuple[Mask, Mask]:
     return rows, _any_in_list(column, _numpy(pc.equal(speaker, "assistant")).astype(bool))
 
 
+def _same_responses(chosen: Any, rejected: Any) -> Mask:
+    """Rows whose two responses are the same string, or equally many messages of the same contents."""
+    if _is_string(chosen.type):
+        return _numpy(pc.equal(chosen, rejected)).astype(bool)
+    same: Mask = _numpy(pc.list_value_length(chosen)) == _numpy(pc.list_value_length(rejected))
+    sides = [column.filter(pa.array(same)) for column in (chosen, rejected)]
+    contents = [pc.struct_field(pc.list_flatten(side), ["content"]) for side in sides]
+    agree = _numpy(pc.equal(*contents)).astype(bool) | (_nulls(contents[0]) & _nulls(contents[1]))
+    same[np.flatnonzero(same)[_parents(sides[0])[~agree]]] = False
+    return same
+
+
 def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) -> Mask:
     """Rows with a number, or a list of numbers, that the role does not allow."""
     nulls = _nulls(column)
@@ -139,6 +157,8 @@ def _wrong_number(values: Any, role: Role) -> Mask:
         return (numbers < 0) & (numbers != IGNORED_LABEL)
     if role == "mask":
         return (numbers < 0) | (numbers > 1)
+    if role == "number":
+        return ~np.isfinite(numbers)
     return ~np.isfinite(numbers) | (numbers < 0)
 
 

@@ -14,8 +14,11 @@ import numpy as np
 EXCERPT_LENGTH = 80
 IGNORED_LABEL = -100
 
-DataType = Literal["text", "messages", "conversations", "prompt_completion", "input_ids", "formatted"]
-Role = Literal["string", "messages", "ids", "labels", "mask", "weight", "free"]
+DataType = Literal[
+    "text", "messages", "conversations", "prompt_completion", "input_ids", "formatted", "preference",
+    "unpaired_preference",
+]  # fmt: skip
+Role = Literal["string", "messages", "ids", "labels", "mask", "weight", "free", "label", "row_weight", "number"]
 
 
 class Found(NamedTuple):

@@ -1,0 +1,203 @@
+"""Check preference rows before training, pairs or single labelled responses, and name the bad ones."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
+
+from hf_ext.guards._row_rules import Found, Role, RowRules, describe, excerpt_of, number_problem, plain, shorten
+from hf_ext.guards.rows import (
+    ROW_INDEX,
+    RowProblem,
+    _check_arguments,
+    _check_dataset,
+    _check_stream,
+    _first_rows,
+    _row_error,
+    _row_number,
+)
+
+PAIRS = ("chosen", "rejected")
+SINGLE = ("prompt", "completion", "label")
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
+
+
+@dataclass(frozen=True)
+class PreferenceRules(RowRules):
+    """
+    The rules for the rows of one preference dataset; call it with a row to get its first defect, or `None`.
+
+    Args:
+        data_type (`str`):
+            `"preference"` (pairs) or `"unpaired_preference"` (single labelled responses).
+        conversational (`bool`), text_field (`str`), assistant_only_loss (`bool`), columns (`tuple[str, ...]`):
+            As in [`RowRules`].
+    """
+
+    def roles(self) -> dict[str, Role]:
+        """Columns to check and the role each plays, in the order of checking."""
+        turn: Role = "messages" if self.conversational else "string"
+        roles: dict[str, Role] = {"prompt": turn} if "prompt" in self.columns else {}
+        roles |= dict.fromkeys(PAIRS if self.data_type == "preference" else ("completion",), turn)
+        if self.data_type == "unpaired_preference":
+            roles["label"] = "label"
+        optional: dict[str, Role] = {"tools": "free", "chat_template_kwargs": "free", "weight": "row_weight"}
+        optional |= dict.fromkeys(REFERENCE_COLUMNS, "number")
+        return roles | {name: role for name, role in optional.items() if name in self.columns}
+
+    def _column_problem(self, row: Mapping[str, Any], column: str, role: Role) -> str | None:
+        value = plain(row.get(column))
+        if role == "label":
+            return None if isinstance(value, bool | np.bool_) else f"expected true or false, found {describe(value)}"
+        if role == "row_weight":
+            return number_problem(value)
+        if role == "number":
+            if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+                return f"expected a finite number of nats, found {describe(value)}"
+            return None if math.isfinite(value) else f"expected a finite number of nats, found {float(value)}"
+        if role == "messages" and isinstance(value, str):
+            return f"expected a list of messages as in the other turns, found {describe(value)}"
+        if role == "string" and column == "prompt" and value == "":
+            return None
+        return super()._column_problem(row, column, role)
+
+    def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:
+        """Two equal responses have nothing to prefer."""
+        if self.data_type != "preference" or plain(row["chosen"]) != plain(row["rejected"]):
+            return None
+        return Found(
+            "rejected", f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
+        )
+
+
+def check_preference_rows(
+    dataset: Dataset | IterableDataset,
+    *,
+    on_bad_row: str = "raise",
+    bad_rows_path: str | os.PathLike[str] | None = None,
+    dataset_name: str = "train",
+) -> Dataset | IterableDataset:
+    """
+    Check raw preference pairs and number them.
+
+    | column | what it must hold |
+    |---|---|
+    | `chosen`, `rejected` | both a non-empty string, or both a list of messages; not the same |
+    | `prompt`, where there is one | a string (it may be empty), or a list of messages |
+    | `weight`, where there is one | a finite number >= 0 |
+    | `ref_chosen_logps`, `ref_rejected_logps`, where there are | a finite number, nats per sequence |
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Pairs of TRL's preference type, standard or conversational, with or without a `prompt`.
+        on_bad_row (`str`), bad_rows_path (`str` or `os.PathLike`), dataset_name (`str`):
+            As in [`check_sft_rows`].
+
+    Returns:
+        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
+        in `dataset`. A `row_index` that is already there is kept.
+
+    Raises:
+        [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
+        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero.
+    """
+    return _check(dataset, "preference", PAIRS, on_bad_row, bad_rows_path, dataset_name)
+
+
+def check_unpaired_rows(
+    dataset: Dataset | IterableDataset,
+    *,
+    on_bad_row: str = "raise",
+    bad_rows_path: str | os.PathLike[str] | None = None,
+    dataset_name: str = "train",
+) -> Dataset | IterableDataset:
+    """
+    Check raw responses with a label, and number them.
+
+    | column | what it must hold |
+    |---|---|
+    | `prompt`, `completion` | both a string (the prompt's may be empty), or both a list of messages |
+    | `label` | true where the response is good, false where it is bad; the train dataset needs both |
+    | `weight`, `ref_logps`, where there are | a finite number >= 0; a finite number, nats per sequence |
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows of TRL's unpaired preference type, or pairs, which are checked by [`check_preference_rows`].
+        on_bad_row (`str`), bad_rows_path (`str` or `os.PathLike`), dataset_name (`str`):
+            As in [`check_sft_rows`].
+
+    Returns:
+        `Dataset` or `IterableDataset`: as [`check_preference_rows`].
+
+    Raises:
+        [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
+        ValueError: for an empty dataset, one with no good row, and a train dataset with one class only (not checked on
+            streams).
+    """
+    first = next(iter(dataset), {})
+    if set(PAIRS) <= set(first) and "completion" not in first:
+        return check_preference_rows(
+            dataset, on_bad_row=on_bad_row, bad_rows_path=bad_rows_path, dataset_name=dataset_name
+        )
+    checked = _check(dataset, "unpaired_preference", SINGLE, on_bad_row, bad_rows_path, dataset_name)
+    if dataset_name == "train" and isinstance(checked, Dataset):
+        _refuse_one_class(checked)
+    return checked
+
+
+def _check(
+    dataset: Dataset | IterableDataset,
+    data_type: Any,
+    needed: tuple[str, ...],
+    on_bad_row: str,
+    bad_rows_path: str | os.PathLike[str] | None,
+    dataset_name: str,
+) -> Dataset | IterableDataset:
+    _check_arguments(dataset, on_bad_row, bad_rows_path)
+    first_rows = _first_rows(dataset)
+    if not first_rows:
+        raise ValueError(
+            f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
+        )
+    columns = tuple(dataset.column_names if dataset.column_names is not None else first_rows[0])
+    for name in needed:
+        if name not in columns:
+            raise _missing(name, columns, needed, first_rows[0], dataset_name)
+    response = next(name for name in needed if name != "prompt")
+    first = next((row[response] for row in first_rows if isinstance(row.get(response), str | list)), None)
+    rules = PreferenceRules(data_type, isinstance(first, list), response, False, columns)
+    check = _check_dataset if isinstance(dataset, Dataset) else _check_stream
+    return check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+
+
+def _missing(
+    name: str, columns: tuple[str, ...], needed: tuple[str, ...], row: dict[str, Any], dataset_name: str
+) -> Exception:
+    """No row is good, so there is nothing that "drop" could keep."""
+    listing = ", ".join(map(repr, columns)) or "none"
+    expected = ", ".join(map(repr, needed))
+    text = f"this column is missing. The columns are {listing}; expected {expected}"
+    problem = RowProblem(_row_number(row) if ROW_INDEX in row else 0, name, text, excerpt_of(row, name, "prompt"))
+    return _row_error(problem, 0, dataset_name, "Rename your column with dataset.rename_column.")
+
+
+def _refuse_one_class(dataset: Dataset) -> None:
+    good = sum(
+        int(pc.sum(table.column("label")).as_py() or 0)
+        for table in dataset.select_columns("label").with_format("arrow").iter(batch_size=10_000)
+    )
+    if good in (0, len(dataset)):
+        kind = "good" if good else "bad"
+        raise ValueError(
+            f"Every one of the {len(dataset):,} rows of the train dataset is {kind} (label={bool(good)}): with one "
+            "class the bound on mutual information has no maximum. Add rows of the other class"
+            + (", or train on these with SFTTrainer." if good else ".")
+        )

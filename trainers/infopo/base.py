@@ -1,0 +1,231 @@
+"""What InfoPO's two trainers share: set-up, the reference, checks of each forward, metrics."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainingArguments
+
+from hf_ext._upstream import AnyDataset, PreferenceForward, PreferenceSeam
+from hf_ext.data.sft_rows import column_names
+from hf_ext.guards.finite import check_finite
+from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
+from hf_ext.trainers.infopo.collator import OwnColumnsCollator
+from hf_ext.trainers.infopo.config import own_config
+from hf_ext.trainers.infopo.diagnostics import Ratios
+from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+
+logger = logging.getLogger(__name__)
+
+FAR_FROM_REFERENCE = 1.0  # nats per token between policy and reference before the first step
+
+
+class PreferenceMethod(SavesWithCard, PreferenceSeam):
+    """
+    Base of the InfoPO trainers; stands before the seam of their host.
+
+    Attributes:
+        likelihood_guard ([`LikelihoodGuardCallback`], *optional*):
+            The guard in use; its `verdict` goes on the card.
+    """
+
+    config_class: type[Any]
+    method = "infopo"
+    completion_columns: ClassVar[tuple[str, ...]]
+    likelihood_guard: LikelihoodGuardCallback | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = own_config(self.config_class, args, model, self._name)
+        if train_dataset is not None and next(iter(train_dataset), None) is None:
+            raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
+        if ref_model is None and kwargs.get("peft_config") is None:
+            self._refuse_missing_reference(model, args)
+        with _no_reference_model(args):
+            super().__init__(
+                model,
+                ref_model,
+                args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        self.precompute_ref_logps = args.precompute_ref_log_probs
+        self.data_collator = OwnColumnsCollator(self.data_collator)
+        self._compared = False
+        self.add_callback(CeilingCallback())
+        if args.likelihood_guard != "off" and not args.reference_free:
+            self.likelihood_guard = LikelihoodGuardCallback(
+                args.likelihood_guard, args.guard_tolerance, args.guard_patience
+            )
+            self.add_callback(self.likelihood_guard)
+
+    @staticmethod
+    def _refuse_missing_reference(model: Any, args: Any) -> None:
+        if isinstance(model, str | PeftModel) or args.precompute_ref_log_probs or args.reference_free:
+            return
+        name = getattr(model.config, "_name_or_path", "")
+        if not name or (os.path.isabs(name) and not os.path.isdir(name)):
+            where = f"its folder {os.path.basename(name)!r} is gone" if name else "it was not loaded from a folder"
+            raise ValueError(
+                f"The model is in memory and {where}, so its original weights, the reference, cannot be loaded again. "
+                "Save it with save_pretrained and pass the folder, or pass a copy as ref_model=copy.deepcopy(model). "
+                "precompute_ref_log_probs=True and peft_config= need no second model either."
+            )
+
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
+        """Say how many rows have no completion left after truncation; refuse a data set without any other."""
+        if not isinstance(dataset, Dataset):
+            return
+        unpaired = "chosen" in column_names(rows) and "completion_ids" in dataset.column_names
+        total = len(rows) * (2 if unpaired else 1)
+        lost = total - len(dataset) + _count_empty(dataset, self.completion_columns)
+        if lost == total:
+            raise ValueError(
+                f"None of the {total:,} rows of the {dataset_name} dataset has a completion token left within "
+                f"max_length={args.max_length}: the prompts fill it. Raise max_length, or shorten the prompts."
+            )
+        if lost:
+            logger.warning(
+                "%s of %s rows (%.1f %%) of the %s dataset have no completion token left within max_length=%s and "
+                "teach nothing. Raise max_length, or filter long prompts.",
+                f"{lost:,}", f"{total:,}", 100 * lost / total, dataset_name, args.max_length,
+            )  # fmt: skip
+        if not args.precompute_ref_log_probs and self.has_reference_columns(dataset):
+            logger.warning(
+                "The %s dataset has the columns %s, which are not used: set precompute_ref_log_probs=True to train on "
+                "them, or remove them.",
+                dataset_name, " and ".join(self.reference_columns),
+            )  # fmt: skip
+
+    def has_reference_columns(self, dataset: AnyDataset) -> bool:
+        """Whether the reference log-probabilities are in the rows already."""
+        return set(self.reference_columns) <= set(column_names(dataset))
+
+    def has_reference(self, dataset: AnyDataset) -> bool:
+        """Whether the reference forward over `dataset` can be left out."""
+        return self.args.reference_free or self.has_reference_columns(dataset)
+
+    def check_reference(self, dataset: AnyDataset, dataset_name: str) -> None:
+        """Stop at a reference log-probability that is not finite, before the first step."""
+        columns = dataset.with_format("torch")
+        rows = columns["row_index"][:] if "row_index" in dataset.column_names else None
+        for name in self.reference_columns:
+            check_finite(
+                f"{name} of the {dataset_name} dataset", columns[name][:], step=0,
+                rank=self.accelerator.process_index, row_index=rows,
+            )  # fmt: skip
+
+    # --- each forward ----------------------------------------------------------------------------------------------
+
+    def reference_logps(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Reference log-probabilities of a batch; zeros without a reference."""
+        if not self.args.reference_free:
+            return super().reference_logps(inputs)
+        rows = inputs["input_ids"].shape[0] // len(self.reference_columns)
+        return {name: torch.zeros(rows, device=inputs["input_ids"].device) for name in self.reference_columns}
+
+    def check_forward(self, forward: PreferenceForward) -> Tensor:
+        """Stop at a value that is not finite, naming rows; returns the log-ratios of shape `(rows,)`, in nats."""
+        rows = forward.inputs.get("row_index")
+        if rows is not None:
+            rows = rows.repeat(len(forward.logps) // len(rows))
+        training = self.model.training
+        for name, values in (
+            ("log-probability", forward.logps),
+            ("reference log-probability", forward.reference_logps),
+        ):
+            self.guard(name, values, rows)
+        if training and "weight" in forward.inputs:
+            self.guard("weight", forward.inputs["weight"], forward.inputs.get("row_index"))
+        logratios = forward.logps - forward.reference_logps
+        if training and not self._compared and self.state.global_step == 0 and not self.args.reference_free:
+            self._compared = True
+            self._compare_with_reference(logratios.detach() / forward.lengths.clamp(min=1))
+        return logratios
+
+    def guard(self, name: str, values: Tensor, row_index: Tensor | None) -> None:
+        """Stop before the optimiser step when `values` are not finite."""
+        check_finite(
+            name, values, step=self.state.global_step, rank=self.accelerator.process_index, row_index=row_index
+        )
+
+    def _compare_with_reference(self, per_token: Tensor) -> None:
+        distance = float(per_token.abs().mean())
+        if distance > FAR_FROM_REFERENCE:
+            logger.warning(
+                "Before the first step the policy is %.2f nats per token away from the reference (mean of the first "
+                "batch). Unless that is meant, the reference log-probabilities come from another model, tokenizer or "
+                "max_length: remove their columns, or pass the ref_model they belong to.",
+                distance,
+            )
+
+    def mean_loss(self, losses: Tensor, forward: PreferenceForward) -> Tensor:
+        """
+        Mean over rows, weighted in training: `mean(weight * loss)`.
+
+        The denominator is the number of rows, not the sum of weights. The host averages micro-batches over
+        accumulation and processes, and only a mean over equally many rows is the whole batch's when averaged again.
+        """
+        weight = forward.inputs.get("weight")
+        if weight is None:
+            return losses.mean()
+        if self.model.training:
+            return (losses * weight).mean()
+        self.add_ratio("infopo/loss_weighted", losses * weight, torch.ones_like(losses))
+        return losses.mean()
+
+    def add_ratios(self, ratios: Ratios) -> None:
+        """Log them under `infopo/`."""
+        for name, (numerator, denominator) in ratios.items():
+            self.add_ratio(f"infopo/{name}", numerator, denominator)
+
+    def card_facts(self) -> dict[str, Any]:
+        """Rows of the card's settings that only a finished run knows: the bound's course, and the guard's verdict."""
+        course = [entry["infopo/mi"] for entry in self.state.log_history if "infopo/mi" in entry]
+        shown = [course[i * (len(course) - 1) // 4] for i in range(5)] if len(course) >= 5 else course
+        facts = {"bound (nats) from first to last log": ", ".join(f"{value:.3f}" for value in shown)} if shown else {}
+        return facts | ({"likelihood guard": self.likelihood_guard.verdict} if self.likelihood_guard else {})
+
+
+def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
+    """Rows where some column's list is empty."""
+    count = 0
+    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
+        empty = [pc.equal(pc.list_value_length(table.column(name)), 0).to_numpy() for name in columns]
+        count += int(np.any(empty, axis=0).sum())
+    return count
+
+
+@contextmanager
+def _no_reference_model(args: Any) -> Iterator[None]:
+    """Inside, a host without need of a reference loads none: it would only skip it where it precomputes."""
+    before = args.precompute_ref_log_probs
+    args.precompute_ref_log_probs = before or args.reference_free
+    try:
+        yield
+    finally:
+        args.precompute_ref_log_probs = before

@@ -1,0 +1,97 @@
+"""Watching a preference run: is the chosen response still as likely as it was, and is the estimator full."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+CHOSEN_DELTA = "infopo/chosen_delta"
+REMEDIES = (
+    "In this order: mix in the chosen responses' own loss, loss_type=['infopo', 'sft'] with a weight of 0.1 to 0.5; "
+    "lower learning_rate; raise beta; filter pairs whose responses are nearly the same."
+)
+NEARLY_FULL = 0.95  # of the ceiling
+
+
+class LikelihoodGuardCallback(TrainerCallback):
+    r"""
+    Acts once the chosen responses have become less likely than under the reference model.
+
+    It reads the mean change of the chosen responses' log-probability, `infopo/chosen_delta`, from the log: of
+    evaluations where there are any, of training otherwise. A resumed run continues the count, which is taken from the
+    log's history.
+
+    Args:
+        mode (`str`, *optional*, defaults to `"warn"`):
+            `"warn"` says so once with the numbers and remedies; `"stop"` also ends training.
+        tolerance (`float`, *optional*, defaults to `0.0`):
+            Drop that is tolerated, in nats per token.
+        patience (`int`, *optional*, defaults to `3`):
+            Consecutive logs below minus `tolerance` before it acts.
+
+    Attributes:
+        verdict (`str`):
+            What it has seen so far, in words.
+
+    Raises:
+        ValueError: another mode, a negative tolerance, or a patience below 1.
+    """
+
+    def __init__(self, mode: str = "warn", tolerance: float = 0.0, patience: int = 3) -> None:
+        if mode not in ("warn", "stop"):
+            raise ValueError(f"mode must be 'warn' or 'stop', got {mode!r}.")
+        if not tolerance >= 0 or patience < 1:
+            raise ValueError(f"tolerance must be at least 0 and patience at least 1, got {tolerance!r}, {patience!r}.")
+        self.mode, self.tolerance, self.patience = mode, tolerance, patience
+        self.verdict = "no value yet"
+        self._said = False
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Count, and act."""
+        prefix = "" if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no" else "eval_"
+        key = prefix + CHOSEN_DELTA
+        if key not in (logs or {}):
+            return
+        values = [entry[key] for entry in state.log_history if key in entry]
+        last = values[-self.patience :]
+        if len(last) < self.patience or max(last) >= -self.tolerance:
+            if not self._said:
+                self.verdict = f"chosen responses at {values[-1]:+.4f} nats per token against the reference"
+            return
+        self.verdict = (
+            f"chosen responses fell: {', '.join(f'{value:+.4f}' for value in last)} nats per token against the "
+            f"reference at the last {len(last)} logs before step {state.global_step}"
+        )
+        if not self._said:
+            self._said = True
+            ending = " Training stops here (likelihood_guard='stop')." if self.mode == "stop" else ""
+            logger.warning("Likelihood guard: the %s. %s%s", self.verdict, REMEDIES, ending)
+        if self.mode == "stop":
+            control.should_training_stop = True
+
+
+class CeilingCallback(TrainerCallback):
+    """Say once that an estimator has nearly reached the value it cannot exceed, so that its gradients are gone."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Compare `infopo/mi` with `infopo/mi_ceiling`."""
+        value, ceiling = ((logs or {}).get(f"infopo/{name}") for name in ("mi", "mi_ceiling"))
+        if self._said or value is None or ceiling is None or value <= NEARLY_FULL * ceiling:
+            return
+        self._said = True
+        logger.warning(
+            "infopo/mi is %.3f of at most %.3f nats at step %s: the estimator is full and its gradients are nearly "
+            "gone. A flat loss no longer says that nothing is left to learn; use estimator='nwj', or stop here.",
+            value, ceiling, state.global_step,
+        )  # fmt: skip
