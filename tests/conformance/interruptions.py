@@ -1,0 +1,184 @@
+"""
+Run training jobs that are interrupted while they save, each in a forked child, and write what came of each as JSON.
+
+    python -m tests.conformance.interruptions jobs.json results.json
+
+A job: `id`, `method`, `folder`, `rows`, `changes`, and optionally one of
+
+- `phase`: the process kills itself while it saves `checkpoint-{at}`: half-way in the file of that name, or before the
+  manifest, in it, after it, or while an older checkpoint is removed (`USED` of the tests);
+- `sigterm_at`: it sends itself SIGTERM in that step;
+- `room_at`, `room`: from that step on no file may grow past `room` bytes (a real limit of the system);
+- `room`, alone: the same after training and a first `save_model`, for a second one of other weights;
+- `resume`: `true`, or the name of a checkpoint in the output folder.
+
+A result: `exit`, `weights` (SHA-256), `first` (the first step trained), `warnings`, `error` and `message`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import transformers.modeling_utils
+from transformers import TrainerCallback, TrainerState
+
+from hf_ext.guards.checkpoints import MANIFEST
+from hf_ext.trainers.weighted_sft import saving
+from tests.conformance.registry import BY_NAME
+from tests.distributed.run_trainer import digest_of
+from tests.tiny import tiny_model
+from tests.trainers.runs import TOKENIZER
+
+
+def power_cut(file: str | Path | None = None) -> None:
+    """Leave half of `file`, and end: no clean-up, no handler."""
+    if file is not None:
+        os.truncate(file, os.path.getsize(file) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in(phase: str, at: int) -> None:
+    """Have the process killed in that phase of saving `checkpoint-{at}`."""
+    folder = f"checkpoint-{at}"
+
+    def half(write: Callable[..., Any], position: int) -> Callable[..., Any]:
+        """`write`, whose argument at `position` is a file: half of it is all that gets there."""
+
+        def written(*args: Any, **kwargs: Any) -> Any:
+            result = write(*args, **kwargs)
+            file = Path(args[position])
+            if file.name == phase and file.parent.name == folder:
+                power_cut(file)
+            return result
+
+        return written
+
+    torch.save = half(torch.save, 1)
+    TrainerState.save_to_json = half(TrainerState.save_to_json, 1)  # type: ignore[method-assign]
+    transformers.modeling_utils.safe_save_file = half(transformers.modeling_utils.safe_save_file, 1)
+    seal, replace, rmtree = saving.seal, os.replace, shutil.rmtree
+
+    def sealed(path: Path) -> None:
+        if path.name == folder and phase == "before the manifest":
+            power_cut()
+        seal(path)
+        if path.name == folder and phase == "after the manifest":
+            power_cut()
+
+    def replaced(source: Any, target: Any) -> None:
+        if phase == "in the manifest" and Path(target).name == MANIFEST and Path(target).parent.name == folder:
+            power_cut(source)
+        replace(source, target)
+
+    def removed(path: Any, *args: Any, **kwargs: Any) -> None:
+        if phase == "in the rotation" and Path(path).name == f"checkpoint-{at - 4}":
+            (Path(path) / "trainer_state.json").unlink()
+            power_cut()
+        rmtree(path, *args, **kwargs)
+
+    saving.seal, os.replace, saving.shutil.rmtree = sealed, replaced, removed  # type: ignore[assignment]
+
+
+class Interrupt(TrainerCallback):
+    """SIGTERM, or a full disk, in a step; and the first step that is trained."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.first = job, -1
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step + 1
+        self.first = step if self.first < 0 else self.first
+        if step == self.job.get("room_at"):
+            leave_room(self.job["room"])
+        if step == self.job.get("sigterm_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # the host's timer fires in this step
+
+
+def leave_room(size: int) -> None:
+    """No file may grow past `size` bytes; Python ignores the signal that comes with the error."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+class Listening(logging.Handler):
+    """Collects warnings of ours."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Train one job to its end, or to its interruption."""
+    heard = Listening()
+    logging.getLogger("hf_ext").addHandler(heard)
+    if "phase" in job:
+        kill_in(job["phase"], job["at"])
+    method, folder = BY_NAME[job["method"]], Path(job["folder"])
+    model = tiny_model(TOKENIZER, attention_dropout=0.1)
+    changes = dict(job["changes"])
+    if changes.get("eval_strategy"):
+        changes["kwargs"] = {"eval_dataset": method.rows(8)}
+    trainer = method.build(folder, job["rows"], model=model, **changes)
+    interrupt = Interrupt(job)
+    trainer.add_callback(interrupt)
+    if trainer.stop_on_sigterm is not None:
+        trainer.stop_on_sigterm.jit_manager.kill_wait = 0
+    resume = job.get("resume")
+    result: dict[str, Any] = {"exit": 0, "warnings": heard.said}
+    try:
+        trainer.train(resume_from_checkpoint=str(folder / "out" / resume) if isinstance(resume, str) else resume)
+        if "room" in job and "room_at" not in job:
+            trainer.save_model()
+            result["saved"] = {path.name: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
+            with torch.no_grad():
+                next(trainer.model.parameters()).add_(1)
+            leave_room(job["room"])
+            trainer.save_model()
+    except SystemExit as stopped:
+        result["exit"] = stopped.code
+    except Exception as error:
+        result |= {"exit": 1, "error": type(error).__name__, "message": str(error)}
+    return result | {"weights": digest_of(trainer.model), "first": interrupt.first}
+
+
+def main() -> None:
+    """Run the jobs of the first argument into the second."""
+    jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    found = {}
+    for job in jobs:
+        file = results.with_suffix(".job.json")
+        child = os.fork()
+        if child == 0:
+            try:
+                file.write_text(json.dumps(run(job)), encoding="utf-8")
+            except BaseException:
+                traceback.print_exc()
+                os._exit(99)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found[job["id"]] = json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
+        file.unlink(missing_ok=True)
+    results.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
