@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -21,7 +21,9 @@ def file_format(name: str) -> str | None:
     return FORMATS.get(Path(name.removesuffix(".gz")).suffix)
 
 
-def load_splits(name: str, config: str | None = None, streaming: bool = False) -> AnySplits:
+def load_splits(
+    name: str, config: str | None = None, streaming: bool = False, data_dir: str | None = None
+) -> AnySplits:
     """
     Load every split of a dataset.
 
@@ -33,6 +35,8 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             Configuration of a Hub dataset; a file or a saved folder has none and takes no notice of it.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to stream.
+        data_dir (`str`, *optional*):
+            Folder inside a Hub dataset or a folder of data files; a file or a saved folder takes no notice of it.
 
     Raises:
         ValueError: nothing can be loaded; the message has the name and the reason in a line.
@@ -53,7 +57,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             if not streaming:
                 return saved
             return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in saved.items()})
-        return load_dataset(name, name=config, streaming=streaming)
+        return load_dataset(name, name=config, streaming=streaming, data_dir=data_dir)
     except StopIteration as error:  # how `datasets` meets an empty JSON file
         raise ValueError(f"dataset {name!r} cannot be loaded: there is no row in it") from error
     except Exception as error:  # readers raise what they like: BadZipFile, ArrowInvalid, EOFError, no connection...
@@ -85,28 +89,28 @@ def pick_split(splits: AnySplits, split: str | None, name: str) -> AnyDataset:
 
 
 @dataclass(frozen=True)
-class ToPromptCompletion:
+class RenamedColumns:
     """
-    Fill `prompt` and `completion` from two columns of other names.
+    Fill columns of one name from columns of another; several may swap names.
 
     | column in | type | column out | type |
     |---|---|---|---|
-    | `prompt_column` | str, or list of messages | `prompt` | the same, inside `prompt_template` if given |
-    | `completion_column` | the same | `completion` | the same |
+    | the second of each pair of `columns` | any | the first of the pair | the same |
+    | what becomes `prompt` | str, or list of messages | `prompt` | the same, inside `prompt_template` if given |
     """
 
-    prompt_column: str
-    completion_column: str
+    columns: tuple[tuple[str, str], ...]
     prompt_template: str | None = None
     revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Fill one batch."""
-        prompts: list[Any] = batch[self.prompt_column]
+        filled = {new: batch[old] for new, old in self.columns}
         if self.prompt_template is not None:
             # A prompt that is no string is left for the row check, which names the row.
-            prompts = [self.prompt_template.replace("{prompt}", p) if isinstance(p, str) else p for p in prompts]
-        return {"prompt": prompts, "completion": batch[self.completion_column]}
+            wrap = lambda p: self.prompt_template.replace("{prompt}", p) if isinstance(p, str) else p  # noqa: E731
+            filled["prompt"] = [wrap(prompt) for prompt in filled["prompt"]]
+        return filled
 
 
 def rename_columns(
@@ -133,17 +137,37 @@ def rename_columns(
             "prompt_column and completion_column go together, and prompt_template needs both; got "
             f"prompt_column={prompt_column!r}, completion_column={completion_column!r}"
         )
+    return take_columns(dataset, {"prompt": prompt_column, "completion": completion_column}, prompt_template)
+
+
+def take_columns(dataset: AnyDataset, columns: dict[str, str], prompt_template: str | None = None) -> AnyDataset:
+    """
+    Rows with the keys of `columns`, each filled from the column it names; `weight` and `row_index` stay, others go.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows.
+        columns (`dict[str, str]`):
+            New name to old one.
+        prompt_template (`str`, *optional*):
+            Text around a string prompt, with `{prompt}` where it goes; needs a new column `prompt`.
+
+    Raises:
+        ValueError: a column is missing, or the template has no `{prompt}` or no prompt to go around.
+    """
     if prompt_template is not None and "{prompt}" not in prompt_template:
         raise ValueError(f"prompt_template={prompt_template!r} has no {{prompt}} in it")
+    if prompt_template is not None and "prompt" not in columns:
+        raise ValueError("prompt_template goes around a column 'prompt', and the rows have none; name prompt_column")
     from hf_ext.data.sft_rows import column_names
 
     names = column_names(dataset)
-    for column in (prompt_column, completion_column):
+    for column in columns.values():
         if column not in names:
             raise ValueError(f"the dataset has no column {column!r}; it has {names}")
-    kept = [name for name in ("weight", "row_index") if name in names]
-    rename = ToPromptCompletion(prompt_column, completion_column, prompt_template)
-    return dataset.map(rename, batched=True).select_columns(["prompt", "completion", *kept])
+    kept = [name for name in ("weight", "row_index") if name in names and name not in columns]
+    renamed = dataset.map(RenamedColumns(tuple(columns.items()), prompt_template), batched=True)
+    return renamed.select_columns([*columns, *kept])
 
 
 def first_rows(dataset: AnyDataset, count: int | None) -> AnyDataset:

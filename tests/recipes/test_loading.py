@@ -97,7 +97,7 @@ def test_first_rows(dataset, streaming):
 
 
 def test_a_mixture_in_the_config_is_loaded(dataset, tmp_path):
-    from hf_ext.recipes.sft import load_train_and_eval
+    from hf_ext.recipes.launch import load_train_and_eval
     from hf_ext.recipes.weighted_sft.train import make_parser
 
     dataset.to_json(tmp_path / "one.jsonl")

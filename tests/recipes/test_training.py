@@ -112,9 +112,9 @@ def test_resuming_without_a_checkpoint_is_an_error_of_the_input(work, capsys, va
     ("text", "value"), [("true", True), ("True", True), ("false", None), ("out/checkpoint-1",) * 2]
 )
 def test_resume_from_checkpoint_is_a_switch_or_a_path(text, value):
-    from hf_ext.recipes.sft import _resume
+    from hf_ext.recipes.launch import resume_from
 
-    assert _resume(text) == value
+    assert resume_from(text) == value
 
 
 def test_report_measures_the_held_out_rows_and_writes_table_and_plot(work, capsys):
