@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_ext.evaluation.forgetting import forgetting_report
     from hf_ext.evaluation.report import ForgettingReport
     from hf_ext.guards.finite import NonFiniteError, check_finite
+    from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
     from hf_ext.guards.rows import RowError, RowProblem, check_sft_rows
     from hf_ext.guards.world import check_world_size
     from hf_ext.hub.cards import write_dataset_card, write_model_card
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from hf_ext.trainers.context_free.trainer import ContextFreeSFTTrainer
     from hf_ext.trainers.flow.config import FlowSFTConfig
     from hf_ext.trainers.flow.trainer import FlowSFTTrainer
+    from hf_ext.trainers.infopo.callbacks import LikelihoodGuardCallback
+    from hf_ext.trainers.infopo.config import InfoPOConfig, InfoPOUnpairedConfig
+    from hf_ext.trainers.infopo.trainer import InfoPOTrainer
+    from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer
     from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
     from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 
@@ -48,6 +53,11 @@ _EXPORTS = {
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
     "ForgettingReport": "hf_ext.evaluation.report",
+    "InfoPOConfig": "hf_ext.trainers.infopo.config",
+    "InfoPOTrainer": "hf_ext.trainers.infopo.trainer",
+    "InfoPOUnpairedConfig": "hf_ext.trainers.infopo.config",
+    "InfoPOUnpairedTrainer": "hf_ext.trainers.infopo.unpaired",
+    "LikelihoodGuardCallback": "hf_ext.trainers.infopo.callbacks",
     "NonFiniteError": "hf_ext.guards.finite",
     "PushError": "hf_ext.hub.retry",
     "RowError": "hf_ext.guards.rows",
@@ -57,7 +67,9 @@ _EXPORTS = {
     "add_flow_weights": "hf_ext.data.weighting",
     "add_original_losses": "hf_ext.data.weighting",
     "check_finite": "hf_ext.guards.finite",
+    "check_preference_rows": "hf_ext.guards.preference_rows",
     "check_sft_rows": "hf_ext.guards.rows",
+    "check_unpaired_rows": "hf_ext.guards.preference_rows",
     "check_world_size": "hf_ext.guards.world",
     "embedded_model": "hf_ext.demo.model",
     "exact_kl": "hf_ext.losses.kl",
@@ -85,6 +97,11 @@ __all__ = [
     "FlowSFTTrainer",
     "FlowWeights",
     "ForgettingReport",
+    "InfoPOConfig",
+    "InfoPOTrainer",
+    "InfoPOUnpairedConfig",
+    "InfoPOUnpairedTrainer",
+    "LikelihoodGuardCallback",
     "NonFiniteError",
     "PushError",
     "RowError",
@@ -94,7 +111,9 @@ __all__ = [
     "add_flow_weights",
     "add_original_losses",
     "check_finite",
+    "check_preference_rows",
     "check_sft_rows",
+    "check_unpaired_rows",
     "check_world_size",
     "embedded_model",
     "exact_kl",

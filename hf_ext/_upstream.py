@@ -1,7 +1,7 @@
-"""The only file that touches a private name of trl, transformers or sentence-transformers.
+"""The only place that touches a private name of trl, transformers or sentence-transformers.
 
-Host libraries move every two weeks. Each private symbol used here is listed in `TOUCHED`, and
-`tests/test_upstream.py` fails with a sentence naming the one that moved.
+The preference trainers' part of it is `_upstream_preference.py`. Host libraries move every two weeks. Each private
+symbol used here or there is listed in `TOUCHED`; where one moved, `tests/test_upstream.py` fails and names it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -255,161 +255,6 @@ def tokenise_rows(
     return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
 
 
-# --- preferences: pairs on DPOTrainer, single labelled responses on KTOTrainer ---------------------------------------
-
-OWN_COLUMNS = ("weight", "row_index")  # of a collated batch, beside the host's: never passed to a model
-
-
-class PreferenceForward(NamedTuple):
-    """
-    What a preference loss is made of; for pairs the chosen responses come first, then the rejected ones.
-
-    Args:
-        logps (`torch.Tensor` of shape `(rows,)`):
-            Log-probability of each completion under the policy, summed over its tokens, in nats; float32.
-        reference_logps (`torch.Tensor` of shape `(rows,)`):
-            The same under the reference model.
-        lengths (`torch.Tensor` of shape `(rows,)`):
-            Completion tokens that are predicted.
-        aux_loss (`torch.Tensor`, *optional*):
-            The load-balancing loss of a mixture of experts, if the model returned one.
-        inputs (`dict`):
-            The collated batch, `OWN_COLUMNS` included.
-    """
-
-    logps: Tensor
-    reference_logps: Tensor
-    lengths: Tensor
-    aux_loss: Tensor | None
-    inputs: dict[str, Any]
-
-
-class FirstFusedOutput:
-    """Calls the model for the host and keeps the first output that came without logits: the policy's forward."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
-        self.output: Any = None
-
-    def __call__(self, **inputs: Any) -> Any:
-        output = self.model(**inputs)
-        if self.output is None and inputs.get("fused_lm_head"):
-            self.output = output
-        return output
-
-
-@contextmanager
-def reference_from_batch(trainer: Any) -> Iterator[None]:
-    """Inside, the host reads reference log-probabilities from the batch; not for good, since `evaluate` asks too."""
-    before = trainer.precompute_ref_logps
-    trainer.precompute_ref_logps = True
-    try:
-        yield
-    finally:
-        trainer.precompute_ref_logps = before
-
-
-class PreferenceSeam(Seam):
-    """
-    A preference trainer of TRL with public hooks; stands before the host in the bases of the two seams below.
-
-    - `check_rows(dataset, args, dataset_name)`: raw rows, before anything else;
-    - `check_prepared(dataset, rows, args, dataset_name)`: tokenised rows, beside the raw ones;
-    - `has_reference(dataset)`: whether nothing is left to precompute for a data set;
-    - `check_reference(dataset, dataset_name)`: rows whose reference log-probabilities were just precomputed;
-    - `needs_forward()`: whether `combine_loss` is wanted at all; without it the host runs untouched;
-    - `reference_logps(inputs)`: the batch's reference log-probabilities, by column of the host;
-    - `combine_loss(host_loss, forward)`: the loss to train on.
-    """
-
-    reference_columns: tuple[str, ...]
-
-    def check_rows(self, dataset: AnyDataset, args: Any, dataset_name: str) -> AnyDataset:
-        """Check raw rows; the default takes them as they are."""
-        return dataset
-
-    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
-        """Check tokenised rows, made from the raw `rows`; the default takes them as they are."""
-
-    def has_reference(self, dataset: AnyDataset) -> bool:
-        """Whether the reference forward over `dataset` can be left out; the default always makes it."""
-        return False
-
-    def check_reference(self, dataset: AnyDataset, dataset_name: str) -> None:
-        """Check the reference columns that were just added; the default trusts them."""
-
-    def needs_forward(self) -> bool:
-        """Whether this step's loss is more than the host's."""
-        return False
-
-    def reference_logps(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Reference log-probabilities of a batch, one tensor of shape `(pairs,)` or `(rows,)` a reference column."""
-        found = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        return dict(zip(self.reference_columns, found, strict=False))  # KTO's second value is None without a KL term
-
-    def combine_loss(self, host_loss: Any, forward: PreferenceForward) -> Any:
-        """The loss to train on, a scalar; the default is the host's."""
-        return host_loss
-
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """The host's reference forward, which would pass our columns to the model."""
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OWN_COLUMNS})
-
-    def _prepare_dataset(
-        self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
-    ) -> AnyDataset:
-        rows = self.check_rows(unformatted(dataset), args, dataset_name)
-        dataset = super()._prepare_dataset(rows, processing_class, args, dataset_name)
-        self.check_prepared(dataset, rows, args, dataset_name)
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: AnyDataset, name: str, batch_size: int) -> AnyDataset:
-        if self.has_reference(dataset):
-            return dataset
-        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
-        self.check_reference(dataset, name)
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns = [*self._signature_columns, *OWN_COLUMNS]
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        host_inputs = {name: value for name, value in inputs.items() if name not in OWN_COLUMNS}
-        if not self.needs_forward():
-            return super()._compute_loss(model, host_inputs, return_outputs)
-        if not self.precompute_ref_logps:
-            host_inputs |= self.reference_logps(host_inputs)
-        tap = FirstFusedOutput(model)  # one a call: evaluation inside training comes here again
-        with reference_from_batch(self):
-            result = super()._compute_loss(tap, host_inputs, return_outputs)
-        host_loss, outputs = result if return_outputs else (result, None)
-        mask = inputs["completion_mask"][:, 1:]
-        forward = PreferenceForward(
-            # from the right: prompt-learning adapters prepend virtual tokens
-            logps=tap.output.log_probs[:, -mask.shape[1] :].float().sum(dim=1),
-            reference_logps=torch.cat([host_inputs[name] for name in self.reference_columns]).float(),
-            lengths=mask.sum(dim=1),
-            aux_loss=tap.output.aux_loss if self.aux_loss_enabled else None,
-            inputs=inputs,
-        )
-        loss = self.combine_loss(host_loss, forward)
-        return (loss, outputs) if return_outputs else loss
-
-
-class DPOSeam(PreferenceSeam, DPOTrainer):
-    """`DPOTrainer` with the hooks of [`PreferenceSeam`]."""
-
-    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
-
-
-class KTOSeam(PreferenceSeam, KTOTrainer):
-    """`KTOTrainer` with the hooks of [`PreferenceSeam`], for losses without its KL batch."""
-
-    reference_columns = ("ref_logps",)
-
-
 # --- for all ---------------------------------------------------------------------------------------------------------
 
 
@@ -453,21 +298,14 @@ def fused_lm_head(model: Any) -> Iterator[None]:
 
 
 __all__ = [
-    "OWN_COLUMNS",
     "TOUCHED",
     "AnyDataset",
     "CheckpointSeam",
-    "DPOSeam",
     "DataCollatorForLanguageModeling",
     "DataCollatorForPreference",
-    "FirstFusedOutput",
-    "KTOSeam",
-    "PreferenceForward",
-    "PreferenceSeam",
     "SFTSeam",
     "Seam",
     "fused_lm_head",
-    "reference_from_batch",
     "tokenise_preference_rows",
     "tokenise_rows",
     "unformatted",

@@ -110,7 +110,7 @@ def test_no_other_file_touches_a_private_name_of_a_host() -> None:
     for folder in ("hf_ext", "trainers", "recipes"):
         for path in (root / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            if path.name != "_upstream.py":
+            if not path.name.startswith("_upstream"):
                 offenders += [f"{path.relative_to(root)}: {name}" for name in private if f".{name}(" in text]
     assert not offenders
 

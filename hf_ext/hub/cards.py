@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
 
-METHODS = ("weighted_sft", "flow", "context_free")
+METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired")
 """Methods with a card template, `model_cards/<method>.jinja`."""
 
 PAPERS: dict[str, dict[str, str]] = {
@@ -44,7 +44,22 @@ PAPERS: dict[str, dict[str, str]] = {
     archivePrefix = {arXiv}
 }""",
     },
+    "infopo": {
+        "title": "InfoPO: On Mutual Information Maximization for Large Language Model Alignment",
+        "id": "2505.08507",
+        "citation": """\
+@inproceedings{xiao2025infopo,
+    title     = {InfoPO: On Mutual Information Maximization for Large Language Model Alignment},
+    author    = {Teng Xiao and Zhen Ge and Sujay Sanghavi and Tian Wang and Julian Katz-Samuels and Marc Versage
+                 and Qingjun Cui and Trishul Chilimbi},
+    booktitle = {Proceedings of the Conference of the Nations of the Americas Chapter of the ACL (NAACL)},
+    year      = {2025},
+    eprint    = {2505.08507},
+    archivePrefix = {arXiv}
+}""",
+    },
 }
+PAPERS["infopo_unpaired"] = PAPERS["infopo"]
 """Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
 
 CHAT_USAGE = """\
@@ -89,7 +104,7 @@ def write_model_card(
         output_dir (`str` or `Path`):
             The folder of the saved model; made if absent.
         method (`str`):
-            `"weighted_sft"`, `"flow"` or `"context_free"`: chooses the template.
+            One of `METHODS`: chooses the template.
         base_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that was tuned. A folder's name is never written; if its own card names a Hub
             model, that one is.

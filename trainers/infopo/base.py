@@ -16,7 +16,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainingArguments
 
-from hf_ext._upstream import AnyDataset, PreferenceForward, PreferenceSeam
+from hf_ext._upstream import AnyDataset
+from hf_ext._upstream_preference import PreferenceForward, PreferenceSeam
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
@@ -41,6 +42,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
 
     config_class: type[Any]
     method = "infopo"
+    card_settings = ("loss_type", "loss_weights", "beta", "precompute_ref_log_probs")
     completion_columns: ClassVar[tuple[str, ...]]
     likelihood_guard: LikelihoodGuardCallback | None = None
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hf_ext.losses.infopo import (
     MI_CEILING,
     InfoPOOutput,
+    bound_of_loss,
     infopo_loss,
     infopo_unpaired_loss,
-    mi_estimate,
     pull_and_push,
 )
-
-# Change of the bound per change of the mean pair loss, where it is not -1: the last column of the losses' table.
-BOUND_PER_LOSS = {"jsd": -0.5, "lsif": -2.0}
 
 Ratios = dict[str, tuple[Tensor, Tensor]]
 """Metric to numerator and denominator."""
@@ -65,12 +64,12 @@ def paired_bound_ratios(output: InfoPOOutput, estimator: str, max_exponent: floa
     """
     chosen, rejected = output.chosen_critic, output.rejected_critic
     count = torch.ones_like(chosen)
+    js = infopo_loss(chosen, rejected, estimator="jsd", beta=1.0).losses  # of critics: beta is in them
     pull, push = pull_and_push(chosen, rejected, estimator=estimator, max_exponent=max_exponent)
     ratios: Ratios = {"push_pull": (push, pull), "clipped": (output.clipped.float(), count)}
     if not reference_free:
-        for name, which in (("mi", estimator), ("mi_js", "jsd")):
-            bound = mi_estimate(chosen, rejected, estimator=which, max_exponent=max_exponent)
-            ratios[name] = (bound * count, count)
+        ratios["mi"] = (bound_of_loss(output.losses.detach(), estimator), count)
+        ratios["mi_js"] = (bound_of_loss(js, "jsd"), count)
         ceiling = MI_CEILING[estimator]
         if ceiling is not None:
             ratios["mi_ceiling"] = (ceiling * count, count)
@@ -79,14 +78,12 @@ def paired_bound_ratios(output: InfoPOOutput, estimator: str, max_exponent: floa
 
 def host_bound_ratios(chosen: Tensor, rejected: Tensor, beta: float) -> Ratios:
     """The `jsd` bound (nats) of pairs that another loss trains on, from their log-ratios in nats per sequence."""
-    output = infopo_loss(chosen.detach(), rejected.detach(), estimator="jsd", beta=beta)
-    count = torch.ones_like(chosen)
-    bound = mi_estimate(output.chosen_critic, output.rejected_critic, estimator="jsd")
-    return {"mi_js": (bound * count, count)}
+    losses = infopo_loss(chosen.detach(), rejected.detach(), estimator="jsd", beta=beta).losses
+    return {"mi_js": (bound_of_loss(losses, "jsd"), torch.ones_like(losses))}
 
 
 def unpaired_ratios(
-    logratios: Tensor, labels: Tensor, lengths: Tensor, output: InfoPOOutput, settings: dict[str, object]
+    logratios: Tensor, labels: Tensor, lengths: Tensor, output: InfoPOOutput, settings: dict[str, Any]
 ) -> Ratios:
     """
     The same of single responses: the bounds follow from the mean row loss, which is half a pair's.
@@ -107,11 +104,11 @@ def unpaired_ratios(
     count = torch.ones_like(kept)
     delta = logratios / lengths.clamp(min=1)
     arguments = {name: value for name, value in settings.items() if name != "reference_free"}
-    estimator, cap = str(arguments["estimator"]), float(str(arguments["max_exponent"]))
+    estimator, cap = arguments["estimator"], arguments["max_exponent"]
     both = torch.zeros_like(logratios)
     both[good], both[~good] = output.chosen_critic.to(both), output.rejected_critic.to(both)
     pull, push = pull_and_push(both, both, estimator=estimator, max_exponent=cap)
-    share = float(str(arguments["positive_fraction"]))
+    share = arguments["positive_fraction"]
     ratios: Ratios = {
         "chosen_delta": (delta * kept, kept),
         "rejected_delta": (delta * pushed, pushed),
@@ -121,13 +118,14 @@ def unpaired_ratios(
     }
     if not settings["reference_free"]:
         for name, which in (("mi", estimator), ("mi_js", "jsd")):
+            changed = arguments | {"estimator": which}
             here, start = (
-                infopo_unpaired_loss(values, labels, **(arguments | {"estimator": which})).losses  # type: ignore[arg-type]
+                bound_of_loss(2 * infopo_unpaired_loss(values, labels, **changed).losses, which)
                 for values in (logratios, torch.zeros_like(logratios))
             )
             # Row by row against the loss at the reference, where every bound is 0: the same mean as from the losses
             # themselves, without the noise of which classes a batch happens to hold.
-            ratios[name] = (BOUND_PER_LOSS.get(which, -1.0) * 2 * (here - start), count)
+            ratios[name] = (here - start, count)
         ceiling = MI_CEILING[estimator]
         if ceiling is not None:
             ratios["mi_ceiling"] = (ceiling * count, count)

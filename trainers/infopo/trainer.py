@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hf_ext._upstream import AnyDataset, DPOSeam, PreferenceForward
+from hf_ext._upstream import AnyDataset
+from hf_ext._upstream_preference import DPOSeam, PreferenceForward
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows
 from hf_ext.losses.infopo import infopo_loss

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from hf_ext._upstream import AnyDataset, KTOSeam, PreferenceForward
+from hf_ext._upstream import AnyDataset
+from hf_ext._upstream_preference import KTOSeam, PreferenceForward
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss
 from hf_ext.trainers.infopo.base import PreferenceMethod
@@ -54,6 +55,7 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOSeam):
         "title": "InfoPO: On Mutual Information Maximization for Large Language Model Alignment",
         "id": "2505.08507",
     }
+    method = "infopo_unpaired"
     config_class = InfoPOUnpairedConfig
     completion_columns = ("completion_ids",)
     args: InfoPOUnpairedConfig

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from trl import SFTConfig
-
 from hf_ext.hub.cards import write_model_card
 
 if TYPE_CHECKING:
@@ -29,13 +27,14 @@ LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_l
 
 
 def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
-    """The method's own settings, then the common ones, then the share of processes: name to value."""
-    stock = {field.name for field in fields(SFTConfig)}
+    """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
+    host = next(base for base in type(trainer.args).__mro__ if base.__module__.startswith("trl."))
+    stock = {field.name for field in fields(host)}
     own = [field.name for field in fields(trainer.args) if field.name not in stock and field.name not in LEFT_OUT]
-    values = {name: getattr(trainer.args, name) for name in (*own, *COMMON)}
-    return {name: getattr(value, "value", value) for name, value in values.items()} | {
-        "processes": trainer.accelerator.num_processes
-    }
+    names = [name for name in (*getattr(trainer, "card_settings", ()), *own, *COMMON) if hasattr(trainer.args, name)]
+    values = {name: getattr(trainer.args, name) for name in names}
+    facts = {name: getattr(value, "value", value) for name, value in values.items()}
+    return facts | {"processes": trainer.accelerator.num_processes} | getattr(trainer, "card_facts", dict)()
 
 
 def card_of_trainer(
