@@ -13,10 +13,10 @@ with beta 2 and the constant margin gamma 1 written into those columns. One lear
 which *DPO's own* loss on validation questions is lowest, so the choice favours DPO and never looks at InfoPO. Betas
 are the methods' usual ones, not tuned: IPO's and SimPO's rows show a direction, not a ranking.
 
-The frozen lower layers' output is computed once a row and the rest scored from there (`cache_error`: by how many nats
-that moved a sequence's log-probability). KL is KL(start||new), exact over the vocabulary, mean over the positions of
-the held-out answers: the answers are the data's, not the model's samples. Gold answers are GSM8K's own to held-out
-questions, ending in `A: <number>` as the solutions do.
+The frozen lower layers' output is computed once a row; all arms train and are scored on top of it (`lookup_error`:
+by how many nats that moves a sequence's log-probability). KL is KL(start||new), exact over the vocabulary, mean over
+every third position of the held-out answers: the answers are the data's, not the model's samples. Gold answers are
+GSM8K's own to held-out questions, ending in `A: <number>` as the solutions do.
 
 Last line, one JSON object (nats per token unless said; nwj against DPO):
   benchmark, steps, seeds, learning_rate, heldout_questions
@@ -46,11 +46,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import torch
 from common import data_folder, finish, parser, piece
 from datasets import Dataset, load_dataset
-from scorer import Scorer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from scorer import FrozenLower, Scorer
+from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext.evaluation.intervals import Estimate, ratio_estimate
@@ -97,9 +96,8 @@ class Pairs:
             [[rows.setdefault((p["prompt"], p[side]), len(rows)) for side in ("chosen", "rejected")] for p in pairs]
         )
         tokens = [bench.tokens(*texts) for texts in rows]
-        self.lengths = np.array([len(completion) for _, completion in tokens], dtype=float)
-        self.scorer = Scorer(bench.start, tokens, bench.trained, bench.autocast)
-        self.before = self.scorer.scores(bench.start)["logp"]
+        self.scorer = Scorer(bench.lower, bench.start, tokens)
+        self.lengths = self.scorer.lengths
         names = list(dict.fromkeys(pairs["question"]))
         self.question = np.array([names.index(name) for name in pairs["question"]])
 
@@ -107,7 +105,7 @@ class Pairs:
         """Changes of chosen and rejected, pair accuracy by question, and the KL to the start."""
         index = self.index if which is None else self.index[which]
         scores = self.scorer.scores(model, sorted(set(index.ravel().tolist())), with_kl)
-        change = (scores["logp"] - self.before)[index]  # (pairs, 2)
+        change = (scores["logp"] - self.scorer.before)[index]  # (pairs, 2)
         result: dict[str, Any] = {"pairs": len(index)}
         for side, name in enumerate(("chosen", "rejected")):
             result[name] = float(change[:, side].sum() / self.lengths[index[:, side]].sum())
@@ -121,7 +119,7 @@ class Pairs:
             result["accuracy_half_interval"] = ratio_estimate(hits, counts).half_width
             result["right_by_question"] = "".join(str(int(hit)) for hit in hits)
             result["pairs_by_question"] = "".join(str(int(count)) for count in counts)
-            result["kl_start_to_new"] = float(np.nansum(scores["kl"]) / self.lengths[~np.isnan(scores["kl"])].sum())
+            result["kl_start_to_new"] = float(np.average(scores["kl"], weights=self.lengths))
         result["dpo_loss"] = float(np.logaddexp(0, -0.1 * (change[:, 0] - change[:, 1])).mean())
         return result
 
@@ -130,17 +128,18 @@ class Bench:
     """One data set: its splits, the start model's scores of them, and the arms."""
 
     def __init__(self, model_path: str, work: Path, name: str, steps: int, sizes: dict[str, int], bf16: bool) -> None:
-        self.model_path, self.work, self.name, self.steps, self.autocast = model_path, work, name, steps, bf16
+        self.work, self.name, self.steps, self.autocast = work, name, steps, bf16
         self.tokenizer = AutoTokenizer.from_pretrained(model_path)
-        self.start = self.model()
-        self.trained = min(TOP_LAYERS, len(self.start.model.layers))
+        pad = self.tokenizer.pad_token_id
+        self.lower = FrozenLower(model_path, TOP_LAYERS, bf16, pad)
+        self.start = self.lower.top()
         self.settings = {
             "model": Path(model_path).name,
             "data": name,
             "steps": steps,
             "sizes": sizes,
             "bf16": bf16,
-            "top_layers": self.trained,
+            "top_layers": TOP_LAYERS,
         }
         if name == "gsm8k":
             heldout, validation, train = self._gsm8k(sizes)
@@ -151,17 +150,9 @@ class Bench:
             self.validation, self.gold = None, []
         self.heldout = Pairs(self, heldout)
         if self.gold:
-            self.gold_scorer = Scorer(self.start, self.gold, self.trained, bf16)
-            self.gold_before = self._gold_nll(self.start)
+            self.gold_scorer = Scorer(self.lower, self.start, self.gold)
         self.train = Pairs(self, train)
         self.references = piece(work, f"{name}-references", self.settings, self._references)
-
-    def model(self) -> Any:
-        """A fresh copy of the start, all but its top layers frozen."""
-        model = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
-        model.requires_grad_(False)
-        model.model.layers[-TOP_LAYERS:].requires_grad_(True)
-        return model
 
     def tokens(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Prompt and completion, with the end token, as TRL cuts them."""
@@ -241,7 +232,7 @@ class Bench:
         """Reference log-probabilities of all training pairs, by stock TRL."""
         config = self._config(DPOConfig, 0, 1e-5, precompute_ref_log_probs=True)
         rows = self.train.pairs
-        trainer = DPOTrainer(self.model(), args=config, train_dataset=rows, processing_class=self.tokenizer)
+        trainer = DPOTrainer(self.lower.top(), args=config, train_dataset=rows, processing_class=self.tokenizer)
         ready = trainer.train_dataset
         for row, cut in zip(rows, ready, strict=True):
             for side in ("chosen", "rejected"):
@@ -256,7 +247,7 @@ class Bench:
 
     def _trained(self, method: dict[str, Any], seed: int, learning_rate: float) -> tuple[Any, dict[str, Any]]:
         """The model after training, and its log."""
-        model, rows = self.model(), self.train.pairs.select(self._drawn(seed))
+        model, rows = self.lower.top(), self.train.pairs.select(self._drawn(seed))
         if not method:
             rows = rows.rename_column("chosen", "completion").select_columns(["prompt", "completion"])
             host, config = SFTTrainer, self._config(SFTConfig, seed, learning_rate)
@@ -285,20 +276,20 @@ class Bench:
         gc.collect()
         return model, notes
 
-    def _gold_nll(self, model: Any) -> float:
-        lengths = sum(len(completion) for _, completion in self.gold)
-        return -float(self.gold_scorer.scores(model)["logp"].sum()) / lengths
-
     def arm(self, method: dict[str, Any], seed: int, learning_rate: float) -> dict[str, Any]:
         """Train and measure one arm."""
         model, notes = self._trained(method, seed, learning_rate)
         result = {
             "heldout": self.heldout.changes(model, with_kl=True),
             "train": self.train.changes(model, self._drawn(seed)),
-            "notes": notes | {"cache_error": self.heldout.scorer.cache_error(model)},
+            "notes": notes | {"lookup_error": self.heldout.scorer.lookup_error(model)},
         }
         if self.gold:
-            result["gold"] = {"nll": self._gold_nll(model), "nll_before": self.gold_before, "rows": len(self.gold)}
+            gold, tokens = self.gold_scorer, self.gold_scorer.lengths.sum()
+            sums = {"nll": gold.scores(model)["logp"], "nll_before": gold.before}
+            result["gold"] = {name: -float(logp.sum() / tokens) for name, logp in sums.items()} | {
+                "rows": len(gold.rows)
+            }
         return result
 
     def swept(self, learning_rate: float) -> dict[str, Any]:
