@@ -22,7 +22,7 @@ class DiskFullError(OSError):
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from, is a write that found no room (disk, quota or file size limit)."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL):
             return True
         text = str(error)
         if any(words in text for words in _SAID):

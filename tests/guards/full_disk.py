@@ -1,0 +1,100 @@
+"""
+Write what hf-ext writes beside training under a real limit on the size of files, and print as JSON what came of it.
+
+    python -m tests.guards.full_disk FOLDER
+
+For each case: `error`, `message`, `is_disk_full`, the files `before`, after the failure (`left`) and, once there is
+room, after the same call again (`again`), with the SHA-256 of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_ext.cli.data import _write
+from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+from hf_ext.data.original_cache import save_scores
+from hf_ext.guards.disk import is_disk_full, write_whole
+from hf_ext.guards.rows import check_sft_rows
+from tests.tiny import tiny_model
+from tests.trainers.runs import TOKENIZER
+
+
+def leave_room(size: int) -> None:
+    """No file may grow past `size` bytes (-1: as it was); Python ignores the signal that comes with the error."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "datasets_cache" not in path.parts)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def in_full_disk(folder: Path, room: int, write: Callable[[], Any]) -> dict[str, Any]:
+    """`write` without room, then with."""
+    found: dict[str, Any] = {"before": files_in(folder)}
+    leave_room(room)
+    try:
+        write()
+        found["error"] = None
+    except Exception as error:
+        found |= {"error": type(error).__name__, "message": str(error), "is_disk_full": is_disk_full(error)}
+    leave_room(-1)
+    found["left"] = files_in(folder)
+    write()
+    return found | {"again": files_in(folder)}
+
+
+def sample(folder: Path, tokens: int) -> ContextFreeStore:
+    """A store of the tiny model, begun or continued."""
+    return generate_context_free(
+        tiny_model(TOKENIZER), TOKENIZER, tokens, output_dir=folder, max_new_tokens=12, batch_size=8,
+        show_progress=False,
+    )  # fmt: skip
+
+
+def drop(folder: Path, rows: int) -> None:
+    """Rows of which every second is dropped and written down."""
+    texts = [None if i % 2 else "a text" for i in range(rows)]
+    check_sft_rows(Dataset.from_dict({"text": texts}), on_bad_row="drop", bad_rows_path=folder / "bad_rows.jsonl")
+
+
+def main() -> None:
+    """Every case, in a folder of its own."""
+    root = Path(sys.argv[1])
+    folders = {name: root / name for name in ("store", "cache", "bad_rows", "jsonl", "parquet", "folder", "text")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    sample(folders["store"], 100)
+    drop(folders["bad_rows"], 4)
+    write_whole(folders["text"] / "report.json", "the report before")
+    rows = Dataset.from_dict({"text": [f"row {i}" * 20 for i in range(500)]})
+    scores = [([1.0] * 40, [3] * 40)] * 40
+    cases: dict[str, tuple[int, Callable[[], Any]]] = {
+        "store": (1000, lambda: sample(folders["store"], 400)),
+        "cache": (10_000, lambda: save_scores(folders["cache"] / "x.safetensors", scores, {"model": "m"})),
+        "bad_rows": (600, lambda: drop(folders["bad_rows"], 40)),
+        "jsonl": (10_000, lambda: _write(rows, folders["jsonl"] / "rows.jsonl")),
+        "parquet": (1000, lambda: _write(rows, folders["parquet"] / "rows.parquet")),
+        "folder": (10_000, lambda: _write(rows.select(range(len(rows))), folders["folder"] / "rows")),
+        "text": (100, lambda: write_whole(folders["text"] / "report.json", "the new report" * 100)),
+    }
+    found = {name: in_full_disk(folders[name], *case) for name, case in cases.items()}
+    sample(root / "whole", 100)
+    whole = sample(root / "whole", 400)
+    found["store"]["rows"] = [row["input_ids"] for row in ContextFreeStore(folders["store"]).to_dataset()]
+    found["store"]["whole"] = [row["input_ids"] for row in whole.to_dataset()]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
