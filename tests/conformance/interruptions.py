@@ -1,13 +1,16 @@
 """
-Run training jobs that are interrupted while they save, each in a forked child, and write what came of each as JSON.
+Run training jobs that are interrupted while they save, and write what came of each as JSON.
 
     python -m tests.conformance.interruptions jobs.json results.json
+    torchrun --nproc_per_node 2 -m tests.conformance.interruptions jobs.json results.json
+
+With one process each job runs in a forked child, which may be killed.
 
 A job: `id`, `method`, `folder`, `rows`, `changes`, and optionally one of
 
 - `phase`: the process kills itself while it saves `checkpoint-{at}`: half-way in the file of that name, or before the
   manifest, in it, after it, or while an older checkpoint is removed (`USED` of the tests);
-- `sigterm_at`: it sends itself SIGTERM in that step;
+- `sigterm_at`: it sends itself SIGTERM in that step, of several processes the last one alone;
 - `room_at`, `room`: from that step on no file may grow past `room` bytes (a real limit of the system);
 - `room`, alone: the same after training and a first `save_model`, for a second one of other weights;
 - `resume`: `true`, or the name of a checkpoint in the output folder.
@@ -104,7 +107,8 @@ class Interrupt(TrainerCallback):
         self.first = step if self.first < 0 else self.first
         if step == self.job.get("room_at"):
             leave_room(self.job["room"])
-        if step == self.job.get("sigterm_at"):
+        last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+        if step == self.job.get("sigterm_at") and last:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.3)  # the host's timer fires in this step
 
@@ -163,7 +167,11 @@ def main() -> None:
     """Run the jobs of the first argument into the second."""
     jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, Any] = {}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = {job["id"]: run(job) for job in jobs}
+        results.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+        return
     for job in jobs:
         file = results.with_suffix(".job.json")
         child = os.fork()

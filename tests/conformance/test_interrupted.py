@@ -39,17 +39,21 @@ BY_DEFAULT[NAMES[0]].append("before the manifest")
 SIGTERM = {"enable_jit_checkpoint": True, "save_strategy": "no"}
 
 
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
-    """Run jobs in children of a process of their own."""
+def run_jobs(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> dict[str, dict[str, Any]]:
+    """Run jobs in children of a process of their own, or in several processes; the results of the last of these."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.conformance.interruptions", str(folder / "jobs.json")]
-    results = folder / "results.json"
+    command, results = [sys.executable, "-m"], folder / "results.json"
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command += ["tests.conformance.interruptions", str(folder / "jobs.json")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     done = subprocess.run(
         [*command, str(results)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840, check=False
     )
+    results = results if processes == 1 else results.with_suffix(f".{processes - 1}.json")
     assert results.is_file(), f"exit {done.returncode}\n{done.stderr[-6000:]}"
     return json.loads(results.read_text(encoding="utf-8"))
 
@@ -165,6 +169,34 @@ def test_stopped_at_any_step_it_resumes_to_the_same_weights(name: str, changes: 
     found = run_jobs(sigterm_jobs(tmp_path, name, steps, **changes), tmp_path)
     for step in steps:
         assert_stopped_and_resumed(found, f"{name}/sigterm/whole", name, step)
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step_and_agree_on_the_whole_checkpoint(tmp_path: Path) -> None:
+    """SIGTERM reaches one process alone; then a file of one process is damaged, which only the other looks at."""
+    name, place, changes = (
+        NAMES[0],
+        tmp_path / "cut",
+        CHANGES | {"max_steps": 6, "save_steps": 2, "save_total_limit": 3},
+    )
+    changes |= {"per_device_train_batch_size": 2, "enable_jit_checkpoint": True}
+    first = run_jobs(
+        [
+            job_of(name, "whole", tmp_path / "whole", changes=changes),
+            job_of(name, "stopped", place, changes=changes, sigterm_at=3),
+        ],
+        tmp_path / "first", processes=2,
+    )  # fmt: skip
+    assert first[f"{name}/stopped"]["exit"] == 143, first
+    assert [path.name for path in checkpoints_in(place / "out")] == ["checkpoint-3", "checkpoint-2"]
+    file = place / "out" / "checkpoint-3" / "rng_state_1.pth"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = run_jobs([job_of(name, "resumed", place, changes=changes, resume=True)], tmp_path / "again", processes=2)
+    assert again[f"{name}/resumed"]["first"] == 3
+    assert again[f"{name}/resumed"]["weights"] == first[f"{name}/whole"]["weights"]
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------

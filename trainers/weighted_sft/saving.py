@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from hf_ext.evaluation.report import ForgettingReport
-
-logger = logging.getLogger(__name__)
 
 PARTIAL = "_saving"  # begins like everything that no push takes along
 
