@@ -8,7 +8,16 @@ from importlib.resources import files
 from pathlib import Path
 
 ACCELERATE_FOLDER = "accelerate_configs"
-METHODS = ("weighted_sft", "flow", "context_free")
+# Method, as in `hf-ext train METHOD` -> the module that trains with it.
+MODULES = {
+    "weighted_sft": "hf_ext.recipes.weighted_sft.train",
+    "flow": "hf_ext.recipes.flow.train",
+    "context_free": "hf_ext.recipes.context_free.train",
+    "infopo": "hf_ext.recipes.infopo.train",
+    "infopo_unpaired": "hf_ext.recipes.infopo.unpaired",
+    "infopo_online": "hf_ext.recipes.infopo.online",
+}
+METHODS = tuple(MODULES)
 
 
 def package_folder() -> Path:
@@ -39,6 +48,17 @@ def find_recipe(name: str) -> Path:
         f"{did_you_mean(name, [n.removesuffix('.yaml') for n in recipe_names()])} "
         "('hf-ext recipes list' names them all)"
     )
+
+
+def method_of(recipe: str) -> str:
+    """
+    The method that reads a recipe of the package: its folder's, or a variant's of it that the file's name begins with.
+
+    `infopo/gsm8k_pairs.yaml` is read by `infopo`, `infopo/online_gsm8k.yaml` by `infopo_online`.
+    """
+    folder, _, file = recipe.removesuffix(".yaml").rpartition("/")
+    variant = f"{folder}_{file.split('_')[0]}"
+    return variant if variant in MODULES else folder
 
 
 def find_accelerate_config(name: str) -> Path:

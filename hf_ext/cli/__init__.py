@@ -16,7 +16,7 @@ from importlib import import_module
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
-    "train": "train with a method: weighted_sft, flow or context_free",
+    "train": "train with a method: weighted_sft, flow, context_free, infopo ...",
     "data": "weight rows (flow-weights) or sample context-free rows (context-free)",
     "eval": "measure what a tuned model learned and forgot (forgetting)",
     "recipes": "list, show or copy the recipes that come with the package",

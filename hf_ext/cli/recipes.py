@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.recipes.files import ACCELERATE_FOLDER, did_you_mean, package_folder, recipe_names
+from hf_ext.recipes.files import ACCELERATE_FOLDER, did_you_mean, method_of, package_folder, recipe_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -72,8 +72,8 @@ def run_copy(options: argparse.Namespace) -> int:
     destination.write_bytes(path.read_bytes())
     named = destination.as_posix()
     named = f"./{named}" if named in recipe_names() else named  # else the package's own would be taken
-    method, how = path.parent.name, f"--config {named}"
-    if method == ACCELERATE_FOLDER:
+    method, how = method_of(f"{path.parent.name}/{path.name}"), f"--config {named}"
+    if path.parent.name == ACCELERATE_FOLDER:
         method, how = "METHOD", f"--accelerate_config {named}"
     print(f"copied to {destination}; run it with")
     print(f"  hf-ext train {method} {how}")

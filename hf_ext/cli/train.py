@@ -11,12 +11,15 @@ from importlib import import_module
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.recipes.files import METHODS, find_accelerate_config
+from hf_ext.recipes.files import MODULES, find_accelerate_config
 
 LINES = {
     "weighted_sft": "supervised fine-tuning on rows with a 'weight' column",
     "flow": "FLOW: rows weighted by how easy the original model finds them",
     "context_free": "fine-tuning beside rows sampled from the original model",
+    "infopo": "InfoPO: preference pairs, by mutual information",
+    "infopo_unpaired": "InfoPO on single responses labelled good or bad",
+    "infopo_online": "InfoPO in rounds: sample answers, score them, pair them, train, again",
 }
 
 EPILOG = """
@@ -54,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     methods = parser.add_subparsers(
         title="methods", dest="method", metavar="METHOD", required=True, parser_class=_TakesTheRest
     )
-    for method in METHODS:
+    for method in MODULES:
         methods.add_parser(method, help=LINES[method], add_help=False)
     parser.set_defaults(run=run)
 
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     launch.add_argument("--accelerate_config", "--accelerate-config")
     launch.add_argument("--num_processes", "--num-processes", type=int)
     how, arguments = launch.parse_known_args(options.arguments)
-    module = f"hf_ext.recipes.{options.method}.train"
+    module = MODULES[options.method]
     if "--schema" in arguments:
         return _print_schema(module, f"A recipe of {prog}: the file after --config")
     wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)

@@ -14,11 +14,18 @@ from hypothesis import strategies as st
 import hf_ext
 from hf_ext.cli import main
 from hf_ext.cli.schema import config_schema, problem_of
-from hf_ext.recipes.files import METHODS, find_recipe, recipe_names
+from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of, recipe_names
 
 jsonschema = pytest.importorskip("jsonschema")
 
-CONFIGS = {"weighted_sft": "WeightedSFTConfig", "flow": "FlowSFTConfig", "context_free": "ContextFreeSFTConfig"}
+CONFIGS = {
+    "weighted_sft": "WeightedSFTConfig",
+    "flow": "FlowSFTConfig",
+    "context_free": "ContextFreeSFTConfig",
+    "infopo": "InfoPOConfig",
+    "infopo_unpaired": "InfoPOUnpairedConfig",
+    "infopo_online": "InfoPOConfig",
+}
 RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
 
 
@@ -26,7 +33,7 @@ RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_co
 def schema_of(method: str) -> dict:
     from importlib import import_module
 
-    return config_schema(import_module(f"hf_ext.recipes.{method}.train").make_parser().dataclass_types, method)
+    return config_schema(import_module(MODULES[method]).make_parser().dataclass_types, method)
 
 
 def complaints(method: str, values: object) -> list[str]:
@@ -45,7 +52,7 @@ def test_the_verb_prints_a_schema_of_the_draft_it_names_and_nothing_else(method,
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_valid(name):
     values = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
-    method = name.split("/")[0]
+    method = method_of(name)
     assert complaints(method, values) == []
     assert problem_of(values, schema_of(method)) is None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_ext.cli import main
-from hf_ext.recipes.files import find_recipe
+from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -54,10 +54,10 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("method", ["weighted_sft", "flow", "context_free"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
     """They name Hub models and data, so that here they are parsed only: no unknown option, no unknown config."""
-    module = import_module(f"hf_ext.recipes.{method}.train")
+    module = import_module(MODULES[method])
     blocks = re.findall(r"```bash\n(.*?)```", module.__doc__, re.DOTALL)
     launched = ["--num_processes", "--accelerate_config"]
     seen = 0
@@ -80,8 +80,16 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
     assert seen >= 2
 
 
-@pytest.mark.parametrize("name", ["flow/gsm8k.yaml", "context_free/gsm8k.yaml", "weighted_sft/example.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("flow/gsm8k.yaml", "context_free/gsm8k.yaml", "weighted_sft/example.yaml", "infopo/gsm8k_pairs.yaml"),
+        *("infopo/hh_harmless.yaml", "infopo/ultrafeedback_llama3_8b.yaml", "infopo/ultrafeedback_mistral_7b.yaml"),
+        *("infopo/unpaired.yaml", "infopo/online_gsm8k.yaml"),
+    ],
+)
 def test_a_recipe_s_header_names_itself(name):
     header = find_recipe(name).read_text().split("\n\n")[0]
-    assert f"hf-ext train {name.split('/')[0]} --config {name}" in header
-    assert f"-m hf_ext.recipes.{name.split('/')[0]}.train" in header
+    assert f"hf-ext train {method_of(name)} " in header
+    assert f"-m {MODULES[method_of(name)]} " in header
+    assert header.count(f"--config {name}") >= 2

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hf_ext.recipes.files import recipe_names
+from hf_ext.recipes.files import MODULES, method_of, recipe_names
 from tests.recipes.work import SMALL
 
 RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
@@ -30,12 +30,21 @@ DATA = {
         *("--dataset_name", "medreason.jsonl", "--context_free_num_tokens", "300", *ONE_BATCH, "--dtype", "float32"),
     ],
     "weighted_sft/example.yaml": ["--dataset_name", "weighted.jsonl"],
+    "infopo/gsm8k_pairs.yaml": ["--dataset_name", "pairs.jsonl"],
+    "infopo/hh_harmless.yaml": ["--dataset_name", "dialogues.jsonl", *ONE_BATCH],
+    "infopo/ultrafeedback_llama3_8b.yaml": ["--dataset_name", "ultrafeedback.jsonl", *ONE_BATCH],
+    "infopo/ultrafeedback_mistral_7b.yaml": ["--dataset_name", "ultrafeedback.jsonl", *ONE_BATCH],
+    "infopo/unpaired.yaml": ["--dataset_name", "feedback.jsonl"],
+    "infopo/online_gsm8k.yaml": [
+        *("--dataset_name", "gsm8k.jsonl", "--verifier", "tests.recipes.verifiers:even", "--rounds", "2", *ONE_BATCH),
+        *("--questions_per_round", "6", "--answers_per_question", "4", "--max_new_tokens", "12", "--stop", "a", "e"),
+    ],
 }
 
 
 def run(name, *more):
     """Run a recipe in this process, small; returns its exit status."""
-    recipe = import_module(f"hf_ext.recipes.{name.split('/')[0]}.train").RECIPE
+    recipe = import_module(MODULES[method_of(name)]).RECIPE
     return recipe.run(["--config", name, *SMALL, *DATA[name], "--output_dir", "out", *more])
 
 
@@ -47,6 +56,16 @@ def weighted(work):
         renamed = [dict(zip(columns, (row["prompt"], row["completion"]), strict=True)) for row in rows]
         (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, renamed)))
     (work / "weighted.jsonl").write_text("\n".join(json.dumps({**row, "weight": i % 3}) for i, row in enumerate(rows)))
+    pairs = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+    sides = ("chosen", "rejected")
+    text = "\n\nHuman: {}\n\nAssistant: {}"
+    dialogues = [{side: text.format(pair["prompt"], pair[side]) for side in sides} for pair in pairs]
+    dialogues[3]["rejected"] = dialogues[3]["chosen"]  # as in the Hub's rows; left out and written down
+    (work / "dialogues.jsonl").write_text("\n".join(map(json.dumps, dialogues)))
+    roles = ("user", "assistant")
+    turns = lambda *texts: [{"role": r, "content": c} for r, c in zip(roles, texts, strict=True)]  # noqa: E731
+    whole = [{side: turns(pair["prompt"], pair[side]) for side in sides} | {"score_chosen": 7.5} for pair in pairs]
+    (work / "ultrafeedback.jsonl").write_text("\n".join(map(json.dumps, whole)))  # no prompt of its own, as on the Hub
     return work
 
 

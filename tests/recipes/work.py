@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shlex
 from pathlib import Path
 
@@ -15,7 +17,10 @@ SMALL = shlex.split(
 
 
 def make_work_folder(folder: Path) -> Path:
-    """Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer)."""
+    """
+    Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer); of
+    preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label).
+    """
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "original")
     tokenizer.save_pretrained(folder / "original")
@@ -24,4 +29,26 @@ def make_work_folder(folder: Path) -> Path:
     rows.rename_columns({"prompt": "question", "completion": "answer"}).to_json(folder / "gsm8k.jsonl")
     tiny_prompt_completion_dataset(12, seed=5).to_json(folder / "held_out.jsonl")
     tiny_text_dataset(12, seed=3).to_json(folder / "general.jsonl")
+    _write(folder / "pairs.jsonl", preference_pairs(16))
+    _write(folder / "held_out_pairs.jsonl", preference_pairs(8, seed=5))
+    feedback = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in preference_pairs(12, seed=7)
+        for side in ("chosen", "rejected")
+    ]
+    _write(folder / "feedback.jsonl", [row for i, row in enumerate(feedback) if i % 4 != 1])  # two good rows, one bad
     return folder
+
+
+def preference_pairs(n: int, seed: int = 0) -> list[dict]:
+    """Text pairs: the rejected completion is the chosen one with its words in another order."""
+    pairs = []
+    for i, row in enumerate(tiny_prompt_completion_dataset(n, seed=seed)):
+        words = row["completion"].split()
+        random.Random(seed + i).shuffle(words)
+        pairs.append({"prompt": row["prompt"], "chosen": row["completion"], "rejected": " ".join(words)})
+    return pairs
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,197 @@
+# /// script
+# dependencies = [
+#     "hf-ext",
+#     "peft",
+# ]
+# ///
+
+"""
+Tune in rounds: sample answers from the current policy, score them, pair better with worse, tune on the pairs, go on.
+
+The reference model of a round is the policy that the round starts from. A run that was stopped, even by `kill -9`,
+goes on where it was when the same command is run again.
+
+# The recipe: SmolLM2-135M-Instruct on the questions of GSM8K's training set, answers checked by their last number
+```bash
+hf-ext train infopo_online --config infopo/online_gsm8k.yaml
+```
+
+# A verifier of your own, my_module.py with `def check(prompt, completion, row) -> float`
+```bash
+hf-ext train infopo_online \
+    --config infopo/online_gsm8k.yaml \
+    --verifier my_module:check
+```
+
+# On several GPUs
+```bash
+hf-ext train infopo_online --num_processes 8 --config infopo/online_gsm8k.yaml
+accelerate launch --num_processes 8 -m hf_ext.recipes.infopo.online --config infopo/online_gsm8k.yaml
+```
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DatasetMixtureConfig, ModelConfig
+
+from hf_ext.guards.world import check_world_size
+from hf_ext.recipes.infopo.loop import OnlineLoop
+from hf_ext.recipes.infopo.scoring import load_verifier
+from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
+from hf_ext.recipes.loading import check_model_name, first_rows, load_rows
+from hf_ext.recipes.parser import RecipeParser
+
+
+@dataclass
+class OnlineArguments(RecipeArguments):
+    """
+    [`RecipeArguments`], how answers are sampled and scored, and for how many rounds.
+
+    Parameters:
+        rounds (`int`, *optional*, defaults to `3`):
+            Number of rounds; a finished run goes on when it is raised.
+        questions_per_round (`int`, *optional*):
+            Questions a round asks: the next ones of a shuffled order. All by default.
+        answers_per_question (`int`, *optional*, defaults to `2`):
+            Answers sampled for each; the best and the worst make the pair.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Of sampling; 1 is the policy itself.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Longest answer; one that is cut here is never chosen.
+        sample_batch_size (`int`, *optional*, defaults to `16`):
+            Answers sampled together.
+        stop (`list[str]`, *optional*):
+            Texts at which an answer ends, for models that go on with a next question.
+        verifier (`str`, *optional*):
+            `gsm8k`, or `module:function` of your own: `(prompt, completion, row) -> float`.
+        reward_model (`str`, *optional*):
+            A sequence-classification model that scores instead.
+        reward_margin (`float`, *optional*, defaults to `0.0`):
+            Scores must differ by more than this.
+    """
+
+    rounds: int = field(default=3, metadata={"help": "Number of rounds; raise it to go on after the last."})
+    questions_per_round: int | None = field(
+        default=None, metadata={"help": "Questions a round asks: the next ones of a shuffled order. Default: all."}
+    )
+    answers_per_question: int = field(
+        default=2, metadata={"help": "Answers sampled for each question; the best and the worst make the pair."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 1 is the policy itself."})
+    max_new_tokens: int = field(
+        default=256, metadata={"help": "Longest answer in tokens; one that is cut here is never chosen."}
+    )
+    sample_batch_size: int = field(default=16, metadata={"help": "Answers sampled together."})
+    stop: list[str] | None = field(
+        default=None, metadata={"help": r"Texts at which an answer ends, such as '\nQuestion:'; not part of it."}
+    )
+    verifier: str | None = field(
+        default=None,
+        metadata={"help": "What scores an answer: 'gsm8k', or module:function, called with prompt, completion, row."},
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "A sequence-classification model (folder or Hub name) that scores instead."}
+    )
+    reward_margin: float = field(
+        default=0.0, metadata={"help": "Two answers make a pair where their scores differ by more than this."}
+    )
+
+    def check(self) -> None:
+        """
+        Refuse settings that cannot be used.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        least = {"rounds": 1, "answers_per_question": 2, "max_new_tokens": 1, "sample_batch_size": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if not 0 <= self.reward_margin < float("inf"):
+            raise ValueError(f"reward_margin must be finite and at least 0, got {self.reward_margin}")
+        if (self.verifier is None) == (self.reward_model is None):
+            raise ValueError("give a verifier ('gsm8k' or module:function) or a reward_model, and not both")
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ValueError(f"prompt_template={self.prompt_template!r} has no {{prompt}} in it")
+        if any(not word for word in self.stop or ()):
+            raise ValueError("stop has an empty text in it, which would end every answer at once")
+        if self.verifier is not None:
+            load_verifier(self.verifier)
+
+
+@dataclass(frozen=True)
+class OnlineRecipe(Recipe):
+    """InfoPO in rounds; each is an ordinary run in its own folder of `output_dir`."""
+
+    arguments: type[RecipeArguments] = OnlineArguments
+
+    def check(
+        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+    ) -> None:
+        """Refuse now what would fail, or be ignored, after a long run."""
+        super().check(script_args, training_args, model_args, dataset_args)
+        script_args.check()
+        if script_args.reward_model is not None:
+            check_model_name(script_args.reward_model)
+        refused = {
+            "a 'datasets' mixture": bool(dataset_args.datasets),
+            "dataset_streaming": script_args.dataset_streaming,
+            "eval_strategy (evaluate the saved model instead)": training_args.eval_strategy != "no",
+            "resume_from_checkpoint (the same command goes on by itself)": training_args.resume_from_checkpoint,
+            "quantization (a round's adapter is merged into the model)": model_args.load_in_4bit
+            or model_args.load_in_8bit,
+            "FSDP or DeepSpeed (sampling needs the whole model in each process)": is_sharded(training_args),
+        }
+        for what, hit in refused.items():
+            if hit:
+                raise ValueError(f"infopo_online does not take {what}")
+
+    def main(
+        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+    ) -> None:
+        """
+        Run the rounds that are not finished, and leave the last one's model in `output_dir`.
+
+        Raises:
+            ValueError: an argument cannot be honoured, a round was begun with other settings, or gave no pair.
+            PushError: the Hub did not take the model; it is saved by then.
+        """
+        from accelerate import PartialState
+
+        check_world_size(script_args.expected_num_processes)
+        self.check(script_args, training_args, model_args, dataset_args)
+        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+        rows = load_rows(
+            script_args.dataset_name, config=script_args.dataset_config, split=script_args.dataset_train_split
+        )
+        loop = OnlineLoop(self, script_args, training_args, model_args, first_rows(rows, script_args.max_train_rows))
+        loop.run()
+        state = PartialState()
+        if training_args.push_to_hub and state.is_main_process:
+            loop.push()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
+RECIPE = OnlineRecipe("infopo_online", trainer="InfoPOTrainer", config="InfoPOConfig")
+
+
+def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    """Train with the arguments that `make_parser` parses."""
+    RECIPE.main(script_args, training_args, model_args, dataset_args)
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
+    """The parser of this recipe, alone or as one of `subparsers`."""
+    return RECIPE.make_parser(subparsers, prog)
+
+
+if __name__ == "__main__":
+    sys.exit(RECIPE.run())
