@@ -284,6 +284,12 @@ def test_a_damaged_best_checkpoint_is_not_loaded_at_the_end(tmp_path: Path) -> N
         trainer._load_best_model()
 
 
+def test_a_checkpoint_on_sigterm_beside_best_ones_alone_is_refused(tmp_path: Path) -> None:
+    changes = {"save_strategy": "best", "metric_for_best_model": "loss", "enable_jit_checkpoint": True}
+    with pytest.raises(ValueError, match="save_strategy='best'"):
+        BY_NAME["weighted_sft"].build(tmp_path, 8, **changes)
+
+
 def test_rotation_removes_unfinished_checkpoints_first_and_never_the_newest_or_the_best(out: Path) -> None:
     trainer = BY_NAME["weighted_sft"].build(out.parent, 16, **(SETTINGS | {"save_total_limit": 2}))
     for step in (8, 12):  # 8 was cut short by a kill, and its run resumed from an earlier one with other save_steps

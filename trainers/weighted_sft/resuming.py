@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import SaveStrategy
 
 from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, require_whole
 from hf_ext.guards.disk import flush
@@ -95,7 +96,17 @@ class StopOnSigterm(JITCheckpointCallback):
 
     @classmethod
     def take_over(cls, trainer: SavesWithCard) -> StopOnSigterm:
-        """Put one in the place of the host's own, with its signal handler."""
+        """
+        Put one in the place of the host's own, with its signal handler.
+
+        Raises:
+            ValueError: `save_strategy="best"`, under which an evaluation decides whether anything is saved.
+        """
+        if trainer.args.save_strategy == SaveStrategy.BEST:
+            raise ValueError(
+                f"{type(trainer).__name__} does not support enable_jit_checkpoint with save_strategy='best', under "
+                "which an evaluation decides whether anything is saved: use 'steps', 'epoch' or 'no'."
+            )
         theirs, ours = trainer.pop_callback(JITCheckpointCallback), cls()
         ours.trainer, ours.jit_manager = theirs.trainer, theirs.jit_manager
         trainer.add_callback(ours)
