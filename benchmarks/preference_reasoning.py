@@ -76,14 +76,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_columns(host: type) -> type:
-    """The trainer `host`, taking the reference log-probabilities from the columns that the rows already have."""
+class GivenReferences(DPOTrainer):
+    """`DPOTrainer` that takes reference log-probabilities from columns it is given, as `InfoPOTrainer` does."""
 
-    class WithColumns(host):  # type: ignore[misc]
-        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-            return dataset  # TRL would compute them again, for every arm
-
-    return WithColumns
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        return dataset  # TRL would compute them again, for every arm
 
 
 class Pairs:
@@ -252,8 +249,7 @@ class Bench:
             rows = rows.rename_column("chosen", "completion").select_columns(["prompt", "completion"])
             host, config = SFTTrainer, self._config(SFTConfig, seed, learning_rate)
         else:
-            host = _with_columns(InfoPOTrainer if "estimator" in method else DPOTrainer)
-            cls = InfoPOConfig if "estimator" in method else DPOConfig
+            host, cls = (InfoPOTrainer, InfoPOConfig) if "estimator" in method else (GivenReferences, DPOConfig)
             config = self._config(cls, seed, learning_rate, precompute_ref_log_probs=True, **method)
             drawn, extra = self._drawn(seed), np.zeros(len(rows))
             references = {side: np.array(self.references[side])[drawn] for side in ("chosen", "rejected")}
