@@ -140,9 +140,9 @@ def flush(path: str | os.PathLike[str]) -> None:
     """Wait until the file, or every file below the folder, is on the disk: a power cut may then come."""
     path = Path(path)
     if path.is_dir():
-        for file in path.rglob("*"):
-            if file.is_file():
-                flush(file)
+        for inner in path.rglob("*"):
+            if inner.is_file():
+                flush(inner)
         return
     with open(path, "r+b" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
