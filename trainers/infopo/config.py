@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
@@ -278,9 +278,9 @@ def own_config(config_class: type[Config], args: TrainingArguments | None, model
     values = args.to_dict()
     values |= {key: getattr(args, key) for key in values if key.endswith("_token")}  # to_dict hides them
     if values.get("loss_type") in (["sigmoid"], "kto"):
-        defaults = config_class()
-        for field_name in ("loss_type", "train_sampling_strategy"):
-            values[field_name] = getattr(defaults, field_name)
+        for own in fields(config_class):
+            if own.name in ("loss_type", "train_sampling_strategy"):
+                values[own.name] = own.default if own.default is not MISSING else own.default_factory()
         logger.warning(
             "%s was given with the default loss_type: training with %s. Pass %s to choose another.",
             type(args).__name__, values["loss_type"], config_class.__name__,
