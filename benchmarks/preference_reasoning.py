@@ -46,6 +46,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import trl.trainer.utils
 from common import data_folder, finish, parser, piece
 from datasets import Dataset, load_dataset
 from scorer import FrozenLower, Scorer
@@ -54,6 +55,9 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext.evaluation.intervals import Estimate, ratio_estimate
 from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer
+
+# Without Triton, TRL's head scores prompts and padding too, and masks them then. Left out here, for every arm.
+trl.trainer.utils._use_triton = lambda device: True
 
 MAX_LENGTH = 160
 BATCH = 4
@@ -127,8 +131,8 @@ class Bench:
     def __init__(self, model_path: str, work: Path, name: str, steps: int, sizes: dict[str, int], bf16: bool) -> None:
         self.work, self.name, self.steps, self.autocast = work, name, steps, bf16
         self.tokenizer = AutoTokenizer.from_pretrained(model_path)
-        pad = self.tokenizer.pad_token_id
-        self.lower = FrozenLower(model_path, TOP_LAYERS, bf16, pad)
+        file = work / f"{name}-{Path(model_path).name}-{TOP_LAYERS}-{bf16}.pt"
+        self.lower = FrozenLower(model_path, TOP_LAYERS, bf16, self.tokenizer.pad_token_id, file)
         self.start = self.lower.top()
         self.settings = {
             "model": Path(model_path).name,

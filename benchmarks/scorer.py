@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ class FrozenLower(nn.Module):
     one. A row's states do not depend on its batch: the decoder is causal, and padding stands on the right.
     """
 
-    def __init__(self, model_path: str, trained: int, autocast: bool, pad_id: int) -> None:
+    def __init__(self, model_path: str, trained: int, autocast: bool, pad_id: int, file: Path) -> None:
         super().__init__()
         whole = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).requires_grad_(False)
         object.__setattr__(self, "whole", whole)  # not a submodule: no trainer may find its weights
         self.model_path, self.trained, self.autocast, self.pad_id = model_path, trained, autocast, pad_id
-        self.states: dict[tuple[int, ...], Tensor] = {}
+        self.file = file  # a killed benchmark goes on without computing the states again
+        self.states: dict[tuple[int, ...], Tensor] = torch.load(file) if file.exists() else {}
 
     def precision(self) -> Any:
         """The autocast that training runs under."""
@@ -53,6 +55,9 @@ class FrozenLower(nn.Module):
                 states = self.whole.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             for row, lower in zip(chunk, states[-1 - self.trained], strict=True):
                 self.states[self._key(row)] = lower[: len(row)].float().clone()
+        if missing:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.states, self.file)
 
     def _key(self, row: list[int]) -> tuple[int, ...]:
         """The row without padding. Where the end token pads, it goes as well: it ends every row."""
