@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy
+from torch import Tensor
 
 from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
+from tests.losses.properties import EXAMPLES, central_difference, gradient_of, permutations, tensors
 
 VOCAB = 5
-logit_pairs = st.tuples(*[arrays(np.float32, (3, VOCAB), elements=st.floats(-30, 30, width=32)) for _ in range(2)])
-logp_pairs = st.tuples(*[arrays(np.float32, (2, 6), elements=st.floats(-60, 0, width=32)) for _ in range(2)])
-everywhere = torch.ones(2, 6, dtype=torch.bool)
+logit_pairs = tensors((-30, 30), (-30, 30), dtype=np.float32, columns=VOCAB)
+logp_pairs = tensors((-60, 0), (-60, 0), dtype=np.float32)
+# Log-probabilities of both models, and a mask where positive.
+sampled = tensors((-8, 0), (-8, 0), (-1, 1))
+ESTIMATES = (kl_k1, kl_k3)
 
 
 def softmax(logits):
@@ -28,13 +32,36 @@ def softmax(logits):
 
 
 @given(logit_pairs)
-@settings(deadline=None)
-def test_exact_kl_is_scipys_relative_entropy_and_never_negative(pair):
+@EXAMPLES
+def test_exact_kl_is_scipys_relative_entropy_never_negative_and_zero_at_equality(pair: tuple[Tensor, Tensor]) -> None:
     original, new = pair
-    kl = exact_kl(torch.tensor(original), torch.tensor(new))
-    assert kl.shape == (3,)
+    kl = exact_kl(original, new)
+    assert kl.shape == original.shape[:-1]
     assert (kl >= 0).all()
     np.testing.assert_allclose(kl.numpy(), entropy(softmax(original), softmax(new), axis=-1), rtol=1e-4, atol=1e-5)
+    assert not exact_kl(original, original).any()
+
+
+@given(logit_pairs, st.floats(-50, 50), st.integers(0, 2), permutations())
+@EXAMPLES
+def test_exact_kl_does_not_see_a_common_shift_the_order_of_the_vocabulary_or_forbidden_tokens(
+    pair: tuple[Tensor, Tensor], shift: float, forbidden: int, order: Any
+) -> None:
+    original, new = (logits.double() for logits in pair)
+    padded = [
+        torch.nn.functional.pad(logits[:, order(VOCAB)], (0, forbidden), value=-math.inf)
+        for logits in (original + shift, new)
+    ]
+    torch.testing.assert_close(exact_kl(*padded), exact_kl(original, new), rtol=1e-8, atol=1e-11)
+
+
+@given(tensors((-4, 4), (-4, 4), columns=3, max_rows=2))
+@EXAMPLES
+def test_the_gradient_of_exact_kl_is_that_of_finite_differences(pair: tuple[Tensor, Tensor]) -> None:
+    original, new = pair
+    # Gradients in the original's logits are for nobody: it is frozen.
+    loss = lambda logits: exact_kl(original, logits).sum()  # noqa: E731
+    torch.testing.assert_close(gradient_of(loss, new), central_difference(loss, new), rtol=1e-5, atol=1e-8)
 
 
 def test_exact_kl_of_a_coin():
@@ -87,13 +114,54 @@ def test_exact_gradient_is_q_minus_p_and_exactly_zero_at_the_original():
 
 
 @given(logp_pairs)
-@settings(deadline=None)
-def test_k3_is_never_negative_and_both_are_zero_at_equality(pair):
-    log_p, log_q = map(torch.tensor, pair)
+@EXAMPLES
+def test_k3_is_never_negative_and_both_are_zero_at_equality(pair: tuple[Tensor, Tensor]) -> None:
+    log_p, log_q = pair
+    everywhere = torch.ones_like(log_p, dtype=torch.bool)
     assert kl_k3(log_p, log_q, everywhere) >= 0
     assert kl_k3(log_p, log_p, everywhere) == 0
     assert kl_k1(log_p, log_p, everywhere) == 0
     assert kl_k1(log_p, log_q, everywhere).item() == pytest.approx(-kl_k1(log_q, log_p, everywhere).item())
+
+
+@given(sampled)
+@EXAMPLES
+def test_k1_and_k3_are_means_of_a_loop(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    log_p, log_q, marks = batch
+    rows = zip(*(t.flatten().tolist() for t in batch), strict=True)
+    ratios = [math.exp(q - p) for p, q, mark in rows if mark > 0]
+    k1 = math.fsum(-math.log(r) for r in ratios) / max(len(ratios), 1)
+    k3 = math.fsum(r - 1 - math.log(r) for r in ratios) / max(len(ratios), 1)
+    assert kl_k1(log_p, log_q, marks > 0).item() == pytest.approx(k1, rel=1e-9, abs=1e-9)
+    assert kl_k3(log_p, log_q, marks > 0).item() == pytest.approx(k3, rel=1e-9, abs=1e-9)
+
+
+@given(sampled, st.integers(0, 3), st.integers(0, 2), permutations())
+@EXAMPLES
+def test_neither_padding_nor_order_changes_k1_and_k3(
+    batch: tuple[Tensor, Tensor, Tensor], columns: int, rows: int, order: Any
+) -> None:
+    log_p, log_q, marks = batch
+    filling = (math.nan, -math.inf, -1.0)  # the last is not marked
+    moved = [
+        torch.nn.functional.pad(t.flatten()[order(t.numel())].view(t.shape), (0, columns, 0, rows), value=value)
+        for t, value in zip(batch, filling, strict=True)
+    ]
+    for estimate in ESTIMATES:
+        expected = estimate(log_p, log_q, marks > 0)
+        torch.testing.assert_close(estimate(*moved[:2], moved[2] > 0), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(tensors((-8, 0), (-8, 0), (-1, 1), max_rows=2, max_columns=2))
+@EXAMPLES
+def test_gradients_of_k1_and_k3_are_those_of_finite_differences(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    log_p, log_q, marks = batch
+    for estimate in ESTIMATES:
+        for loss, at in (
+            (lambda values: estimate(log_p, values, marks > 0), log_q),  # noqa: B023 - called at once
+            (lambda values: estimate(values, log_q, marks > 0), log_p),  # noqa: B023
+        ):
+            torch.testing.assert_close(gradient_of(loss, at), central_difference(loss, at), rtol=1e-5, atol=1e-6)
 
 
 def test_k1_and_k3_of_known_ratios():
@@ -107,7 +175,7 @@ def test_k1_and_k3_of_known_ratios():
     assert kl_k3(log_p, log_q, first).item() == pytest.approx(math.log(2) - 0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("estimate", [kl_k1, kl_k3])
+@pytest.mark.parametrize("estimate", ESTIMATES)
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, 1e30])
 def test_masked_positions_may_hold_anything_and_an_empty_mask_gives_zero(estimate, rubbish):
     log_p, log_q = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, -2.0]])
