@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+    from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
     from hf_ext.data.provenance import model_hash, tokenizer_hash
     from hf_ext.data.weighting import (
         FlowWeights,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     )
     from hf_ext.demo.model import embedded_model
     from hf_ext.evaluation.forgetting import forgetting_report
+    from hf_ext.evaluation.preference import likelihood_report
+    from hf_ext.evaluation.preference_report import LikelihoodReport
     from hf_ext.evaluation.report import ForgettingReport
     from hf_ext.guards.finite import NonFiniteError, check_finite
     from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from hf_ext.hub.cards import write_dataset_card, write_model_card
     from hf_ext.hub.push import push_dataset, push_folder
     from hf_ext.hub.retry import PushError
+    from hf_ext.losses.infopo import infopo_loss, infopo_unpaired_loss, mi_estimate
     from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
     from hf_ext.losses.weighted_nll import weighted_nll
     from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
@@ -58,7 +62,9 @@ _EXPORTS = {
     "InfoPOUnpairedConfig": "hf_ext.trainers.infopo.config",
     "InfoPOUnpairedTrainer": "hf_ext.trainers.infopo.unpaired",
     "LikelihoodGuardCallback": "hf_ext.trainers.infopo.callbacks",
+    "LikelihoodReport": "hf_ext.evaluation.preference_report",
     "NonFiniteError": "hf_ext.guards.finite",
+    "PairsToUnpaired": "hf_ext.data.preference",
     "PushError": "hf_ext.hub.retry",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
@@ -76,9 +82,14 @@ _EXPORTS = {
     "flow_temperature": "hf_ext.data.weighting",
     "forgetting_report": "hf_ext.evaluation.forgetting",
     "generate_context_free": "hf_ext.data.context_free",
+    "infopo_loss": "hf_ext.losses.infopo",
+    "infopo_unpaired_loss": "hf_ext.losses.infopo",
     "kl_k1": "hf_ext.losses.kl",
     "kl_k3": "hf_ext.losses.kl",
+    "likelihood_report": "hf_ext.evaluation.preference",
+    "mi_estimate": "hf_ext.losses.infopo",
     "model_hash": "hf_ext.data.provenance",
+    "pairs_to_unpaired": "hf_ext.data.preference",
     "prepare_sft_rows": "hf_ext.data.weighting",
     "push_dataset": "hf_ext.hub.push",
     "push_folder": "hf_ext.hub.push",
@@ -102,7 +113,9 @@ __all__ = [
     "InfoPOUnpairedConfig",
     "InfoPOUnpairedTrainer",
     "LikelihoodGuardCallback",
+    "LikelihoodReport",
     "NonFiniteError",
+    "PairsToUnpaired",
     "PushError",
     "RowError",
     "RowProblem",
@@ -120,9 +133,14 @@ __all__ = [
     "flow_temperature",
     "forgetting_report",
     "generate_context_free",
+    "infopo_loss",
+    "infopo_unpaired_loss",
     "kl_k1",
     "kl_k3",
+    "likelihood_report",
+    "mi_estimate",
     "model_hash",
+    "pairs_to_unpaired",
     "prepare_sft_rows",
     "push_dataset",
     "push_folder",

@@ -1,0 +1,229 @@
+"""The likelihood report of preference pairs: a table, a plot, JSON, rows, and entries for a model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_ext.guards.disk import write_whole, writing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from huggingface_hub import EvalResult
+    from matplotlib.figure import Figure
+
+__all__ = ["Interval", "LikelihoodReport"]
+
+logger = logging.getLogger(__name__)
+
+# Key of a measure: what a table calls it, its unit.
+MEASURES = {
+    "chosen_delta": ("change of the chosen response's log-likelihood", "nats/sequence"),
+    "rejected_delta": ("change of the rejected response's log-likelihood", "nats/sequence"),
+    "chosen_delta_per_token": ("change of the chosen response's log-likelihood", "nats/token"),
+    "rejected_delta_per_token": ("change of the rejected response's log-likelihood", "nats/token"),
+    "margin": ("margin, chosen change minus rejected change", "nats/sequence"),
+    "chosen_dropped": ("pairs whose chosen response fell", "share"),
+    "accuracy": ("pairs whose chosen response rose more", "share"),
+}
+
+BOUNDS = {
+    "nwj": ("nwj: KL(chosen‖rejected) is at least", "nats"),
+    "infonce": ("infonce (the DPO bound): KL(chosen‖rejected) is at least", "nats"),
+    "jsd": ("jsd: JS(chosen, rejected) is at least", "nats"),
+    "lsif": ("lsif: chi-square(chosen, rejected) is at least", "no unit"),
+    "nwj_mixture": ("nwj_mixture: KL(chosen‖both mixed) is at least", "nats"),
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over pairs with its bootstrap interval.
+
+    Args:
+        mean (`float`):
+            In the unit of the measure.
+        low, high (`float` or `None`):
+            Ends of the 95 % interval; `None` where there is a single group of pairs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        """The mean and the interval, as a table shows them."""
+        if self.low is None or self.high is None:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class LikelihoodReport:
+    """Results of `likelihood_report`.
+
+    Args:
+        measures (`dict[str, Interval]`):
+            Likelihood changes and shares; the keys are those of `rows`' columns, `accuracy` and `*_per_token` beside.
+        bounds (`dict[str, Interval]`):
+            For each estimator the divergence bound the policy reaches at `settings["beta"]`.
+        settings (`dict`):
+            How it was measured, and on how much.
+        rows (`Dataset`, *optional*):
+            One row a pair; `None` in a report that was read back.
+    """
+
+    measures: dict[str, Interval]
+    bounds: dict[str, Interval]
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: Dataset | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report without its rows as plain values that `json` takes; `from_dict` reads it back."""
+        return {
+            "measures": {key: asdict(value) for key, value in self.measures.items()},
+            "bounds": {key: asdict(value) for key, value in self.bounds.items()},
+            "settings": self.settings,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LikelihoodReport:
+        """The report that `to_dict` gave."""
+        measures, bounds = (
+            {key: Interval(**interval) for key, interval in values[part].items()} for part in ("measures", "bounds")
+        )
+        return cls(measures, bounds, values["settings"])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LikelihoodReport:
+        """The report that `save` wrote into `folder`, without its rows."""
+        return cls.from_dict(json.loads((Path(folder) / "preference.json").read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        """The report as a Markdown table."""
+        return self.to_markdown()
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table, one row a measure; units in their own column."""
+        lines = ["| measure | value [95 % interval] | unit |", "|---|---:|---|"]
+        for titles, values in ((MEASURES, self.measures), (BOUNDS, self.bounds)):
+            lines += [
+                f"| {title} | {values[key]} | {unit} |" for key, (title, unit) in titles.items() if key in values
+            ]
+        return "\n".join(lines) + "\n\n" + self._caption() + "\n"
+
+    def _caption(self) -> str:
+        own = self.settings
+        pairs, groups, column = own["num_pairs"], own["num_groups"], own["groups"]
+        draws = "pairs" if column is None else f"the {groups:,} values of `{column}`"
+        per = " per token" if own["length_normalized"] else ""
+        left_out = f" {own['left_out']:,} pairs had no token left and were left out." if own["left_out"] else ""
+        return (
+            f"Measured on {pairs:,} pairs ({own['chosen_tokens']:,} chosen and {own['rejected_tokens']:,} rejected "
+            f"tokens) against {own['reference']}. Intervals: bootstrap over {draws}. Bounds are of the critic "
+            f"{own['beta']:g} x log-ratio{per}; a bound may be negative, and says nothing then.{left_out} The changes "
+            "are on given responses, not on the model's own samples: no KL of the policy follows from them."
+        )
+
+    def save(self, folder: str | Path, plot: bool = True) -> Path:
+        """Write `preference.json`, `preference.md`, `preference_rows.jsonl` and, if wanted, SVG and PNG.
+
+        Args:
+            folder (`str` or `Path`):
+                Made if absent.
+            plot (`bool`, *optional*, defaults to `True`):
+                Whether to draw the changes. Left out with a warning where matplotlib is not installed.
+
+        Returns:
+            `Path`: the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        with writing("the report", folder):
+            write_whole(folder / "preference.json", text + "\n")
+            write_whole(folder / "preference.md", self.to_markdown())
+            if self.rows is not None:
+                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+                write_whole(folder / "preference_rows.jsonl", lines)
+            if plot and find_spec("matplotlib") is None:
+                logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
+            elif plot:
+                figure = self.plot()
+                figure.savefig(folder / "preference.svg", metadata={"Date": None})
+                figure.savefig(folder / "preference.png", dpi=160)
+        return folder
+
+    def plot(self) -> Figure:
+        """Draw each pair's chosen change against its rejected change, in nats per token.
+
+        Left of the vertical line the chosen response fell; below the diagonal it rose more than the rejected one.
+
+        Raises:
+            ValueError: the report was read back and has no rows.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        if self.rows is None:
+            raise ValueError("The plot needs the rows of the pairs, which a report that was read back does not have.")
+        plain = self.rows.with_format("numpy")
+        x = plain["chosen_delta"][:] / plain["chosen_length"][:]
+        y = plain["rejected_delta"][:] / plain["rejected_length"][:]
+        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        fell = x < 0
+        size = float(np.clip(3000 / len(x), 4, 36))
+        for some, color, marker, name in ((~fell, "C0", "o", "chosen held or rose"), (fell, "C3", "v", "chosen fell")):
+            label = f"{name}: {some.mean():.0%}"
+            axes.scatter(x[some], y[some], s=size, c=color, marker=marker, alpha=0.6, lw=0, label=label)
+        axes.axhline(0, color="0.7", lw=0.9, zorder=0)
+        axes.axvline(0, color="0.7", lw=0.9, zorder=0)
+        axes.axline((0, 0), slope=1, color="0.7", lw=0.9, ls="--", zorder=0)
+        axes.set_xlabel("chosen response: change of log-likelihood, nats/token")
+        axes.set_ylabel("rejected response: change of log-likelihood, nats/token")
+        title = "right below the diagonal: ranked as preferred; left of the line: the chosen sank"
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False)
+        return figure
+
+    def eval_results(
+        self, arm: str | None = None, *, dataset_name: str = "held-out pairs", dataset_id: str = "pairs"
+    ) -> list[EvalResult]:
+        """The numbers as `huggingface_hub.EvalResult`, for the `model-index` of a card.
+
+        Args:
+            arm (`str`, *optional*):
+                Not used: the report is about one model. Taken so that a card can hold either kind of report.
+            dataset_name, dataset_id (`str`, *optional*):
+                Pretty name and Hub id of the pairs.
+        """
+        from huggingface_hub import EvalResult
+
+        titles = {**MEASURES, **{key: (f"bound, {title}", unit) for key, (title, unit) in BOUNDS.items()}}
+        return [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset_id,
+                dataset_name=dataset_name,
+                metric_type=key,
+                metric_name=f"{titles[key][0]}, {titles[key][1]}",
+                metric_value=round(interval.mean, 6),
+            )
+            for key, interval in {**self.measures, **self.bounds}.items()
+        ]
+
+    def model_index(self, model_name: str, arm: str | None = None) -> list[dict[str, Any]]:
+        """The numbers as the `model-index` value of a card's metadata."""
+        from huggingface_hub.repocard_data import eval_results_to_model_index
+
+        return eval_results_to_model_index(model_name, self.eval_results(arm))
