@@ -17,9 +17,9 @@ EXAMPLES = 10_000
 @pytest.mark.timeout(3600)
 def test_properties_of_losses_hold_on_ten_thousand_examples() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "logical", "--maxprocesses", "4", "--timeout", "3600",
+        [sys.executable, "-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--timeout", "3600",
          "--hypothesis-show-statistics", "tests/losses"],
         cwd=ROOT, env=os.environ | {"HF_EXT_EXAMPLES": str(EXAMPLES)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert f"{EXAMPLES} passing examples" in done.stdout
+    assert f"{EXAMPLES} passing" in done.stdout

@@ -37,6 +37,8 @@ def config_of(cls: type[SFTConfig], folder: Path, **changes: Any) -> SFTConfig:
         "dataset_num_proc": None,
         "seed": 7,
     }
+    if "activation_checkpointing" not in cls.__dataclass_fields__:  # its name before transformers 5.23
+        fields["gradient_checkpointing"] = fields.pop("activation_checkpointing")
     return cls(**(fields | changes))
 
 
