@@ -18,7 +18,7 @@ VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
     "train": "train with a method: weighted_sft, flow, context_free, infopo ...",
     "data": "weight rows (flow-weights) or sample context-free rows (context-free)",
-    "eval": "measure what a tuned model learned and forgot (forgetting)",
+    "eval": "measure what a tuned model learned, forgot (forgetting) and prefers (preference)",
     "recipes": "list, show or copy the recipes that come with the package",
     "card": "write the model card of a saved folder again (render)",
     "doctor": "look at versions, devices and launch, and say what is wrong",

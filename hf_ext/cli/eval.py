@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting`: what a tuned model learned, and what it forgot."""
+"""`hf-ext eval forgetting|preference`: what a tuned model learned and forgot, and what it now prefers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.cli.options import add_rows_options, autocast_dtype, model_and_tokenizer, option, rows_of
+from hf_ext.cli.options import (
+    add_precision_options,
+    add_rows_options,
+    autocast_dtype,
+    model_and_tokenizer,
+    option,
+    rows_of,
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext eval`."""
-    parser = subparsers.add_parser("eval", help="measure what a tuned model learned and forgot")
+    parser = subparsers.add_parser("eval", help="measure what a tuned model learned, forgot and prefers")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    _add_forgetting(actions)
+    _add_preference(actions)
+
+
+def _add_forgetting(actions: argparse._SubParsersAction) -> None:
     forgetting = actions.add_parser(
         "forgetting",
         help="target loss, KL(original || new) and loss on general text, before and after",
@@ -53,6 +65,92 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_rows_options(forgetting, "--target", "held-out target rows, of any TRL SFT data type")
     forgetting.set_defaults(run=lambda o: exit_status(lambda: run_forgetting(o), "hf-ext eval forgetting"))
+
+
+def _add_preference(actions: argparse._SubParsersAction) -> None:
+    preference = actions.add_parser(
+        "preference",
+        help="how tuning changed the likelihood of chosen and rejected responses",
+        description="Measure on held-out preference pairs how the log-likelihood of chosen and rejected responses "
+        "changed against a reference model, how often the chosen one fell, pair accuracy, and divergence bounds in "
+        "nats; all with bootstrap intervals. Works for a checkpoint of any method.",
+    )
+    option(preference, "--model", required=True, help="the tuned model (or PEFT adapter): a folder or a Hub name")
+    option(
+        preference,
+        "--reference",
+        help="the model tuning started from (default: the columns ref_chosen_logps and ref_rejected_logps, or a PEFT "
+        "model with its adapters off)",
+    )
+    option(preference, "--groups", metavar="COLUMN", help="pairs with one value of it are drawn together (a question)")
+    option(preference, "--beta", type=float, default=0.1, help="of the bounds, best the training's (default: 0.1)")
+    option(preference, "--length-normalized", action="store_true", help="bounds of log-ratios per token")
+    option(preference, "--max-length", type=int, default=1024, help="pairs are cut to so many tokens (default: 1024)")
+    option(preference, "--batch-size", type=int, default=8, help="pairs a forward (default: 8)")
+    option(preference, "--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    option(preference, "--output", metavar="FOLDER", help="write the report there (JSON, Markdown, a row a pair)")
+    option(preference, "--plot", action="store_true", help="draw the pairs too, SVG and PNG, into --output")
+    option(preference, "--json", action="store_true", help="print the report as JSON instead of the table")
+    add_rows_options(preference, "--dataset", "held-out preference pairs", required=True)
+    add_precision_options(preference)
+    preference.set_defaults(run=lambda o: exit_status(lambda: run_preference(o), "hf-ext eval preference"))
+
+
+def run_preference(options: argparse.Namespace) -> int:
+    """
+    Score the pairs, print the table, write the report where wanted.
+
+    Raises:
+        ValueError: an argument, a model or a row cannot be used.
+    """
+    from hf_ext.evaluation.preference import likelihood_report
+
+    if options.plot and options.output is None:
+        raise ValueError("--plot needs --output, the folder to draw into")
+    pairs = rows_of(options, options.dataset)
+    model, tokenizer = _policy(options)
+    reference = None
+    if options.reference is not None:
+        reference, _ = model_and_tokenizer(options.reference, options.dtype, options.device)
+    report = likelihood_report(
+        model,
+        reference,
+        pairs,
+        tokenizer,
+        beta=options.beta,
+        length_normalized=options.length_normalized,
+        groups=options.groups,
+        max_length=options.max_length,
+        batch_size=options.batch_size,
+        autocast_dtype=autocast_dtype(options),
+        seed=options.seed,
+    )
+    folder = None if options.output is None else report.save(options.output, plot=options.plot)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return 0
+    print(report.to_markdown())
+    if folder is not None:
+        print(f"report: {folder}")
+    return 0
+
+
+def _policy(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The tuned model and its tokenizer; an adapter stays one, so that it can be switched off."""
+    folder = Path(options.model)
+    if not (folder / "adapter_config.json").is_file():
+        return model_and_tokenizer(options.model, options.dtype, options.device)
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ValueError(f'{options.model!r} is a PEFT adapter; run: pip install "hf-ext[peft]"') from error
+    from transformers import AutoTokenizer
+
+    base = PeftConfig.from_pretrained(options.model).base_model_name_or_path
+    model, tokenizer = model_and_tokenizer(base, options.dtype, options.device)
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+    return PeftModel.from_pretrained(model, options.model), tokenizer
 
 
 def run_forgetting(options: argparse.Namespace) -> int:
