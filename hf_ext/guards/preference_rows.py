@@ -13,7 +13,17 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from hf_ext.guards._row_rules import Found, Role, RowRules, describe, excerpt_of, number_problem, plain, shorten
+from hf_ext.guards._row_rules import (
+    Found,
+    Role,
+    RowRules,
+    describe,
+    excerpt_of,
+    number_problem,
+    plain,
+    shorten,
+    string_problem,
+)
 from hf_ext.guards.rows import (
     ROW_INDEX,
     RowProblem,
@@ -65,8 +75,8 @@ class PreferenceRules(RowRules):
             return None if math.isfinite(value) else f"expected a finite number of nats, found {float(value)}"
         if role == "messages" and isinstance(value, str):
             return f"expected a list of messages as in the other turns, found {describe(value)}"
-        if role == "string" and column == "prompt" and value == "":
-            return None
+        if role == "string" and column == "prompt":
+            return string_problem(value, may_be_empty=True)
         return super()._column_problem(row, column, role)
 
     def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:

@@ -1,0 +1,191 @@
+"""Preference rows: every defect is named by row and column; good rows, however odd, pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, IterableDataset
+
+from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
+from hf_ext.guards.rows import RowError
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def bot(text: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+PAIR = {"prompt": "Why is the sky blue?", "chosen": "Scattering.", "rejected": "Paint."}
+CHAT = {"prompt": [user("Why is the sky blue?")], "chosen": [bot("Scattering.")], "rejected": [bot("Paint.")]}
+WHOLE = {name: CHAT["prompt"] + CHAT[name] for name in ("chosen", "rejected")}
+HEAVY, KNOWN = PAIR | {"weight": 1.0}, PAIR | {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}
+SINGLE = {"prompt": "Why is the sky blue?", "completion": "Scattering.", "label": True}
+SINGLE_CHAT = {"prompt": CHAT["prompt"], "completion": CHAT["chosen"], "label": False}
+EMPTY, NONE = "found an empty string", "found None"
+
+# base row, what makes it bad, column, words of the problem
+BAD_PAIRS: list[tuple[dict, dict, str, str]] = [
+    (PAIR, {"chosen": None}, "chosen", f"expected a non-empty string, {NONE}"),
+    (PAIR, {"rejected": ""}, "rejected", f"expected a non-empty string, {EMPTY}"),
+    (PAIR, {"prompt": None}, "prompt", f"expected a string, {NONE}"),
+    (PAIR, {"rejected": "Scattering."}, "rejected", "the same as 'chosen', so there is nothing to prefer"),
+    (CHAT, {"chosen": []}, "chosen", "expected at least one message, found an empty list"),
+    (CHAT, {"rejected": None}, "rejected", f"expected a list of messages with 'role' and 'content', {NONE}"),
+    (CHAT, {"rejected": [bot("")]}, "rejected", "every message's 'content' is an empty string"),
+    (CHAT, {"rejected": [bot(None)]}, "rejected", "'content' is missing or None"),
+    (CHAT, {"rejected": [bot("Scattering.")]}, "rejected", "the same as 'chosen'"),
+    (WHOLE, {"rejected": WHOLE["chosen"]}, "rejected", "the same as 'chosen'"),
+    (HEAVY, {"weight": -1.0}, "weight", "expected a finite number >= 0, found -1.0"),
+    (HEAVY, {"weight": math.nan}, "weight", "expected a finite number >= 0, found nan"),
+    (HEAVY, {"weight": None}, "weight", NONE),
+    (KNOWN, {"ref_chosen_logps": math.nan}, "ref_chosen_logps", "expected a finite number of nats, found nan"),
+    (KNOWN, {"ref_rejected_logps": -math.inf}, "ref_rejected_logps", "expected a finite number of nats, found -inf"),
+    (KNOWN, {"ref_rejected_logps": None}, "ref_rejected_logps", NONE),
+]
+BAD_SINGLES: list[tuple[dict, dict, str, str]] = [
+    (SINGLE, {"completion": None}, "completion", NONE),
+    (SINGLE, {"completion": ""}, "completion", EMPTY),
+    (SINGLE, {"label": None}, "label", f"expected true or false, {NONE}"),
+    (SINGLE_CHAT, {"completion": [bot("")]}, "completion", "every message's 'content' is an empty string"),
+    (SINGLE | {"ref_logps": -2.0}, {"ref_logps": math.nan}, "ref_logps", "found nan"),
+    (SINGLE | {"weight": 2.0}, {"weight": math.inf}, "weight", "found inf"),
+]
+CASES = [(check_preference_rows, *case) for case in BAD_PAIRS] + [(check_unpaired_rows, *case) for case in BAD_SINGLES]
+
+
+def rows_with(base: dict, bad: dict, at: int = 5, n: int = 8) -> list[dict]:
+    rows = [dict(base) for _ in range(n)]
+    if "label" in base:
+        for i in range(n):
+            rows[i]["label"] = i % 2 == 0
+    rows[at] |= bad
+    return rows
+
+
+def as_stream(rows: list[dict]) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
+@pytest.mark.parametrize(("check", "base", "bad", "column", "words"), CASES)
+def test_a_bad_row_is_named(check: Any, base: dict, bad: dict, column: str, words: str, streamed: bool) -> None:
+    rows = rows_with(base, bad)
+    with pytest.raises(RowError) as caught:
+        list(check(as_stream(rows) if streamed else Dataset.from_list(rows)))
+    assert (caught.value.row_index, caught.value.column) == (5, column)
+    said = str(caught.value)
+    assert said.startswith(f"row 5, column {column!r}: ")
+    assert words in said
+    assert "Why is the sky blue?" in said or "Scattering" in said, "no excerpt shows which row is meant"
+    assert 'pass on_bad_row="drop"' in said
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
+@pytest.mark.parametrize(("check", "base", "bad", "column", "words"), CASES)
+def test_a_dropped_row_is_written_and_no_other(
+    check: Any, base: dict, bad: dict, column: str, words: str, streamed: bool, tmp_path: Path
+) -> None:
+    rows, file = rows_with(base, bad), tmp_path / "bad.jsonl"
+    kept = check(as_stream(rows) if streamed else Dataset.from_list(rows), on_bad_row="drop", bad_rows_path=file)
+    assert [row["row_index"] for row in kept] == [0, 1, 2, 3, 4, 6, 7]
+    (entry,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert (entry["row_index"], entry["column"]) == (5, column)
+
+
+GOOD: dict[str, list[dict]] = {
+    "an empty prompt": [PAIR | {"prompt": ""}, PAIR],
+    "white space": [PAIR | {"rejected": " "}, PAIR],
+    "one more word": [PAIR | {"rejected": "Scattering. Yes."}],
+    "other case": [PAIR | {"rejected": "scattering."}],
+    "chat": [CHAT, CHAT],
+    "no prompt": [WHOLE, WHOLE],
+    "the same words by another speaker": [CHAT | {"rejected": [user("Scattering.")]}],
+    "more messages": [CHAT | {"rejected": [bot("Scattering."), user("And?")]}],
+    "the same in another order": [
+        {"chosen": [user("a"), bot("b"), user("c")], "rejected": [user("a"), bot("c"), user("b")]},
+        {"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("c")]},
+    ],
+    "zero weight beside another": [HEAVY | {"weight": 0.0}, HEAVY],
+    "integer weights": [PAIR | {"weight": 2}, PAIR | {"weight": 0}],
+    "positive reference": [KNOWN | {"ref_chosen_logps": 0.5}],
+    "other columns": [PAIR | {"source": None, "score": math.nan}],
+}
+
+
+@pytest.mark.parametrize("rows", GOOD.values(), ids=GOOD)
+@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
+def test_good_rows_pass_as_they_are(rows: list[dict], streamed: bool) -> None:
+    out = list(check_preference_rows(as_stream(rows) if streamed else Dataset.from_list(rows)))
+    assert [{k: row[k] for k in rows[0] if k != "score"} for row in out] == [
+        {k: row[k] for k in rows[0] if k != "score"} for row in rows
+    ]
+    assert [row["row_index"] for row in out] == list(range(len(rows)))
+
+
+def test_equal_pairs_are_found_wherever_they_stand() -> None:
+    """Against a loop, on strings and messages, with lengths and contents that often agree by chance."""
+    import random
+
+    rng = random.Random(4)
+    texts = [[rng.choice(["a", "b"]), rng.choice(["a", "b"])] for _ in range(400)]
+    for row in texts[::7]:
+        row[1] = row[0]
+
+    def turns(text: str) -> list[dict[str, Any]]:
+        return [bot(text) for _ in range(1 + len(text) % 2)] + [user(text)] * rng.randint(0, 1)
+
+    for make in (lambda text: text, turns):
+        rows = [{"chosen": make(one), "rejected": make(other)} for one, other in texts]
+        expected = [i for i, row in enumerate(rows) if row["chosen"] != row["rejected"]]
+        kept = check_preference_rows(Dataset.from_list(rows), on_bad_row="drop", bad_rows_path="/dev/null")
+        assert kept["row_index"][:] == expected
+        assert 0 < len(expected) < 400
+
+
+def test_integers_for_labels_are_refused_with_the_columns_type() -> None:
+    rows = Dataset.from_list([SINGLE | {"label": 1}, SINGLE | {"label": 0}])
+    with pytest.raises(RowError, match=r"row 0, column 'label': expected true or false, found int 1 .*type is int64"):
+        check_unpaired_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("check", "rows", "column"),
+    [
+        (check_preference_rows, {"prompt": ["p"], "chosen": ["c"]}, "rejected"),
+        (check_preference_rows, {"messages": [[bot("c")]]}, "chosen"),
+        (check_unpaired_rows, {"prompt": ["p"], "completion": ["c"]}, "label"),
+        (check_unpaired_rows, {"completion": ["c"], "label": [True]}, "prompt"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_there_are(check: Any, rows: dict, column: str) -> None:
+    with pytest.raises(RowError, match=f"column {column!r}: this column is missing. The columns are") as caught:
+        check(Dataset.from_dict(rows))
+    assert "dataset.rename_column" in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_class_in_the_train_set_is_refused_and_elsewhere_not(label: bool) -> None:
+    rows = Dataset.from_list([SINGLE | {"label": label}] * 3)
+    with pytest.raises(ValueError, match=rf"Every one of the 3 rows .* \(label={label}\): with one class"):
+        check_unpaired_rows(rows)
+    assert len(check_unpaired_rows(rows, dataset_name="eval")) == 3
+
+
+def test_pairs_given_as_unpaired_rows_are_checked_as_pairs() -> None:
+    with pytest.raises(RowError, match="row 5, column 'rejected': the same as 'chosen'"):
+        check_unpaired_rows(Dataset.from_list(rows_with(PAIR, {"rejected": "Scattering."})))
+
+
+def test_many_bad_rows_are_counted_and_a_row_index_is_kept() -> None:
+    rows = [PAIR | {"row_index": 10 + i} for i in range(4)]
+    for i in (1, 3):
+        rows[i] = rows[i] | {"chosen": None}
+    with pytest.raises(RowError, match=r"row 11, column 'chosen'(.|\n)*1 more bad row in this dataset"):
+        check_preference_rows(Dataset.from_list(rows))
