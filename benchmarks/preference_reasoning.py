@@ -58,6 +58,7 @@ from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer
 
 # Without Triton, TRL's head scores prompts and padding too, and masks them then. Left out here, for every arm.
 trl.trainer.utils._use_triton = lambda device: True
+trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = 2048  # tiles that fit a CPU's cache: the same values in half the time
 
 MAX_LENGTH = 160
 BATCH = 4
