@@ -65,9 +65,11 @@ def writing(
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
-        room = f"{_size(free_bytes(where))} free"
+        free = free_bytes(where)
+        room = f"{_size(free)} free"
         if needed:
             room += f", about {_size(needed)} needed"
+            room += "; so a quota, or a limit on the size of files?" if free > 2 * needed else ""
         if clean_up is not None:
             clean_up()
         raise DiskFullError(f"No room to write {what} to {where} ({room}). {then}") from error
