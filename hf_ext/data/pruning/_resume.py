@@ -1,0 +1,88 @@
+"""The file of a matching under way, so that a killed one continues to the same picks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ext.data.pruning._rows import Rows
+from hf_ext.guards.disk import write_whole, writing
+
+_SAMPLED = 1024
+
+
+def fingerprint(rows: Rows, settings: dict[str, Any]) -> str:
+    """Hash of the settings, of every row's length and of a spread of whole rows."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_of_array).encode())
+    digest.update(str(rows.values.shape).encode())
+    digest.update(rows.norms.tobytes())
+    digest.update(rows.values[:: max(1, len(rows.values) // _SAMPLED)].tobytes())
+    return digest.hexdigest()
+
+
+def _of_array(value: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+
+
+class Saved:
+    """
+    What every group has got so far, written whole every `every` seconds.
+
+    Raises:
+        ValueError: the file belongs to other rows or settings, or is no such file.
+    """
+
+    def __init__(self, path: str | Path | None, identity: str, every: float) -> None:
+        self.path = None if path is None else Path(path)
+        self.identity, self.every = identity, every
+        self.groups: dict[str, dict[str, Any]] = {}
+        self.lock, self.last = threading.Lock(), time.monotonic()
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                identity = str(file["identity"])
+                for name in file.files:
+                    if "/" in name:
+                        group, field = name.split("/", 1)
+                        self.groups.setdefault(group, {})[field] = file[name]
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"{path} is no file of a matching under way ({error}). Give another resume_path."
+            ) from error
+        if identity != self.identity:
+            raise ValueError(
+                f"{path} belongs to a matching of other rows or with other settings. Delete it, or give another "
+                "resume_path."
+            )
+
+    def __call__(self, group: str, fields: dict[str, Any], now: bool = False) -> None:
+        """Keep a group's fields; write the file when it is time."""
+        if self.path is None:
+            return
+        with self.lock:
+            self.groups[group] = fields
+            if now or time.monotonic() - self.last >= self.every:
+                self._write(self.path)
+                self.last = time.monotonic()
+
+    def _write(self, path: Path) -> None:
+        arrays = {f"{group}/{name}": value for group, fields in self.groups.items() for name, value in fields.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, identity=np.array(self.identity), **arrays)
+        with writing("the picks so far", path, then="The earlier file is intact: free some space and run again."):
+            write_whole(path, buffer.getvalue())
+
+    def finish(self) -> None:
+        """Remove the file: the matching is done."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,300 @@
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: ANN001, ANN202
+"""
+Hot loops, compiled. Every pick is screened by a bound on the scores and decided in float64.
+
+Only the screens use fast mathematics; their error bounds hold for any order of summation. The deciding score is summed
+from the first dimension to the last without it, as `numpy.cumsum` does: so it is the same number here and there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import config, get_num_threads, njit, prange, set_num_threads
+
+_MARGIN = 1.0 + 1e-9  # over the roundings of the bounds themselves
+_TINY = 2.0**-53
+_FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a taken row
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _dot_int(q, t, d):
+    total = np.int32(0)  # cannot overflow: see _code
+    for i in range(d):
+        total = np.int32(total + np.int32(np.int32(q[i]) * np.int32(t[i])))
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _dot_float(z, t, d):
+    total = np.float32(0.0)
+    for i in range(d):
+        total += z[i] * t[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _exact(row, inverse_norm, target, theta):
+    total = 0.0
+    for i in range(len(theta)):
+        total += (np.float64(row[i]) * inverse_norm - target[i]) * theta[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _length(vector):
+    total = 0.0
+    for value in vector:
+        total += value * value
+    return np.sqrt(total)
+
+
+@njit(cache=True, nogil=True)
+def _code(theta, codes):
+    """Fill `codes` (int16) with theta / scale such that 127 * sum |codes| fits int32; return the scale and error."""
+    largest = total = error = 0.0
+    for value in theta:
+        largest = max(largest, abs(value))
+        total += abs(value)
+    scale = largest / min(32766.0, (2147483647.0 / 127.0 - len(theta)) * (largest / total))
+    for i in range(len(theta)):
+        codes[i] = np.int16(np.rint(theta[i] / scale))
+        error += (theta[i] - scale * codes[i]) ** 2
+    return scale, np.sqrt(error)
+
+
+@njit(cache=True, nogil=True)
+def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta):
+    """Place of the greatest exact score, the first of equals; the score; how many exact scores were taken."""
+    # Start at the leader with the highest bound: its score rules out nearly all others.
+    started = -1
+    for leader in leaders:
+        if leader >= 0 and (started < 0 or upper[leader] > upper[started]):
+            started = leader
+    best, count = started, 1
+    number = numbers[started]
+    score = _exact(rows[number], inverse_norms[number], target, theta)
+    for b in range(len(highest)):
+        if highest[b] < score:
+            continue
+        for j in range(b * width, min(len(upper), (b + 1) * width)):
+            if upper[j] >= score and j != started:
+                number = numbers[j]
+                other = _exact(rows[number], inverse_norms[number], target, theta)
+                count += 1
+                if other > score or (other == score and j < best):
+                    best, score = j, other
+    return best, score, count
+
+
+@njit(cache=True, nogil=True)
+def _first_left(taken):
+    for j in range(len(taken)):
+        if not taken[j]:
+            return j
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _step(number, rows, inverse_norms, target, theta):
+    row, inverse_norm = rows[number], inverse_norms[number]
+    for i in range(len(theta)):
+        theta[i] -= np.float64(row[i]) * inverse_norm - target[i]
+    return _length(theta)
+
+
+def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
+    # Compiled twice: not on every threading layer may several threads (one a group) enter a parallel region at a time.
+    # `width` is in the closures and differs, by which numba's cache tells the two apart.
+
+    @njit(cache=True, nogil=True, parallel=threaded)
+    def quantise(rows, inverse_norms, numbers, target, q, scale, error, norm):
+        d = len(target)
+        for b in prange((len(numbers) + width - 1) // width):
+            z = np.empty(d)
+            for j in range(b * width, min(len(numbers), (b + 1) * width)):
+                number = numbers[j]
+                row, inverse_norm = rows[number], inverse_norms[number]
+                largest = rest = 0.0
+                for i in range(d):
+                    z[i] = np.float64(row[i]) * inverse_norm - target[i]
+                    largest = max(largest, abs(z[i]))
+                step = np.float32(largest / 127.0 * 1.000001) if largest > 1e-30 else np.float32(1.0)
+                for i in range(d):
+                    code = np.rint(z[i] / step)
+                    q[j, i] = np.int8(code)
+                    rest += (z[i] - step * code) ** 2
+                scale[j] = step
+                error[j] = np.sqrt(rest) * 1.000001
+                norm[j] = (_length(z) + np.sqrt(rest)) * 1.000001 + 1e-30
+
+    @njit(cache=True, nogil=True, parallel=threaded)
+    def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders):
+        n, d = q.shape
+        for b in prange((n + width - 1) // width):
+            high, low, leader = -np.inf, -np.inf, -1
+            for j in range(b * width, min(n, (b + 1) * width)):
+                if taken[j]:
+                    upper[j] = -np.inf
+                    continue
+                score = scale[j] * code_scale * _dot_int(q[j], codes, d)
+                bound = (error[j] * length + norm[j] * code_error) * _MARGIN
+                upper[j] = score + bound
+                high = max(high, score + bound)
+                if score - bound > low:
+                    low, leader = score - bound, j
+            highest[b], leaders[b] = high, leader
+
+    @njit(cache=True, nogil=True, parallel=threaded)
+    def f32_scores(z, norm, t, unit_error, length, taken, upper, highest, leaders):
+        n, d = z.shape
+        for b in prange((n + width - 1) // width):
+            high, low, leader = -np.inf, -np.inf, -1
+            for j in range(b * width, min(n, (b + 1) * width)):
+                if taken[j]:
+                    upper[j] = -np.inf
+                    continue
+                score = length * np.float64(_dot_float(z[j], t, d))
+                bound = norm[j] * (unit_error * length)
+                upper[j] = score + bound
+                high = max(high, score + bound)
+                if score - bound > low:
+                    low, leader = score - bound, j
+            highest[b], leaders[b] = high, leader
+
+    return quantise, int8_scores, f32_scores
+
+
+WIDTH_ALONE, WIDTH_SHARED = 2048, 512  # rows a block: with one thread, with several
+_quantise_alone, _int8_alone, _f32_alone = _over_blocks(False, WIDTH_ALONE)
+_quantise_shared, _int8_shared, _f32_shared = _over_blocks(True, WIDTH_SHARED)
+
+
+@njit(cache=True, nogil=True)
+def int8_screen(shared, coded, theta, taken, upper, highest, leaders):
+    """Upper bound of every score; per block the highest of them and the row whose lower bound leads."""
+    q, scale, error, norm = coded
+    codes = np.empty(len(theta), np.int16)
+    code_scale, code_error = _code(theta, codes)
+    length = _length(theta)
+    code_error += 4 * (len(theta) + 4) * _TINY * length  # the deciding score's own rounding
+    if shared:
+        _int8_shared(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders)
+    else:
+        _int8_alone(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders)
+
+
+@njit(cache=True, nogil=True)
+def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken, replace, picked, lengths, scores):
+    """Fill `picked`, `lengths` (of theta after each pick) and `scores`; return how many exact scores were taken."""
+    n, evaluations = len(taken), 0
+    width = WIDTH_SHARED if shared else WIDTH_ALONE
+    upper = np.empty(n)
+    highest = np.empty((n + width - 1) // width)
+    leaders = np.empty(len(highest), np.int64)
+    for p in range(len(picked)):
+        best, score, count = _first_left(taken), 0.0, 0
+        if _length(theta) > 0:
+            int8_screen(shared, coded, theta, taken, upper, highest, leaders)
+            best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
+        taken[best] = not replace
+        picked[p], scores[p] = best, score
+        lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
+        evaluations += count
+    return evaluations
+
+
+@njit(cache=True, nogil=True)
+def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, taken, replace, picked, lengths, scores):
+    """As `int8_picks`, from centred float32 rows."""
+    n, d = z.shape
+    evaluations = 0
+    width = WIDTH_SHARED if shared else WIDTH_ALONE
+    upper = np.empty(n)
+    highest = np.empty((n + width - 1) // width)
+    leaders = np.empty(len(highest), np.int64)
+    t = np.empty(d, np.float32)
+    unit_error = 1.05 * (d + 8) * 2.0**-24
+    for p in range(len(picked)):
+        best, score, count = _first_left(taken), 0.0, 0
+        length = _length(theta)
+        if length > 0:
+            for i in range(d):
+                t[i] = theta[i] / length
+            if shared:
+                _f32_shared(z, norm, t, unit_error, length, taken, upper, highest, leaders)
+            else:
+                _f32_alone(z, norm, t, unit_error, length, taken, upper, highest, leaders)
+            best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
+        taken[best] = not replace
+        picked[p], scores[p] = best, score
+        lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
+        evaluations += count
+    return evaluations
+
+
+@njit(cache=True, nogil=True)
+def quantise(shared, rows, inverse_norms, numbers, target, coded):
+    """Fill the codes, steps, error bounds and norm bounds of `coded`."""
+    q, scale, error, norm = coded
+    if shared:
+        _quantise_shared(rows, inverse_norms, numbers, target, q, scale, error, norm)
+    else:
+        _quantise_alone(rows, inverse_norms, numbers, target, q, scale, error, norm)
+
+
+@njit(cache=True, nogil=True)
+def gram_picks(
+    gram,
+    approximate,
+    norm,
+    slack,
+    rows,
+    inverse_norms,
+    numbers,
+    target,
+    theta,
+    taken,
+    replace,
+    picked,
+    lengths,
+    scores,
+):
+    """Picks from kept scores, one row of the Gram matrix a pick; `slack[0]` times a row's norm bounds their error."""
+    n, d, evaluations = len(gram), len(theta), 0
+    upper = np.empty(n)
+    highest, leaders = np.empty(1), np.empty(1, np.int64)
+    length = _length(theta)
+    for p in range(len(picked)):
+        best, score, count = _first_left(taken), 0.0, 0
+        if length > 0:
+            bound = slack[0] + 4 * (d + 4) * _TINY * length
+            leaders[0], highest[0], low = -1, np.inf, -np.inf
+            for j in range(n):
+                upper[j] = -np.inf if taken[j] else approximate[j] + norm[j] * bound
+                if not taken[j] and approximate[j] - norm[j] * bound > low:
+                    leaders[0], low = j, approximate[j] - norm[j] * bound
+            best, score, count = _decide(upper, highest, leaders, n, rows, inverse_norms, numbers, target, theta)
+        taken[best] = not replace
+        picked[p], scores[p] = best, score
+        slack[0] += (2 * (d + 4) * norm[best] + length) * _TINY
+        for j in range(n):
+            approximate[j] -= gram[best, j]
+        length = _step(numbers[best], rows, inverse_norms, target, theta)
+        lengths[p] = length
+        evaluations += count
+    return evaluations
+
+
+def call(kernel: Any, threads: int, *arguments: Any) -> Any:
+    """Run a kernel on `threads` threads; with one thread any number of calls may run at a time."""
+    if threads == 1:
+        return kernel(False, *arguments)
+    before = get_num_threads()
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    try:
+        return kernel(True, *arguments)
+    finally:
+        set_num_threads(before)
