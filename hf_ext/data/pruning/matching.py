@@ -138,7 +138,8 @@ def gm_matching(
             for unit rows and `"zero"` for raw ones: adding a constant to every row then changes no pick.
             From zero every row ties: the row nearest to the target is first.
         metric (`"unit"` or `"raw"`):
-            Divide rows by their length, or take them as they are.
+            Divide rows by their length, or take them as they are. A raw row far from the others has a large product
+            with any theta and is soon picked, though it does not move the target: `trim` such rows.
         groups (sequence of `n` labels, *optional*):
             Match every group on its own rows.
         budget (`"proportional"`, `"equal"` or `dict` label -> rows):
