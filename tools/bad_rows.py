@@ -91,4 +91,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{sum(1 for _ in rows())} cases written to {PAGE.relative_to(ROOT)}")  # noqa: T201
+    print(f"{sum(1 for _ in rows())} cases written to {PAGE.relative_to(ROOT)}")

@@ -58,7 +58,7 @@ def main() -> None:
     without = parser.parse_args().without
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [text for extra in EXTRAS for text in project["optional-dependencies"][extra]]
-    print("\n".join(floor_lines([*project["dependencies"], *extras], without)))  # noqa: T201
+    print("\n".join(floor_lines([*project["dependencies"], *extras], without)))
 
 
 if __name__ == "__main__":

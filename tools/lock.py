@@ -34,7 +34,7 @@ def main() -> None:
     path = Path(__file__).resolve().parent.parent / "constraints.txt"
     header = "# The exact set the tests ran with, written by `make lock`.\n"
     path.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{path}: {len(lines)} packages")  # noqa: T201
+    print(f"{path}: {len(lines)} packages")
 
 
 if __name__ == "__main__":
