@@ -33,9 +33,9 @@ USED = {
     "model.safetensors": 4, "optimizer.pt": 4, "scheduler.pt": 4, "rng_state.pth": 4, "trainer_state.json": 4,
     "before the manifest": 4, "in the manifest": 4, "after the manifest": 8, "in the rotation": 8,
 }  # fmt: skip
-# Every phase of every trainer is in the slow suite.
-BY_DEFAULT = {name: ["optimizer.pt", "in the rotation"] for name in NAMES}
-BY_DEFAULT[NAMES[0]].append("before the manifest")
+# Every phase, and a full disk, of every trainer are in the slow suite.
+BY_DEFAULT = {name: ["optimizer.pt"] for name in NAMES}
+BY_DEFAULT[NAMES[0]] += ["before the manifest", "in the rotation"]
 SIGTERM = {"enable_jit_checkpoint": True, "save_strategy": "no"}
 
 
@@ -74,6 +74,11 @@ def cut_jobs(folder: Path, name: str, phases: Iterable[str]) -> list[dict[str, A
     return jobs
 
 
+def full_jobs(folder: Path, name: str) -> list[dict[str, Any]]:
+    full = folder / name / "full"
+    return [job_of(name, "full", full, room_at=5, room=200_000), job_of(name, "full/resumed", full, resume=True)]
+
+
 def sigterm_jobs(folder: Path, name: str, steps: list[int], **changes: Any) -> list[dict[str, Any]]:
     jobs = [job_of(name, "sigterm/whole", folder / name / "sigterm_whole", changes=changes)]
     for step in steps:
@@ -98,11 +103,7 @@ def results(place: Path) -> dict[str, dict[str, Any]]:
         jobs += [job_of(name, "whole", place / name / "whole")]
         jobs += cut_jobs(place, name, BY_DEFAULT[name])
         jobs += sigterm_jobs(place, name, [9])[1:]
-        full = place / name / "full"
-        jobs += [
-            job_of(name, "full", full, room_at=5, room=200_000),
-            job_of(name, "full/resumed", full, resume=True),
-        ]
+    jobs += full_jobs(place, NAMES[0])
     jobs += [job_of(NAMES[0], "save", place / "save", room=50_000, changes={"max_steps": 1, "save_strategy": "no"})]
     return run_jobs(jobs, place)
 
@@ -202,10 +203,7 @@ def test_two_processes_stop_at_one_step_and_agree_on_the_whole_checkpoint(tmp_pa
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
-@every_trainer
-def test_out_of_disk_while_saving_it_says_so_and_resumes_to_the_same_weights(
-    name: str, results: dict, place: Path
-) -> None:
+def assert_out_of_disk_and_resumed(results: dict, name: str) -> None:
     full, resumed = results[f"{name}/full"], results[f"{name}/full/resumed"]
     assert full["error"] == "DiskFullError"
     for words in ("a checkpoint", "checkpoint-8", "free", "needed", "checkpoint-4 is whole", "resume"):
@@ -214,6 +212,17 @@ def test_out_of_disk_while_saving_it_says_so_and_resumes_to_the_same_weights(
     assert resumed["first"] == 5
     assert not [text for text in resumed["warnings"] if "checkpoint" in text], "the unfinished one was not removed"
     assert resumed["weights"] == results[f"{name}/whole"]["weights"]
+
+
+def test_out_of_disk_while_saving_it_says_so_and_resumes_to_the_same_weights(results: dict) -> None:
+    assert_out_of_disk_and_resumed(results, NAMES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_out_of_disk_every_trainer_says_so_and_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    found = run_jobs([job_of(name, "whole", tmp_path / "whole"), *full_jobs(tmp_path, name)], tmp_path)
+    assert_out_of_disk_and_resumed(found, name)
 
 
 def test_out_of_disk_the_model_saved_before_is_as_it_was(results: dict, place: Path) -> None:
