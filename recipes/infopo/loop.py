@@ -23,9 +23,10 @@ from hf_ext.recipes.infopo.answers import (
     sample_answers,
     seed_of,
 )
-from hf_ext.recipes.infopo.rounds import Round, no_pairs_message, table
+from hf_ext.recipes.infopo.rounds import PAIRS, Round, no_pairs_message, table
 from hf_ext.recipes.infopo.scoring import Scorer, reward_scorer, verifier_scorer
 from hf_ext.recipes.launch import Recipe
+from hf_ext.recipes.loading import load_rows
 
 # Settings of training that change a round's result; a round that was begun goes on only under the same ones.
 TRAINING = (
@@ -162,7 +163,6 @@ class OnlineLoop:
 
     def _train(self, one: Round, start: str) -> None:
         """An ordinary run in `round-N/train`, whose reference is its own start; then its model, whole."""
-        from datasets import Dataset
         from transformers import set_seed
 
         args = copy.copy(self.args)
@@ -175,9 +175,10 @@ class OnlineLoop:
             **self.args.model_init_kwargs,
             "revision": self.args.model_init_kwargs["revision"] if one.number == 0 else None,
         }
-        rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in one.read_pairs()]
+        # From the file, not from memory: the processes then share one cache, as the host's preparation expects.
+        rows = load_rows(str(one.folder / PAIRS)).select_columns(["prompt", "chosen", "rejected"])
         set_seed(args.seed)  # an adapter is drawn before the trainer seeds anything
-        trainer = self.recipe.make_trainer(start, args, self.model_args, train_dataset=Dataset.from_list(rows))
+        trainer = self.recipe.make_trainer(start, args, self.model_args, train_dataset=rows)
         checkpoint, _ = newest_whole(args.output_dir)
         self.state.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -112,11 +112,6 @@ class Round:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(self.folder / PAIRS, lines)
 
-    def read_pairs(self) -> list[dict[str, Any]]:
-        """The pairs, as [`~hf_ext.recipes.infopo.answers.form_pairs`] made them."""
-        lines = (self.folder / PAIRS).read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
-
 
 def table(rounds: Sequence[Round]) -> str:
     """A Markdown table, one line a round; `-` where a number is not known."""
