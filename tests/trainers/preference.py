@@ -89,9 +89,9 @@ def sum_logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> fl
     return total
 
 
-def tokens_of(prompt: str, answer: str) -> tuple[list[int], list[int]]:
+def tokens_of(prompt: str, answer: str, tokenizer: Any = TOKENIZER) -> tuple[list[int], list[int]]:
     """Prompt and completion ids, the end token appended, as TRL splits them: where the two tokenisations part."""
-    head = TOKENIZER(prompt)["input_ids"]
-    ids = TOKENIZER(prompt + answer + TOKENIZER.eos_token)["input_ids"]
+    head = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(prompt + answer + tokenizer.eos_token)["input_ids"]
     cut = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), len(head))
     return ids[:cut], ids[cut:]
