@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
-from hf_ext.data.sampling import end_ids, sample_rows, sampling_mode, start_ids
+from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
+from hf_ext.data.slots import can_refill
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextFreeStore", "generate_context_free"]
 
-FORMAT_REVISION = 1
+FORMAT_REVISION = 2
+READABLE = (1, 2)  # 1: a shard was one batch with a random stream of its own; read, never continued
+MOST_BATCHES = 8  # batches in a shard: more would save little time and lose more rows to a kill
 MANIFEST = "manifest.json"
 # What the rows of a shard depend on: a store is continued only by a call that agrees on all of these.
 SETTINGS = (
@@ -81,9 +86,9 @@ class ContextFreeStore:
                 "Make one with generate_context_free(model, tokenizer, num_tokens, output_dir=...)."
             )
         revision = self.manifest.get("format_revision")
-        if revision != FORMAT_REVISION:
+        if revision not in READABLE:
             raise ValueError(
-                f"The store {self.path} has format revision {revision!r}; this version reads {FORMAT_REVISION}. "
+                f"The store {self.path} has format revision {revision!r}; this version reads {READABLE}. "
                 "Generate it again into another folder."
             )
 
@@ -159,12 +164,16 @@ def generate_context_free(
     end tokens. So the mean negative log-likelihood of the rows under a model $q$ is, up to a constant,
     $\mathrm{KL}(p \| q)$ of the first `max_new_tokens` tokens, $p$ being the original model.
 
-    A shard is one batch of `batch_size` rows, seeded by (`seed`, its number). Shards are added until they hold
-    `num_tokens` sampled tokens, and always whole: stopping inside a batch would favour short rows. Stopped at any
-    moment, even by `kill -9`, the same call continues after the last whole shard and gives the rows of an unbroken run
-    (on the same machine kind and thread count). On a complete store it returns at once; with a larger `num_tokens`
-    it adds shards. The global random state is left alone. Under `torch.distributed` the processes share the shards out
-    and write to one shared folder: shard for shard the same rows as one process.
+    Each row has random numbers of its own, from (`seed`, its number), so it does not depend on its neighbours but for
+    rounding. `batch_size` rows are sampled at once; where one ends, the next of the shard takes its place, if the
+    model allows that (its cache keeps every token, and it takes positions and a mask); else batches begin together.
+
+    A shard is 1 to 8 batches of rows, as many as `num_tokens` calls for when the store is new. Shards are added until
+    they hold `num_tokens` sampled tokens, and always whole: stopping inside one would favour short rows. Stopped at
+    any moment, even by `kill -9`, the same call continues after the last whole shard and gives the rows of an unbroken
+    run (on the same machine kind and thread count). On a complete store it returns at once; with a larger
+    `num_tokens` it adds shards. The global random state is left alone. Under `torch.distributed` the processes share
+    the shards out and write to one shared folder: shard for shard the same rows as one process.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -215,10 +224,16 @@ def generate_context_free(
         "dtype": _dtype_of(model),
         "autocast_dtype": None if autocast_dtype is None else _short(autocast_dtype),
     }
-    manifest = _open_manifest(folder, settings, model)
+    batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
+    manifest = _open_manifest(folder, settings, batch_size * min(batches, MOST_BATCHES), model)
     if _rank_and_world()[1] > 1:
         torch.distributed.barrier()  # every process has read the same manifest before the main one writes
     if not (manifest["complete"] and manifest["tokens"] >= num_tokens):
+        if manifest["format_revision"] != FORMAT_REVISION:
+            raise ValueError(
+                f"The store {folder} was made by an earlier version, which drew other rows from a seed: it is read, "
+                "but not continued. Pass another output_dir."
+            )
         _fill(folder, manifest, model, num_tokens, autocast_dtype, show_progress)
     return ContextFreeStore(folder)
 
@@ -233,6 +248,7 @@ def _fill(
 ) -> None:
     """Add shards, one a process and round, until the first ones hold `num_tokens` sampled tokens."""
     rank, world = _rank_and_world()
+    sample = _sampler(model, manifest, autocast_dtype)
     shards: list[dict[str, Any]] = manifest["shards"]
     hidden = not show_progress or rank != 0
     with tqdm(total=num_tokens, unit="tok", desc="context-free rows", disable=hidden) as bar:
@@ -246,7 +262,7 @@ def _fill(
                 _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
             if done:
                 break
-            table = _sample_shard(model, manifest, len(shards) + rank, autocast_dtype, bar.update)
+            table = sample(len(shards) + rank, bar.update)
             for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
                 # The last round may overshoot: what one process would not have sampled is not kept.
                 if sum(kept["tokens"] for kept in shards) < num_tokens:
@@ -257,30 +273,39 @@ def _fill(
         torch.distributed.barrier()  # no process may read the manifest before the main one has completed it
 
 
-def _sample_shard(
-    model: nn.Module,
-    settings: dict[str, Any],
-    number: int,
-    autocast_dtype: torch.dtype | None,
-    on_tokens: Callable[[int], Any],
-) -> pa.Table:
+def _sampler(
+    model: nn.Module, settings: dict[str, Any], autocast_dtype: torch.dtype | None
+) -> Callable[[int, Callable[[int], Any]], pa.Table]:
+    """Return what samples the shard of a number; it takes the number and is given a callable to tell tokens to."""
     base = original_model(model)
     device = next(base.parameters()).device
-    seeds = np.random.SeedSequence([settings["seed"], number]).generate_state(1, np.uint64)
-    generator = torch.Generator(device).manual_seed(int(seeds[0]))
-    with sampling_mode(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-        ids, logps, lengths = sample_rows(
-            base,
-            torch.tensor(settings["start_ids"], device=device),
-            settings["batch_size"],
-            settings["max_new_tokens"],
-            torch.tensor(settings["eos_ids"], dtype=torch.long, device=device),
-            generator,
-            on_tokens,
-        )
+    start = torch.tensor(settings["start_ids"], device=device)
+    eos = torch.tensor(settings["eos_ids"], dtype=torch.long)
+    longest, num_rows = settings["max_new_tokens"], settings["rows_per_shard"]
+
+    @contextmanager
+    def as_it_samples() -> Iterator[None]:
+        with sampling_mode(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            yield
+
+    with as_it_samples():
+        refill = can_refill(base, start, longest)
+
+    def sample(number: int, on_tokens: Callable[[int], Any]) -> pa.Table:
+        uniforms = row_uniforms(settings["seed"], range(number * num_rows, (number + 1) * num_rows), longest)
+        with as_it_samples():
+            rows = sample_rows(
+                base, start, uniforms, eos, batch_size=settings["batch_size"], refill=refill, on_tokens=on_tokens
+            )
+        return _table(settings, *rows)
+
+    return sample
+
+
+def _table(settings: dict[str, Any], ids: Tensor, logps: Tensor, lengths: Tensor) -> pa.Table:
     start, eos = settings["start_ids"], set(settings["eos_ids"])
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for row_ids, row_logps, length in zip(ids.tolist(), logps.cpu().numpy(), lengths.tolist(), strict=True):
+    for row_ids, row_logps, length in zip(ids.tolist(), logps.numpy(), lengths.tolist(), strict=True):
         sampled = row_ids[:length]
         columns["input_ids"].append(start + sampled)
         columns["labels"].append([-100] * len(start) + sampled)
@@ -310,7 +335,7 @@ def _gathered(value: dict[str, Any], world: int) -> list[dict[str, Any]]:
     return values
 
 
-def _open_manifest(folder: Path, settings: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def _open_manifest(folder: Path, settings: dict[str, Any], rows_per_shard: int, model: nn.Module) -> dict[str, Any]:
     """Return the manifest to continue from: the folder's, if it agrees with `settings`, or a new one."""
     if not (folder / MANIFEST).exists():
         # A file that starts with a dot may be our own, left by a kill before the first manifest was whole.
@@ -321,6 +346,7 @@ def _open_manifest(folder: Path, settings: dict[str, Any], model: nn.Module) -> 
         return {
             "format_revision": FORMAT_REVISION,
             **settings,
+            "rows_per_shard": rows_per_shard,
             "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": None},
             "device": next(original_model(model).parameters()).device.type,
             "versions": {name: version(name) for name in libraries},

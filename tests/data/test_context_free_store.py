@@ -20,7 +20,7 @@ from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from tests.data.symbol_models import symbol_model, symbol_tokenizer
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_new_tokens": 40, "batch_size": 16, "seed": 3, "show_progress": False}
+SETTINGS = {"max_new_tokens": 40, "batch_size": 4, "seed": 3, "show_progress": False}
 CHILD = """
 import sys, torch
 from hf_ext.data.context_free import generate_context_free
@@ -28,12 +28,12 @@ from tests.data.symbol_models import symbol_model, symbol_tokenizer
 torch.set_num_threads(1)
 {before}
 generate_context_free(symbol_model(64), symbol_tokenizer(64), {num_tokens}, output_dir=sys.argv[1],
-                      max_new_tokens=40, batch_size=16, seed=3, show_progress=False)
+                      max_new_tokens=40, batch_size=4, seed=3, show_progress=False)
 {after}
 """
 
 
-def generate(folder, num_tokens=1_500, model=None, tokenizer=None, **arguments):
+def generate(folder, num_tokens=3_000, model=None, tokenizer=None, **arguments):
     model = symbol_model(64) if model is None else model
     tokenizer = symbol_tokenizer(64) if tokenizer is None else tokenizer
     return generate_context_free(model, tokenizer, num_tokens, output_dir=folder, **(SETTINGS | arguments))
@@ -52,12 +52,12 @@ def test_manifest_counts_what_the_rows_hold(tmp_path):
     manifest, dataset = store.manifest, store.to_dataset()
     tokens = [sum(label != -100 for label in labels) for labels in dataset["labels"]]
     assert manifest["complete"]
-    assert manifest["num_tokens"] == 1_500 <= manifest["tokens"] == sum(tokens)
-    assert manifest["rows"] == len(dataset) == 16 * len(manifest["shards"])
+    assert manifest["num_tokens"] == 3_000 <= manifest["tokens"] == sum(tokens)
+    assert manifest["rows"] == len(dataset) == 32 * len(manifest["shards"])
     assert [shard["tokens"] for shard in manifest["shards"]] == [
-        sum(tokens[i : i + 16]) for i in range(0, len(tokens), 16)
+        sum(tokens[i : i + 32]) for i in range(0, len(tokens), 32)
     ]
-    assert manifest["tokens"] - manifest["shards"][-1]["tokens"] < 1_500  # no shard too many
+    assert manifest["tokens"] - manifest["shards"][-1]["tokens"] < 3_000  # no shard too many
     assert {"model_hash", "tokenizer_hash", "start_ids", "sampling", "versions", "dtype"} <= manifest.keys()
     assert not [file for file in store.path.iterdir() if file.name.startswith(".")]
 
@@ -91,7 +91,7 @@ def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeyp
 
 
 def test_killed_process_resumes_to_the_same_bytes(tmp_path):
-    num_tokens, folder = 20_000, tmp_path / "store"
+    num_tokens, folder = 10_000, tmp_path / "store"
     code = CHILD.format(before="", num_tokens=num_tokens, after="")
     child = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=child_environment())
     try:
@@ -105,7 +105,7 @@ def test_killed_process_resumes_to_the_same_bytes(tmp_path):
         child.wait()
     killed = ContextFreeStore(folder)
     assert not killed.manifest["complete"]
-    with pytest.raises(ValueError, match=r"incomplete.*of 20,000 sampled tokens"):
+    with pytest.raises(ValueError, match=r"incomplete.*of 10,000 sampled tokens"):
         killed.to_dataset()
     kept = len(killed.manifest["shards"])
     store = generate(folder, num_tokens)
@@ -122,7 +122,7 @@ def test_two_processes_write_the_rows_of_one(tmp_path):
     script.write_text(
         CHILD.format(
             before="torch.distributed.init_process_group('gloo'); assert torch.distributed.get_world_size() == 2",
-            num_tokens=1_500,
+            num_tokens=3_000,
             after="torch.distributed.destroy_process_group()",
         )
     )
@@ -142,12 +142,12 @@ def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_sha
     with monkeypatch.context() as patched:
         patched.setattr(context_free, "sample_rows", None)  # any sampling would now raise
         assert generate(folder).to_dataset()[:] == first
-        assert generate(folder, 700).to_dataset()[:] == first
-    more = generate(folder, 3_000)
-    assert more.manifest["tokens"] >= 3_000
+        assert generate(folder, 1_400).to_dataset()[:] == first
+    more = generate(folder, 6_000)
+    assert more.manifest["tokens"] >= 6_000
     assert before.items() < shard_hashes(folder).items()
     assert more.to_dataset()[: len(first["input_ids"])] == first
-    assert more.manifest == generate(tmp_path / "at_once", 3_000).manifest
+    assert more.manifest == generate(tmp_path / "at_once", 6_000).manifest
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,25 @@ def test_another_format_revision_is_refused(tmp_path):
     (store.path / "manifest.json").write_text(json.dumps(store.manifest | {"format_revision": 99}))
     with pytest.raises(ValueError, match="format revision 99"):
         ContextFreeStore(store.path)
+
+
+def test_a_store_of_the_first_revision_is_read_and_not_continued(tmp_path):
+    store = generate(tmp_path / "store")
+    rows = store.to_dataset()[:]
+    manifest = {name: value for name, value in store.manifest.items() if name != "rows_per_shard"}
+    (store.path / "manifest.json").write_text(json.dumps(manifest | {"format_revision": 1}))
+    assert generate(store.path).to_dataset()[:] == rows
+    before = shard_hashes(store.path)
+    with pytest.raises(ValueError, match=r"earlier version.*not continued"):
+        generate(store.path, 6_000)
+    assert shard_hashes(store.path) == before
+
+
+@pytest.mark.parametrize(("num_tokens", "rows"), [(1, 4), (161, 8), (640, 16), (1_300, 32)])
+def test_a_shard_is_one_to_eight_batches_as_the_tokens_call_for(tmp_path, num_tokens, rows):
+    store = generate(tmp_path / "store", num_tokens)
+    assert store.manifest["rows_per_shard"] == rows
+    assert {shard["rows"] for shard in store.manifest["shards"]} == {rows}
 
 
 def test_progress_is_shown_in_tokens_and_only_when_asked(tmp_path, capsys):
