@@ -14,9 +14,10 @@ which *DPO's own* loss on validation questions is lowest, so the choice favours 
 are the methods' usual ones, not tuned: IPO's and SimPO's rows show a direction, not a ranking.
 
 The frozen lower layers' output is computed once a row; all arms train and are scored on top of it (`lookup_error`:
-by how many nats that moves a sequence's log-probability). KL is KL(start||new), exact over the vocabulary, mean over
-every third position of the held-out answers: the answers are the data's, not the model's samples. Gold answers are
-GSM8K's own to held-out questions, ending in `A: <number>` as the solutions do.
+by how many nats that moves a sequence's log-probability: 5e-7 in float32, in bf16 what rounding does). KL is
+KL(start||new), exact over the vocabulary, mean over every third position of the held-out answers: the answers are the
+data's, not the model's samples. Gold answers are GSM8K's own to held-out questions, ending in `A: <number>` as the
+solutions do.
 
 Last line, one JSON object (nats per token unless said; nwj against DPO):
   benchmark, steps, seeds, learning_rate, heldout_questions
