@@ -126,7 +126,7 @@ def test_it_pickles_and_is_frozen(entry: Entry) -> None:
 
 @every_callable
 @pytest.mark.parametrize(
-    "settings", [{"num_proc": 2}, {"batch_size": 1}, {"batch_size": 1000}, {"batch_size": 7}], ids=str
+    "settings", [{"num_proc": 4}, {"batch_size": 1}, {"batch_size": 1000}, {"batch_size": 7}], ids=str
 )
 def test_rows_do_not_depend_on_processes_or_batches(entry: Entry, settings: dict) -> None:
     if "batch_size" in settings and "batched" not in entry.kwargs:
@@ -137,7 +137,9 @@ def test_rows_do_not_depend_on_processes_or_batches(entry: Entry, settings: dict
 @every_callable
 def test_a_stream_and_a_dict_of_splits_give_the_same_rows(entry: Entry) -> None:
     expected = expected_rows(entry)
-    assert rows_of(dataset_of(entry).to_iterable_dataset(num_shards=1).map(entry.make, **entry.kwargs)) == expected
+    for shards, batch_size in ((1, 1000), (1, 1), (1, 7), (4, 1000)):
+        stream = dataset_of(entry).to_iterable_dataset(num_shards=shards)
+        assert rows_of(stream.map(entry.make, **entry.kwargs, batch_size=batch_size)) == expected
     splits = DatasetDict({"train": dataset_of(entry), "test": dataset_of(entry).select(range(3))})
     mapped = splits.map(entry.make, **entry.kwargs)
     assert rows_of(mapped["train"]) == expected
