@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import generate_context_free
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
+from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedConfig, InfoPOUnpairedTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
+from tests.trainers import preference
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 
@@ -26,6 +29,21 @@ def plain_rows(n: int) -> Dataset:
 def weighted_rows(n: int) -> Dataset:
     """The same with weights between 0 and 3."""
     return plain_rows(n).add_column("weight", [(i * 7 % 13) / 4 for i in range(n)])
+
+
+def weighted_pairs(n: int) -> Dataset:
+    """Preference pairs with weights between 0 and 3."""
+    return preference.pairs(n).add_column("weight", weighted_rows(n)["weight"])
+
+
+def weighted_singles(n: int) -> Dataset:
+    """Labelled responses with weights between 0 and 3."""
+    return preference.singles(n).add_column("weight", weighted_rows(n)["weight"])
+
+
+def with_reference(folder: Path) -> dict[str, Any]:
+    """A reference model beside the policy, which is in memory."""
+    return {"ref_model": tiny_model(TOKENIZER)}
 
 
 def no_arguments(folder: Path) -> dict[str, Any]:
@@ -42,6 +60,13 @@ def with_store(folder: Path) -> dict[str, Any]:
     return {"context_free_dataset": store}
 
 
+def malformed(**columns: Any) -> dict[str, dict[str, Any]]:
+    """What makes a row bad, by name: the given columns' values, and weights that are none."""
+    weights = {"negative_weight": -0.5, "nan_weight": math.nan, "infinite_weight": math.inf}
+    rows = {f"{column}_{value!r}": {column: value} for column, values in columns.items() for value in values}
+    return rows | {name: {"weight": value} for name, value in weights.items()}
+
+
 @dataclass(frozen=True)
 class Method:
     """
@@ -51,9 +76,14 @@ class Method:
         name (`str`): the method's word.
         trainer (`type`), config (`type`): its classes.
         rows (`Callable`): `n` rows it trains on, on which it differs from its parent.
-        neutral (`dict`): settings under which it equals `parent` on plain rows, bit for bit.
+        plain (`Callable`): `n` rows without weights.
+        neutral (`dict`): settings under which it equals `parent` on plain rows, bit for bit; `None`: there are none.
         arguments (`Callable`): what the trainer needs beyond `SFTTrainer`'s arguments, made in a folder.
         parent (`tuple`): the trainer and config it then equals.
+        malformed (`dict`): what makes one of its rows bad, by name.
+        packs (`bool`): whether it takes the settings of packing and shuffling.
+        settings (`dict`): changes to the config of every run.
+        rounding (`float`): what float32 leaves uncertain of a loss beyond its own last digit.
         variants (`tuple`): the ways to train under which a killed run resumes exactly (`test_killed.VARIANTS`).
     """
 
@@ -61,29 +91,62 @@ class Method:
     trainer: Any
     config: Any
     rows: Callable[[int], Dataset] = weighted_rows
-    neutral: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] | None = field(default_factory=dict)
     arguments: Callable[[Path], dict[str, Any]] = no_arguments
     parent: tuple[Any, Any] = (SFTTrainer, SFTConfig)
+    plain: Callable[[int], Dataset] = plain_rows
+    malformed: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: malformed(completion=[None, ""], prompt=[None])
+    )
+    packs: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    rounding: float = 0.0
     variants: tuple[str, ...] = ("plain", "packed", "streaming", "workers", "lora")
 
     def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
         """A trainer on `rows` (or that many of its own) with the tiny model; `changes` are to the config."""
         dataset = self.rows(rows) if isinstance(rows, int) else rows
         kwargs = changes.pop("kwargs", {})
-        args = config_of(self.config, folder / "out", **changes)
-        return build(self.trainer, args, dataset, model=model, **self.arguments(folder), **kwargs)
+        args = config_of(self.config, folder / "out", **(self.settings | changes))
+        arguments = self.arguments(folder)
+        if "peft_config" in kwargs:  # the base model is the reference
+            arguments.pop("ref_model", None)
+        return build(self.trainer, args, dataset, model=model, **arguments, **kwargs)
+
+    def build_parent(self, folder: Path, rows: Dataset, **changes: Any) -> Any:
+        """The parent on `rows`."""
+        trainer_class, config_class = self.parent
+        arguments = self.arguments(folder) if self.arguments is with_reference else {}
+        args = config_of(config_class, folder, **(self.settings | changes))
+        return build(trainer_class, args, rows, **arguments)
 
 
+# beta times the last digit of a sequence's log-probability, 256 nats at most, doubled: it is a difference.
+OF_SUMS = 2 * 0.1 * 3e-5
 # One line a trainer. FLOW's weights are exactly 1 at an infinite temperature, and exp(-x / 1e30) is 1 in float64.
 TRAINERS = [
     Method("weighted_sft", WeightedSFTTrainer, WeightedSFTConfig),
     # It refuses a stream, whose rows it cannot score before it trains on them (`tests/trainers/test_flow.py`).
     Method(
-        "flow", FlowSFTTrainer, FlowSFTConfig, plain_rows, {"tau": "1e30"},
+        "flow",
+        FlowSFTTrainer,
+        FlowSFTConfig,
+        plain_rows,
+        {"tau": "1e30"},
         variants=("plain", "packed", "workers", "lora"),
     ),
     Method(
         "context_free", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0}, arguments=with_store
     ),
-]
+    Method(
+        "infopo", InfoPOTrainer, InfoPOConfig, weighted_pairs, {"loss_type": "sigmoid"}, with_reference,
+        (DPOTrainer, DPOConfig), preference.pairs, malformed(chosen=[None, ""], rejected=[None, ""], prompt=[None]),
+        packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "streaming", "lora"),
+    ),
+    Method(
+        "infopo_unpaired", InfoPOUnpairedTrainer, InfoPOUnpairedConfig, weighted_singles, None, with_reference,
+        (KTOTrainer, KTOConfig), preference.singles, malformed(completion=[None, ""], prompt=[None], label=[None]),
+        packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "workers"),
+    ),
+]  # fmt: skip
 BY_NAME = {method.name: method for method in TRAINERS}

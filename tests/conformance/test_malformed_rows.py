@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trl import SFTTrainer
 
 from hf_ext.guards.rows import RowError
 from tests.conformance.registry import TRAINERS, Method
 from tests.guards.bad_rows import CASES, as_dataset, bad_rows_of
 
-every_trainer = pytest.mark.parametrize("method", TRAINERS, ids=lambda method: method.name)
+# The cases are rows of SFT; for preference rows see `registry.malformed`, `tests/guards/test_preference_rows.py`.
+SFT = [method for method in TRAINERS if issubclass(method.trainer, SFTTrainer)]
+every_trainer = pytest.mark.parametrize("method", SFT, ids=lambda method: method.name)
 
 
 @every_trainer

@@ -23,17 +23,24 @@ from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.context_free.trainer import ContextFreeSFTTrainer
 from hf_ext.trainers.flow.config import FlowSFTConfig
 from hf_ext.trainers.flow.trainer import FlowSFTTrainer
+from hf_ext.trainers.infopo.config import InfoPOConfig, InfoPOUnpairedConfig
+from hf_ext.trainers.infopo.trainer import InfoPOTrainer
+from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 from tests.hub.fake_hub import FOR_EVER, FakeHub, Repo
 from tests.tiny import tiny_model, tiny_sentences, tiny_text_dataset
+from tests.trainers.preference import pairs, singles
 from tests.trainers.runs import TOKENIZER, assert_same_weights, build, config_of
 
 TRAINERS = {
     "weighted_sft": (WeightedSFTTrainer, WeightedSFTConfig),
     "flow": (FlowSFTTrainer, FlowSFTConfig),
     "context_free": (ContextFreeSFTTrainer, ContextFreeSFTConfig),
+    "infopo": (InfoPOTrainer, InfoPOConfig),
+    "infopo_unpaired": (InfoPOUnpairedTrainer, InfoPOUnpairedConfig),
 }
+ROWS = {"infopo": pairs, "infopo_unpaired": singles}
 
 
 def trainer_for(hub: FakeHub, folder: Path, method: str = "weighted_sft", **kwargs: Any) -> Any:
@@ -44,8 +51,10 @@ def trainer_for(hub: FakeHub, folder: Path, method: str = "weighted_sft", **kwar
         extra["context_free_dataset"] = generate_context_free(
             model, TOKENIZER, 40, output_dir=folder / "context_free", max_new_tokens=8, show_progress=False
         )
+    if method in ROWS and "peft_config" not in extra:
+        extra["ref_model"] = tiny_model(TOKENIZER)
     args = config_of(config_class, folder, **{"max_steps": 1, "hub_model_id": "me/tiny", **kwargs})
-    return build(trainer_class, args, tiny_text_dataset(8), model=model, **extra)
+    return build(trainer_class, args, ROWS.get(method, tiny_text_dataset)(8), model=model, **extra)
 
 
 def looks_pickled(name: str, content: bytes) -> bool:
