@@ -356,3 +356,32 @@ def test_an_adapter_that_changes_the_base_weights_needs_a_reference() -> None:
     model = get_peft_model(tiny_model(TOKENIZER), config)
     with pytest.raises(ValueError, match="changes the base weights"):
         likelihood_report(model, None, pairs(), TOKENIZER, **QUIET)
+
+
+# --- real pairs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "group_of"),
+    [
+        ("gsm8k_solutions/preference_pairs", lambda row: row["prompt"][0]["content"]),
+        ("hh_rlhf_harmless/test", lambda row: row["id"]),
+    ],
+    ids=["gsm8k", "hh"],
+)
+def test_real_pairs_are_scored_as_dpo_trainer_scores_them(
+    real_data: Path, tmp_path: Path, name: str, group_of: Any
+) -> None:
+    rows = Dataset.from_json(str(real_data / f"{name}.jsonl.gz"), cache_dir=str(tmp_path)).select(range(12))
+    rows = rows.add_column("group", [group_of(row) for row in rows])
+    model, reference = tiny_model(TOKENIZER), tiny_model(TOKENIZER, seed=1)
+    report = likelihood_report(model, reference, rows, TOKENIZER, groups="group", max_length=300, **QUIET)
+    scored = [rows[i] for i in report.rows["row_index"]]
+    assert report.settings["num_groups"] == len({group_of(row) for row in scored})
+    args = config_of(DPOConfig, tmp_path, precompute_ref_log_probs=True, max_length=300)
+    stock = DPOTrainer(tiny_model(TOKENIZER), reference, args, train_dataset=rows, processing_class=TOKENIZER)
+    kept = {row["id"]: (row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in stock.train_dataset}
+    assert len(report.rows) + report.settings["left_out"] == 12
+    for row, raw in zip(report.rows, scored, strict=True):
+        assert (row["ref_chosen_logps"], row["ref_rejected_logps"]) == pytest.approx(kept[raw["id"]], rel=1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,8 +21,8 @@ from hf_ext.losses.infopo import (
     mi_estimate,
     pull_and_push,
 )
+from tests.losses.properties import EXAMPLES
 
-EXAMPLES = settings(max_examples=500, deadline=None)
 CAP = 4.0
 
 estimators = st.sampled_from(ESTIMATORS)
