@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore, generate_context_free
     from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
     from hf_ext.data.provenance import model_hash, tokenizer_hash
+    from hf_ext.data.pruning.matching import Matching, gm_matching
+    from hf_ext.data.pruning.median import GeometricMedian, geometric_median
+    from hf_ext.data.pruning.official import gm_official
     from hf_ext.data.weighting import (
         FlowWeights,
         add_flow_weights,
@@ -57,12 +60,14 @@ _EXPORTS = {
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
     "ForgettingReport": "hf_ext.evaluation.report",
+    "GeometricMedian": "hf_ext.data.pruning.median",
     "InfoPOConfig": "hf_ext.trainers.infopo.config",
     "InfoPOTrainer": "hf_ext.trainers.infopo.trainer",
     "InfoPOUnpairedConfig": "hf_ext.trainers.infopo.config",
     "InfoPOUnpairedTrainer": "hf_ext.trainers.infopo.unpaired",
     "LikelihoodGuardCallback": "hf_ext.trainers.infopo.callbacks",
     "LikelihoodReport": "hf_ext.evaluation.preference_report",
+    "Matching": "hf_ext.data.pruning.matching",
     "NonFiniteError": "hf_ext.guards.finite",
     "PairsToUnpaired": "hf_ext.data.preference",
     "PushError": "hf_ext.hub.retry",
@@ -82,6 +87,9 @@ _EXPORTS = {
     "flow_temperature": "hf_ext.data.weighting",
     "forgetting_report": "hf_ext.evaluation.forgetting",
     "generate_context_free": "hf_ext.data.context_free",
+    "geometric_median": "hf_ext.data.pruning.median",
+    "gm_matching": "hf_ext.data.pruning.matching",
+    "gm_official": "hf_ext.data.pruning.official",
     "infopo_loss": "hf_ext.losses.infopo",
     "infopo_unpaired_loss": "hf_ext.losses.infopo",
     "kl_k1": "hf_ext.losses.kl",
@@ -108,12 +116,14 @@ __all__ = [
     "FlowSFTTrainer",
     "FlowWeights",
     "ForgettingReport",
+    "GeometricMedian",
     "InfoPOConfig",
     "InfoPOTrainer",
     "InfoPOUnpairedConfig",
     "InfoPOUnpairedTrainer",
     "LikelihoodGuardCallback",
     "LikelihoodReport",
+    "Matching",
     "NonFiniteError",
     "PairsToUnpaired",
     "PushError",
@@ -133,6 +143,9 @@ __all__ = [
     "flow_temperature",
     "forgetting_report",
     "generate_context_free",
+    "geometric_median",
+    "gm_matching",
+    "gm_official",
     "infopo_loss",
     "infopo_unpaired_loss",
     "kl_k1",

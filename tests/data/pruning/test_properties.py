@@ -103,7 +103,7 @@ def test_one_far_row_moves_the_mean_and_not_the_median():
     share = 1 / 300
     assert np.linalg.norm(gm_far.center - gm.center) <= 2 * (1 - share) / (1 - 2 * share) * radius
     assert np.linalg.norm(mean_far.center - mean.center) > 1000
-    # The target stands, but a row so long has the greatest product with any theta: raw rows want `trim`, or unit length.
+    # The target stands, but so long a row has the greatest product with any theta: `trim`, or take unit rows.
     assert 17 in gm_far.indices
     assert 17 not in gm_matching(far, 30, metric="raw", trim=0.01).indices
 

