@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 # What a result depends on, from the repository's root. A commit that touches it since the result's makes it stale.
 MEASURED = {
     "gm_matching_speed": ["hf_ext/data/pruning"],
+    "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "forgetting_gsm8k": ["hf_ext/data", "hf_ext/losses", "hf_ext/_upstream.py", "trainers", "hf_ext/evaluation"],
     "infopo_step": [
         "hf_ext/_upstream.py",

@@ -1,0 +1,230 @@
+"""
+How fast are context-free rows sampled next to transformers' `generate`?
+
+Both sample SmolLM2-135M-Instruct in bf16 from the bare start token at temperature 1 without a filter, in one process,
+turn by turn. Each runs at its own best batch size of 16, 32, 64 and 96, found first on rows of 64 tokens. Natural rows
+have a limit of 128 tokens, at least 10,000 of them are kept. Then every row gets a limit of its own, uniform from 16
+to 256, the same for both, unknown to either beforehand: rows come in the order drawn. `generate` runs whole batches;
+a stopping criterion ends a batch once each of its rows has met its limit or its end token. What it computes beyond a
+row's end is not kept.
+
+Last line, one JSON object:
+  benchmark, batch_size, peer_batch_size
+  speedup               kept tokens a second, ours over the peer's; median of the rounds (natural lengths)
+  bound                 tokens the peer computed over those it kept: the gain from never computing past a row's end
+  speedup_over_bound    goal >= 0.9
+  speedup_uniform       as `speedup`, with a limit of its own for each row (goal >= 1.6)
+  bound_uniform         as `bound`, there
+
+    python benchmarks/context_free_speed.py [--rounds 2]    # under ten minutes on 2 cores with nothing else on them
+    python benchmarks/context_free_speed.py --cpu-clock     # CPU seconds of one thread: for a machine that is shared
+    python benchmarks/context_free_speed.py --quick         # seconds, a tiny model, not the claim
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from common import finish, parser
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
+
+from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
+from hf_ext.data.slots import can_refill
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is run: the real sizes, or those of a quick run."""
+
+    batch_sizes: tuple[int, ...] = (16, 32, 64, 96)
+    sweep_tokens: int = 64
+    natural_limit: int = 128
+    natural_tokens: int = 10_000
+    uniform_limits: tuple[int, int] = (16, 256)
+
+
+QUICK = Sizes((4, 8), 4, 12, 200, (2, 16))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one sampler."""
+
+    part: str
+    sampler: str
+    batch_size: int
+    rows: int
+    kept: int
+    computed: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Kept tokens a second."""
+        return self.kept / self.seconds
+
+
+class OwnLimits(StoppingCriteria):
+    """A row is done once it has its own number of tokens."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths  # start included
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows are done, `(rows,)`."""
+        return input_ids.shape[1] >= self.lengths
+
+
+class Samplers:
+    """Both samplers on one model; every run draws afresh."""
+
+    def __init__(self, model: Any, tokenizer: Any, longest: int, clock: Callable[[], float]) -> None:
+        self.model, self.device, self.clock = model, model.device, clock
+        self.start = torch.tensor(start_ids(model, tokenizer, "bos", longest), device=model.device)
+        self.eos = torch.tensor(end_ids(model, tokenizer))
+        self.runs: list[Run] = []
+        self.drawn = 0
+        with sampling_mode(model):
+            if not can_refill(model, self.start, longest):
+                sys.exit("The model cannot be refilled: nothing to measure.")
+
+    def run(self, part: str, sampler: str, batch_size: int, limits: Tensor) -> Run:
+        """Sample a row for each limit; every run has another seed."""
+        self.drawn += 1
+        sample = self._ours if sampler == "ours" else self._peer
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        started = self.clock()
+        kept, computed = sample(batch_size, limits)
+        seconds = round(self.clock() - started, 4)
+        self.runs.append(Run(part, sampler, batch_size, len(limits), kept, computed, seconds))
+        tqdm.write(
+            f"{part:8} {sampler:5} {self.runs[-1].rate:8.1f} kept tokens/s  batch {batch_size}", file=sys.stderr
+        )
+        return self.runs[-1]
+
+    def _ours(self, batch_size: int, limits: Tensor) -> tuple[int, int]:
+        with sampling_mode(self.model):
+            uniforms = row_uniforms(self.drawn, range(len(limits)), int(limits.max()))
+            _, _, lengths = sample_rows(
+                self.model, self.start, uniforms, self.eos, batch_size=batch_size, refill=True, limits=limits
+            )
+        return int(lengths.sum()), int(lengths.sum())
+
+    def _peer(self, batch_size: int, limits: Tensor) -> tuple[int, int]:
+        torch.manual_seed(self.drawn)
+        kept = computed = 0
+        for batch in limits.to(self.device).split(batch_size):
+            config = GenerationConfig(
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=int(batch.max()),
+                eos_token_id=self.eos.tolist(),
+                pad_token_id=int(self.eos[0]),
+            )
+            same = bool((batch == batch[0]).all())
+            ids = self.model.generate(
+                self.start.expand(len(batch), -1),
+                attention_mask=torch.ones(len(batch), len(self.start), dtype=torch.long, device=self.device),
+                generation_config=config,
+                stopping_criteria=None if same else [OwnLimits(len(self.start) + batch)],
+            )[:, len(self.start) :]
+            computed += ids.numel()
+            kept += int(kept_lengths(ids, self.eos.to(self.device), batch).sum())
+        return kept, computed
+
+
+def kept_lengths(ids: Tensor, eos: Tensor, limits: Tensor) -> Tensor:
+    """Tokens of each row `(rows,)` up to its limit or its first end token, that one included."""
+    ended = torch.isin(ids, eos)
+    first = torch.where(ended.any(dim=1), ended.int().argmax(dim=1) + 1, ids.shape[1])
+    return torch.minimum(first, limits)
+
+
+def load(quick: bool) -> tuple[Any, Any]:
+    """The model in bf16 and its tokenizer, or tiny ones."""
+    if quick:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        from tests.tiny import tiny_model, tiny_tokenizer
+
+        tokenizer = tiny_tokenizer()
+        return tiny_model(tokenizer), tokenizer
+    from hf_ext.demo.model import embedded_model
+
+    path = embedded_model()
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
+
+
+def headline_of(runs: list[Run], best: dict[str, int]) -> dict[str, Any]:
+    """The headline from the runs."""
+    values: dict[str, float] = {}
+    for part in ("natural", "uniform"):
+        of = {name: [run for run in runs if run.part == part and run.sampler == name] for name in ("ours", "peer")}
+        rates = [ours.rate / peer.rate for ours, peer in zip(of["ours"], of["peer"], strict=True)]
+        values[f"speedup_{part}"] = median(rates)
+        values[f"bound_{part}"] = sum(run.computed for run in of["peer"]) / sum(run.kept for run in of["peer"])
+    return {
+        "benchmark": "context_free_speed",
+        "batch_size": best["ours"],
+        "peer_batch_size": best["peer"],
+        "speedup": round(values["speedup_natural"], 3),
+        "bound": round(values["bound_natural"], 3),
+        "speedup_over_bound": round(values["speedup_natural"] / values["bound_natural"], 3),
+        "speedup_uniform": round(values["speedup_uniform"], 3),
+        "bound_uniform": round(values["bound_uniform"], 3),
+    }
+
+
+def main() -> None:
+    """Find the batch sizes, run both in turn, print the headline."""
+    options = parser(__doc__ or "", "context_free_speed")
+    options.add_argument("--rounds", type=int, default=2, help="Rounds at natural lengths; half as many uniform ones.")
+    options.add_argument("--cpu-clock", action="store_true", help="Count the CPU seconds of one thread instead.")
+    args = options.parse_args()
+    if args.cpu_clock:
+        torch.set_num_threads(1)  # threads that wait for each other burn time on a busy machine
+    clock = time.process_time if args.cpu_clock else time.perf_counter
+    sizes = QUICK if args.quick else Sizes()
+    samplers = Samplers(*load(args.quick), longest=sizes.uniform_limits[1], clock=clock)
+    for name in ("peer", "ours"):
+        samplers.run("warm-up", name, sizes.batch_sizes[0], torch.full((sizes.batch_sizes[0],), 4))
+
+    best: dict[str, int] = {}
+    for name in tqdm(("peer", "ours"), desc="Batch sizes", unit="sampler"):
+        sweep = [
+            samplers.run("sweep", name, size, torch.full((size,), sizes.sweep_tokens)) for size in sizes.batch_sizes
+        ]
+        best[name] = max(sweep, key=lambda run: run.rate).batch_size
+
+    # Whole batches of the peer, and enough of them that early ends leave the tokens wanted (a fifth is plenty).
+    wanted = 1.2 * sizes.natural_tokens / sizes.natural_limit
+    natural = torch.full((-int(-wanted // best["peer"]) * best["peer"],), sizes.natural_limit)
+    low, high = sizes.uniform_limits
+    # Twice the rows: with one batch no slot would ever be refilled.
+    uniform = torch.randint(low, high + 1, (2 * len(natural),), generator=torch.Generator().manual_seed(0))
+    parts = [("natural", natural)] * args.rounds + [("uniform", uniform)] * max(1, args.rounds // 2)
+    for number, (part, limits) in enumerate(tqdm(parts, desc="Rounds", unit="round")):
+        for name in ("peer", "ours") if number % 2 else ("ours", "peer"):
+            samplers.run(part, name, best[name], limits)
+    rows = [asdict(run) for run in samplers.runs if run.part != "warm-up"]
+    how = {"threads": torch.get_num_threads(), "clock": "cpu" if args.cpu_clock else "wall"}
+    finish(args, {"rows": rows, **how}, headline_of(samplers.runs, best))
+
+
+if __name__ == "__main__":
+    main()
