@@ -35,6 +35,7 @@ TESTS = ROOT / "tests" / "losses"
 EXAMPLES = (20, 200)  # of each property test: few first, more for a mutant that the first round did not notice
 LIMIT_S = 600.0
 
+NEAR = "near = p * (torch.expm1(log_ratio.clamp(-1, 1)) - log_ratio).clamp(min=0)"
 # (module, the line as written, the change) -> why no test can tell.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
@@ -43,6 +44,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "torch.as_tensor(denominator, device=log_probs.device, dtype=log_probs.dtype)"
         " -> torch.as_tensor(denominator, dtype=log_probs.dtype)",
     ): "a tensor without dimensions divides one on any device; the argument only says when it is copied there",
+    ("kl", NEAR, "1 -> 2"): "the branch is read only where |log-ratio| < 1: a wider clamp changes nothing there",
+    (
+        "kl",
+        "return torch.where(allowed & (log_ratio.abs() < 1), near, far).sum(dim=-1)",
+        "log_ratio.abs() < 1 -> log_ratio.abs() <= 1",
+    ): "both branches are the same number where |log-ratio| is 1",
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {

@@ -245,3 +245,23 @@ def test_sampled_nll_gradient_is_the_kl_gradient_in_mean_and_noise_at_the_origin
     sequence_kl(original, parameters).backward()
     assert all(torch.equal(part.grad, torch.zeros_like(part)) for part in parameters)
     assert sampled_nll_gradient(original, original, 16).abs().max() > 0.01
+
+
+def test_the_gradient_of_exact_kl_stays_finite_where_one_model_all_but_forbids_what_the_other_says() -> None:
+    original = torch.tensor([[0.0, -100.0], [0.0, -100.0], [0.0, -95.0]])
+    new = torch.tensor([[-100.0, 0.0], [0.0, 100.0], [0.0, 0.0]], requires_grad=True)
+    kl = exact_kl(original, new)
+    kl.sum().backward()
+    torch.testing.assert_close(kl.detach(), torch.tensor([100.0, 100.0, math.log(2)]))
+    torch.testing.assert_close(new.grad, torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [-0.5, 0.5]]))
+
+
+def test_an_expm1_that_rounds_down_gives_no_negative_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels with an error of one unit in the last place may return less than their argument; the CPU's does not."""
+    expm1 = torch.expm1
+    monkeypatch.setattr(torch, "expm1", lambda x: torch.nextafter(expm1(x), torch.full_like(x, -torch.inf)))
+    log_p = torch.full((1, 1), -1.0)
+    original = torch.tensor([0.3, -0.2, 0.1])
+    for shift in (0.0, 1e-7, -1e-7, 1e-6, -1e-6, 1e-5):
+        assert kl_k3(log_p, log_p + shift, torch.ones(1, 1)) >= 0
+        assert exact_kl(original, original + torch.tensor([shift, 0.0, 0.0])) >= 0
