@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
+from hf_ext.guards.disk import write_whole, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -392,10 +392,6 @@ def _write_shard(folder: Path, number: int, table: pa.Table) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write so that a kill leaves the old file or the new one, never a part; the next attempt reuses the temporary."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    intact = "Whole shards are intact: free some space and repeat the call, which continues after the last one."
+    with writing("the context-free rows", path.parent, needed=len(content), then=intact):
+        write_whole(path, content)

@@ -80,7 +80,7 @@ def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeyp
             raise Killed
         replace(source, target)
 
-    monkeypatch.setattr(context_free.os, "replace", stop)
+    monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(Killed):
         generate(tmp_path / "store")
     monkeypatch.undo()
@@ -129,7 +129,7 @@ def test_two_processes_write_the_rows_of_one(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for _ in range(2):  # the second run finds a complete store
         subprocess.run(
-            [*torchrun, str(script), str(tmp_path / "two")], check=True, env=child_environment(), timeout=200
+            [*torchrun, str(script), str(tmp_path / "two")], check=True, env=child_environment(), timeout=500
         )
         assert shard_hashes(tmp_path / "two") == shard_hashes(reference.path)
         assert ContextFreeStore(tmp_path / "two").manifest == reference.manifest
