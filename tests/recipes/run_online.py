@@ -3,9 +3,9 @@ Run the online recipe once whole, then again killed over and over, each time fur
 
     python -m tests.recipes.run_online FOLDER ARGUMENT...
 
-The power cut comes just before a file takes its final name or a step is taken: the second such moment of the first
-run, the third of the next, and so on. Every run is a child of its own. Writes `FOLDER/killed.json`: where each killed
-run was.
+The power cut comes just before a file of the run takes its name or a step is taken: the second such moment of the
+first run, the third of the next, and so on. Every run is a child of its own. Writes `FOLDER/killed.json`: where each
+killed run was.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def child(arguments: list[str], kill_at: int | None, log: Path) -> int:
                 file.write(f"{place}\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    before(os, "replace", lambda source, target, **_: moment(str(target)))
-    before(os, "rename", lambda source, target, **_: moment(str(target)))
+    ours = str(log.parent / "cut")  # and not the caches of other libraries, which a second run finds filled
+    before(os, "replace", lambda _, target, **__: moment(str(target)) if str(target).startswith(ours) else None)
+    before(os, "rename", lambda _, target, **__: moment(str(target)) if str(target).startswith(ours) else None)
     before(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: moment("step"))
     status = 1
     try:

@@ -188,7 +188,7 @@ def test_the_table_shows_what_is_known(tmp_path):
     assert "| -0.0100 | - |" in line
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_again_and_again_it_ends_in_the_same_files(work):
     """SIGKILL in sampling, pairing, training and saving, of either round, changes no byte of the result."""
     root = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(work):
     killed = json.loads((work / "killed.json").read_text())
     assert killed["statuses"][:-1] == [-9] * len(killed["places"])
     assert "step" in killed["places"]
-    places = [Path(place) for place in killed["places"] if place.startswith(str(work / "cut"))]
+    places = [Path(place) for place in killed["places"] if place != "step"]
     rounds = {part for place in places for part in place.relative_to(work / "cut").parts[:1] if "round-" in part}
     assert rounds == {"round-000", "round-001"}
     assert {"answers", "manifest.json", "model"} <= {part for place in places for part in place.parts}
@@ -209,6 +209,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(work):
         assert manifest(work / "whole", number)["results"] == manifest(work / "cut", number)["results"]
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_sample_and_train_together(work):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "hf_ext.cli", "train", "infopo_online", "--num_processes", "2", *ONLINE]
