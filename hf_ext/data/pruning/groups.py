@@ -27,7 +27,7 @@ def split_groups(groups: Any, n: int) -> dict[Label, IntArray]:
         if label is None or label != label:
             raise ValueError(f"Row {row:,} has no label ({label!r}). Give every row a label, or drop the row.")
         places.setdefault(label, []).append(row)
-    ordered = sorted(places, key=lambda label: (type(label).__name__, label))  # type: ignore[arg-type, return-value]
+    ordered = sorted(places, key=lambda label: (type(label).__name__, label))
     return {label: np.array(places[label], dtype=np.int64) for label in ordered}
 
 

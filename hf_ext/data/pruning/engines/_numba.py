@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, attr-defined"
 # ruff: noqa: ANN001, ANN202
 """
 Hot loops, compiled. Every pick is screened by a bound on the scores and decided in float64.
