@@ -132,7 +132,7 @@ class PreferenceSeam(Seam):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*self._signature_columns, *OWN_COLUMNS]
+            self._signature_columns = [*(self._signature_columns or []), *OWN_COLUMNS]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         host_inputs = {name: value for name, value in inputs.items() if name not in OWN_COLUMNS}

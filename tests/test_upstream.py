@@ -20,16 +20,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_ext import _upstream
-from hf_ext._upstream import (
-    TOUCHED,
-    DPOSeam,
-    KTOSeam,
-    PreferenceSeam,
-    Seam,
-    SFTSeam,
-    fused_lm_head,
-    tokenise_rows,
-)
+from hf_ext._upstream import TOUCHED, Seam, SFTSeam, fused_lm_head, tokenise_rows
+from hf_ext._upstream_preference import DPOSeam, KTOSeam, PreferenceSeam
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 

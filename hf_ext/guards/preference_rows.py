@@ -152,7 +152,7 @@ def check_unpaired_rows(
         ValueError: for an empty dataset, one with no good row, and a train dataset with one class only (not checked on
             streams).
     """
-    first = next(iter(dataset), {})
+    first: dict[str, Any] = next(iter(dataset), {})
     if set(PAIRS) <= set(first) and "completion" not in first:
         return check_preference_rows(
             dataset, on_bad_row=on_bad_row, bad_rows_path=bad_rows_path, dataset_name=dataset_name

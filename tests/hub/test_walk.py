@@ -103,7 +103,7 @@ def test_a_users_walk(walk: Path) -> None:
         first = start(walk, hub, *train)
         saved = walk / "out" / f"checkpoint-{EVERY}"
         deadline = time.monotonic() + 120
-        while not (saved / "trainer_state.json").exists():  # the last file of a checkpoint
+        while not (saved / "hf_ext_checkpoint.json").exists():  # the last file of a checkpoint
             assert first.poll() is None, first.communicate()[1][-3000:]
             assert time.monotonic() < deadline, "no checkpoint came"
             time.sleep(0.005)

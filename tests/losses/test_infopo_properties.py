@@ -21,7 +21,7 @@ from hf_ext.losses.infopo import (
     mi_estimate,
     pull_and_push,
 )
-from tests.losses.properties import EXAMPLES
+from tests.losses.properties import EXAMPLES, tensors
 
 CAP = 4.0
 
@@ -29,12 +29,10 @@ estimators = st.sampled_from(ESTIMATORS)
 betas = st.floats(0.01, 3.0)
 
 
-@st.composite
-def pairs(draw: Any, bound: float = 40.0, max_size: int = 12) -> tuple[Tensor, Tensor]:
+def pairs(bound: float = 40.0, max_size: int = 12) -> st.SearchStrategy[tuple[Tensor, Tensor]]:
     """Log-ratios of chosen and rejected, each of shape `(pairs,)`, in float64."""
-    n = draw(st.integers(1, max_size))
-    values = st.lists(st.floats(-bound, bound), min_size=n, max_size=n)
-    return torch.tensor(draw(values), dtype=torch.float64), torch.tensor(draw(values), dtype=torch.float64)
+    both = tensors((-bound, bound), (-bound, bound), max_rows=1, max_columns=max_size)
+    return both.map(lambda sides: (sides[0][0], sides[1][0]))
 
 
 @st.composite

@@ -280,7 +280,8 @@ def own_config(config_class: type[Config], args: TrainingArguments | None, model
     if values.get("loss_type") in (["sigmoid"], "kto"):
         for own in fields(config_class):
             if own.name in ("loss_type", "train_sampling_strategy"):
-                values[own.name] = own.default if own.default is not MISSING else own.default_factory()
+                factory = own.default_factory
+                values[own.name] = own.default if factory is MISSING else factory()
         logger.warning(
             "%s was given with the default loss_type: training with %s. Pass %s to choose another.",
             type(args).__name__, values["loss_type"], config_class.__name__,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import DPOSeam, PreferenceForward
 from hf_ext.data.sft_rows import column_names
@@ -97,7 +95,8 @@ class InfoPOTrainer(PreferenceMethod, DPOSeam):
         """The host's losses plus InfoPO's, times its weight; and what is logged of the batch."""
         args = self.args
         chosen, rejected = self.check_forward(forward).chunk(2)
-        lengths: tuple[Tensor, Tensor] = forward.lengths.chunk(2)
+        chosen_lengths, rejected_lengths = forward.lengths.chunk(2)
+        lengths = (chosen_lengths, rejected_lengths)
         if not args.reference_free:
             self.add_ratios(pair_ratios(chosen.detach(), rejected.detach(), *lengths))
         if self.infopo_weight is None:

@@ -201,7 +201,7 @@ def gm_matching(
         device=device,
     )
     settings.check(d)
-    places = {_ALL: None} if groups is None else split_groups(groups, n)
+    places: dict[Any, Any] = {_ALL: None} if groups is None else split_groups(groups, n)
     kept = {label: n if index is None else len(index) for label, index in places.items()}
     kept = {label: size - int(trim * size) for label, size in kept.items()}
     counts, notes = _counts(k, n, kept, budget, min_per_group, groups is not None, replace)
