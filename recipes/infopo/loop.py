@@ -182,13 +182,13 @@ class OnlineLoop:
         checkpoint, _ = newest_whole(args.output_dir)
         self.state.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self._save_table(trainer, one.folder / "model")
+        self._store_model(trainer, one.folder / "model")
         one.finish("trained", steps=trainer.state.global_step, **_changes(trainer))
         self.state.wait_for_everyone()
         del trainer
         gc.collect()
 
-    def _save_table(self, trainer: Any, folder: Path) -> None:
+    def _store_model(self, trainer: Any, folder: Path) -> None:
         """The round's model as a stock folder; an adapter is merged, for the next round starts from it."""
         if self.state.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
