@@ -18,7 +18,8 @@ from accelerate import PartialState
 from hf_ext.guards.world import check_world_size
 if os.environ.get("JOIN"):
     PartialState(cpu=True)  # what TrainingArguments(use_cpu=True) does
-print("WORLD", check_world_size(int(sys.argv[1]) if sys.argv[1:] else None), flush=True)
+processes = check_world_size(int(sys.argv[1]) if sys.argv[1:] else None)
+os.write(1, f"WORLD {processes}\\n".encode())  # one write: two processes share this pipe
 """
 CPU_CONFIG = """
 compute_environment: LOCAL_MACHINE
