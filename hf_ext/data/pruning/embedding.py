@@ -1,0 +1,289 @@
+"""Vectors of rows by an encoder: in batches, kept by fingerprint in a memory-mapped file, continued after a kill."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hf_ext.data.pruning.encoders import REVISION, Encoder, as_encoder
+from hf_ext.data.pruning.vectors import cache_folder, header, refuse_row
+from hf_ext.guards.disk import flush, flush_folder, writing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_PIECE_ROWS = 2048  # encoded before they are written; texts of like length go together within a piece
+
+
+@dataclass(frozen=True)
+class EmbedRows:
+    """
+    Add the vector of each row, for `Dataset.map` and `IterableDataset.map` with `batched=True`.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `input_column` | str, image, or a list of column names joined by newlines | `column` | list of `d` float32 |
+
+    Args:
+        encoder:
+            See [`~hf_ext.data.pruning.encoders.as_encoder`]. A function gets the values of `input_column`, or without
+            one the batch itself, a dictionary of lists.
+        input_column (`str` or `tuple[str, ...]`, *optional*):
+            What a model reads; needed for all but a function.
+        column (`str`, *optional*, defaults to `"embedding"`):
+            Name of the new column.
+        images (`bool`, *optional*, defaults to `False`):
+            Whether `input_column` holds images.
+
+    Raises:
+        RowError: a row without text or image; its index counts from the start of the batch.
+
+    Relations: `prune(encoder=...)` keeps the vectors in a file instead, and adds no column. [`EmbedBatches`] does the
+    same under Ray Data.
+    """
+
+    encoder: Any
+    input_column: str | tuple[str, ...] | None = None
+    column: str = "embedding"
+    images: bool = False
+    revision: str = REVISION  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Encode one batch."""
+        encoder = as_encoder(self.encoder, self.images)
+        rows = len(next(iter(batch.values())))
+        return {self.column: encoder(_values(batch, encoder.reads, self.input_column, 0), rows)}
+
+
+class EmbedBatches:
+    """
+    Add the vector of each row under Ray Data: `rows.map_batches(EmbedBatches, fn_constructor_args=(...))`.
+
+    A class, so that each actor loads the encoder once. A batch is a dictionary of numpy arrays, and so is what it
+    gives: the same columns and `column`, of shape `(b, d)` float32. Written to Parquet, [`prune`] reads it.
+
+    Args:
+        encoder:
+            As for [`EmbedRows`]; a name or folder is loaded when the actor starts.
+        input_column, column, images:
+            As for [`EmbedRows`].
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        input_column: str | tuple[str, ...] | None = None,
+        column: str = "embedding",
+        images: bool = False,
+    ) -> None:
+        self.rows = EmbedRows(as_encoder(encoder, images), input_column, column, images)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Encode one batch of numpy arrays."""
+        return {**batch, **self.rows(batch)}
+
+
+def embed_rows(
+    dataset: Dataset,
+    encoder: Any,
+    *,
+    input_column: str | tuple[str, ...] | list[str] | None = None,
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> np.ndarray:
+    """
+    The vectors of all rows, shape `(n, d)` float32, memory-mapped from a file that is named by their fingerprint.
+
+    The fingerprint is that of the dataset, the input columns and the encoder: a model's weights, configuration and
+    tokenizer; an importable function's name, not its code. The same call finds the file again. Killed, it continues
+    after the last 2,048 rows that were written.
+
+    Args:
+        dataset (`Dataset`):
+            Rows with text or images.
+        encoder:
+            See [`~hf_ext.data.pruning.encoders.as_encoder`]. A model runs on the device and in the precision it is in.
+        input_column (`str` or `list[str]`, *optional*):
+            Column to read; several texts are joined by newlines. By default `text`, or the only column of texts or
+            images. A function without it gets the batch, a dictionary of lists.
+        batch_size (`int`, *optional*, defaults to 64):
+            Rows the encoder gets at a time.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the file; `hf_ext_pruning` in the cache of `datasets` by default. Its files may be deleted.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a bar.
+
+    Returns:
+        `np.ndarray`: read-only.
+
+    Raises:
+        RowError: a row without text or image.
+        ValueError: no column to read, or an encoder that cannot be used.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    columns, images = input_columns(dataset.features, input_column, encoder)
+    wrapped = as_encoder(encoder, images)
+    path = cache_folder(cache_dir) / f"{_key(dataset, columns, wrapped, batch_size)}.npy"
+    if not path.exists():
+        _fill(path, dataset, columns, wrapped, batch_size, show_progress)
+    vectors = np.load(path, mmap_mode="r")
+    if path.name.startswith("once-") and os.name != "nt":
+        path.unlink()  # nobody could find it again; what is mapped stays until it is let go
+    return vectors
+
+
+def input_columns(features: Any, given: Any, encoder: Any) -> tuple[tuple[str, ...], bool]:
+    """
+    The columns an encoder reads, and whether they hold images; no column for a function that takes the whole batch.
+
+    Raises:
+        ValueError: a column is missing, of another type, or there are several to choose from.
+    """
+    from datasets import Image
+
+    if given is not None:
+        columns = (given,) if isinstance(given, str) else tuple(given)
+        missing = [name for name in columns if name not in features]
+        if missing:
+            raise ValueError(f"input_column={missing[0]!r}: the dataset has no such column (it has {list(features)}).")
+        images = [isinstance(features[name], Image) for name in columns]
+        if any(images) and len(columns) > 1:
+            raise ValueError(f"input_column={list(columns)}: images are read from one column, texts from several.")
+        return columns, images[0]
+    if callable(encoder) and as_encoder(encoder).reads == "batch":
+        return (), False
+    found = [name for name, kind in features.items() if isinstance(kind, Image) or _is_text(kind)]
+    if "text" in found:
+        found = ["text"]
+    if len(found) != 1:
+        which = f"candidates: {found}" if found else "none of them holds text or images"
+        raise ValueError(
+            f"Which column shall the encoder read? Columns: {list(features)}, {which}. Name it with input_column=."
+        )
+    return (found[0],), isinstance(features[found[0]], Image)
+
+
+def _is_text(kind: Any) -> bool:
+    return getattr(kind, "dtype", None) in ("string", "large_string")
+
+
+def _values(batch: dict[str, Any], reads: str, columns: Any, first: int) -> Any:
+    """What the encoder gets of a batch; `first` is the number of its first row."""
+    names = (columns,) if isinstance(columns, str) else tuple(columns or ())
+    if not names:
+        if reads != "batch":
+            raise ValueError("Name the column that the encoder reads with input_column=.")
+        return batch
+    parts = [list(batch[name]) for name in names]
+    if reads != "batch":
+        for name, values in zip(names, parts, strict=True):
+            for place, value in enumerate(values):
+                if value is None or (reads == "text" and not isinstance(value, str)):
+                    row = {key: column[place] for key, column in batch.items()}
+                    wanted = "a string" if reads == "text" else "an image"
+                    refuse_row(row, first + place, name, f"expected {wanted}, found {_described(value)}")
+    return parts[0] if len(parts) == 1 else ["\n".join(map(str, texts)) for texts in zip(*parts, strict=True)]
+
+
+def _described(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _key(dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_size: int) -> str:
+    from datasets.fingerprint import Hasher, generate_random_fingerprint
+
+    identity = encoder.identity()
+    if identity is None:
+        logger.warning(
+            "The encoder cannot be hashed (it cannot be pickled), so its vectors are computed again each time. Use an "
+            "importable function, or embed the rows once with Dataset.map(EmbedRows(...)) and save them."
+        )
+        return f"once-{generate_random_fingerprint()}"
+    return f"vectors-{Hasher.hash([dataset._fingerprint, columns, identity, batch_size, REVISION])}"
+
+
+def _fill(
+    path: Path, dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_size: int, show_progress: bool
+) -> None:
+    """Write the vectors piece by piece under another name, then rename: a file of the right name is whole."""
+    n = len(dataset)
+    rows = dataset.with_format(None)
+    rows = rows.select_columns(list(columns)) if columns else rows
+    partial = path.with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    step = max(1, _PIECE_ROWS // batch_size) * batch_size
+    then = "What is written is kept: free some space and run again."
+    with writing("the vectors", path, then=then), open(partial, "ab") as file:
+        done, d = _continued(partial, file, step)
+        with tqdm(total=n, initial=done, desc="Encoding rows", unit="row", disable=not show_progress) as bar:
+            for first in range(done, n, step):
+                batch = rows[first : first + step]
+                vectors = _encoded(batch, columns, encoder, batch_size, first)
+                if d is None:
+                    d = vectors.shape[1]
+                    header(file, n, d)
+                if vectors.shape[1] != d:
+                    raise ValueError(f"The encoder gave vectors of {vectors.shape[1]} numbers after those of {d}.")
+                file.write(vectors.data)
+                file.flush()
+                bar.update(len(vectors))
+    flush(partial)
+    os.replace(partial, path)
+    flush_folder(path.parent)
+
+
+def _continued(partial: Path, file: Any, step: int) -> tuple[int, int | None]:
+    """Whole pieces that an earlier run wrote, and their width; what it had begun is cut off."""
+    with open(partial, "rb") as old:
+        try:
+            np.lib.format.read_magic(old)
+            (_, d), _, _ = np.lib.format.read_array_header_1_0(old)
+        except ValueError:  # empty, or cut inside its head
+            file.truncate(0)
+            return 0, None
+        head = old.tell()
+    rows = (partial.stat().st_size - head) // (4 * d) // step * step
+    file.truncate(head + 4 * d * rows)
+    return rows, d
+
+
+def _encoded(
+    batch: dict[str, Any], columns: tuple[str, ...], encoder: Encoder, batch_size: int, first: int
+) -> np.ndarray:
+    """Vectors of a piece, in the rows' order; texts are encoded from the longest to the shortest."""
+    count = len(next(iter(batch.values())))
+    values = _values(batch, encoder.reads, columns, first)
+    if encoder.reads == "batch":
+        parts = [
+            encoder(_part(values, place), len(range(*place.indices(count)))) for place in _slices(count, batch_size)
+        ]
+        return np.concatenate(parts)
+    order = np.arange(count)
+    if encoder.reads == "text":
+        order = np.argsort([-len(text) for text in values], kind="stable")
+    parts = [encoder([values[i] for i in order[place]], len(order[place])) for place in _slices(count, batch_size)]
+    vectors = np.concatenate(parts)
+    out = np.empty_like(vectors)
+    out[order] = vectors
+    return out
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _part(values: Any, place: slice) -> Any:
+    if isinstance(values, dict):
+        return {name: column[place] for name, column in values.items()}
+    return values[place]

@@ -1,0 +1,257 @@
+"""Vectors, labels and scores of a dataset's rows as arrays; a bad row is named by index, column and excerpt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from hf_ext.data.pruning._rows import BLOCK_ROWS
+from hf_ext.data.pruning._types import FloatArray
+from hf_ext.guards._row_rules import excerpt_of
+from hf_ext.guards.disk import replacing, writing
+from hf_ext.guards.rows import RowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 1000  # rows read from Arrow at a time
+IN_MEMORY = 256 * 2**20  # bytes of vectors that are gathered in memory; more go to a memory-mapped file
+_TOO_LONG = 1e30
+_RULE = "Fix the row, or drop it with dataset.filter."
+
+
+def refuse_row(row: dict[str, Any], index: int, column: str, problem: str, remedy: str = _RULE) -> NoReturn:
+    """
+    Raise for one row.
+
+    Raises:
+        RowError: always.
+    """
+    raise RowError(f"row {index:,}, column {column!r}: {problem}.\n  {excerpt_of(row, column, 'text')}\n  {remedy}",
+                   index, column)  # fmt: skip
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Folder of vectors on disk: `cache_dir`, or `hf_ext_pruning` in the cache of `datasets`. It may be deleted."""
+    import datasets
+
+    return Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_ext_pruning"
+
+
+def column_vectors(
+    dataset: Dataset, column: str, cache_dir: str | Path | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """
+    The vectors of a column, shape `(n, d)` float32.
+
+    A column that lies in one piece is not copied: a view of Arrow's memory, or of the file it is mapped from. Several
+    pieces are gathered: in memory up to 256 MiB, else in a file under `cache_dir`, named by the dataset's fingerprint
+    and memory-mapped.
+
+    Args:
+        dataset (`Dataset`):
+            With `column`: lists of floats, all of one length. float64 and float16 are cast once, with a note.
+        column (`str`):
+            Its name.
+        cache_dir (`str` or `Path`, *optional*):
+            See [`cache_folder`].
+
+    Returns:
+        `tuple[np.ndarray, tuple[str, ...]]`: the vectors, and notes about what was done to them.
+
+    Raises:
+        ValueError: no such column, or one that does not hold vectors of floats.
+        RowError: a row without a vector, or of another length.
+    """
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"The dataset has no column {column!r} (it has {dataset.column_names}). Name the column of the vectors "
+            "with column=, or pass encoder= to compute them."
+        )
+    plain = dataset.with_format("arrow")
+    first = plain[:1].column(column)
+    kind = _value_type(first.type, column)
+    notes = () if kind == "float" else (f"column {column!r} cast from {kind} to float32",)
+    d = len(first[0]) if first[0].is_valid else 0
+    whole = _one_piece(dataset, column)
+    if whole is not None and not notes:
+        return _block(whole, dataset, column, 0, d), notes
+    n = len(dataset)
+    blocks = _blocks(dataset, column, d)
+    if n * d * 4 <= IN_MEMORY:
+        values = np.empty((n, d), dtype=np.float32)
+        done = 0
+        for block in blocks:
+            values[done : done + len(block)] = block
+            done += len(block)
+        return values, notes
+    from datasets.fingerprint import Hasher
+
+    key = Hasher.hash([dataset._fingerprint, column])
+    path = cache_folder(cache_dir) / f"column-{key}.npy"
+    if not path.exists():
+        logger.info("Gathering %s vectors of column %r in %s.", f"{n:,}", column, path)
+        with (
+            writing("the vectors", path, needed=n * d * 4),
+            replacing(path) as temporary,
+            temporary.open("wb") as file,
+        ):
+            header(file, n, d)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype=np.float32).data)
+    return np.load(path, mmap_mode="r"), notes
+
+
+def header(file: Any, n: int, d: int) -> None:
+    """Write the head of a `.npy` file of shape `(n, d)` float32; the numbers follow."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, d)})
+
+
+def _one_piece(dataset: Dataset, column: str) -> pa.Array | None:
+    """The column as one Arrow array, where that takes no copy."""
+    if dataset._indices is not None:  # selected or shuffled rows: Arrow would have to gather them
+        return None
+    chunks = [chunk for chunk in dataset.data.column(column).chunks if len(chunk)]
+    return chunks[0] if len(chunks) == 1 else None
+
+
+def _value_type(kind: pa.DataType, column: str) -> str:
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise ValueError(
+            f"Column {column!r} holds {kind}, not vectors. Name a column of float lists, or pass encoder= to compute "
+            "vectors from text or images."
+        )
+    if not pa.types.is_floating(kind.value_type):
+        raise ValueError(
+            f"Column {column!r} holds lists of {kind.value_type}, not floating point vectors. Pass embeddings, or "
+            "cast the column to float32 if these numbers are coordinates."
+        )
+    return str(kind.value_type)
+
+
+def _blocks(dataset: Dataset, column: str, d: int) -> Iterator[np.ndarray]:
+    done = 0
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for chunk in table.column(column).chunks:
+            yield _block(chunk, dataset, column, done, d)
+            done += len(chunk)
+
+
+def _block(chunk: pa.Array, dataset: Dataset, column: str, first: int, d: int) -> np.ndarray:
+    """One Arrow array as `(rows, d)`, a view where its type allows it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def refuse(place: int, problem: str) -> NoReturn:
+        index = first + place
+        refuse_row(dataset.with_format(None)[index], index, column, problem)
+
+    if chunk.null_count:
+        refuse(int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0]), "there is no vector (None)")
+    if not pa.types.is_fixed_size_list(chunk.type):
+        lengths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
+        ragged = np.flatnonzero(lengths != d)
+        if len(ragged):
+            refuse(int(ragged[0]), f"the vector has {lengths[ragged[0]]} numbers, that of row 0 has {d}")
+    if d == 0:
+        refuse(0, "the vector has no numbers")
+    values = chunk.flatten()
+    if values.null_count:
+        place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        refuse(place // d, f"dimension {place % d} is None")
+    return values.to_numpy(zero_copy_only=False).reshape(-1, d)
+
+
+def refuse_bad_vectors(X: np.ndarray, dataset: Dataset, column: str, metric: str) -> None:
+    """
+    Name the first row that no selector can use: not finite, too long for float32, or zero with `metric="unit"`.
+
+    Raises:
+        RowError: there is one.
+    """
+    for start in range(0, len(X), BLOCK_ROWS):
+        block = np.asarray(X[start : start + BLOCK_ROWS], dtype=np.float64)
+        squares = np.einsum("ij,ij->i", block, block)
+        bad = ~(squares < _TOO_LONG**2)
+        if metric == "unit":
+            bad |= squares == 0
+        if not bad.any():
+            continue
+        place = int(np.argmax(bad))
+        row = dict(dataset.with_format(None)[start + place])
+        numbers = np.array2string(block[place], threshold=8, edgeitems=3, precision=4)[:80]
+        remedy = "Drop the row or compute it again; vectors of 16-bit models overflow easily."
+        where = np.flatnonzero(~np.isfinite(block[place]))
+        if len(where):
+            problem = f"dimension {where[0]:,} of the vector is {block[place, where[0]]}: {numbers}"
+        elif squares[place] == 0:
+            problem = f"the vector is zero, it has no direction: {numbers}"
+            remedy = "Drop the row, or pass metric='raw', which does not divide vectors by their length."
+        else:
+            problem, remedy = f"the vector is longer than {_TOO_LONG:g}: {numbers}", "Rescale the vectors."
+        refuse_row(row, start + place, column, problem, remedy)
+
+
+def label_values(dataset: Dataset, column: str) -> list[Any]:
+    """
+    The label of every row; the names of a `ClassLabel`.
+
+    Raises:
+        ValueError: no such column, or its values are no labels.
+        RowError: a row without a label.
+    """
+    from datasets import ClassLabel
+
+    if column not in dataset.column_names:
+        raise ValueError(f"by={column!r}: the dataset has no such column (it has {dataset.column_names}).")
+    feature = dataset.features[column]
+    values = _plain(dataset, column)
+    if values and isinstance(values[0], (list, dict)):
+        raise ValueError(f"by={column!r}: the column holds {feature}, not one label a row.")
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    for index, value in enumerate(values):
+        if value is None or value != value or (names is not None and value < 0):
+            row = dataset.with_format(None)[index]
+            refuse_row(row, index, column, f"there is no label ({value!r})", "Give the row a label, or drop it.")
+    return values if names is None else [names[value] for value in values]
+
+
+def score_values(dataset: Dataset, column: str) -> FloatArray:
+    """
+    The score of every row, float64.
+
+    Raises:
+        ValueError: no such column, or it does not hold numbers.
+        RowError: a row without a finite score.
+    """
+    if column not in dataset.column_names:
+        raise ValueError(f"score_column={column!r}: the dataset has no such column (it has {dataset.column_names}).")
+    values = _plain(dataset, column)
+    try:
+        scores = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"score_column={column!r} holds {dataset.features[column]}, not one number a row.") from error
+    if scores.ndim != 1:
+        raise ValueError(f"score_column={column!r} holds {dataset.features[column]}, not one number a row.")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        index = int(bad[0])
+        refuse_row(dataset.with_format(None)[index], index, column, f"the score is {values[index]!r}")
+    return scores
+
+
+def _plain(dataset: Dataset, column: str) -> list[Any]:
+    """A column as Python values, read through Arrow."""
+    tables = dataset.select_columns(column).with_format("arrow").iter(batch_size=10_000)
+    return [value for table in tables for value in table.column(column).to_pylist()]
