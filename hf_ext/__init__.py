@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore, generate_context_free
     from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
     from hf_ext.data.provenance import model_hash, tokenizer_hash
+    from hf_ext.data.pruning.dataset import prune
+    from hf_ext.data.pruning.embedding import EmbedBatches, EmbedRows, embed_rows
     from hf_ext.data.pruning.matching import Matching, gm_matching
     from hf_ext.data.pruning.median import GeometricMedian, geometric_median
     from hf_ext.data.pruning.official import gm_official
+    from hf_ext.data.pruning.report import PruneReport
+    from hf_ext.data.pruning.selectors import register_selector, select_rows
     from hf_ext.data.weighting import (
         FlowWeights,
         add_flow_weights,
@@ -56,6 +60,8 @@ _EXPORTS = {
     "ContextFreeSFTConfig": "hf_ext.trainers.context_free.config",
     "ContextFreeSFTTrainer": "hf_ext.trainers.context_free.trainer",
     "ContextFreeStore": "hf_ext.data.context_free",
+    "EmbedBatches": "hf_ext.data.pruning.embedding",
+    "EmbedRows": "hf_ext.data.pruning.embedding",
     "FlowSFTConfig": "hf_ext.trainers.flow.config",
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
@@ -70,6 +76,7 @@ _EXPORTS = {
     "Matching": "hf_ext.data.pruning.matching",
     "NonFiniteError": "hf_ext.guards.finite",
     "PairsToUnpaired": "hf_ext.data.preference",
+    "PruneReport": "hf_ext.data.pruning.report",
     "PushError": "hf_ext.hub.retry",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
@@ -82,6 +89,7 @@ _EXPORTS = {
     "check_sft_rows": "hf_ext.guards.rows",
     "check_unpaired_rows": "hf_ext.guards.preference_rows",
     "check_world_size": "hf_ext.guards.world",
+    "embed_rows": "hf_ext.data.pruning.embedding",
     "embedded_model": "hf_ext.demo.model",
     "exact_kl": "hf_ext.losses.kl",
     "flow_temperature": "hf_ext.data.weighting",
@@ -99,9 +107,12 @@ _EXPORTS = {
     "model_hash": "hf_ext.data.provenance",
     "pairs_to_unpaired": "hf_ext.data.preference",
     "prepare_sft_rows": "hf_ext.data.weighting",
+    "prune": "hf_ext.data.pruning.dataset",
     "push_dataset": "hf_ext.hub.push",
     "push_folder": "hf_ext.hub.push",
+    "register_selector": "hf_ext.data.pruning.selectors",
     "score_rows": "hf_ext.data.weighting",
+    "select_rows": "hf_ext.data.pruning.selectors",
     "tokenizer_hash": "hf_ext.data.provenance",
     "weighted_nll": "hf_ext.losses.weighted_nll",
     "write_dataset_card": "hf_ext.hub.cards",
@@ -112,6 +123,8 @@ __all__ = [
     "ContextFreeSFTConfig",
     "ContextFreeSFTTrainer",
     "ContextFreeStore",
+    "EmbedBatches",
+    "EmbedRows",
     "FlowSFTConfig",
     "FlowSFTTrainer",
     "FlowWeights",
@@ -126,6 +139,7 @@ __all__ = [
     "Matching",
     "NonFiniteError",
     "PairsToUnpaired",
+    "PruneReport",
     "PushError",
     "RowError",
     "RowProblem",
@@ -138,6 +152,7 @@ __all__ = [
     "check_sft_rows",
     "check_unpaired_rows",
     "check_world_size",
+    "embed_rows",
     "embedded_model",
     "exact_kl",
     "flow_temperature",
@@ -155,9 +170,12 @@ __all__ = [
     "model_hash",
     "pairs_to_unpaired",
     "prepare_sft_rows",
+    "prune",
     "push_dataset",
     "push_folder",
+    "register_selector",
     "score_rows",
+    "select_rows",
     "tokenizer_hash",
     "weighted_nll",
     "write_dataset_card",

@@ -274,10 +274,16 @@ class PruneReport:
         return figure
 
     def _draw_curve(self, axes: Axes) -> None:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         picks, error, random = ([p[n] for p in self.curve] for n in ("picks", "moment_error", "random_error"))
         axes.loglog(picks, random, "--", color="0.45", label="random rows")
         axes.loglog(picks, error, "o-", color="C0", ms=3.5, label=f"{self.method} ({self.verdict})")
         axes.loglog(picks, [error[0] * picks[0] / p for p in picks], ":", color="0.7", label="1 / picks")
+        for axis in (axes.xaxis, axes.yaxis):  # the default labels of short logarithmic axes run into each other
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("rows picked")
         axes.set_ylabel("distance of their mean from the median")
         axes.set_title("How well the picks stand for the rows", loc="left")
