@@ -1,20 +1,22 @@
-"""`hf-ext data flow-weights|context-free`: make the data that the methods train on."""
+"""`hf-ext data flow-weights|context-free|prune`: make the data that the methods train on."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from hf_ext.cli import prune
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
     autocast_dtype,
+    check_output,
     model_and_tokenizer,
     option,
     rows_of,
+    write_rows,
 )
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -22,10 +24,11 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext data`."""
-    parser = subparsers.add_parser("data", help="weight rows or sample context-free rows")
+    parser = subparsers.add_parser("data", help="weight rows, sample context-free rows, prune a dataset")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     _add_flow_weights(actions)
     _add_context_free(actions)
+    prune.add_parser(actions)
 
 
 def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
@@ -78,7 +81,7 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature, temperature_of
 
     output = Path(options.output)
-    _check_output(output)
+    check_output(output)
     tau = _tau(options.tau)
     if isinstance(tau, str):
         temperature_of(np.array([1.0, 2.0, 3.0]), tau)  # refuse a bad rule now, not after scoring
@@ -87,7 +90,7 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
     tau = flow_temperature(scored, tau) if isinstance(tau, str) else tau
     weighted = add_flow_weights(scored, tau)
-    _write(weighted, output)
+    write_rows(weighted, output)
     _print_weights(np.asarray(weighted["weight"]), tau)
     print(f"{len(weighted):,} rows written to {output}")
     return 0
@@ -148,27 +151,6 @@ def _tau(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix not in ("", ".parquet", ".jsonl"):
-        raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
-    if output.is_dir() and (output.suffix or any(output.iterdir())):
-        raise ValueError(f"--output {str(output)!r} is a folder with something in it; name another")
-
-
-def _write(rows: Any, output: Path) -> None:
-    from hf_ext.guards.disk import replacing, writing
-
-    with writing("the rows", output), replacing(output) as temporary:
-        if output.suffix == ".parquet":
-            rows.to_parquet(temporary)
-        elif output.suffix == ".jsonl":
-            # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            rows.save_to_disk(temporary)
 
 
 def _print_weights(weights: Any, tau: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -92,3 +94,31 @@ def autocast_dtype(options: argparse.Namespace) -> Any:
     import torch
 
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+
+
+def check_output(output: Path) -> None:
+    """
+    Refuse a place to which rows cannot be written.
+
+    Raises:
+        ValueError: another suffix, or a folder with something in it.
+    """
+    if output.suffix not in ("", ".parquet", ".jsonl"):
+        raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
+    if output.is_dir() and (output.suffix or any(output.iterdir())):
+        raise ValueError(f"--output {str(output)!r} is a folder with something in it; name another")
+
+
+def write_rows(rows: Any, output: Path) -> None:
+    """Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`."""
+    from hf_ext.guards.disk import replacing, writing
+
+    with writing("the rows", output), replacing(output) as temporary:
+        if output.suffix == ".parquet":
+            rows.to_parquet(temporary)
+        elif output.suffix == ".jsonl":
+            # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            rows.save_to_disk(temporary)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    from hf_ext.data.pruning.report import PruneReport
     from hf_ext.evaluation.report import ForgettingReport
 
 __all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
@@ -60,6 +61,19 @@ PAPERS: dict[str, dict[str, str]] = {
     },
 }
 PAPERS["infopo_unpaired"] = PAPERS["infopo"]
+PAPERS["pruning"] = {
+    "title": "Geometric Median (GM) Matching for Robust k-Subset Selection from Noisy Data",
+    "id": "2504.00564",
+    "citation": """\
+@inproceedings{acharya2025geometric,
+    title     = {Geometric Median (GM) Matching for Robust k-Subset Selection from Noisy Data},
+    author    = {Anish Acharya and Sujay Sanghavi and Alexandros G. Dimakis and Inderjit S. Dhillon},
+    booktitle = {International Conference on Machine Learning},
+    year      = {2025},
+    eprint    = {2504.00564},
+    archivePrefix = {arXiv}
+}""",
+}
 """Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
 
 CHAT_USAGE = """\
@@ -179,6 +193,7 @@ def write_dataset_card(
     data_files: Mapping[str, str] | None = None,
     splits: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    report: PruneReport | None = None,
     tags: Iterable[str] = (),
 ) -> Path:
     """
@@ -202,6 +217,8 @@ def write_dataset_card(
             Split to its number of rows.
         settings (`Mapping[str, Any]`, *optional*):
             Facts about how the rows were made, name to value.
+        report ([`PruneReport`], *optional*):
+            How the rows were pruned: a section with its numbers, and its plot if `report/pruning.png` is there.
         tags (`Iterable[str]`, *optional*):
             Tags beside `hf-ext` and, for context-free rows, `synthetic`.
 
@@ -220,10 +237,12 @@ def write_dataset_card(
     source, inherited = base_model_metadata(source_model)
     sampled = kind == "context_free"
     files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
+    own_tags = ["synthetic", "context-free"] if sampled else ["pruned"] if report is not None else []
+    by_matching = report is not None and report.method in ("gm", "gm_official")
     data = DatasetCardData(
         license=license or (inherited if sampled else None) or "unknown",
-        tags=list(dict.fromkeys(["hf-ext", *(["synthetic", "context-free"] if sampled else []), *tags])),
-        task_categories=["text-generation"],
+        tags=list(dict.fromkeys(["hf-ext", *own_tags, *tags])),
+        task_categories=["text-generation"] if report is None else None,  # pruned rows may be images
         configs=[{"config_name": "default", "data_files": files}] if files else None,
     )
     body = _render(
@@ -234,7 +253,10 @@ def write_dataset_card(
         license_inherited=bool(sampled and inherited and not license),
         splits=list((splits or {}).items()),
         settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
-        paper=_paper("context_free", None) if sampled else None,
+        pruning=[(name, _cell(value)) for name, value in report.summary()] if report is not None else [],
+        pruned_by=_cell(report.by) if report is not None and report.by else "",
+        plot="report/pruning.png" if (folder / "report" / "pruning.png").is_file() and report is not None else "",
+        paper=_paper("context_free" if sampled else "pruning", None) if sampled or by_matching else None,
         versions=_versions(),
     )
     path = folder / "README.md"

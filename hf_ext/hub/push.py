@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
     from hf_ext.data.context_free import ContextFreeStore
+    from hf_ext.data.pruning.report import PruneReport
 
 __all__ = ["LEFTOVERS", "LEFT_OUT", "PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
 
@@ -259,6 +260,7 @@ def push_dataset(
     folder: str | Path | None = None,
     license: str | None = None,
     source_model: str | Path | None = None,
+    report: PruneReport | None = None,
     private: bool | None = None,
     commit_message: str = "Upload dataset with hf-ext",
     **kwargs: Any,
@@ -281,6 +283,9 @@ def push_dataset(
             Hub licence key; for a store that of the source model, if its card is on this machine.
         source_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that wrote the rows.
+        report ([`PruneReport`], *optional*):
+            How rows in memory were pruned, from `prune(..., return_report=True)`: pushed as `report/`, shown in the
+            card. Rows that were not kept are left out of it.
         private (`bool`, *optional*):
             Whether a repository made here is private; by default only a store's is.
         commit_message, **kwargs:
@@ -308,6 +313,9 @@ def push_dataset(
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}}
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows
+        if report is not None:
+            card["report"] = report
+            report.without_dropped_rows().save(where / "report")
     files_as_given = isinstance(dataset, str | Path) and store is None
     if not (files_as_given and (where / "README.md").exists()):
         write_dataset_card(where, **card)

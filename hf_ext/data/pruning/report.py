@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +161,11 @@ class PruneReport:
     def load(cls, folder: str | Path) -> PruneReport:
         """The report that `save` wrote into `folder`."""
         return cls.from_dict(json.loads((Path(folder) / "pruning.json").read_text(encoding="utf-8")))
+
+    def without_dropped_rows(self) -> PruneReport:
+        """The report to publish: of the rows worth looking at only those that were kept."""
+        shown = {name: [row for row in getattr(self, name) if row.kept] for name in ("typical", "outlying")}
+        return replace(self, **shown)
 
     def summary(self) -> list[tuple[str, str]]:
         """The numbers of the whole set, name to text, each with its unit."""

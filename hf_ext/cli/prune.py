@@ -1,0 +1,123 @@
+"""`hf-ext data prune`: keep the rows that stand for the clean bulk of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.cli.options import add_rows_options, check_output, option, rows_of, write_rows
+
+
+def add_parser(actions: argparse._SubParsersAction) -> None:
+    """Add the parser of `hf-ext data prune`."""
+    parser = actions.add_parser(
+        "prune",
+        help="keep the rows that stand for the clean bulk of a dataset",
+        description="Keep the rows that stand for the clean bulk of a dataset, and write them with 'prune_rank'. The "
+        "vectors come from a column or from a model; they are kept, and a killed command continues.",
+    )
+    option(parser, "--config", metavar="NAME", help="a YAML file of these options: of the package, or on disk")
+    option(parser, "--output", help="a .parquet or .jsonl file, or a folder (Arrow)")
+    option(parser, "--k", type=int, metavar="N", help="rows to keep")
+    option(parser, "--fraction", type=float, metavar="SHARE", help="share of the rows to keep, in (0, 1]")
+    option(parser, "--method", default="gm", help="gm, herding, random, moderate, el2n, ... (default: gm)")
+    option(parser, "--by", metavar="COLUMN", help="prune each label's rows on their own")
+    option(parser, "--seed", type=int, default=0, help="of methods that draw (default: 0)")
+    option(parser, "--report", metavar="FOLDER", help="write the report: JSON, Markdown and a plot")
+    option(parser, "--resume-path", metavar="FILE", help="file of the picks so far, for gm and herding")
+    option(
+        parser,
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the method, such as trim=0.1, metric=raw, engine=pool or budget=equal; may be repeated",
+    )
+    group = parser.add_argument_group("vectors and scores")
+    option(group, "--column", default="embedding", help="column of the vectors (default: embedding)")
+    option(group, "--encoder", metavar="MODEL", help="compute vectors with this model: a folder or a Hub name")
+    option(group, "--input-column", metavar="NAME", help="what the encoder reads (default: the only text or image)")
+    option(group, "--batch-size", type=int, default=64, help="rows the encoder gets at a time (default: 64)")
+    option(group, "--device", help="of the encoder, such as cuda:0 or cpu")
+    option(group, "--cache-dir", metavar="FOLDER", help="where vectors are kept (default: the cache of datasets)")
+    option(group, "--score-column", metavar="NAME", help="scores for el2n, grand, forgetting and uncertainty")
+    add_rows_options(parser, "--dataset", "the rows")
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_prune(o, parser), "hf-ext data prune"))
+
+
+def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """
+    Read, prune, write; print what was kept and how well it stands for the rows.
+
+    Raises:
+        ValueError: an argument, a column, a row or the encoder cannot be used.
+    """
+    _read_config(options, parser)
+    missing = [name for name in ("dataset", "output") if getattr(options, name) is None]
+    if missing:
+        raise ValueError(f"--{missing[0]} is missing: name it on the command line or in --config")
+    from hf_ext.data.pruning import load_encoder, prune
+
+    output = Path(options.output)
+    check_output(output)
+    method_options = dict(_named_value(text) for text in options.option)
+    if options.resume_path is not None:
+        method_options["resume_path"] = options.resume_path
+    rows = rows_of(options, options.dataset)
+    pruned, report = prune(
+        rows,
+        options.k,
+        options.fraction,
+        method=options.method,
+        column=options.column,
+        encoder=None if options.encoder is None else load_encoder(options.encoder, options.device),
+        input_column=options.input_column,
+        by=options.by,
+        score_column=options.score_column,
+        seed=options.seed,
+        return_report=True,
+        batch_size=options.batch_size,
+        cache_dir=options.cache_dir,
+        **method_options,
+    )
+    write_rows(pruned, output)
+    for name, value in report.summary():
+        print(f"{name}: {value}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"{len(pruned):,} rows written to {output}")
+    if options.report is not None:
+        print(f"report: {report.save(options.report)}")
+    return 0
+
+
+def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Fill options that the command line left at their default from the YAML file."""
+    if options.config is None:
+        return
+    import yaml
+
+    from hf_ext.recipes.files import did_you_mean, find_recipe
+
+    values = yaml.safe_load(find_recipe(options.config).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {options.config}: expected options, one a line, such as 'fraction: 0.1'")
+    known = [name for name in vars(options) if name not in ("config", "run", "action", "command")]
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"--config {options.config}: no option {name!r}{did_you_mean(str(name), known)}")
+        if getattr(options, name) == parser.get_default(name):
+            setattr(options, name, value)
+    if isinstance(options.option, dict):
+        options.option = [f"{name}={value}" for name, value in options.option.items()]
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as trim=0.1")
+    return name, yaml.safe_load(value)
