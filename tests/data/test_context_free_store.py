@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,14 +63,19 @@ def test_manifest_counts_what_the_rows_hold(tmp_path):
     assert not [file for file in store.path.iterdir() if file.name.startswith(".")]
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A store that was never interrupted."""
+    return generate(tmp_path_factory.mktemp("reference"))
+
+
 class Killed(BaseException):
     """Not an Exception: nothing in the code under test may catch it."""
 
 
 @pytest.mark.parametrize("moment", range(7))  # manifest, then three times shard and manifest
 @pytest.mark.parametrize("renamed", [False, True])
-def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeypatch, moment, renamed):
-    reference = generate(tmp_path / "reference")
+def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeypatch, reference, moment, renamed):
     replace, calls = os.replace, []
 
     def stop(source, target):
@@ -116,8 +122,7 @@ def test_killed_process_resumes_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_rows_of_one(tmp_path):
-    reference = generate(tmp_path / "reference")
+def test_two_processes_write_the_rows_of_one(tmp_path, reference):
     script = tmp_path / "child.py"
     script.write_text(
         CHILD.format(
@@ -163,8 +168,8 @@ def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_sha
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_call_with_another_setting_is_refused_by_name(tmp_path, arguments, setting, complete):
-    store = generate(tmp_path / "store")
+def test_a_call_with_another_setting_is_refused_by_name(tmp_path, reference, arguments, setting, complete):
+    store = ContextFreeStore(shutil.copytree(reference.path, tmp_path / "store"))
     manifest = store.manifest | {"complete": complete}
     (store.path / "manifest.json").write_text(json.dumps(manifest))
     before = shard_hashes(store.path)
