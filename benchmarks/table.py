@@ -16,6 +16,19 @@ HERE = Path(__file__).resolve().parent
 MEASURED = {
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "forgetting_gsm8k": ["hf_ext/data", "hf_ext/losses", "hf_ext/_upstream.py", "trainers", "hf_ext/evaluation"],
+    "infopo_step": [
+        "hf_ext/_upstream.py",
+        "hf_ext/_upstream_preference.py",
+        "hf_ext/guards",
+        "hf_ext/losses",
+        "trainers",
+    ],
+    "preference_reasoning": [
+        "hf_ext/_upstream_preference.py",
+        "hf_ext/losses",
+        "trainers/infopo",
+        "hf_ext/evaluation",
+    ],
     "step_cost": ["hf_ext/_upstream.py", "hf_ext/data/sft_rows.py", "hf_ext/guards", "hf_ext/losses", "trainers"],
 }
 

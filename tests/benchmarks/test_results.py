@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "table"}
+SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "scorer", "table"}
 
 
 def load(name: str) -> dict:
@@ -63,6 +63,78 @@ def test_step_cost_headline_follows_from_its_rows():
     assert all(a != b for a, b in pairwise(first)), "the order is swapped from pair to pair"
     memory = result["memory_bytes"]
     assert headline["memory_ratio"] == pytest.approx(memory["weighted"] / memory["sft"], abs=6e-5)
+
+
+def test_infopo_step_headline_follows_from_its_rows():
+    result = load("infopo_step")
+    headline, memory = result["headline"], result["memory_bytes"]
+    assert set(memory) == {"full", "full_precomputed", "lora", "lora_precomputed"}
+    medians = {}
+    for cell in memory:
+        rows = [row for row in result["rows"] if row["cell"] == cell]
+        assert headline["pairs"] == len(rows) >= 50
+        medians[cell] = float(np.median([row["infopo_s"] / row["dpo_s"] for row in rows]))
+        assert headline[f"time_ratio_{cell}"] == pytest.approx(medians[cell], abs=6e-5)
+        assert headline[f"time_ratio_{cell}_low"] <= medians[cell] + 6e-5
+        assert headline[f"time_ratio_{cell}_high"] >= medians[cell] - 6e-5
+        assert all(a["first"] != b["first"] for a, b in pairwise(rows)), "the order is swapped from pair to pair"
+    assert headline["time_ratio"] == pytest.approx(max(medians.values()), abs=6e-5)
+    worst = np.max([own["infopo"] / own["dpo"] for own in memory.values()])
+    assert headline["memory_ratio"] == pytest.approx(worst, abs=6e-5)
+
+
+def test_preference_headline_follows_from_its_rows():
+    result = load("preference_reasoning")
+    headline = result["headline"]
+    table = {
+        arm: sorted((row for row in result["rows"] if row["arm"] == arm), key=lambda row: row["seed"])
+        for arm in ("nwj", "dpo")
+    }
+    seeds = [[row["seed"] for row in rows] for rows in table.values()]
+    assert seeds[0] == seeds[1]
+    assert headline["seeds"] == len(seeds[0]) >= 3
+
+    def column(arm: str, key: str) -> np.ndarray:
+        return np.array([row[key] for row in table[arm]])
+
+    chosen = column("nwj", "heldout_chosen") - column("dpo", "heldout_chosen")
+    nll = column("nwj", "gold_nll") - column("dpo", "gold_nll")
+    kl = column("nwj", "heldout_kl_start_to_new") / column("dpo", "heldout_kl_start_to_new")
+    expected = {
+        "infopo_chosen_minus_dpo": chosen.min(),
+        "infopo_heldout_chosen": column("nwj", "heldout_chosen").mean(),
+        "dpo_heldout_chosen": column("dpo", "heldout_chosen").mean(),
+        "infopo_train_chosen": column("nwj", "train_chosen").min(),
+        "dpo_train_chosen": column("dpo", "train_chosen").max(),
+        "infopo_gold_nll_minus_dpo": nll.max(),
+        "infopo_accuracy_minus_dpo": (column("nwj", "heldout_accuracy") - column("dpo", "heldout_accuracy")).mean(),
+        "infopo_kl_over_dpo": kl.mean(),
+    }
+    for key, value in expected.items():
+        assert headline[key] == pytest.approx(float(value), abs=6e-6), key
+    best = min(result["learning_rates"], key=lambda lr: result["learning_rates"][lr])
+    assert headline["learning_rate"] == float(best)
+    assert headline["heldout_questions"] == len(table["nwj"][0]["heldout_right_by_question"]) >= 100
+
+
+def test_preference_accuracy_interval_holds_for_questions_drawn_again():
+    result = load("preference_reasoning")
+    headline = result["headline"]
+    rows = {(row["arm"], row["seed"]): row for row in result["rows"]}
+    right = {
+        arm: np.array(
+            [list(map(int, row["heldout_right_by_question"])) for (name, _), row in rows.items() if name == arm]
+        )
+        for arm in ("nwj", "dpo")
+    }
+    counts = np.array(list(map(int, rows["nwj", 0]["heldout_pairs_by_question"])))
+    gap = right["nwj"].mean(axis=0) - right["dpo"].mean(axis=0)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(4000, len(counts)))
+    again = gap[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(again, [0.025, 0.975])
+    width = headline["infopo_accuracy_minus_dpo_high"] - headline["infopo_accuracy_minus_dpo_low"]
+    assert width == pytest.approx(high - low, rel=0.15, abs=0.002)
+    assert headline["infopo_accuracy_minus_dpo_low"] == pytest.approx(low, abs=0.15 * width + 0.002)
 
 
 def test_table_prints_every_headline():
