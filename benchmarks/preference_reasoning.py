@@ -429,13 +429,8 @@ def main() -> None:
     harmless = Bench(model_path, args.work, "hh", steps, hh, bf16)
     others += run_arms(harmless, ARMS, 1, learning_rate)
     print(table_of(rows + others))
-    result = {
-        "settings": [bench.settings, harmless.settings],
-        "learning_rates": losses,
-        "sweep": sweep,
-        "rows": rows,
-        "others": others,
-    }
+    result = {"settings": [bench.settings, harmless.settings], "learning_rates": losses, "sweep": sweep}
+    result |= {"rows": rows, "others": others}
     finish(args, result, headline_of(rows, steps, learning_rate))
 
 
