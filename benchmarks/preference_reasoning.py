@@ -425,7 +425,6 @@ def main() -> None:
     print(f"DPO's loss on validation questions by learning rate: {losses}; taken: {learning_rate}", file=sys.stderr)
     rows = run_arms(bench, ARMS, seeds, learning_rate)
     others = run_arms(bench, OTHERS, 1, learning_rate)
-    print(f"so far: {headline_of(rows, steps, learning_rate)}", file=sys.stderr)
     harmless = Bench(model_path, args.work, "hh", steps, hh, bf16)
     others += run_arms(harmless, ARMS, 1, learning_rate)
     print(table_of(rows + others))
