@@ -119,7 +119,9 @@ def bounded_exp(exponent: Tensor, max_exponent: float = 10.0) -> Tensor:
     _check_max_exponent(max_exponent)
     exponent = _at_least_float32(exponent)
     tangent = math.exp(max_exponent) * (1 + (exponent - max_exponent))
-    return torch.where(exponent <= max_exponent, torch.exp(exponent.clamp(max=max_exponent)), tangent)
+    inside = exponent <= max_exponent
+    # where, not clamp: at the bound itself clamp's slope is 1 or 0, depending on torch's version.
+    return torch.where(inside, torch.exp(torch.where(inside, exponent, max_exponent)), tangent)
 
 
 def check_estimator(estimator: str, *, paired: bool = True) -> None:
