@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ROOT / "hf_ext" / "losses"
 RECORD = ROOT / "tests" / "reliability" / "mutation.json"
@@ -235,6 +237,7 @@ def noticed(module: str, trees: list[ast.Module | None], examples: int, jobs: in
     """Whether the tests fail, or run past the limit, on each tree of the module (`None`: as it is)."""
     waiting, running = list(enumerate(trees)), {}
     failed = [False] * len(trees)
+    bar = tqdm(total=len(trees), desc=f"{module}, {examples} examples", disable=len(trees) == 1)
     while waiting or running:
         while waiting and len(running) < jobs:
             index, tree = waiting.pop(0)
@@ -247,9 +250,11 @@ def noticed(module: str, trees: list[ast.Module | None], examples: int, jobs: in
             if done:
                 failed[index] = os.waitstatus_to_exitcode(status) != 0
                 del running[child]
+                bar.update()
             elif time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)  # its exit status, -9, counts as a failure
         time.sleep(0.02)
+    bar.close()
     return failed
 
 
