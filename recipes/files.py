@@ -18,6 +18,7 @@ MODULES = {
     "infopo_online": "hf_ext.recipes.infopo.online",
 }
 METHODS = tuple(MODULES)
+DATA_FOLDERS = ("pruning",)  # settings of `hf-ext data`, which trains nothing
 
 
 def package_folder() -> Path:
@@ -26,7 +27,7 @@ def package_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Every YAML file of the package as `folder/name.yaml`, methods first, then the accelerate configs."""
+    """Every YAML file of the package as `folder/name.yaml`, the accelerate configs last."""
     names = (path.relative_to(package_folder()).as_posix() for path in package_folder().glob("*/*.yaml"))
     return sorted(names, key=lambda name: (name.startswith(ACCELERATE_FOLDER), name))
 
@@ -59,6 +60,11 @@ def method_of(recipe: str) -> str:
     folder, _, file = recipe.removesuffix(".yaml").rpartition("/")
     variant = f"{folder}_{file.split('_')[0]}"
     return variant if variant in MODULES else folder
+
+
+def training_recipes() -> list[str]:
+    """Those of [`recipe_names`] that a method trains with."""
+    return [name for name in recipe_names() if name.split("/")[0] not in (ACCELERATE_FOLDER, *DATA_FOLDERS)]
 
 
 def find_accelerate_config(name: str) -> Path:

@@ -38,7 +38,13 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     group = parser.add_argument_group("vectors and scores")
     option(group, "--column", default="embedding", help="column of the vectors (default: embedding)")
     option(group, "--encoder", metavar="MODEL", help="compute vectors with this model: a folder or a Hub name")
-    option(group, "--input-column", metavar="NAME", help="what the encoder reads (default: the only text or image)")
+    option(
+        group,
+        "--input-column",
+        nargs="+",
+        metavar="NAME",
+        help="what the encoder reads; several texts are joined (default: 'text', or the only text or image)",
+    )
     option(group, "--batch-size", type=int, default=64, help="rows the encoder gets at a time (default: 64)")
     option(group, "--device", help="of the encoder, such as cuda:0 or cpu")
     option(group, "--cache-dir", metavar="FOLDER", help="where vectors are kept (default: the cache of datasets)")

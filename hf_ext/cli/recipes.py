@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.recipes.files import ACCELERATE_FOLDER, did_you_mean, method_of, package_folder, recipe_names
+from hf_ext.recipes.files import ACCELERATE_FOLDER, DATA_FOLDERS, did_you_mean, method_of, package_folder, recipe_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -76,7 +76,8 @@ def run_copy(options: argparse.Namespace) -> int:
     if path.parent.name == ACCELERATE_FOLDER:
         method, how = "METHOD", f"--accelerate_config {named}"
     print(f"copied to {destination}; run it with")
-    print(f"  hf-ext train {method} {how}")
+    verb = "data prune" if path.parent.name in DATA_FOLDERS else f"train {method}"
+    print(f"  hf-ext {verb} {how}")
     return 0
 
 

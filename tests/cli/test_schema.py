@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import hf_ext
 from hf_ext.cli import main
 from hf_ext.cli.schema import config_schema, problem_of
-from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of, recipe_names
+from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of, training_recipes
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -26,7 +26,7 @@ CONFIGS = {
     "infopo_unpaired": "InfoPOUnpairedConfig",
     "infopo_online": "InfoPOConfig",
 }
-RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
+RECIPES = training_recipes()
 
 
 @cache

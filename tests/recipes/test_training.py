@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hf_ext.recipes.files import MODULES, method_of, recipe_names
+from hf_ext.recipes.files import MODULES, method_of, training_recipes
 from tests.recipes.work import SMALL
 
-RECIPES = [name for name in recipe_names() if not name.startswith("accelerate_configs")]
+RECIPES = training_recipes()
 ONE_BATCH = ["--gradient_accumulation_steps", "1"]
 DATA = {
     "flow/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl"],

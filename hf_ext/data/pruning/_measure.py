@@ -57,10 +57,9 @@ class Measured:
 
 
 def measure_group(rows: Rows, label: Label, index: IntArray, picks: IntArray, given: Any) -> Measured:
-    """Measure one group; `given` is the centre's certificate where the selector made one of all the group's rows."""
+    """Measure one group around `given`, the median that was matched (of trimmed rows, if so), or that of its rows."""
     selection = Selection(rows, index)
-    whole = isinstance(given, GeometricMedian) and given.n_used == len(index)
-    median = given if whole else solve(selection, tol=1e-6, max_iter=200)
+    median = given if isinstance(given, GeometricMedian) else solve(selection, tol=1e-6, max_iter=200)
     distances, total = np.empty(len(index)), np.zeros(rows.values.shape[1])
     for place, block in selection.blocks():
         block -= median.center
