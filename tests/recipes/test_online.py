@@ -209,6 +209,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(work):
         assert manifest(work / "whole", number)["results"] == manifest(work / "cut", number)["results"]
 
 
+@pytest.mark.slow  # tests/recipes/test_training.py starts two processes by the same launcher
 @pytest.mark.timeout(900)
 def test_two_processes_sample_and_train_together(work):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
