@@ -16,6 +16,8 @@ PAGE = ROOT / "docs" / "bad_rows.md"
 
 # Column of the good row -> the data type's name in TRL's words; the first that fits, in this order.
 TYPES = {
+    "chosen": "preference",
+    "label": "unpaired preference",
     "input_ids": "pretokenised",
     "prompt": "prompt-completion",
     "conversations": "conversations",
@@ -23,6 +25,7 @@ TYPES = {
     "text": "text",
     "story": "text (named field)",
 }
+WITH_TURNS = ("preference", "unpaired preference", "prompt-completion")  # their turns are strings, or messages
 
 HEAD = """\
 # What a bad row is told
@@ -32,13 +35,14 @@ with the sentence below, behind `row 2, column 'text': ` and before an excerpt o
 `on_bad_row="drop"` bad rows are left out, counted in the log, and written to `bad_rows.jsonl` with the same sentence.
 Each case has a good twin that passes. Where a column's type makes every row bad, the sentence also names that type.
 
-The page is made by `python tools/bad_rows.py` from `tests/guards/bad_rows.py` and `tests/guards/nothing_to_learn.py`.
+The page is made by `python tools/bad_rows.py` from `bad_rows.py`, `bad_preference_rows.py` and `nothing_to_learn.py`
+in `tests/guards`.
 """
 
 NOTHING_TO_LEARN = """\
 ## Rows and datasets from which nothing can be learned
 
-Each line was run: one step of a tiny model. Data of a single class does not arise: no trainer here reads classes.
+Each line was run: one step of a tiny model.
 
 | defect | what happens |
 |---|---|
@@ -50,17 +54,20 @@ def data_type(columns: dict[str, object], options: dict[str, object]) -> str:
     if "formatting_func" in options:
         return "formatted"
     name = next(name for column, name in TYPES.items() if column in columns)
-    chat = name == "prompt-completion" and isinstance(columns["prompt"], list)
+    turn = columns.get("completion", columns.get("chosen"))
+    chat = name in WITH_TURNS and isinstance(turn, list)
     return f"{name} (messages)" if chat else name
 
 
 def sentence(case: Any) -> str:
     """What the row check says of a case: the first line of the error, without row and column."""
     from hf_ext.guards.rows import RowError, check_sft_rows
+    from tests.guards.bad_preference_rows import PREFERENCE_CASES, check_of
     from tests.guards.bad_rows import as_stream, bad_rows_of
 
+    check = check_of(case) if case in PREFERENCE_CASES else check_sft_rows
     try:  # a stream: a Dataset's sentence may go on with an Arrow type, whose name changes with pyarrow
-        list(check_sft_rows(as_stream(bad_rows_of(case)), **case.options))
+        list(check(as_stream(bad_rows_of(case)), **case.options))
     except RowError as error:
         return str(error).split("\n")[0].split(": ", 1)[1]
     raise AssertionError(f"the case {case!r} passed")
@@ -68,9 +75,10 @@ def sentence(case: Any) -> str:
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """Data type, column, defect and sentence of every case."""
+    from tests.guards.bad_preference_rows import PREFERENCE_CASES
     from tests.guards.bad_rows import CASES
 
-    for case in CASES:
+    for case in [*CASES, *PREFERENCE_CASES]:
         yield data_type(case.base, case.options), case.column, case.name, sentence(case)
 
 

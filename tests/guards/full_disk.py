@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_ext.cli.data import _write
+from hf_ext.cli.options import write_rows
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.original_cache import save_scores
 from hf_ext.guards.disk import is_disk_full, write_whole
@@ -83,9 +83,9 @@ def main() -> None:
         "store": (1000, lambda: sample(folders["store"], 400)),
         "cache": (10_000, lambda: save_scores(folders["cache"] / "x.safetensors", scores, {"model": "m"})),
         "bad_rows": (600, lambda: drop(folders["bad_rows"], 40)),
-        "jsonl": (10_000, lambda: _write(rows, folders["jsonl"] / "rows.jsonl")),
-        "parquet": (1000, lambda: _write(rows, folders["parquet"] / "rows.parquet")),
-        "folder": (10_000, lambda: _write(rows.select(range(len(rows))), folders["folder"] / "rows")),
+        "jsonl": (10_000, lambda: write_rows(rows, folders["jsonl"] / "rows.jsonl")),
+        "parquet": (1000, lambda: write_rows(rows, folders["parquet"] / "rows.parquet")),
+        "folder": (10_000, lambda: write_rows(rows.select(range(len(rows))), folders["folder"] / "rows")),
         "text": (100, lambda: write_whole(folders["text"] / "report.json", "the new report" * 100)),
     }
     found = {name: in_full_disk(folders[name], *case) for name, case in cases.items()}

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from hf_ext import FlowSFTConfig, FlowSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
+from hf_ext import (
+    FlowSFTConfig,
+    FlowSFTTrainer,
+    InfoPOConfig,
+    InfoPOTrainer,
+    InfoPOUnpairedConfig,
+    InfoPOUnpairedTrainer,
+    WeightedSFTConfig,
+    WeightedSFTTrainer,
+)
 from tests.tiny import tiny_model
 from tests.trainers.runs import TOKENIZER, build, config_of
 
@@ -22,6 +31,18 @@ def turns(*weights: float) -> dict[str, list[Any]]:
     return {"prompt": ["Why? "] * len(weights), "completion": [SENTENCE] * len(weights), "weight": list(weights)}
 
 
+def answers(*labels: bool) -> dict[str, list[Any]]:
+    return {"prompt": ["Why? "] * len(labels), "completion": [SENTENCE] * len(labels), "label": list(labels)}
+
+
+KINDS = {
+    "weighted_sft": (WeightedSFTTrainer, WeightedSFTConfig),
+    "flow": (FlowSFTTrainer, FlowSFTConfig),
+    "infopo": (InfoPOTrainer, InfoPOConfig),
+    "infopo_unpaired": (InfoPOUnpairedTrainer, InfoPOUnpairedConfig),
+}
+
+
 @dataclass(frozen=True)
 class Defect:
     """A dataset with a defect, and the words for what a run makes of it if it is no error."""
@@ -30,7 +51,7 @@ class Defect:
     rows: dict[str, list[Any]]
     meaning: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    flow: bool = False
+    method: str = "weighted_sft"
     moves: bool = True  # whether training changes the model
 
     def outcome(self) -> str:
@@ -47,18 +68,20 @@ class Defect:
         return f"trains: {self.meaning}"
 
     def _train(self, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        kinds = (FlowSFTTrainer, FlowSFTConfig) if self.flow else (WeightedSFTTrainer, WeightedSFTConfig)
+        kinds = KINDS[self.method]
         settings = {"max_steps": 1, "per_device_train_batch_size": 2, **self.settings}
         model = tiny_model(TOKENIZER)
+        reference = {"ref_model": tiny_model(TOKENIZER)} if self.method.startswith("infopo") else {}
         before = {name: value.clone() for name, value in model.state_dict().items()}
         args = config_of(kinds[1], folder, **settings)
-        trainer = build(kinds[0], args, Dataset.from_dict(self.rows), model=model)
+        trainer = build(kinds[0], args, Dataset.from_dict(self.rows), model=model, **reference)
         trainer.train()
         return before, trainer.model.state_dict()
 
 
 NO_TARGET = {"prompt": [LONG, "Why? "], "completion": [SENTENCE] * 2}
 SHORT = {"max_length": 8}
+PAIRS = {"prompt": ["Why? "] * 2, "chosen": [SENTENCE] * 2, "rejected": ["Ben."] * 2}
 
 DEFECTS = [
     Defect("no row at all", {"text": []}),
@@ -90,7 +113,25 @@ DEFECTS = [
         "FLOW: every row as easy as every other",
         {"text": [SENTENCE] * 4},
         "all weights are equal, as in plain SFT, and a warning says so",
-        flow=True,
+        method="flow",
     ),
-    Defect("FLOW: rows that bring their own weight", turns(1.0, 0.5), flow=True),
+    Defect("FLOW: rows that bring their own weight", turns(1.0, 0.5), method="flow"),
+    Defect(
+        "InfoPO: a pair without a completion token after truncation",
+        PAIRS | {"prompt": [LONG, "Why? "]},
+        "on the other pairs, and a warning says how many are lost",
+        {"max_length": 32},
+        method="infopo",
+    ),
+    Defect("InfoPO: no pair with a completion token", PAIRS | {"prompt": [LONG] * 2}, settings=SHORT, method="infopo"),
+    Defect("InfoPO: every pair has one response twice", PAIRS | {"rejected": [SENTENCE] * 2}, method="infopo"),
+    Defect(
+        "InfoPO: the same with on_bad_row=drop",
+        PAIRS | {"rejected": [SENTENCE] * 2},
+        settings={"on_bad_row": "drop"},
+        method="infopo",
+    ),
+    Defect("InfoPO: every weight 0", PAIRS | {"weight": [0.0, 0.0]}, method="infopo"),
+    Defect("InfoPO without pairs: every response is good", answers(True, True), method="infopo_unpaired"),
+    Defect("InfoPO without pairs: every response is bad", answers(False, False), method="infopo_unpaired"),
 ]

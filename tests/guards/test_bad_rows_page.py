@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.guards.bad_preference_rows import PREFERENCE_CASES
 from tests.guards.bad_rows import CASES
 from tests.guards.nothing_to_learn import DEFECTS
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL_CASES = [*CASES, *PREFERENCE_CASES]
 TOOL = runpy.run_path(str(ROOT / "tools" / "bad_rows.py"))
 
 
@@ -29,13 +31,14 @@ def test_the_page_is_what_the_script_makes():
 
 def test_the_page_has_at_least_forty_distinct_cases_over_every_data_type():
     rows = table("| data type |")
-    assert len(rows) == len(CASES)
+    assert len(rows) == len(ALL_CASES)
     assert len({tuple(row[:3]) for row in rows}) == len(rows) >= 40
-    assert set(TOOL["TYPES"].values()) | {"prompt-completion (messages)", "formatted"} == {row[0] for row in rows}
+    chats = {f"{name} (messages)" for name in TOOL["WITH_TURNS"]}
+    assert set(TOOL["TYPES"].values()) | chats | {"formatted"} == {row[0] for row in rows}
 
 
 def test_every_sentence_says_what_was_found():
-    for case, (_, column, _, sentence) in zip(CASES, table("| data type |"), strict=True):
+    for case, (_, column, _, sentence) in zip(ALL_CASES, table("| data type |"), strict=True):
         assert column == f"`{case.column}`"
         assert case.problem.replace("|", "¦") in sentence
 

@@ -8,95 +8,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
 from hf_ext.guards.rows import RowError
+from tests.guards.bad_preference_rows import (
+    CHAT,
+    HEAVY,
+    KNOWN,
+    PAIR,
+    PREFERENCE_CASES,
+    SINGLE,
+    WHOLE,
+    check_of,
+    rows_with,
+)
+from tests.guards.bad_rows import FORMS, Case, bot, user
+
+every_case = pytest.mark.parametrize("case", PREFERENCE_CASES, ids=lambda case: case.name.replace(" ", "_"))
+both_forms = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 
 
-def user(text: Any) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def bot(text: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-PAIR = {"prompt": "Why is the sky blue?", "chosen": "Scattering.", "rejected": "Paint."}
-CHAT = {"prompt": [user("Why is the sky blue?")], "chosen": [bot("Scattering.")], "rejected": [bot("Paint.")]}
-WHOLE = {name: CHAT["prompt"] + CHAT[name] for name in ("chosen", "rejected")}
-HEAVY, KNOWN = PAIR | {"weight": 1.0}, PAIR | {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}
-SINGLE = {"prompt": "Why is the sky blue?", "completion": "Scattering.", "label": True}
-SINGLE_CHAT = {"prompt": CHAT["prompt"], "completion": CHAT["chosen"], "label": False}
-EMPTY, NONE = "found an empty string", "found None"
-
-# base row, what makes it bad, column, words of the problem
-BAD_PAIRS: list[tuple[dict, dict, str, str]] = [
-    (PAIR, {"chosen": None}, "chosen", f"expected a non-empty string, {NONE}"),
-    (PAIR, {"rejected": ""}, "rejected", f"expected a non-empty string, {EMPTY}"),
-    (PAIR, {"prompt": None}, "prompt", f"expected a string, {NONE}"),
-    (PAIR, {"rejected": "Scattering."}, "rejected", "the same as 'chosen', so there is nothing to prefer"),
-    (CHAT, {"chosen": []}, "chosen", "expected at least one message, found an empty list"),
-    (CHAT, {"rejected": None}, "rejected", f"expected a list of messages with 'role' and 'content', {NONE}"),
-    (CHAT, {"rejected": [bot("")]}, "rejected", "every message's 'content' is an empty string"),
-    (CHAT, {"rejected": [bot(None)]}, "rejected", "'content' is missing or None"),
-    (CHAT, {"rejected": [bot("Scattering.")]}, "rejected", "the same as 'chosen'"),
-    (WHOLE, {"rejected": WHOLE["chosen"]}, "rejected", "the same as 'chosen'"),
-    (HEAVY, {"weight": -1.0}, "weight", "expected a finite number >= 0, found -1.0"),
-    (HEAVY, {"weight": math.nan}, "weight", "expected a finite number >= 0, found nan"),
-    (HEAVY, {"weight": None}, "weight", NONE),
-    (KNOWN, {"ref_chosen_logps": math.nan}, "ref_chosen_logps", "expected a finite number of nats, found nan"),
-    (KNOWN, {"ref_rejected_logps": -math.inf}, "ref_rejected_logps", "expected a finite number of nats, found -inf"),
-    (KNOWN, {"ref_rejected_logps": None}, "ref_rejected_logps", NONE),
-]
-BAD_SINGLES: list[tuple[dict, dict, str, str]] = [
-    (SINGLE, {"completion": None}, "completion", NONE),
-    (SINGLE, {"completion": ""}, "completion", EMPTY),
-    (SINGLE, {"label": None}, "label", f"expected true or false, {NONE}"),
-    (SINGLE_CHAT, {"completion": [bot("")]}, "completion", "every message's 'content' is an empty string"),
-    (SINGLE | {"ref_logps": -2.0}, {"ref_logps": math.nan}, "ref_logps", "found nan"),
-    (SINGLE | {"weight": 2.0}, {"weight": math.inf}, "weight", "found inf"),
-]
-CASES = [(check_preference_rows, *case) for case in BAD_PAIRS] + [(check_unpaired_rows, *case) for case in BAD_SINGLES]
-
-
-def rows_with(base: dict, bad: dict, at: int = 5, n: int = 8) -> list[dict]:
-    rows = [dict(base) for _ in range(n)]
-    if "label" in base:
-        for i in range(n):
-            rows[i]["label"] = i % 2 == 0
-    rows[at] |= bad
-    return rows
-
-
-def as_stream(rows: list[dict]) -> IterableDataset:
-    return IterableDataset.from_generator(lambda: iter(rows))
-
-
-@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
-@pytest.mark.parametrize(("check", "base", "bad", "column", "words"), CASES)
-def test_a_bad_row_is_named(check: Any, base: dict, bad: dict, column: str, words: str, streamed: bool) -> None:
-    rows = rows_with(base, bad)
+@both_forms
+@every_case
+def test_a_bad_row_is_named_and_its_twin_passes(case: Case, make: Any) -> None:
     with pytest.raises(RowError) as caught:
-        list(check(as_stream(rows) if streamed else Dataset.from_list(rows)))
-    assert (caught.value.row_index, caught.value.column) == (5, column)
+        list(check_of(case)(make(rows_with(case, case.bad))))
+    assert (caught.value.row_index, caught.value.column) == (5, case.column)
     said = str(caught.value)
-    assert said.startswith(f"row 5, column {column!r}: ")
-    assert words in said
-    assert "Why is the sky blue?" in said or "Scattering" in said, "no excerpt shows which row is meant"
+    assert said.startswith(f"row 5, column {case.column!r}: ")
+    assert case.problem in said
+    assert case.excerpt in said, "no excerpt shows which row is meant"
     assert 'pass on_bad_row="drop"' in said
+    assert len(list(check_of(case)(make(rows_with(case, case.twin))))) == 8
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
-@pytest.mark.parametrize(("check", "base", "bad", "column", "words"), CASES)
-def test_a_dropped_row_is_written_and_no_other(
-    check: Any, base: dict, bad: dict, column: str, words: str, streamed: bool, tmp_path: Path
-) -> None:
-    rows, file = rows_with(base, bad), tmp_path / "bad.jsonl"
-    kept = check(as_stream(rows) if streamed else Dataset.from_list(rows), on_bad_row="drop", bad_rows_path=file)
+@both_forms
+@every_case
+def test_a_dropped_row_is_written_and_no_other(case: Case, make: Any, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    kept = check_of(case)(make(rows_with(case, case.bad)), on_bad_row="drop", bad_rows_path=file)
     assert [row["row_index"] for row in kept] == [0, 1, 2, 3, 4, 6, 7]
     (entry,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert (entry["row_index"], entry["column"]) == (5, column)
+    assert (entry["row_index"], entry["column"]) == (5, case.column)
 
 
 GOOD: dict[str, list[dict]] = {
@@ -120,9 +74,9 @@ GOOD: dict[str, list[dict]] = {
 
 
 @pytest.mark.parametrize("rows", GOOD.values(), ids=GOOD)
-@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
-def test_good_rows_pass_as_they_are(rows: list[dict], streamed: bool) -> None:
-    out = list(check_preference_rows(as_stream(rows) if streamed else Dataset.from_list(rows)))
+@both_forms
+def test_good_rows_pass_as_they_are(rows: list[dict], make: Any) -> None:
+    out = list(check_preference_rows(make(rows)))
     assert [{k: row[k] for k in rows[0] if k != "score"} for row in out] == [
         {k: row[k] for k in rows[0] if k != "score"} for row in rows
     ]
@@ -180,7 +134,7 @@ def test_one_class_in_the_train_set_is_refused_and_elsewhere_not(label: bool) ->
 
 def test_pairs_given_as_unpaired_rows_are_checked_as_pairs() -> None:
     with pytest.raises(RowError, match="row 5, column 'rejected': the same as 'chosen'"):
-        check_unpaired_rows(Dataset.from_list(rows_with(PAIR, {"rejected": "Scattering."})))
+        check_unpaired_rows(Dataset.from_list([PAIR] * 5 + [PAIR | {"rejected": "Scattering."}]))
 
 
 def test_many_bad_rows_are_counted_and_a_row_index_is_kept() -> None:
