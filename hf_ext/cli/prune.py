@@ -111,7 +111,10 @@ def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not isinstance(values, dict):
         raise ValueError(f"--config {options.config}: expected options, one a line, such as 'fraction: 0.1'")
     known = [name for name in vars(options) if name not in ("config", "run", "action", "command")]
+    counted = options.k is not None or options.fraction is not None  # one of the two replaces the file's
     for name, value in values.items():
+        if counted and name in ("k", "fraction"):
+            continue
         if name not in known:
             raise ValueError(f"--config {options.config}: no option {name!r}{did_you_mean(str(name), known)}")
         if getattr(options, name) == parser.get_default(name):

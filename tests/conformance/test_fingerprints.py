@@ -37,6 +37,7 @@ RECORDED = {
     "RowIndexOfDocuments": "4d1b08742c27071d",
     "AddRowIndex": "f0ee467b8d590457",
     "PairsToUnpaired": "31c591286aa371be",
+    "EmbedRows": "7837e805c4d12e7f",
 }
 
 

@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_ext.data.pruning.encoders import REVISION, Encoder, as_encoder
+from hf_ext.data.pruning.encoders import REVISION, Encoder, as_encoder, load_encoder
 from hf_ext.data.pruning.vectors import cache_folder, header, refuse_row
 from hf_ext.guards.disk import flush, flush_folder, writing
 
@@ -59,9 +60,16 @@ class EmbedRows:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Encode one batch."""
-        encoder = as_encoder(self.encoder, self.images)
+        named = isinstance(self.encoder, (str, Path))
+        encoder = as_encoder(_loaded(str(self.encoder)) if named else self.encoder, self.images)
         rows = len(next(iter(batch.values())))
         return {self.column: encoder(_values(batch, encoder.reads, self.input_column, 0), rows)}
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> Any:
+    """Loaded once a process, not once a batch."""
+    return load_encoder(name)
 
 
 class EmbedBatches:

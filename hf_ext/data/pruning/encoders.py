@@ -77,7 +77,8 @@ def as_encoder(encoder: Any, images: bool = False) -> Encoder:
         given = [getattr(encoder, name, None) for name in ("processor", "tokenizer", "image_processor")]
         encoder = (encoder.model, next(part for part in given if part is not None))
     if isinstance(encoder, (tuple, list)) and len(encoder) == 2:
-        return _of_transformers(*encoder, images)
+        model, processor = encoder
+        return _of_transformers(model, processor, images)
     if _is(encoder, "transformers", "PreTrainedModel") or _is(encoder, "torch.nn", "Module"):
         raise ValueError(
             f"encoder={type(encoder).__name__} needs what prepares its input: pass (model, tokenizer) or "

@@ -164,8 +164,8 @@ class PruneReport:
 
     def without_dropped_rows(self) -> PruneReport:
         """The report to publish: of the rows worth looking at only those that were kept."""
-        shown = {name: [row for row in getattr(self, name) if row.kept] for name in ("typical", "outlying")}
-        return replace(self, **shown)
+        typical, outlying = ([row for row in rows if row.kept] for rows in (self.typical, self.outlying))
+        return replace(self, typical=typical, outlying=outlying)
 
     def summary(self) -> list[tuple[str, str]]:
         """The numbers of the whole set, name to text, each with its unit."""
@@ -318,7 +318,7 @@ def make_report(
     settings: dict[str, Any],
 ) -> PruneReport:
     """Measure a matching; `excerpt(row_number)` is a row's text of at most 80 characters."""
-    places = {"all rows": np.arange(n)} if groups is None else split_groups(groups, n)
+    places: dict[Any, np.ndarray] = {"all rows": np.arange(n)} if groups is None else split_groups(groups, n)
     picks = _picks_of(matching, list(places))
     base: dict[str, Any] = {
         "method": matching.method, "metric": metric, "engine": matching.engine, "by": by, "rows": n,

@@ -247,7 +247,9 @@ def _matching(
     notes: tuple[str, ...],
 ) -> Matching:
     """The picks as a [`Matching`], measured against a centre they did not aim at."""
-    centers, medians, errors, lengths = {}, {}, {}, []
+    centers: dict[Any, Any] = {}
+    medians: dict[Any, Any] = {}
+    errors, lengths = {}, []
     for label, index in picks.items():
         if rows is None:
             centers[label], medians[label], length = None, None, np.full(len(index), np.nan)

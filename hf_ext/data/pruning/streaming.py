@@ -286,9 +286,9 @@ def _second_pass(
             f"The stream changed between the passes: {n:,} rows, then {first:,}, or other labels. Shuffle and "
             "filter at random after pruning."
         )
-    every, places = np.concatenate(indices), np.concatenate(ranks)
+    every = np.concatenate(indices)
     order = np.argsort(every)
-    return every[order], places[order].astype(np.int32)
+    return every[order], np.concatenate(ranks)[order].astype(np.int32)
 
 
 def _buffers(reader: _Reader, size: int) -> Iterator[tuple[np.ndarray, list[Any]]]:

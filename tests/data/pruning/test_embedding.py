@@ -101,6 +101,7 @@ def test_a_pipeline_gives_what_its_model_does():
     model, tokenizer = bert()
     made = pipeline("feature-extraction", model=model, tokenizer=tokenizer, device="cpu")
     found = embed_rows(texts(), made, batch_size=4)
+    model.eval()  # the pipeline leaves a new model in training mode, with dropout
     own = np.stack(
         [np.mean(made(v, tokenize_kwargs={"truncation": True, "max_length": 24})[0], axis=0) for v in texts()["text"]]
     )
@@ -356,6 +357,17 @@ def test_under_ray_s_contract_numpy_columns_go_in_and_out():
     assert out["vector"].dtype == np.float32
     np.testing.assert_allclose(out["vector"], embed_rows(texts(), bert()), atol=1e-5)
     assert EmbedBatches(lengths)(batch)["embedding"].tolist() == lengths(batch).tolist()
+
+
+def test_a_map_by_name_loads_the_model_once(tmp_path, monkeypatch):
+    model, tokenizer = bert()
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    loads = []
+    monkeypatch.setattr(embedding, "load_encoder", lambda name: loads.append(name) or load_encoder(name))
+    mapped = texts().map(EmbedRows(str(tmp_path / "bert"), "text"), batched=True, batch_size=3)
+    assert loads == [str(tmp_path / "bert")]
+    np.testing.assert_allclose(np.array(mapped["embedding"]), embed_rows(texts(), (model, tokenizer)), atol=1e-5)
 
 
 def test_a_wrapped_encoder_is_taken_as_it_is():

@@ -115,7 +115,8 @@ def test_each_label_is_measured_on_its_own(x):
     labels = np.array(dataset["label"])
     for number, group in enumerate(report.groups):
         _, alone = prune(dataset.select(np.flatnonzero(labels == number)), group.kept, return_report=True)
-        for name in ("moment_error", "random_error", "mean_shift", "outliers_before", "outliers_after", "verdict"):
+        assert group.verdict == alone.groups[0].verdict
+        for name in ("moment_error", "random_error", "mean_shift", "outliers_before", "outliers_after"):
             assert getattr(group, name) == pytest.approx(getattr(alone.groups[0], name), rel=1e-9), name
     assert report.curve[-1]["picks"] == 60
     assert "### Labels (`label`)" in report.to_markdown()
