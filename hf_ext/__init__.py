@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+    from hf_ext.data.exemplars.augment import AddInContextExamples, ExampleDraw, add_in_context_examples
+    from hf_ext.data.exemplars.formatter import RareFormatter
+    from hf_ext.data.exemplars.store import ExemplarStore
     from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
     from hf_ext.data.provenance import model_hash, tokenizer_hash
     from hf_ext.data.pruning.dataset import prune
@@ -57,11 +60,14 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. A test holds this table, `__all__` and the imports above equal.
 _EXPORTS = {
+    "AddInContextExamples": "hf_ext.data.exemplars.augment",
     "ContextFreeSFTConfig": "hf_ext.trainers.context_free.config",
     "ContextFreeSFTTrainer": "hf_ext.trainers.context_free.trainer",
     "ContextFreeStore": "hf_ext.data.context_free",
     "EmbedBatches": "hf_ext.data.pruning.embedding",
     "EmbedRows": "hf_ext.data.pruning.embedding",
+    "ExampleDraw": "hf_ext.data.exemplars.augment",
+    "ExemplarStore": "hf_ext.data.exemplars.store",
     "FlowSFTConfig": "hf_ext.trainers.flow.config",
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
@@ -78,11 +84,13 @@ _EXPORTS = {
     "PairsToUnpaired": "hf_ext.data.preference",
     "PruneReport": "hf_ext.data.pruning.report",
     "PushError": "hf_ext.hub.retry",
+    "RareFormatter": "hf_ext.data.exemplars.formatter",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
     "WeightedSFTConfig": "hf_ext.trainers.weighted_sft.config",
     "WeightedSFTTrainer": "hf_ext.trainers.weighted_sft.trainer",
     "add_flow_weights": "hf_ext.data.weighting",
+    "add_in_context_examples": "hf_ext.data.exemplars.augment",
     "add_original_losses": "hf_ext.data.weighting",
     "check_finite": "hf_ext.guards.finite",
     "check_preference_rows": "hf_ext.guards.preference_rows",
@@ -120,11 +128,14 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "AddInContextExamples",
     "ContextFreeSFTConfig",
     "ContextFreeSFTTrainer",
     "ContextFreeStore",
     "EmbedBatches",
     "EmbedRows",
+    "ExampleDraw",
+    "ExemplarStore",
     "FlowSFTConfig",
     "FlowSFTTrainer",
     "FlowWeights",
@@ -141,11 +152,13 @@ __all__ = [
     "PairsToUnpaired",
     "PruneReport",
     "PushError",
+    "RareFormatter",
     "RowError",
     "RowProblem",
     "WeightedSFTConfig",
     "WeightedSFTTrainer",
     "add_flow_weights",
+    "add_in_context_examples",
     "add_original_losses",
     "check_finite",
     "check_preference_rows",

@@ -37,6 +37,7 @@ RECORDED = {
     "RowIndexOfDocuments": "4d1b08742c27071d",
     "AddRowIndex": "f0ee467b8d590457",
     "PairsToUnpaired": "31c591286aa371be",
+    "AddInContextExamples": "ad9a16c95e28e25d",
     "EmbedRows": "7837e805c4d12e7f",
 }
 

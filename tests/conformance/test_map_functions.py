@@ -12,6 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
+from hf_ext.data.exemplars import AddInContextExamples, ExampleDraw, ExemplarStore, RareFormatter
 from hf_ext.data.preference import PairsToUnpaired
 from hf_ext.data.pruning.embedding import EmbedRows
 from hf_ext.data.sft_rows import RowIndexOfDocuments, SpreadOverTokens, TruncateRows
@@ -20,6 +21,7 @@ from hf_ext.guards.rows import AddRowIndex
 from hf_ext.trainers.context_free.trainer import CutRows
 
 N = 25
+TEXTS = {"kind", "words", "_problem", "text", "prompt", "completion", "query", "positive", "id", "shown"}
 
 
 def tokens(seed: int = 0, with_list_weights: bool = False) -> dict[str, list]:
@@ -71,6 +73,24 @@ def pairs() -> dict[str, list]:
     }
 
 
+def questions() -> dict[str, list]:
+    return {
+        "query": [f"question {i % 7} of {i}" for i in range(N)],
+        "positive": [f"answer {i}" for i in range(N)],
+        "id": [f"q{i}" for i in range(N)],
+    }
+
+
+def with_exemplars() -> AddInContextExamples:
+    """Chosen by BM25 from the rows themselves; on half of them, up to 3."""
+    rows = questions()
+    pool = ExemplarStore({"query": rows["query"], "document": rows["positive"], "id": rows["id"]})
+    text = RareFormatter(max_tokens=None, max_example_query_tokens=None, max_example_document_tokens=None)
+    draw = ExampleDraw(3, "uniform", 0.5)
+    columns = {"positive_column": "positive", "id_column": "id", "shown_column": "shown"}
+    return AddInContextExamples(pool, text, draw=draw, **columns)
+
+
 def letters(texts: list[str]) -> np.ndarray:
     """An encoder that counts: vectors of shape `(b, 3)`."""
     return np.array([[len(text), text.count("1"), 0.5] for text in texts], dtype=np.float32)
@@ -101,6 +121,7 @@ CALLABLES = [
     Entry(
         "PairsToUnpaired", PairsToUnpaired(), pairs(), {}, {"batched": True, "remove_columns": ["chosen", "rejected"]}
     ),
+    Entry("AddInContextExamples", with_exemplars(), questions(), {"draw": ExampleDraw(3, "uniform", 0.5, seed=1)}),
     Entry("EmbedRows", EmbedRows(letters, "text"), {"text": [f"row {i}" for i in range(N)]}, {"column": "vector"}),
 ]
 every_callable = pytest.mark.parametrize("entry", CALLABLES, ids=lambda entry: entry.name)
@@ -163,7 +184,7 @@ def test_a_formatted_dataset_gives_the_same_rows_and_keeps_its_format(entry: Ent
     for row, expected in zip(out.with_format(None), expected_rows(entry), strict=True):
         assert row.keys() == expected.keys()
         for name, value in expected.items():
-            if name in ("kind", "words", "_problem", "text", "prompt", "completion"):
+            if name in TEXTS:
                 assert row[name] == value
             else:
                 np.testing.assert_allclose(row[name], value, rtol=1e-6)  # torch's default float has 32 bits

@@ -1,0 +1,246 @@
+"""A store on disk: Parquet rows, safetensors vectors, `rare_config.json` with sizes and hashes. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_ext.data.exemplars.retrievers import (
+    Bm25Retriever,
+    DenseRetriever,
+    Encode,
+    FixedRetriever,
+    HybridRetriever,
+    RandomRetriever,
+    Retriever,
+)
+from hf_ext.data.exemplars.text import WordSplitter
+from hf_ext.guards.disk import replacing, write_whole, writing
+
+if TYPE_CHECKING:
+    from hf_ext.data.exemplars.store import ExemplarStore
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "rare_config.json"
+FORMAT_VERSION = 1
+OWN_KEYS = ("format_version", "store")
+LIBRARIES = ("hf-ext", "bm25s", "pyarrow")
+STORED = ("id", "query", "document", "document_key", "doc_id", "source", "negative")
+
+
+def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], rows_per_file: int) -> None:
+    """[`ExemplarStore.save`]. Files bear their hash in the name: a new store never overwrites the old one's."""
+    taken = [key for key in OWN_KEYS if key in config]
+    if taken:
+        raise ValueError(f"config must not hold {taken[0]!r}: the store writes it.")
+    columns = {name: store.column(name) for name in STORED}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    starts = range(0, len(store), rows_per_file)
+    files = []
+    with writing("the exemplars", folder, needed=table.nbytes, then="The folder's former store is as it was."):
+        for number, start in enumerate(starts):
+            part, name = table.slice(start, rows_per_file), f"exemplars-{number:05}-of-{len(starts):05}"
+            files.append(_write(folder, name, ".parquet", lambda path, part=part: pq.write_table(part, path)))
+        if store.vectors is not None:
+            from safetensors.numpy import save_file
+
+            vectors = {"embeddings": np.ascontiguousarray(store.vectors, dtype=np.float32)}
+            files.append(_write(folder, "embeddings", ".safetensors", lambda path: save_file(vectors, path)))
+        described = {
+            "rows": len(store),
+            "content_hash": store.content_hash,
+            "retriever": describe(store.retriever),
+            "files": files,
+            "versions": _versions(),
+        }
+        text = _json({"format_version": FORMAT_VERSION, "store": described, **config})
+        write_whole(folder / CONFIG, text)
+    kept = {file["name"] for file in files}
+    for pattern in ("exemplars-*.parquet", "embeddings-*.safetensors"):
+        for path in folder.glob(pattern):
+            if path.name not in kept:
+                path.unlink()
+
+
+def _write(folder: Path, stem: str, suffix: str, write: Any) -> dict[str, Any]:
+    """Write a file under a temporary name, then under one with its hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{stem}.{os.getpid()}.unnamed{suffix}"
+    try:
+        write(temporary)
+        digest, size = _sha256(temporary), temporary.stat().st_size
+        name = f"{stem}-{digest[:12]}{suffix}"
+        with replacing(folder / name) as path:
+            temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"name": name, "bytes": size, "sha256": digest}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(config: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config cannot be written as JSON: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """
+    `rare_config.json` of a folder: the store's own keys and what [`ExemplarStore.save`] was given as `config`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or of a higher format version.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no exemplars: {CONFIG} is missing. ExemplarStore.save writes it.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a configuration that ExemplarStore.save wrote.") from error
+    if not isinstance(found, int) or not 1 <= found <= FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {found!r}; this hf-ext reads up to {FORMAT_VERSION}. Upgrade it.")
+    return config
+
+
+def load_store(
+    folder: Path, retriever: Retriever | None, encoder: tuple[Encode | None, str], max_rows: int, max_bytes: int
+) -> ExemplarStore:
+    """[`ExemplarStore.load`]."""
+    from hf_ext.data.exemplars.store import ExemplarStore
+
+    described = read_config(folder)["store"]
+    if described["rows"] > max_rows:
+        raise ValueError(f"{folder} has {described['rows']:,} exemplars, more than max_rows={max_rows:,}.")
+    paths = _checked_files(folder, described["files"], max_bytes)
+    columns = _read_rows([path for path in paths if path.suffix == ".parquet"], max_rows, max_bytes)
+    vectors = None
+    for path in paths:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            vectors = load_file(path)["embeddings"]
+    stale = False
+    if retriever is None:
+        retriever, stale = retriever_of(described["retriever"], *encoder)
+    if stale and vectors is not None:
+        logger.warning("%s: the stored vectors are of another encoder and are left aside; made again.", folder)
+        vectors = None
+    store = ExemplarStore(columns, retriever=retriever, vectors=vectors)
+    if store.content_hash != described["content_hash"]:
+        raise ValueError(
+            f"{folder}: the rows are not those that were saved (hash of the content). Save the store again."
+        )
+    return store
+
+
+def _checked_files(folder: Path, files: list[dict[str, Any]], max_bytes: int) -> list[Path]:
+    """Paths of the store's files: inside the folder, not too large, with the hashes written down."""
+    paths = []
+    for file in files:
+        name = file["name"]
+        if Path(name).name != name or Path(name).suffix not in (".parquet", ".safetensors"):
+            raise ValueError(f"{folder / CONFIG} names {name!r}, which is no file that a store has.")
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the store is incomplete. Fetch or save it again.")
+        paths.append(path)
+    size = sum(path.stat().st_size for path in paths)
+    if size > max_bytes:
+        raise ValueError(f"{folder} holds {size:,} bytes of exemplars, more than max_bytes={max_bytes:,}.")
+    for path, file in zip(paths, files, strict=True):
+        found = _sha256(path)
+        if found != file["sha256"]:
+            raise ValueError(
+                f"{path} has hash {found[:12]}..., {CONFIG} says {file['sha256'][:12]}...: the file was changed or "
+                "damaged. Fetch or save the store again."
+            )
+    return paths
+
+
+def _read_rows(paths: list[Path], max_rows: int, max_bytes: int) -> dict[str, list[Any]]:
+    """Columns of all files, counted as they unpack: a small file may hold a great deal."""
+    columns: dict[str, list[Any]] = {name: [] for name in STORED}
+    rows = size = 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=8192):
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+                if rows > max_rows or size > max_bytes:
+                    raise ValueError(
+                        f"{path.parent} unpacks to more than max_rows={max_rows:,} or max_bytes={max_bytes:,}."
+                    )
+                for name in columns:
+                    columns[name] += batch.column(name).to_pylist()
+    optional = ("doc_id", "source", "negative")
+    return {n: v for n, v in columns.items() if n not in optional or any(value is not None for value in v)}
+
+
+def describe(retriever: Retriever) -> dict[str, Any]:
+    """A retriever as JSON: its kind and its settings; a callable of one's own is named only."""
+    if isinstance(retriever, Bm25Retriever):
+        return {"kind": "bm25", "method": "lucene", **dataclasses.asdict(retriever)}
+    if isinstance(retriever, DenseRetriever):
+        return {"kind": "dense", "name": retriever.name}
+    if isinstance(retriever, HybridRetriever):
+        sides = {"dense": describe(retriever.dense), "bm25": describe(retriever.bm25)}
+        return {"kind": "hybrid", "depth": retriever.depth, **sides}
+    if isinstance(retriever, RandomRetriever):
+        return {"kind": "random", "seed": retriever.seed}
+    if isinstance(retriever, FixedRetriever):
+        return {"kind": "fixed", "ids": list(retriever.ids)}
+    return {"kind": "own", "class": type(retriever).__qualname__}
+
+
+def retriever_of(described: Mapping[str, Any], encode: Encode | None, encoder_name: str) -> tuple[Retriever, bool]:
+    """The retriever that [`describe`] wrote down, and whether stored vectors are of another encoder than `encode`."""
+    kind = described["kind"]
+    if kind == "bm25":
+        words = tuple(described["splitter"]["stop_words"])
+        return Bm25Retriever(described["k1"], described["b"], WordSplitter(words)), False
+    if kind == "random":
+        return RandomRetriever(described["seed"]), False
+    if kind == "fixed":
+        return FixedRetriever(tuple(described["ids"])), False
+    if kind not in ("dense", "hybrid"):
+        raise ValueError(
+            f"The store was saved with a retriever of its own ({described.get('class', kind)}): pass retriever=."
+        )
+    if encode is None:
+        raise ValueError(f"The store searches by vectors ({kind}): pass encode=model.encode to load it.")
+    side = described if kind == "dense" else described["dense"]
+    dense = DenseRetriever(encode, encoder_name)
+    stale = side["name"] != encoder_name
+    if kind == "dense":
+        return dense, stale
+    bm25, _ = retriever_of(described["bm25"], None, "")
+    return HybridRetriever(dense, bm25, described["depth"]), stale  # type: ignore[arg-type]

@@ -1,0 +1,365 @@
+"""How exemplars are chosen for a query: BM25, vectors, both, at random, or always the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hf_ext.data.exemplars.store import ExemplarStore
+
+Encode: TypeAlias = Callable[[Sequence[str]], Any]
+Ranked: TypeAlias = list[tuple[int, float]]
+
+NUMBA_FROM = 20_000  # rows: below, NumPy answers in a few milliseconds, and numba's first search costs seconds
+TIE_MARGIN = 16  # hits fetched beyond those wanted, so that a tie at the end seldom costs a second search
+FUSION_CONSTANT = 60  # Cormack et al. 2009: 1 / (60 + rank)
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A retriever that has seen its store."""
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        """At most `wanted` (row, score), best first, none of them in `excluded`; equal scores in the order of rows."""
+        ...
+
+    def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """How alike the exemplars are, `(rows, rows)` in [-1, 1]; MMR keeps like ones apart."""
+        ...
+
+
+class Retriever(Protocol):
+    """Settings of a way to choose; `ranker` builds the index. Frozen and picklable: it is part of a store's hash."""
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """Index the store's queries."""
+        ...
+
+
+def _in_order(rows: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
+    """Positions by score, best first, then by row."""
+    return np.lexsort((rows, -scores))
+
+
+@dataclass(frozen=True)
+class Bm25Retriever:
+    r"""
+    BM25 in Lucene's formula, of the query against the exemplars' queries; only rows that share a word are found.
+
+    $$\sum_{t \in q} \log\left(1 + \frac{N - n_t + 1/2}{n_t + 1/2}\right)
+    \frac{f_{t,d}}{f_{t,d} + k_1 (1 - b + b\, |d| / \overline{|d|})}$$
+
+    A word that the query repeats counts as often, as in Lucene. Scores are rounded to single precision, so that equal
+    ones are equal, whatever the order of the sum.
+
+    Args:
+        k1 (`float`, *optional*, defaults to `0.9`):
+            How soon repeats of a word stop counting (unitless). The default is that of Pyserini, which the paper used.
+        b (`float`, *optional*, defaults to `0.4`):
+            Share of the length normalisation, 0 to 1.
+        splitter ([`WordSplitter`], *optional*):
+            Text to words.
+    """
+
+    k1: float = 0.9
+    b: float = 0.4
+    splitter: WordSplitter = field(default_factory=WordSplitter)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.k1) and self.k1 >= 0 and 0 <= self.b <= 1):
+            raise ValueError(f"BM25 needs k1 >= 0 and b in [0, 1], got k1={self.k1!r}, b={self.b!r}.")
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """Index the queries: 3 to 5 seconds for 100,000; from 20,000 on with numba, compiled at the first search."""
+        return _Bm25Ranker(self, store.queries)
+
+
+class _Bm25Ranker:
+    def __init__(self, settings: Bm25Retriever, texts: Sequence[str]) -> None:
+        try:
+            from bm25s import BM25
+        except ImportError as error:
+            raise ImportError("BM25 needs bm25s: pip install 'hf-ext[retrieval]', with [fast] for numba.") from error
+
+        self.split = settings.splitter
+        self.vocabulary: dict[str, int] = {}
+        self.words = [[self.vocabulary.setdefault(w, len(self.vocabulary)) for w in self.split(t)] for t in texts]
+        backend = "auto" if len(texts) >= NUMBA_FROM else "numpy"
+        self.index = BM25(k1=settings.k1, b=settings.b, method="lucene", dtype="float64", backend=backend)
+        self.select = self.index.backend  # else bm25s selects by jax where that is installed, in single precision
+        if self.vocabulary:
+            corpus = (self.words, self.vocabulary)
+            self.index.index(corpus, create_empty_token=False, show_progress=False)
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        ids = [number for w in self.split(query) if (number := self.vocabulary.get(w)) is not None]
+        size = len(self.words)
+        fetch = min(size, wanted + len(excluded) + TIE_MARGIN)
+        while ids and wanted:
+            found = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
+            rows, scores = found.documents[0], found.scores[0].astype(np.float32)
+            # What was not fetched scores at most as the last: of the rows that score the same, some may be missing.
+            sure = scores > (scores[-1] if fetch < size and scores[-1] > 0 else 0)
+            rows, scores = rows[sure], scores[sure]
+            order = _in_order(rows, scores)
+            kept = [
+                (row, score)
+                for row, score in zip(rows[order].tolist(), scores[order].tolist(), strict=True)
+                if row not in excluded
+            ]
+            if len(kept) >= wanted or fetch == size or found.scores[0][-1] <= 0:
+                return kept[:wanted]
+            fetch = min(size, 8 * fetch)
+        return []
+
+    def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        words = [set(self.words[row]) for row in rows]
+        return np.array([[len(a & b) / len(a | b) if a or b else 1.0 for b in words] for a in words])
+
+
+@dataclass(frozen=True)
+class DenseRetriever:
+    """
+    Cosine similarity of vectors, of the query against the exemplars' queries.
+
+    Args:
+        encode (`Callable`):
+            Texts to vectors `(texts, dim)`, as NumPy or anything that becomes it: `model.encode` on the plain query
+            path. It is not saved with a store.
+        name (`str`, *optional*, defaults to `""`):
+            What tells one encoder from another: a hash of weights and query prompt. Stored vectors of another name are
+            not used. It stands for `encode` in hashes.
+    """
+
+    encode: Encode
+    name: str = ""
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """Encode the queries, unless the store carries their vectors."""
+        vectors = store.vectors if store.vectors is not None else self.encode(store.queries)
+        return _DenseRanker(self, as_vectors(vectors, len(store), "the exemplars' queries"))
+
+
+class _DenseRanker:
+    def __init__(self, settings: DenseRetriever, vectors: NDArray[np.float32]) -> None:
+        self.encode = settings.encode
+        self.vectors = vectors
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        scores = self.vectors @ as_vectors(self.encode([query]), 1, "the query")[0]
+        fetch = min(len(scores), wanted + len(excluded))
+        if fetch == 0:
+            return []
+        floor = np.partition(scores, -fetch)[-fetch]  # all that score as much or more: ties are not cut
+        rows = np.flatnonzero(scores >= floor)
+        order = rows[_in_order(rows, scores[rows])]
+        return [(int(row), float(scores[row])) for row in order if row not in excluded][:wanted]
+
+    def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        chosen = self.vectors[list(rows)].astype(np.float64)
+        return chosen @ chosen.T
+
+
+def as_vectors(vectors: Any, count: int, what: str) -> NDArray[np.float32]:
+    """
+    Vectors of length one, `(count, dim)`.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite.
+    """
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
+        raise ValueError(
+            f"The vectors of {what} must be finite, one a text: expected shape ({count}, dim), found {array.shape}."
+        )
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    return array / np.maximum(norms, np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class HybridRetriever:
+    """
+    BM25 and vectors joined by rank: each gives `1 / (60 + rank)`, so that neither's scale counts.
+
+    Args:
+        dense ([`DenseRetriever`]):
+            The vectors' side.
+        bm25 ([`Bm25Retriever`], *optional*):
+            The words' side.
+        depth (`int`, *optional*, defaults to `100`):
+            Hits of each side that are joined; more where more exemplars are wanted.
+
+    Reference: Cormack, Clarke and Buettcher 2009, *Reciprocal Rank Fusion*.
+    """
+
+    dense: DenseRetriever
+    bm25: Bm25Retriever = field(default_factory=Bm25Retriever)
+    depth: int = 100
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """Index both ways."""
+        return _HybridRanker(self, store)
+
+
+class _HybridRanker:
+    def __init__(self, settings: HybridRetriever, store: ExemplarStore) -> None:
+        self.sides = (settings.bm25.ranker(store), settings.dense.ranker(store))
+        self.depth = settings.depth
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        joined: dict[int, float] = {}
+        for side in self.sides:
+            for rank, (row, _) in enumerate(side.best(query, max(wanted, self.depth), excluded, salt), start=1):
+                joined[row] = joined.get(row, 0.0) + 1 / (FUSION_CONSTANT + rank)
+        return sorted(joined.items(), key=lambda hit: (-hit[1], hit[0]))[:wanted]
+
+    def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        return self.sides[1].similarity(rows)
+
+
+class _Unscored:
+    """Rankers whose order says nothing about likeness."""
+
+    def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        raise ValueError("mmr weighs scores, and random and fixed exemplars have none. Choose bm25, dense or hybrid.")
+
+
+@dataclass(frozen=True)
+class RandomRetriever:
+    """
+    Exemplars drawn without regard to the query's meaning: the control that any other choice must beat.
+
+    Which ones depends on `seed`, the search's `salt` and the query's text alone. Scores are 0.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Of the draws.
+    """
+
+    seed: int = 0
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """Nothing to index."""
+        return _RandomRanker(self.seed, len(store))
+
+
+class _RandomRanker(_Unscored):
+    def __init__(self, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        """Lazy Fisher-Yates: each row that may be shown is equally likely, none comes twice."""
+        left = self.size
+        moved: dict[int, int] = {}
+        drawn: Ranked = []
+        while left and len(drawn) < wanted:
+            for number in keyed_integers(min(left, 2 * wanted), "exemplars", self.seed, salt, query, left):
+                place = number % left
+                row = moved.get(place, place)
+                left -= 1
+                moved[place] = moved.get(left, left)
+                if row not in excluded and len(drawn) < wanted:
+                    drawn.append((row, 0.0))
+        return drawn
+
+
+@dataclass(frozen=True)
+class FixedRetriever:
+    """
+    The same exemplars for every query, as bge-en-icl shows them; a causal model can keep them in its cache.
+
+    Args:
+        ids (`tuple[str, ...]`, *optional*):
+            Ids of the exemplars, nearest to the query first. The store's first ones by default.
+    """
+
+    ids: tuple[str, ...] = ()
+
+    def ranker(self, store: ExemplarStore) -> Ranker:
+        """
+        Look the ids up.
+
+        Raises:
+            ValueError: an id is not in the store.
+        """
+        rows = [row for wanted in self.ids for row in store.rows_of_id(wanted)]
+        missing = [wanted for wanted in self.ids if not store.rows_of_id(wanted)]
+        if missing:
+            raise ValueError(f"The store has no exemplar with id {missing[0]!r} ({len(missing)} of the fixed ids).")
+        return _FixedRanker(rows if self.ids else range(len(store)))
+
+
+class _FixedRanker(_Unscored):
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = rows
+
+    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+        kept: Ranked = []
+        for row in self.rows:
+            if len(kept) == wanted:
+                break
+            if row not in excluded:
+                kept.append((row, 0.0))
+        return kept
+
+
+def retriever_named(name: str | Retriever, encode: Encode | None = None) -> Retriever:
+    """
+    The retriever a name stands for: `bm25`, `dense`, `hybrid`, `random`, `fixed`; any other object is one already.
+
+    Raises:
+        ValueError: an unknown name, or `dense` or `hybrid` without `encode`.
+    """
+    if not isinstance(name, str):
+        return name
+    if name in ("dense", "hybrid"):
+        if encode is None:
+            raise ValueError(
+                f"retriever={name!r} needs encode=..., texts to vectors: model.encode of the plain query."
+            )
+        dense = DenseRetriever(encode)
+        return dense if name == "dense" else HybridRetriever(dense)
+    simple: dict[str, Callable[[], Retriever]] = {
+        "bm25": Bm25Retriever,
+        "random": RandomRetriever,
+        "fixed": FixedRetriever,
+    }
+    if name not in simple:
+        raise ValueError(f"retriever must be bm25, dense, hybrid, random or fixed, got {name!r}.")
+    return simple[name]()
+
+
+def most_diverse(hits: Ranked, similarity: NDArray[np.float64], wanted: int, relevance: float) -> Ranked:
+    r"""
+    Maximal marginal relevance: one by one, the hit with the largest $\lambda\, s_i - (1 - \lambda) \max_j sim_{ij}$.
+
+    Args:
+        hits (list of (row, score)):
+            Candidates, best first.
+        similarity (`NDArray` of shape `(hits, hits)`):
+            How alike they are.
+        wanted (`int`):
+            How many to take.
+        relevance (`float`):
+            $\lambda$ in [0, 1]: 1 keeps the order of the scores, 0 looks at likeness only. The best score counts as 1.
+
+    Reference: Carbonell and Goldstein 1998.
+    """
+    top = max((score for _, score in hits), default=1.0) or 1.0
+    scores = np.array([score / top for _, score in hits])
+    taken: list[int] = []
+    left = list(range(len(hits)))
+    while left and len(taken) < wanted:
+        nearest = [max((similarity[i, j] for j in taken), default=0.0) for i in left]
+        gains = [relevance * scores[i] - (1 - relevance) * near for i, near in zip(left, nearest, strict=True)]
+        taken.append(left.pop(int(np.argmax(gains))))
+    return [hits[i] for i in taken]

@@ -1,0 +1,125 @@
+"""One exemplar, what is known of a target, the rules that keep exemplars from it, and the checks of a pool's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_ext.data.exemplars.text import text_key
+
+TEXT_COLUMNS = ("query", "document")
+OPTIONAL_COLUMNS = ("id", "doc_id", "source", "negative")
+COLUMNS = (*OPTIONAL_COLUMNS[:1], *TEXT_COLUMNS, *OPTIONAL_COLUMNS[1:])
+MOST_ROWS = 1_000_000
+MOST_CHARACTERS = 1_000_000  # of one text
+EXCERPT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """
+    One hit of a search.
+
+    Attributes:
+        row (`int`): position in the store.
+        score (`float`): of the retriever, the higher the nearer; 0 for random and fixed ones.
+        query, document (`str`): the pair.
+        id, doc_id, source, negative (`str`, *optional*): as stored.
+    """
+
+    row: int
+    score: float
+    query: str
+    document: str
+    id: str | None = None
+    doc_id: str | None = None
+    source: str | None = None
+    negative: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    What is known of a query besides its text, so that the search can leave out what would give the answer away.
+
+    Args:
+        id (`str`, *optional*): of the query, as in the store.
+        positive (`str`, *optional*): the document it is trained to find.
+        doc_id (`str`, *optional*): of that document, as in the store.
+        negatives (`tuple[str, ...]`, *optional*): documents it is trained to avoid.
+    """
+
+    id: str | None = None
+    positive: str | None = None
+    doc_id: str | None = None
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """
+    Which exemplars a query is not shown. All four rules are on, as training wants; a rule needs what [`Target`] knows.
+
+    Texts are compared by [`normalize`]: case and white space do not count.
+
+    Args:
+        self_id (`bool`): the exemplar with the target's id.
+        same_text (`bool`): exemplars with the target's query text.
+        same_positive (`bool`): exemplars whose document is the target's positive, or one that the store pairs with the
+            same query text. Off, a model learns to copy the shown document: measured, this rule decides.
+        negatives (`bool`): exemplars whose document is one of the target's negatives.
+    """
+
+    self_id: bool = True
+    same_text: bool = True
+    same_positive: bool = True
+    negatives: bool = True
+
+
+NOTHING_EXCLUDED = Exclude(False, False, False, False)
+EVERY_RULE = Exclude()
+
+
+def checked(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Columns as lists of text, `document_key` filled; every defect named."""
+    missing = [name for name in TEXT_COLUMNS if name not in rows]
+    if missing:
+        raise ValueError(
+            f"column {missing[0]!r} is missing; exemplars need {TEXT_COLUMNS}, the rows have {list(rows)}."
+        )
+    columns = {name: list(rows[name]) for name in COLUMNS if rows.get(name) is not None}
+    columns = {n: v for n, v in columns.items() if n in TEXT_COLUMNS or any(value is not None for value in v)}
+    size = len(columns["query"])
+    if size == 0:
+        raise ValueError("The pool is empty: an exemplar store needs at least one (query, document) pair.")
+    if size > MOST_ROWS:
+        raise ValueError(f"The pool has {size:,} rows, more than {MOST_ROWS:,}. Take a sample of it.")
+    for name, values in columns.items():
+        if len(values) != size:
+            raise ValueError(f"column {name!r} has {len(values):,} values, 'query' has {size:,}.")
+        _check_texts(name, values)
+    columns.setdefault("id", [str(row) for row in range(size)])
+    keys = rows.get("document_key")
+    columns["document_key"] = list(keys) if keys is not None else [text_key(text) for text in columns["document"]]
+    return {name: columns[name] for name in sorted(columns)}
+
+
+def _check_texts(name: str, values: Iterable[Any]) -> None:
+    optional = name in OPTIONAL_COLUMNS
+    for row, value in enumerate(values):
+        if value is None and optional:
+            continue
+        if not isinstance(value, str):
+            remedy = "Drop the row." if value is None else "Exemplars are text: name another column."
+            found = "None" if value is None else f"{type(value).__name__} {str(value)[:EXCERPT]!r}"
+            raise TypeError(f"row {row:,}, column {name!r}: expected a string, found {found}. {remedy}")
+        if not optional and not value.strip():
+            raise ValueError(f"row {row:,}, column {name!r}: the text is blank. Drop the row.")
+        if len(value) > MOST_CHARACTERS:
+            raise ValueError(
+                f"row {row:,}, column {name!r}: {len(value):,} characters, more than {MOST_CHARACTERS:,}. "
+                f"Cut the text: {value[:EXCERPT]!r}"
+            )
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"row {row:,}, column {name!r}: half a surrogate pair, which no file can hold. Drop it.")
