@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 MEASURED = {
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "forgetting_gsm8k": ["hf_ext/data", "hf_ext/losses", "hf_ext/_upstream.py", "trainers", "hf_ext/evaluation"],
+    "gm_matching_speed": ["hf_ext/data/pruning"],
     "infopo_step": [
         "hf_ext/_upstream.py",
         "hf_ext/_upstream_preference.py",
