@@ -100,10 +100,10 @@ def reader(array: np.ndarray, threads: int) -> Callable[[], float]:
     from numba import njit, prange, set_num_threads
 
     @njit(nogil=True)
-    def add(words: np.ndarray, start: int, stop: int) -> int:
+    def add(words: np.ndarray) -> int:
         a = b = c = e = 0  # four streams: one does not fill the bus, and would flatter the engines
-        part = (stop - start) // 4
-        for i in range(start, start + part):
+        part = len(words) // 4
+        for i in range(part):  # from 0: with a start of unknown sign the loop is not vectorised
             a += words[i]
             b += words[i + part]
             c += words[i + 2 * part]
@@ -114,7 +114,7 @@ def reader(array: np.ndarray, threads: int) -> Callable[[], float]:
     def read(words: np.ndarray, sums: np.ndarray) -> None:
         size = len(words) // len(sums)
         for b in prange(len(sums)):
-            sums[b] = add(words, b * size, (b + 1) * size)
+            sums[b] = add(words[b * size : (b + 1) * size])
 
     set_num_threads(threads)
     words = array.reshape(-1).view(np.int64)
