@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from hf_ext.trainers.infopo.config import InfoPOConfig, InfoPOUnpairedConfig
     from hf_ext.trainers.infopo.trainer import InfoPOTrainer
     from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer
+    from hf_ext.trainers.rare.collator import RareDataCollator
+    from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig
+    from hf_ext.trainers.rare.trainer import RareSparseTrainer, RareTrainer
     from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
     from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 
@@ -84,7 +87,12 @@ _EXPORTS = {
     "PairsToUnpaired": "hf_ext.data.preference",
     "PruneReport": "hf_ext.data.pruning.report",
     "PushError": "hf_ext.hub.retry",
+    "RareConfig": "hf_ext.trainers.rare.config",
+    "RareDataCollator": "hf_ext.trainers.rare.collator",
     "RareFormatter": "hf_ext.data.exemplars.formatter",
+    "RareSparseConfig": "hf_ext.trainers.rare.config",
+    "RareSparseTrainer": "hf_ext.trainers.rare.trainer",
+    "RareTrainer": "hf_ext.trainers.rare.trainer",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
     "WeightedSFTConfig": "hf_ext.trainers.weighted_sft.config",
@@ -152,7 +160,12 @@ __all__ = [
     "PairsToUnpaired",
     "PruneReport",
     "PushError",
+    "RareConfig",
+    "RareDataCollator",
     "RareFormatter",
+    "RareSparseConfig",
+    "RareSparseTrainer",
+    "RareTrainer",
     "RowError",
     "RowProblem",
     "WeightedSFTConfig",

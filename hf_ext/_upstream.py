@@ -1,7 +1,8 @@
 """The only place that touches a private name of trl, transformers or sentence-transformers.
 
-The preference trainers' part of it is `_upstream_preference.py`. Host libraries move every two weeks. Each private
-symbol used here or there is listed in `TOUCHED`; where one moved, `tests/test_upstream.py` fails and names it.
+The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers' `_upstream_retrieval.py`.
+Host libraries move every two weeks. Each private symbol used here or there is listed in `TOUCHED`; where one moved,
+`tests/test_upstream.py` fails and names it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ TOUCHED = (
     ("trl.KTOTrainer", "_precompute_ref_logps", "reference log-probabilities could not be checked or reused"),
     ("trl.KTOTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
     ("trl.KTOTrainer", "_metrics", "our metrics would not reach the log"),
+    ("sentence_transformers.SentenceTransformerTrainer", "_save", "training_args.bin, a pickle, would be saved"),
+    ("sentence_transformers.SentenceTransformerTrainer", "_push_from_checkpoint", "pickles could be published"),
+    ("sentence_transformers.SentenceTransformerTrainer", "_load_best_model", "a damaged checkpoint could be loaded"),
+    ("sentence_transformers.SparseEncoderTrainer", "_save", "training_args.bin, a pickle, would be saved"),
+    ("sentence_transformers.SparseEncoderTrainer", "_push_from_checkpoint", "pickles could be published"),
 )
 
 
@@ -132,15 +138,19 @@ class Seam(Trainer):
         """Add a value, the same on every process, to the next training log line."""
         self._metrics["train"][name].append(value)
 
+    def take_ratios(self, mode: str) -> dict[str, float]:
+        """The ratios of `"train"` or `"eval"` since the last log, summed over processes; it empties them."""
+        ratios = self.__dict__.get("_ratios", {"train": {}, "eval": {}})[mode]
+        totals = self.sum_over_processes(torch.stack(list(ratios.values()))).tolist() if ratios else []
+        found = {name: top / bottom for name, (top, bottom) in zip(ratios, totals, strict=True) if bottom > 0}
+        ratios.clear()
+        return found
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the ratios summed over processes."""
         mode = "train" if self.model.training else "eval"
-        ratios = self.__dict__.get("_ratios", {"train": {}, "eval": {}})[mode]
-        totals = self.sum_over_processes(torch.stack(list(ratios.values()))).tolist() if ratios else []
-        for name, (numerator, denominator) in zip(ratios, totals, strict=True):
-            if denominator > 0:
-                self._metrics[mode][name] = [numerator / denominator]
-        ratios.clear()
+        for name, value in self.take_ratios(mode).items():
+            self._metrics[mode][name] = [value]
         super().log(logs, start_time)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_ext import _upstream
 from hf_ext._upstream import TOUCHED, Seam, SFTSeam, fused_lm_head, tokenise_rows
 from hf_ext._upstream_preference import DPOSeam, KTOSeam, PreferenceSeam
+from hf_ext._upstream_retrieval import RetrievalSeam
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 
@@ -85,10 +86,10 @@ def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
     hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches", "push_checkpoint"}
     hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
     hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
-    hooks |= {"compute_ref_log_probs"}
+    hooks |= {"compute_ref_log_probs", "take_ratios"}
     defined = {
         name
-        for seam in (Seam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam)
+        for seam in (Seam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)
         for name, value in vars(seam).items()
         if not name.startswith("__") and callable(value)
     }

@@ -16,7 +16,7 @@ IGNORED_LABEL = -100
 
 DataType = Literal[
     "text", "messages", "conversations", "prompt_completion", "input_ids", "formatted", "preference",
-    "unpaired_preference",
+    "unpaired_preference", "retrieval",
 ]  # fmt: skip
 Role = Literal["string", "messages", "ids", "labels", "mask", "weight", "free", "label", "row_weight", "number"]
 

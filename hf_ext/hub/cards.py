@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
 
-METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired")
+METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired", "rare")
 """Methods with a card template, `model_cards/<method>.jinja`."""
+
+LIBRARIES = {"rare": ("sentence-transformers", "sentence-similarity")}
+"""The library that opens a method's folder, and its task, where that is not a generator of transformers."""
 
 PAPERS: dict[str, dict[str, str]] = {
     "flow": {
@@ -74,6 +77,19 @@ PAPERS["pruning"] = {
     archivePrefix = {arXiv}
 }""",
 }
+PAPERS["rare"] = {
+    "title": "RARe: Retrieval Augmented Retrieval with In-Context Examples",
+    "id": "2410.20088",
+    "citation": """\
+@inproceedings{tejaswi2025rare,
+    title     = {RARe: Retrieval Augmented Retrieval with In-Context Examples},
+    author    = {Atula Tejaswi and Yoonsang Lee and Sujay Sanghavi and Eunsol Choi},
+    booktitle = {Conference on Language Modeling},
+    year      = {2025},
+    eprint    = {2410.20088},
+    archivePrefix = {arXiv}
+}""",
+}
 """Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
 
 CHAT_USAGE = """\
@@ -110,6 +126,7 @@ def write_model_card(
     tags: Iterable[str] = (),
     model_name: str | None = None,
     usage: str | None = None,
+    task: str | None = None,
 ) -> Path:
     """
     Write `README.md` into a saved model's folder. Reads files only: no network.
@@ -136,11 +153,13 @@ def write_model_card(
         arm (`str`, *optional*):
             Which arm of `report` this model is; needed if it has several.
         tags (`Iterable[str]`, *optional*):
-            Tags beside `hf-ext`, the method and `trl`.
+            Tags beside `hf-ext`, the method and, for a model of transformers, `trl`.
         model_name (`str`, *optional*):
             Name in the title and the usage snippet, best a Hub id; the folder's name by default.
         usage (`str`, *optional*):
             Markdown of the usage section. By default a snippet: a chat one if the saved tokenizer has a chat template.
+        task (`str`, *optional*):
+            The Hub's name of what the model does; by default the method's, such as `"text-generation"`.
 
     Returns:
         `Path`: the card.
@@ -156,13 +175,15 @@ def write_model_card(
     folder.mkdir(parents=True, exist_ok=True)
     model_name = model_name or folder.resolve().name
     base, inherited = base_model_metadata(base_model)
+    library, own_task = LIBRARIES.get(method, ("transformers", "text-generation"))
+    by_trl = library == "transformers"
     data = ModelCardData(
-        library_name="transformers",
+        library_name=library,
         license=license or inherited or "unknown",
         base_model=base,
         datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
-        tags=list(dict.fromkeys(["hf-ext", method, "trl", *tags])),
-        pipeline_tag="text-generation",
+        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if by_trl else []), *tags])),
+        pipeline_tag=task or own_task,
         model_name=model_name,
         eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
     )
@@ -174,7 +195,8 @@ def write_model_card(
         results=report.to_markdown().strip() if report is not None else "",
         usage=usage or _usage(folder, model_name),
         settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
-        versions=_versions(),
+        by_trl=by_trl,
+        versions=_versions() if by_trl else _versions("sentence-transformers"),
         paper=_paper(method, paper),
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
@@ -354,8 +376,8 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _versions() -> str:
-    names = ("hf-ext", "trl", "transformers", "torch", "datasets")
+def _versions(host: str = "trl") -> str:
+    names = ("hf-ext", host, "transformers", "torch", "datasets")
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 

@@ -40,10 +40,11 @@ def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -
         tmp_path, method=method, base_model="org/base", license="apache-2.0", settings={"tau": 0.5}, tags=["demo"]
     )
     data = card.data.to_dict()
-    assert data["library_name"] == "transformers"
+    retriever = method == "rare"
+    assert data["library_name"] == ("sentence-transformers" if retriever else "transformers")
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/base"
-    assert data["tags"] == ["hf-ext", method, "trl", "demo"]
+    assert data["tags"] == ["hf-ext", method, *([] if retriever else ["trl"]), "demo"]
     assert "licence" not in data
     assert card.text.strip().startswith("# me/tuned")
     assert "| `tau` | 0.5 |" in card.text

@@ -22,13 +22,14 @@ COMMON = (
     "packing",
     "seed",
 )
+HOSTS = ("trl.", "sentence_transformers.")
 # Places on the machine that trained, and what the card says elsewhere.
 LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
 
 
 def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
     """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
-    host = next(base for base in type(trainer.args).__mro__ if base.__module__.startswith("trl."))
+    host = next(base for base in type(trainer.args).__mro__ if base.__module__.startswith(HOSTS))
     stock = {field.name for field in fields(host)}
     own = [field.name for field in fields(trainer.args) if field.name not in stock and field.name not in LEFT_OUT]
     names = [name for name in (*getattr(trainer, "card_settings", ()), *own, *COMMON) if hasattr(trainer.args, name)]

@@ -129,7 +129,11 @@ class SavesWithCard(CheckpointSeam):
     ) -> None:
         """Write a card with licence, method, paper, settings and, once known, the forgetting table."""
         if self.is_world_process_zero():
-            card_of_trainer(self, self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
+            self.write_card(self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
+
+    def write_card(self, folder: str, **names: Any) -> None:
+        """Write the card into `folder`; `names` as in [`create_model_card`]. The default is a generator's."""
+        card_of_trainer(self, folder, **names)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -147,7 +151,7 @@ class SavesWithCard(CheckpointSeam):
         else:
             self._save_beside(folder)
         if self.is_world_process_zero():
-            card_of_trainer(self, str(folder))
+            self.write_card(str(folder))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -1,0 +1,7 @@
+"""RARe: retrievers that use in-context examples."""
+
+from hf_ext.trainers.rare.collator import RareDataCollator
+from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig
+from hf_ext.trainers.rare.trainer import RareSparseTrainer, RareTrainer
+
+__all__ = ["RareConfig", "RareDataCollator", "RareSparseConfig", "RareSparseTrainer", "RareTrainer"]

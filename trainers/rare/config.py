@@ -1,0 +1,267 @@
+"""Configuration of RARe, for dense and for sparse encoders."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from sentence_transformers import SentenceTransformerTrainingArguments, SparseEncoderTrainingArguments
+from transformers import TrainingArguments
+
+from hf_ext.data.exemplars import ExampleDraw, Exclude, RareFormatter
+
+RULES = ("self", "same_text", "same_positive", "negatives")
+RETRIEVERS = ("bm25", "dense", "hybrid", "random", "fixed")
+
+Config = TypeVar("Config", bound=TrainingArguments)
+
+
+@dataclass
+class RareSettings:
+    """
+    The fields that [`RareConfig`] and [`RareSparseConfig`] share; stands before the host's arguments.
+
+    Parameters:
+        n_examples (`int`, *optional*, defaults to `5`):
+            Exemplars that a query is shown, at most.
+        n_examples_mode (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"`, or `"uniform"`: any number from 0 to `n_examples`.
+        example_rate (`float`, *optional*, defaults to `0.7`):
+            Share of the queries that are shown any. 1.0 is the paper's retriever track.
+        example_retriever (`str`, *optional*, defaults to `"bm25"`):
+            How exemplars are chosen: `"bm25"`, `"dense"`, `"hybrid"`, `"random"` or `"fixed"`.
+        example_order (`str`, *optional*, defaults to `"nearest_last"`):
+            `"nearest_last"` puts the nearest exemplar next to the query; or `"nearest_first"`.
+        min_example_score (`float`, *optional*):
+            Exemplars of a lower retriever score are not shown.
+        exclude (`list[str]`, *optional*, defaults to all of `RULES`):
+            What a row is not shown: `"self"`, `"same_text"`, `"same_positive"`, `"negatives"`.
+        resample_each_epoch (`bool`, *optional*, defaults to `True`):
+            Whether the draws change from epoch to epoch.
+        max_query_tokens (`int`, *optional*):
+            Longest query with its exemplars and instruction. By default what the model takes.
+        max_document_tokens (`int`, *optional*):
+            Longest document. By default what the model takes.
+        max_example_query_tokens (`int`, *optional*, defaults to `64`):
+            Of an exemplar's query.
+        max_example_document_tokens (`int`, *optional*, defaults to `128`):
+            Of an exemplar's document.
+        instruction (`str` or `dict[str, str]`, *optional*):
+            Task, or one a data set: queries get the prompt `Instruct: {task}\\nQuery: `, where `prompts` is not set.
+        query_column, positive_column, id_column, doc_id_column (`str`, *optional*):
+            Columns of every data set; found where they are not given.
+        loss_scale (`float`, *optional*, defaults to `50.0`):
+            Inverse temperature of the default loss.
+        mini_batch_num_tokens (`int`, *optional*, defaults to `16384`):
+            Tokens of one forward of the default loss.
+        text_only (`bool`, *optional*, defaults to `True`):
+            Read texts as they are, where the base model has a chat template.
+        on_bad_row (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` stops at the first malformed row; `"drop"` leaves malformed rows out and writes them to a file.
+        bad_rows_path (`str`, *optional*):
+            Where dropped rows are written, as JSON lines. Defaults to `bad_rows.jsonl` in `output_dir`.
+        model_license (`str`, *optional*):
+            Licence identifier for the model card (such as `"apache-2.0"`).
+    """
+
+    n_examples: int = field(
+        default=5, metadata={"help": "Exemplars that a query is shown, at most; the paper's is 5."}
+    )
+    n_examples_mode: str = field(
+        default="fixed",
+        metadata={
+            "help": "'fixed' shows n_examples; 'uniform' any number from 0 to n_examples, so that one model serves "
+            "any of them.",
+            "choices": ["fixed", "uniform"],
+        },
+    )
+    example_rate: float = field(
+        default=0.7,
+        metadata={
+            "help": "Share of the queries that are shown exemplars. The rest keeps the model good without any, at no "
+            "cost in the paper; 1.0 is the paper's retriever track and may destroy that mode."
+        },
+    )
+    example_retriever: str = field(
+        default="bm25",
+        metadata={
+            "help": "How exemplars are chosen from the data set's own rows: 'bm25'; 'dense', with the model's vectors "
+            "of the plain queries before training; 'hybrid' of both; 'random' and 'fixed' are controls.",
+            "choices": list(RETRIEVERS),
+        },
+    )
+    example_order: str = field(
+        default="nearest_last",
+        metadata={
+            "help": "'nearest_last' puts the nearest exemplar next to the query; or 'nearest_first'.",
+            "choices": ["nearest_last", "nearest_first"],
+        },
+    )
+    min_example_score: float | None = field(
+        default=None,
+        metadata={
+            "help": "Exemplars of a lower retriever score are not shown. BM25 scores are not comparable between pools."
+        },
+    )
+    exclude: list[str] = field(
+        default_factory=lambda: list(RULES),
+        metadata={
+            "help": "What a row is not shown: the exemplar of its own id ('self'), of its own text ('same_text'), "
+            "with its positive document ('same_positive': measured, this one decides), with one of its negatives."
+        },
+    )
+    resample_each_epoch: bool = field(
+        default=True, metadata={"help": "Draw rows and numbers of exemplars afresh in each epoch."}
+    )
+    max_query_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest query, instruction and exemplars included, in tokens; the target itself is never cut. "
+            "Default: the model's length."
+        },
+    )
+    max_document_tokens: int | None = field(
+        default=None, metadata={"help": "Longest document in tokens. Default: the model's length."}
+    )
+    max_example_query_tokens: int | None = field(
+        default=64, metadata={"help": "Tokens that are kept of an exemplar's query."}
+    )
+    max_example_document_tokens: int | None = field(
+        default=128, metadata={"help": "Tokens that are kept of an exemplar's document."}
+    )
+    instruction: str | dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "The task in words, or one a data set, as JSON: queries get 'Instruct: {task}\\nQuery: '. "
+            "Not used where prompts is set."
+        },
+    )
+    query_column: str | None = field(default=None, metadata={"help": "Default: the first text column."})
+    positive_column: str | None = field(default=None, metadata={"help": "Default: the second text column."})
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column with the query's id. Default: 'id' or 'query_id', where there is one."}
+    )
+    doc_id_column: str | None = field(
+        default=None, metadata={"help": "Column with the positive's id. Default: 'doc_id', where there is one."}
+    )
+    loss_scale: float = field(
+        default=50.0, metadata={"help": "Inverse temperature of the default loss; the paper's are 50 and 100."}
+    )
+    mini_batch_num_tokens: int = field(
+        default=16384,
+        metadata={
+            "help": "Tokens of one forward of the default loss, padding included. Memory follows it and not the batch."
+        },
+    )
+    text_only: bool = field(
+        default=True,
+        metadata={
+            "help": "Where the base model has a chat template, read texts as they are: otherwise the instruction "
+            "would become a system turn, and queries and documents chat messages."
+        },
+    )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={
+            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs "
+            "how many, and writes them to bad_rows_path.",
+            "choices": ["raise", "drop"],
+        },
+    )
+    bad_rows_path: str | None = field(
+        default=None,
+        metadata={"help": "File for dropped rows (JSON lines). Default: bad_rows.jsonl in output_dir."},
+    )
+    model_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence identifier for the model card, such as 'apache-2.0'. Default: the base model's."},
+    )
+
+    def check_settings(self) -> None:
+        """
+        Refuse settings that cannot work.
+
+        Raises:
+            ValueError: one of them is out of its range; it says which, and what fits.
+        """
+        self.draw()
+        self.exclusion()
+        for name, known in (("example_retriever", RETRIEVERS), ("on_bad_row", ("raise", "drop"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not self.loss_scale > 0 or self.mini_batch_num_tokens < 1:
+            raise ValueError(
+                "loss_scale and mini_batch_num_tokens must be above 0, got "
+                f"{self.loss_scale!r} and {self.mini_batch_num_tokens!r}."
+            )
+        if self.max_document_tokens is not None and self.max_document_tokens < 1:
+            raise ValueError(f"max_document_tokens is a number of tokens above 0, got {self.max_document_tokens!r}.")
+        self.formatter(self.max_query_tokens or 512)
+
+    def draw(self) -> ExampleDraw:
+        """How many exemplars a query is shown."""
+        seed: int = getattr(self, "seed", 0)
+        return ExampleDraw(self.n_examples, self.n_examples_mode, self.example_rate, seed)
+
+    def exclusion(self) -> Exclude:
+        """The rules as the store reads them."""
+        unknown = [name for name in self.exclude if name not in RULES]
+        if unknown:
+            raise ValueError(f"exclude knows {', '.join(RULES)}, got {unknown[0]!r}.")
+        chosen = set(self.exclude)
+        return Exclude("self" in chosen, "same_text" in chosen, "same_positive" in chosen, "negatives" in chosen)
+
+    def formatter(self, max_tokens: int | None) -> RareFormatter:
+        """The text, in at most `max_tokens` tokens."""
+        return RareFormatter(
+            order=self.example_order,
+            max_tokens=max_tokens,
+            max_example_query_tokens=self.max_example_query_tokens,
+            max_example_document_tokens=self.max_example_document_tokens,
+        )
+
+    def rare_settings(self) -> dict[str, Any]:
+        """The fields of RARe alone, as JSON has them."""
+        return {entry.name: asdict(self)[entry.name] for entry in fields(RareSettings)}
+
+
+@dataclass
+class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
+    """
+    Configuration of [`RareTrainer`]: those of [`~sentence_transformers.SentenceTransformerTrainingArguments`], and
+    [`RareSettings`]'.
+
+    `batch_sampler="no_duplicates"` keeps a row's positive from being another row's negative; it compares the texts as
+    they stand in the data set.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_settings()
+
+
+@dataclass
+class RareSparseConfig(RareSettings, SparseEncoderTrainingArguments):
+    """Configuration of [`RareSparseTrainer`]: [`~sentence_transformers.SparseEncoderTrainingArguments`] and RARe's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_settings()
+
+
+def own_config(config_class: type[Config], args: TrainingArguments | None, trainer_name: str) -> Config:
+    """
+    The arguments as ours: none given, or the host's own, get the defaults of RARe.
+
+    Raises:
+        TypeError: arguments of another trainer.
+    """
+    if args is None:
+        return config_class(output_dir=f"{trainer_name.removesuffix('Trainer').lower()}_output")
+    if isinstance(args, config_class):
+        return args
+    host = next(base for base in config_class.__mro__ if base.__module__.startswith("sentence_transformers."))
+    if not isinstance(args, host):
+        raise TypeError(f"{trainer_name} needs a {config_class.__name__}, got {type(args).__name__}.")
+    values = {entry.name: getattr(args, entry.name) for entry in fields(host) if entry.init}
+    return config_class(**values)

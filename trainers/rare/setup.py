@@ -1,0 +1,317 @@
+"""From a model, data sets and a configuration to pools, prompts, tasks and lengths: what the RARe trainers prepare."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, IterableDataset
+from numpy.typing import NDArray
+
+from hf_ext.data.exemplars import DenseRetriever, ExemplarStore, HybridRetriever, TokenCounter
+from hf_ext.data.exemplars.text import text_key
+from hf_ext.guards.retrieval_rows import check_retrieval_rows
+from hf_ext.trainers.rare.collator import ONE_DATASET
+from hf_ext.trainers.rare.pools import Pool, RetrievalColumns, find_columns, own_store
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTION = "Instruct: {task}\nQuery: "
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # in the order of `encode_document`
+Datasets = dict[str, Any]  # name to Dataset or IterableDataset; the only one's name is ""
+
+
+def by_name(dataset: Any) -> Datasets:
+    """A data set, or a dict of them, by name."""
+    if dataset is None:
+        return {}
+    return dict(dataset) if isinstance(dataset, dict) else {ONE_DATASET: dataset}
+
+
+def as_given(datasets: Datasets) -> Any:
+    """The way back: a `DatasetDict`, or the only data set."""
+    if set(datasets) == {ONE_DATASET}:
+        return datasets[ONE_DATASET]
+    return DatasetDict(datasets) if datasets else None
+
+
+@dataclass
+class Prepared:
+    """What [`prepare`] found and made: pools by data set, the data sets numbered, prompts and tasks by column."""
+
+    pools: dict[str, Pool] = field(default_factory=dict)
+    train: Datasets = field(default_factory=dict)
+    eval: Datasets = field(default_factory=dict)
+    prompts: Any = None
+    router_mapping: Any = None
+
+
+def prepare(
+    model: Any, args: Any, train: Any, evaluation: Any, exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None
+) -> Prepared:
+    """
+    Check rows, find columns, build pools, and fill prompts and tasks.
+
+    Args:
+        model (`BaseModel`): its prompts are used where the configuration has none, and its vectors for dense choice.
+        args ([`RareSettings`]): the configuration.
+        train, evaluation (`Dataset`, `IterableDataset`, dict of them or `None`): raw rows.
+        exemplars ([`ExemplarStore`] or a dict of them by data set, *optional*): pools; the training rows by default.
+
+    Raises:
+        ValueError: a column is missing, a data set has no pool, one store was given for several data sets.
+        TypeError: a column is not text, or a stream has no store.
+        RowError: a row that cannot be trained on.
+    """
+    training = by_name(train)
+    given = _stores_by_name(exemplars, training)
+    made = Prepared()
+    columns: dict[str, RetrievalColumns] = {}
+    for name, dataset in training.items():
+        columns[name], made.train[name] = _checked(dataset, args, name or "train")
+    for name, dataset in by_name(evaluation).items():
+        if len(training) > 1 and name not in training:
+            raise ValueError(
+                f"The evaluation data set {name or '(the only one)'!r} has no pool of exemplars: name it like one of "
+                f"the training data sets, {sorted(training)}."
+            )
+        _, made.eval[name] = _checked(dataset, args, f"{name} eval".strip())
+    several = isinstance(train, dict)
+    made.prompts = args.prompts or _prompts(model, args.instruction, columns, several)
+    for name, found in columns.items():
+        store = given.get(name)
+        own = store is None
+        if store is None:
+            store = own_store(made.train[name], found)
+        prompt = query_prompt(made.prompts, name, found.query)
+        queries = [data[name] for data in (made.train, made.eval) if name in data]
+        store = _with_retriever(store, model, args.example_retriever, prompt, found.query, queries, own)
+        made.pools[name] = Pool(store, found, prompt, own)
+    tasks = {
+        name: {found.query: "query"} | dict.fromkeys(found.texts[1:], "document") for name, found in columns.items()
+    }
+    made.router_mapping = args.router_mapping or (tasks if several else tasks.get(ONE_DATASET))
+    return made
+
+
+def _stores_by_name(
+    exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None, training: Datasets
+) -> Mapping[str, ExemplarStore]:
+    if exemplars is None:
+        return {}
+    if isinstance(exemplars, ExemplarStore):
+        if set(training) != {ONE_DATASET}:
+            raise ValueError(
+                f"One store of exemplars for the data sets {sorted(training)}: each has a pool of its own. Pass "
+                "exemplars={name: store}."
+            )
+        return {ONE_DATASET: exemplars}
+    unknown = set(exemplars) - set(training)
+    if unknown:
+        raise ValueError(f"exemplars has a store for {sorted(unknown)[0]!r}, the data sets are {sorted(training)}.")
+    return exemplars
+
+
+def _checked(dataset: Any, args: Any, dataset_name: str) -> tuple[RetrievalColumns, Dataset | IterableDataset]:
+    """Columns of a data set, and its rows checked and numbered."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(f"The {dataset_name} dataset is a {type(dataset).__name__}; make one with Dataset.from_list.")
+    names = {"query": args.query_column, "positive": args.positive_column}
+    found = find_columns(dataset, **names, id=args.id_column, doc_id=args.doc_id_column, dataset_name=dataset_name)
+    path = args.bad_rows_path
+    if path is None and args.on_bad_row == "drop":
+        path = f"{args.output_dir}/bad_rows.jsonl"
+    rows = check_retrieval_rows(
+        dataset, found.texts, on_bad_row=args.on_bad_row, bad_rows_path=path, dataset_name=dataset_name
+    )
+    return found, rows
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def query_prompt(prompts: Any, name: str, column: str) -> str:
+    """The prompt of a data set's queries, as the host's collator resolves it."""
+    if isinstance(prompts, dict) and name in prompts:
+        prompts = prompts[name]
+    if isinstance(prompts, dict):
+        prompts = prompts.get(column, "")
+    return prompts if isinstance(prompts, str) else ""
+
+
+def _prompts(
+    model: Any, instruction: str | dict[str, str] | None, columns: dict[str, RetrievalColumns], several: bool
+) -> Any:
+    """Prompts by column from the instruction, else from the model, which the host would not ask."""
+    unknown = set(instruction if isinstance(instruction, dict) else ()) - set(columns)
+    if unknown:
+        raise ValueError(f"instruction names {sorted(unknown)[0]!r}, the data sets are {sorted(columns)}.")
+    of_documents = next((model.prompts[name] for name in DOCUMENT_PROMPTS if model.prompts.get(name)), "")
+    made = {}
+    for name, found in columns.items():
+        task = instruction.get(name) if isinstance(instruction, dict) else instruction
+        of_queries = INSTRUCTION.format(task=task) if task is not None else model.prompts.get("query") or ""
+        made[name] = {found.query: of_queries} | dict.fromkeys(found.texts[1:], of_documents)
+        made[name] = {column: prompt for column, prompt in made[name].items() if prompt}
+    if not any(made.values()):
+        return None
+    return made if several else made[ONE_DATASET]
+
+
+def keep_prompts(model: Any, pools: Mapping[str, Pool]) -> None:
+    """
+    Write the queries' prompts into the model where it has none, so that `encode_query` reads what training wrote.
+
+    Where data sets differ, each prompt goes under its data set's name: `encode_query(..., prompt_name=name)`.
+    """
+    prompts = {pool.prompt for pool in pools.values()}
+    if len(prompts) == 1:
+        (prompt,) = prompts
+        if prompt and not model.prompts.get("query"):
+            model.prompts["query"] = prompt
+        elif prompt != model.prompts.get("query", ""):
+            logger.warning(
+                "Queries are trained with the prompt %r, and the model has %r for them: encode_query would use the "
+                "latter. Set model.prompts['query'], or leave the prompts of the configuration out.",
+                prompt, model.prompts.get("query", ""),
+            )  # fmt: skip
+        return
+    for name, pool in pools.items():
+        model.prompts.setdefault(name, pool.prompt)
+
+
+# --- dense choice ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class KnownVectors:
+    """
+    Texts to vectors that were made before training: what a worker can hold, and what does not move with the weights.
+
+    Args:
+        rows (`dict[str, int]`): row by key of the text.
+        vectors (array of shape `(texts, dim)`): of each text.
+    """
+
+    rows: dict[str, int]
+    vectors: NDArray[np.float32]
+
+    def __call__(self, texts: list[str]) -> NDArray[np.float32]:
+        """
+        Vectors of shape `(len(texts), dim)`.
+
+        Raises:
+            ValueError: a text that was not there before training.
+        """
+        found = [self.rows.get(text_key(text)) for text in texts]
+        if None in found:
+            raise ValueError(
+                f"No vector was made before training for the query {texts[found.index(None)][:80]!r}: dense choice "
+                "knows the rows the trainer was given. Pass the data set to the trainer, or choose by bm25."
+            )
+        return self.vectors[found]
+
+
+def known_vectors(model: Any, texts: list[str], prompt: str) -> KnownVectors:
+    """Vectors of the texts under the model as it is, each text once."""
+    rows: dict[str, int] = {}
+    once = []
+    for text in texts:
+        if rows.setdefault(text_key(text), len(once)) == len(once):
+            once.append(text)
+    vectors = model.encode(once, prompt=prompt, convert_to_numpy=True, show_progress_bar=len(once) > 10_000)
+    return KnownVectors(rows, np.asarray(vectors, dtype=np.float32))
+
+
+def _with_retriever(
+    store: ExemplarStore, model: Any, choice: str, prompt: str, column: str, datasets: list[Any], own: bool
+) -> ExemplarStore:
+    """The store with the configuration's retriever; one that was given keeps its own unless vectors are wanted."""
+    if choice not in ("dense", "hybrid"):
+        return ExemplarStore(_columns_of(store), retriever=choice) if own and choice != "bm25" else store
+    if not hasattr(model, "similarity") or type(model).__name__ == "SparseEncoder":
+        raise ValueError(
+            f"example_retriever={choice!r} needs a model with dense vectors, got {type(model).__name__}: choose bm25."
+        )
+    streams = [data for data in datasets if isinstance(data, IterableDataset)]
+    if streams:
+        raise TypeError(f"example_retriever={choice!r} needs all queries before training, not a stream: use bm25.")
+    texts = [text for data in datasets for text in data.with_format(None)[column][:]]
+    encode = known_vectors(model, [*store.queries, *texts], prompt)
+    dense = DenseRetriever(encode, "the model before training")
+    return ExemplarStore(_columns_of(store), retriever=dense if choice == "dense" else HybridRetriever(dense))
+
+
+def _columns_of(store: ExemplarStore) -> dict[str, list[Any]]:
+    names = ("id", "query", "document", "doc_id", "source", "negative", "document_key")
+    return {name: store.column(name) for name in names}
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def read_texts_as_they_are(model: Any, text_only: bool) -> None:
+    """
+    Keep a base model with a chat template from turning texts into chat messages, or warn that it does.
+
+    sentence-transformers makes the prompt a system turn there, so that no exemplar stands where training put it.
+    """
+    module = model[0]
+    config = getattr(module, "modality_config", {})
+    if "message" not in config:
+        return
+    if not text_only or "text" not in config:
+        logger.warning(
+            "The base model has a chat template: sentence-transformers turns queries and documents into chat messages "
+            "and the instruction into a system turn. %s",
+            "Set text_only=True to read texts as they are." if "text" in config else "It reads nothing else.",
+        )
+        return
+    module.modality_config = {"text": config["text"]}
+    module.input_formatter.supported_modalities = ["text"]
+    logger.warning(
+        "The base model has a chat template. It is left out, so that texts are read as they are, here and where the "
+        "saved model is loaded. text_only=False keeps it."
+    )
+
+
+def set_lengths(model: Any, max_query_tokens: int | None, max_document_tokens: int | None) -> int | None:
+    """
+    Give the model its length for queries and for documents, which are saved with it.
+
+    Returns:
+        `int`, *optional*: the longest query; `None` where the model has no limit.
+
+    Raises:
+        ValueError: longer than the model's table of positions.
+    """
+    module = model[0]
+    table = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    wanted = {"query_length": max_query_tokens, "document_length": max_document_tokens}
+    for name, length in wanted.items():
+        if length is None:
+            continue
+        if isinstance(table, int) and 0 < table < length:
+            raise ValueError(
+                f"{name}={length:,} tokens are more than the model's {table:,} positions. Lower max_"
+                f"{name.removesuffix('_length')}_tokens, or show fewer or shorter exemplars."
+            )
+        if hasattr(module, name):
+            setattr(module, name, length)
+        else:
+            logger.warning("%s has no %s: its texts are cut at max_seq_length.", type(module).__name__, name)
+    length = max_query_tokens or getattr(module, "query_length", None) or model.max_seq_length
+    return int(length) if length is not None and length < 1e9 else None
+
+
+def token_counter(model: Any) -> TokenCounter:
+    """
+    The model's tokenizer, as budgets need it.
+
+    Raises:
+        TypeError: it gives no character offsets.
+    """
+    return TokenCounter(model.tokenizer)

@@ -1,0 +1,269 @@
+"""RARe's trainers: retrievers that learn to read exemplars before the query."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_ext._upstream_retrieval import RetrievalSeam, SentenceTransformerSeam, SparseEncoderSeam
+from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.guards.finite import check_finite
+from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.trainers.rare.card import card_of_retriever
+from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
+from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
+from hf_ext.trainers.rare.setup import (
+    as_given,
+    keep_prompts,
+    prepare,
+    read_texts_as_they_are,
+    set_lengths,
+    token_counter,
+)
+from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("augmented_share", "shown", "dropped_by_budget", "empty_hits")
+ROWS_TO_SHOW = 50  # of a data set, until one that is shown exemplars has been found to print
+CHARACTERS_TO_SHOW = 4000
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the collator the epoch, in every worker, before its first batch is drawn."""
+
+    def __init__(self, collator: RareDataCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch: whole ones are behind us, after a resume in the middle of one too."""
+        self.collator.set_epoch(int(state.epoch or 0))
+
+
+class RareMethod(SavesWithCard, RetrievalSeam):
+    """
+    What RARe's trainers share; stands before the seam of their host.
+
+    Attributes:
+        pools (`dict[str, Pool]`): exemplars by data set; the only one's name is `""`.
+    """
+
+    config_class: ClassVar[type[Any]]
+    encoder_class: ClassVar[type[Any]]
+    method = "rare"
+    data_collator_class = RareDataCollator
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        loss: Any = None,
+        *,
+        exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None = None,
+        peft_config: Any = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        name = type(self).__name__
+        args = copy.copy(own_config(self.config_class, args, name))  # filled in below, and not for the caller
+        model = self._encoder(model)
+        if train_dataset is None:
+            raise ValueError(f"{name} needs a train_dataset: its rows are trained on, and are the pool of exemplars.")
+        if data_collator is not None:
+            raise TypeError(
+                f"{name} puts exemplars into batches with a data collator of its own: leave data_collator out."
+            )
+        if peft_config is not None:
+            model.add_adapter(peft_config)
+        read_texts_as_they_are(model, args.text_only)
+        self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
+        made = prepare(model, args, train_dataset, eval_dataset, exemplars)
+        self.pools = made.pools
+        args.prompts, args.router_mapping = made.prompts, made.router_mapping
+        keep_prompts(model, made.pools)
+        evaluation = as_given(made.eval) if made.eval else eval_dataset
+        super().__init__(
+            model=model, args=args, train_dataset=as_given(made.train), eval_dataset=evaluation, loss=loss, **kwargs
+        )
+        self.add_callback(TellEpoch(self.data_collator))
+
+    @classmethod
+    def _encoder(cls, model: Any) -> Any:
+        if isinstance(model, str):
+            return cls.encoder_class(model)
+        if model is None:
+            raise ValueError(f"{cls.__name__} needs a model: {cls.encoder_class.__name__}(...), or its name.")
+        if isinstance(model, cls.encoder_class):
+            return model
+        found = type(model).__name__
+        reasons = {
+            "CrossEncoder": "It reads query and document together, so exemplars would be read again for every "
+            "candidate. Train the retriever before it, and leave the CrossEncoder as it is.",
+            "MultiVectorEncoder": "Every token of an exemplar would have a vector of its own and score in MaxSim, "
+            "which needs a mask that sentence-transformers does not have.",
+            "SparseEncoder": "Use RareSparseTrainer.",
+            "SentenceTransformer": "Use RareTrainer.",
+        }
+        kind = next((base.__name__ for base in type(model).__mro__ if base.__name__ in reasons), found)
+        raise TypeError(f"{cls.__name__} does not train a {found}. {reasons.get(kind, 'Pass a SentenceTransformer.')}")
+
+    # --- batches ---------------------------------------------------------------------------------------------------
+
+    def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> RareDataCollator:
+        """The collator that writes exemplars; the host asks for it while it is being made."""
+        formatter = args.formatter(self.max_query_tokens)
+        return RareDataCollator(
+            preprocess_fn=model.preprocess,
+            router_mapping=args.router_mapping,
+            prompts=args.prompts,
+            pools=self.pools,
+            formatter=formatter,
+            tokenizer=token_counter(model) if formatter.has_budget else None,
+            draw=args.draw(),
+            exclude=args.exclusion(),
+            min_score=args.min_example_score,
+            resample=args.resample_each_epoch,
+        )
+
+    def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
+        """Always where there are several: the collator finds a row's pool by it."""
+        return isinstance(dataset, dict)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The host's, with draws that are the same at every evaluation."""
+        training = self.data_collator
+        self.data_collator = training.for_evaluation()
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the host does, after one formatted query of each data set was printed."""
+        for name in self.pools:
+            self.accelerator.print(self.first_query(name))
+        return super().train(*args, **kwargs)
+
+    def first_query(self, name: str = ONE_DATASET) -> str:
+        """
+        The first query of a data set that is shown exemplars, as the model reads it, with a line above it.
+
+        Args:
+            name (`str`, *optional*): of the data set; not needed where there is one.
+        """
+        dataset = self.train_dataset[name] if isinstance(self.train_dataset, dict) else self.train_dataset
+        rows = [row for row, _ in zip(dataset, range(ROWS_TO_SHOW), strict=False)]
+        made, _ = self.data_collator.augment(rows, name)
+        first = next((one for one in made if one.shown), made[0])
+        text = self.data_collator.pool_of(name).prompt + first.body
+        cut = text if len(text) <= CHARACTERS_TO_SHOW else text[:CHARACTERS_TO_SHOW] + " ..."
+        title = f"First query with exemplars{f' of {name}' if name else ''} ({len(first.shown)} shown)"
+        return f"--- {title} ---\n{cut}\n---"
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """
+        The host's loss, once the batch is counted.
+
+        Raises:
+            NonFiniteError: the loss is a NaN or an infinity; the rows of the batch are named.
+        """
+        counts, rows = inputs.pop(COUNTS, None), inputs.pop(ROW_INDEX, None)
+        if counts is not None:
+            self._count(counts)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        check_finite(
+            "loss", loss, step=self.state.global_step, rank=self.accelerator.process_index, row_index=rows
+        )  # fmt: skip
+        return result
+
+    def _count(self, counts: Tensor) -> None:
+        wanted, shown, dropped, empty = counts.unbind(dim=1)
+        queries = torch.ones_like(wanted)
+        for name, top, bottom in zip(
+            METRICS, (shown > 0, shown, dropped, empty), (queries, shown > 0, wanted, wanted > 0), strict=True
+        ):
+            self.add_ratio(f"rare/{name}", top, bottom)
+
+    # --- the card --------------------------------------------------------------------------------------------------
+
+    def write_card(self, folder: str, **names: Any) -> None:
+        """Write the card of a retriever into `folder`."""
+        card_of_retriever(self, folder, **names)
+
+
+class RareTrainer(RareMethod, SentenceTransformerSeam):
+    """
+    Train an embedding model to use in-context examples: RARe.
+
+    Queries are shown exemplars, past queries with their documents, in front of them; documents never are. The loss is
+    the host's, Cached multiple negatives ranking by default, whose memory follows a budget of tokens.
+
+    Args:
+        model (`SentenceTransformer` or `str`):
+            The encoder, or its name.
+        args ([`RareConfig`], *optional*):
+            Settings; the host's own arguments get the defaults of RARe.
+        train_dataset (`Dataset`, `DatasetDict` or `IterableDataset`):
+            A query and its document first, hard negatives after them. Of several data sets each has a pool of its own.
+        eval_dataset (*optional*):
+            The same; of several, with the names of the training data sets.
+        loss (*optional*):
+            Any loss of the host for such columns.
+        exemplars ([`ExemplarStore`] or `dict[str, ExemplarStore]`, *optional*):
+            The pool, or one a data set. By default the training rows; a stream needs one.
+        peft_config (`LoraConfig`, *optional*):
+            Train an adapter.
+        **kwargs:
+            As in [`~sentence_transformers.SentenceTransformerTrainer`]: `evaluator`, `callbacks`, `optimizers`.
+
+    Raises:
+        TypeError: a CrossEncoder or a multi-vector model; a column that is not text; a stream without a store.
+        ValueError: a column is missing, or a setting does not fit the model.
+        RowError: a row without a text.
+
+    Logs `rare/augmented_share` (of queries), `rare/shown` (exemplars of an augmented query), `rare/dropped_by_budget`
+    (of the exemplars wanted) and `rare/empty_hits` (of the queries that were to get any).
+
+    Reference: Tejaswi et al. 2024, *RARe: Retrieval Augmented Retrieval with In-Context Examples* (arXiv 2410.20088).
+    """
+
+    config_class = RareConfig
+    encoder_class = SentenceTransformer
+
+    def get_default_loss(self, model: Any) -> Any:
+        """In-batch negatives over cosine, in mini-batches of a budget of tokens, over all processes."""
+        return CachedMultipleNegativesRankingLoss(
+            model,
+            scale=self.args.loss_scale,
+            mini_batch_num_tokens=self.args.mini_batch_num_tokens,
+            gather_across_devices=self.args.world_size > 1,
+        )
+
+
+class RareSparseTrainer(RareMethod, SparseEncoderSeam):
+    """
+    [`RareTrainer`] for a [`~sentence_transformers.SparseEncoder`], through the same collator.
+
+    Its default loss is the host's. With max pooling an exemplar's words become words of the query, as in
+    pseudo-relevance feedback, and the regulariser works against that: log how many are active.
+    """
+
+    config_class = RareSparseConfig
+    encoder_class = SparseEncoder
