@@ -1,0 +1,179 @@
+"""How right predictions are, read off noisy labels alone: no clean label is seen."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_ext.data.relabeling.channel import FloatArray, RRChannel
+from hf_ext.data.relabeling.columns import IGNORED_LABEL, class_column, per_row
+from hf_ext.data.relabeling.estimates import CONFIDENCE, Estimate
+
+__all__ = ["Channels", "accuracy_difference", "channel_values", "noisy_accuracy"]
+
+Channels = RRChannel | Mapping[str, RRChannel]
+"""One channel for all rows, or that of each name in `label_dp_channel`."""
+
+IN_SAMPLE = (
+    "in-sample predictions: the model saw these labels and agrees with their noise, so that this figure is too high; "
+    "predict out of fold (fold_column=...) or on held-out rows"
+)
+_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+def noisy_accuracy(
+    labels: Any,
+    predictions: Any,
+    channel: Channels,
+    *,
+    out_of_fold: Any = None,
+    channel_ids: Sequence[str] | None = None,
+) -> Estimate:
+    r"""
+    Accuracy of predictions against the true labels, from the noisy ones: $(\mathrm{agree} - q) / (p - q)$.
+
+    Args:
+        labels (array of shape `(rows,)`, or a list of lists for tokens):
+            Given labels, as they came out of the channel.
+        predictions (as `labels`):
+            Predicted classes.
+        channel ([`RRChannel`], or a mapping of names to them):
+            What the labels passed through; a mapping where rows of unequal channels stand together.
+        out_of_fold (bool or array of them, *optional*):
+            The column `pred_is_out_of_fold`. `False` anywhere warns: a model agrees with the noise it was trained on.
+        channel_ids (`Sequence[str]`, *optional*):
+            The column `label_dp_channel`, for a mapping.
+
+    Returns:
+        [`Estimate`]: unbiased for predictions that do not depend on these labels' noise, unclipped, with a 95 %
+        interval: Wilson's for one label a row, else over rows, as the tokens of a row stand and fall together.
+
+    Raises:
+        ValueError: no labels, unequal lengths, or a channel name that is not in the mapping.
+        RowError: something that is no class.
+
+    Reference: $E[\mathrm{agree}] = a p + (1 - a) q$; Warner 1965, *Randomized Response*.
+    """
+    terms, sizes, agree = _terms(labels, predictions, channel, channel_ids)
+    n = int(sizes.sum())
+    if isinstance(channel, RRChannel) and agree is not None:
+        estimate = channel.accuracy(agree, n)
+    else:
+        estimate = _of_rows(terms, sizes, None if not isinstance(channel, RRChannel) else channel)
+    if out_of_fold is not None and not np.all(np.asarray(out_of_fold, dtype=bool)):
+        warnings.warn(f"noisy_accuracy was given {IN_SAMPLE}.", stacklevel=2)
+        estimate = Estimate(**{**estimate.__dict__, "notes": (*estimate.notes, IN_SAMPLE)})
+    return estimate
+
+
+def accuracy_difference(
+    labels: Any,
+    first: Any,
+    second: Any,
+    channel: Channels,
+    *,
+    channel_ids: Sequence[str] | None = None,
+) -> Estimate:
+    """
+    Accuracy of `first` minus that of `second` on the same rows, with the standard error of the paired difference.
+
+    Rows on which the two agree cancel, so that two like predictions are told apart by far fewer rows than two
+    intervals would need.
+
+    Args:
+        labels, channel, channel_ids:
+            As in [`noisy_accuracy`].
+        first, second (as `labels`):
+            Two columns of predicted classes, both out of fold or held out.
+
+    Returns:
+        [`Estimate`]: of the difference, in [-1, 1] up to noise.
+
+    Raises:
+        ValueError, RowError: as [`noisy_accuracy`].
+    """
+    one, sizes, _ = _terms(labels, first, channel, channel_ids)
+    two, other, _ = _terms(labels, second, channel, channel_ids)
+    if not np.array_equal(sizes, other):
+        raise ValueError("first and second do not have the same rows.")
+    return _of_rows(one - two, sizes, None)
+
+
+def _of_rows(terms: FloatArray, sizes: NDArray[np.int64], channel: RRChannel | None) -> Estimate:
+    """Ratio of sums over rows, with the delta method's error."""
+    n, rows = int(sizes.sum()), int((sizes > 0).sum())
+    value = float(terms.sum()) / n
+    squares = float(((terms - value * sizes) ** 2).sum())
+    se = math.sqrt(rows / max(rows - 1, 1) * squares) / n
+    notes = []
+    if channel is not None and value < 0:
+        notes.append("model worse than chance: its predictions agree with the labels less than other classes do")
+    if channel is not None and value > 1:
+        notes.append("above 1: in-sample predictions?")
+    if rows < 2:
+        return Estimate(value, math.inf, -math.inf, math.inf, n, tuple(notes))
+    return Estimate(value, se, value - _Z * se, value + _Z * se, n, tuple(notes))
+
+
+def _terms(
+    labels: Any, predictions: Any, channel: Channels, channel_ids: Sequence[str] | None
+) -> tuple[FloatArray, NDArray[np.int64], float | None]:
+    """Each row's sum of (agree - q) / (p - q), its labels, and the share that agrees where a row has one label."""
+    batch = {"labels": labels, "predictions": predictions}
+    if len(labels) != len(predictions) or not len(labels):
+        raise ValueError(
+            f"{len(labels):,} labels and {len(predictions):,} predictions: give as many, and at least one."
+        )
+    num_classes = channel.num_classes if isinstance(channel, RRChannel) else None
+    given, predicted = (class_column(batch, name, num_classes) for name in batch)
+    if not same_shape(given.lengths, predicted.lengths):
+        raise ValueError("labels and predictions differ in their numbers of tokens.")
+    kept = given.flat != IGNORED_LABEL
+    if not kept.any():
+        raise ValueError("every label is -100: there is nothing to compare with.")
+    agree = ((given.flat == predicted.flat) & kept).astype(np.float64)
+    q, contrast = channel_values(channel, channel_ids, given.lengths, len(given.flat))
+    terms = np.where(kept, (agree - q) / contrast, 0.0)
+    share = float(agree.mean()) if given.lengths is None else None
+    return (terms if given.lengths is None else per_row(terms, given.lengths)), given.counts, share
+
+
+def same_shape(one: NDArray[np.int64] | None, two: NDArray[np.int64] | None) -> bool:
+    """Whether two columns have one class a row each, or as many tokens in every row."""
+    if one is None or two is None:
+        return one is None and two is None
+    return np.array_equal(one, two)
+
+
+def channel_values(
+    channel: Channels, channel_ids: Sequence[str] | None, lengths: NDArray[np.int64] | None, entries: int
+) -> tuple[Any, Any]:
+    """
+    q and p - q of every entry: two numbers for one channel, else arrays of shape `(entries,)`.
+
+    Raises:
+        ValueError: a mapping without names, or a name that it does not have.
+    """
+    if isinstance(channel, RRChannel):
+        return channel.q, channel.contrast
+    if not isinstance(channel, Mapping):
+        raise TypeError(f"channel must be an RRChannel or a mapping of names to them, got {type(channel).__name__}.")
+    if channel_ids is None:
+        raise ValueError("a mapping of channels needs channel_ids, the column 'label_dp_channel'.")
+    unknown = sorted(set(map(str, channel_ids)) - set(channel))
+    if unknown:
+        raise ValueError(
+            f"no channel named {unknown[0]!r} in the mapping, which has {sorted(channel)}. "
+            "RandomizedResponse.channel_id is the name of its channel; replaced labels have none."
+        )
+    pairs = np.array([(channel[str(name)].q, channel[str(name)].contrast) for name in channel_ids])
+    if lengths is not None:
+        pairs = pairs.repeat(lengths, axis=0)
+    assert len(pairs) == entries
+    return pairs[:, 0], pairs[:, 1]

@@ -1,0 +1,168 @@
+"""Columns of labels, predictions and ids as arrays; what is no label is named by its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_ext.guards._row_rules import IGNORED_LABEL, describe, excerpt_of, plain
+from hf_ext.guards.rows import RowError
+
+__all__ = ["IGNORED_LABEL", "ClassColumn", "class_column", "probability_rows", "row_error"]
+
+IntArray = NDArray[np.int64]
+
+
+class ClassColumn(NamedTuple):
+    """
+    Classes of a column, one after another: one a row, or, for token classification, `lengths[i]` of row `i`.
+
+    `IGNORED_LABEL` (-100) stands at tokens that have none.
+    """
+
+    flat: IntArray
+    lengths: IntArray | None
+
+    @property
+    def counts(self) -> IntArray:
+        """Labelled entries of each row, shape `(rows,)`."""
+        labelled = (self.flat != IGNORED_LABEL).astype(np.int64)
+        return labelled if self.lengths is None else per_row(labelled, self.lengths)
+
+    def rows(self, values: NDArray[Any]) -> Any:
+        """Values of shape `(entries, ...)` back in rows: an array, or for tokens a list of arrays."""
+        return values if self.lengths is None else np.split(values, np.cumsum(self.lengths)[:-1])
+
+
+def per_row(values: NDArray[Any], lengths: IntArray) -> NDArray[Any]:
+    """Sums of consecutive runs of the given lengths, of which some may be 0."""
+    ends = np.concatenate([[0], np.cumsum(values)])
+    stops = np.cumsum(lengths)
+    return ends[stops] - ends[stops - lengths]
+
+
+def row_error(
+    batch: Mapping[str, Any], index: int, column: str, problem: str, remedy: str, offset: int = 0
+) -> RowError:
+    """The error of a row, with what its other columns hold, and a remedy."""
+    row = {name: plain(values[index]) for name, values in batch.items() if len(values) > index}
+    excerpt = excerpt_of(row, column, "text")
+    message = f"row {index + offset:,}, column {column!r}: {problem}.\n  {excerpt}\n  {remedy}"
+    return RowError(message, index + offset, column)
+
+
+def class_column(
+    batch: Mapping[str, Any], column: str, num_classes: int | None = None, *, offset: int = 0
+) -> ClassColumn:
+    """
+    Read a column of class numbers, or of lists of them.
+
+    Args:
+        batch (`Mapping`):
+            Columns; a list, array or tensor each.
+        column (`str`):
+            The column.
+        num_classes (`int`, *optional*):
+            Bound of the classes; without it any number from 0 is a class.
+        offset (`int`, *optional*, defaults to 0):
+            Number of the batch's first row, for messages.
+
+    Raises:
+        ValueError: there is no such column.
+        RowError: a row without an integer class from 0 to K-1; -100 is one only inside a list.
+    """
+    if column not in batch:
+        raise ValueError(f"no column {column!r}; the rows have {', '.join(map(repr, batch))}.")
+    values = batch[column]
+    if not len(values):
+        return ClassColumn(np.empty(0, dtype=np.int64), None)
+    first = next((value for value in map(plain, values) if value is not None), None)
+    if not isinstance(first, list):
+        return ClassColumn(_integers(values, batch, column, num_classes, offset), None)
+    rows = [plain(value) for value in values]
+    for i, row in enumerate(rows):
+        problem = _tokens_problem(row, num_classes)
+        if problem:
+            raise row_error(batch, i, column, problem, _remedy(column, num_classes, tokens=True), offset)
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    flat = np.fromiter((int(label) for row in rows for label in row), dtype=np.int64, count=int(lengths.sum()))
+    return ClassColumn(flat, lengths)
+
+
+def _integers(values: Any, batch: Mapping[str, Any], column: str, num_classes: int | None, offset: int) -> IntArray:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        array = np.empty(0, dtype=object)
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
+        numbers = array.astype(np.int64)
+        bad = (numbers < 0) if num_classes is None else (numbers < 0) | (numbers >= num_classes)
+        if not bad.any():
+            return numbers
+    for i, value in enumerate(values):
+        problem = _label_problem(plain(value), num_classes)
+        if problem:
+            raise row_error(batch, i, column, problem, _remedy(column, num_classes), offset)
+    return np.array([int(plain(value)) for value in values], dtype=np.int64)
+
+
+def _label_problem(value: Any, num_classes: int | None, tokens: bool = False) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return f"expected an integer class, found {describe(value)}"
+    if value < 0 or (num_classes is not None and value >= num_classes):
+        if value == IGNORED_LABEL and tokens:
+            return None
+        known = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}"
+        alone = "; -100 is allowed for tokens only" if value == IGNORED_LABEL else ""
+        return f"expected a class {known}, found {value}{alone}"
+    return None
+
+
+def _tokens_problem(row: Any, num_classes: int | None) -> str | None:
+    if not isinstance(row, list):
+        return f"expected a list of token labels, as in the rows before, found {describe(row)}"
+    return next(
+        (f"token {i}: {p}" for i, value in enumerate(row) if (p := _label_problem(value, num_classes, True))), None
+    )
+
+
+def _remedy(column: str, num_classes: int | None, tokens: bool = False) -> str:
+    what = "tokens' labels are" if tokens else "labels are"
+    most = "" if num_classes is None else f" to {num_classes - 1}"
+    return (
+        f"Such {what} the numbers of a ClassLabel, 0{most}: dataset.class_encode_column({column!r}) makes them from "
+        "names. Drop rows without a label with dataset.filter."
+    )
+
+
+def probability_rows(
+    batch: Mapping[str, Any], column: str, classes: ClassColumn, num_classes: int | None, *, offset: int = 0
+) -> NDArray[np.float64]:
+    """
+    A column of predicted distributions, one for each entry of `classes`, shape `(entries, num_classes)`.
+
+    Raises:
+        ValueError: no such column.
+        RowError: another length, a number that is no probability, or a sum that is not one.
+    """
+    if column not in batch:
+        raise ValueError(
+            f"no column {column!r}: predict_column writes it. The rows have {', '.join(map(repr, batch))}."
+        )
+    values: Sequence[Any] = batch[column]
+    rows = [np.asarray(plain(value), dtype=np.float64) for value in values]
+    width = num_classes or (rows[0].shape[-1] if rows else 0)
+    for i, row in enumerate(rows):
+        shape = (width,) if classes.lengths is None else (int(classes.lengths[i]), width)
+        if row.shape != shape and not (row.size == 0 and shape[0] == 0):
+            problem = f"expected probabilities of shape {shape}, found {row.shape}"
+        elif row.size and not (np.isfinite(row).all() and row.min() >= 0 and np.abs(row.sum(-1) - 1).max() < 1e-3):
+            problem = "expected non-negative probabilities that sum to one"
+        else:
+            continue
+        raise row_error(batch, i, column, problem, "predict_column writes them; apply a softmax to logits.", offset)
+    return np.concatenate([row.reshape(-1, width) for row in rows]) if rows else np.empty((0, width))

@@ -1,0 +1,246 @@
+"""
+Columns that give a label away: by determining it, by holding the name of its class, or by an id made from it.
+
+How far a column determines the label is measured by pairs: of two rows with the same value, how often is the label the
+same? 1 for a copy of the label under whatever name, the chance of two random rows for an unrelated column. Values that
+occur once say nothing here, so texts, pictures and numbers that differ from row to row pass: features are public.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_ext.guards._row_rules import plain, shorten
+
+__all__ = ["LabelLeakError", "Leak", "find_leaks", "refuse_leaks"]
+
+DETERMINED = 0.9  # of the way from chance to a copy of the label
+COVERED = 0.5  # share of rows that must have another with the same value
+EVIDENCE = 16.0  # rows with a twin, times the chance that a twin's label differs
+NAMED = 0.5  # share of rows that hold their class's name and no other
+POSITIONS = 6  # words of an id, from its beginning
+_WORD = re.compile(r"[^0-9a-zA-Z]+")
+
+
+class LabelLeakError(ValueError):
+    """
+    A column beside the label tells what the label was.
+
+    Attributes:
+        column (`str`):
+            The column.
+    """
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+    def __reduce__(self) -> tuple[type[LabelLeakError], tuple[str, str]]:
+        return type(self), (str(self), self.column)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """
+    A column that gives the label away.
+
+    Args:
+        column (`str`):
+            The column.
+        how (`str`):
+            What it does, as a message says it.
+        excerpt (`str`):
+            One of its values, at most 80 characters.
+    """
+
+    column: str
+    how: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class Association:
+    """How often two rows with the same value have the same label; `chance` is that of any two rows."""
+
+    same: float
+    chance: float
+    covered: int
+    rows: int
+
+    @property
+    def determined(self) -> float:
+        """0 for an unrelated column, 1 for a copy of the label."""
+        return (self.same - self.chance) / (1 - self.chance) if self.chance < 1 else 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether chance can be told from a rule."""
+        return self.covered >= COVERED * self.rows and self.covered * (1 - self.chance) >= EVIDENCE
+
+
+def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association:
+    """The association of hashable values with labels, each of `n` rows."""
+    codes: dict[Any, int] = {}
+    value = np.array([codes.setdefault(v, len(codes)) for v in values], dtype=np.int64)
+    _, label = np.unique(labels, return_inverse=True)
+    n, k = len(value), int(label.max(initial=0)) + 1
+    both = value * k + label
+    of_value = np.bincount(value, minlength=1)[value]
+    same = np.unique(both, return_inverse=True, return_counts=True)
+    of_both = same[2][same[1]]
+    twins = of_value > 1
+    agreeing = (of_both[twins] - 1) / (of_value[twins] - 1)
+    of_label = np.bincount(label, minlength=1)
+    chance = float((of_label * (of_label - 1)).sum() / max(n * (n - 1), 1))
+    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n)
+
+
+def find_leaks(
+    columns: Mapping[str, Sequence[Any]],
+    label: str,
+    labels: NDArray[np.int64],
+    *,
+    names: Sequence[str] | None = None,
+    public: Iterable[str] = (),
+    determined: float = DETERMINED,
+) -> list[Leak]:
+    """
+    Columns that give the label away.
+
+    Args:
+        columns (`Mapping[str, Sequence]`):
+            Columns of `n` rows. Values that are neither texts, numbers nor lists of them are passed over.
+        label (`str`):
+            The label's column, not looked at itself.
+        labels (`numpy.ndarray` of shape `(n,)`):
+            Class of each row.
+        names (`Sequence[str]`, *optional*):
+            Names of the classes.
+        public (`Iterable[str]`, *optional*):
+            Columns that may.
+        determined (`float`, *optional*, defaults to 0.9):
+            How far, from chance (0) to a copy (1), a column may not go.
+
+    Returns:
+        `list[Leak]`: in the order of the columns, at most one a column.
+    """
+    found = []
+    for name, values in columns.items():
+        if name == label or name in set(public):
+            continue
+        leak = _leak(name, values, labels, names, determined)
+        if leak is not None:
+            found.append(leak)
+    return found
+
+
+def _leak(
+    column: str, values: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str] | None, determined: float
+) -> Leak | None:
+    keys = [_key(value) for value in values]
+    if not keys or any(key is None for key in keys[:1]):
+        return None
+    excerpt = shorten(plain(values[0]))
+    measured = association(keys, labels)
+    if measured.enough and measured.determined >= determined:
+        return Leak(column, f"determines the label: {_share(measured)}", excerpt)
+    if isinstance(keys[0], str):
+        return _leak_in_text(column, [str(key) for key in keys], labels, names, determined, excerpt)
+    return None
+
+
+def _leak_in_text(
+    column: str,
+    texts: list[str],
+    labels: NDArray[np.int64],
+    names: Sequence[str] | None,
+    determined: float,
+    excerpt: str,
+) -> Leak | None:
+    if names:
+        held = _names_held(texts, labels, names)
+        if held >= NAMED * determined / DETERMINED:
+            return Leak(column, f"holds the name of the label's class in {held:.0%} of the rows", excerpt)
+    if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
+        return None  # a text, not an id: its words are features
+    parts = [_WORD.split(text) for text in texts]
+    for position in range(POSITIONS):
+        words = [part[position] if position < len(part) else "" for part in parts]
+        measured = association(words, labels)
+        if measured.enough and measured.determined >= determined:
+            word = shorten(words[0], 40)
+            return Leak(column, f"holds the label: its part {position + 1}, such as {word}, determines it", excerpt)
+    return None
+
+
+def _names_held(texts: list[str], labels: NDArray[np.int64], names: Sequence[str]) -> float:
+    """Mean over rows of: the class's name is in the text, divided by the number of classes whose names are."""
+    plain_names = [f" {' '.join(_WORD.split(name.casefold())).strip()} " for name in names]
+    wanted = [(i, name) for i, name in enumerate(plain_names) if name.strip()]
+    total = 0.0
+    for text, label in zip(texts, labels.tolist(), strict=True):
+        words = f" {' '.join(_WORD.split(text.casefold()))} "
+        there = [i for i, name in wanted if name in words]
+        total += (label in there) / max(len(there), 1)
+    return total / max(len(texts), 1)
+
+
+def _share(measured: Association) -> str:
+    return f"of two rows with the same value {measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
+
+
+def _key(value: Any) -> Any:
+    """A value as a dictionary's key; `None` for what is not compared."""
+    value = plain(value)
+    if isinstance(value, str | int | float | bytes):
+        return value
+    if isinstance(value, list):
+        if all(isinstance(entry, int | float) for entry in value):
+            return np.asarray(value, dtype=np.float64).tobytes()
+        return repr(value) if all(isinstance(entry, str | int | float) for entry in value) else None
+    return None
+
+
+def refuse_leaks(
+    columns: Mapping[str, Sequence[Any]],
+    label: str,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    public: Iterable[str] = (),
+    names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    determined: float = DETERMINED,
+) -> None:
+    """
+    Refuse columns that give the label away; too few rows to tell pass.
+
+    Raises:
+        LabelLeakError: naming the first such column and what to do.
+    """
+    if labels is None:
+        given = columns[label]
+        if not len(given) or isinstance(plain(given[0]), list):
+            return  # a row of token labels is determined by no single value
+        labels = np.asarray([int(plain(value)) for value in given], dtype=np.int64)
+    leaks = find_leaks(columns, label, labels, names=names, public=public, determined=determined)
+    if leaks:
+        raise LabelLeakError(leak_message(leaks, label), leaks[0].column)
+
+
+def leak_message(leaks: list[Leak], label: str) -> str:
+    """What a reader is told about columns that give the label away."""
+    first = leaks[0]
+    more = f" So do: {', '.join(repr(leak.column) for leak in leaks[1:])}." if len(leaks) > 1 else ""
+    every = ", ".join(repr(leak.column) for leak in leaks)
+    return (
+        f"column {first.column!r} {first.how}. Noise on {label!r} would hide nothing.{more}\n"
+        f"  {first.column}: {first.excerpt}\n"
+        f"  Drop it with dataset.remove_columns, hash it with dataset.map(HashColumn({first.column!r}, key), "
+        f"batched=True) (ids), or, if it is public anyway, pass public_columns=({every},)."
+    )

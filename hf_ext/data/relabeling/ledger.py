@@ -1,0 +1,58 @@
+"""The ledger: two columns that say what each row's label has cost, and through which channel it came."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHANNEL", "EPSILON", "TRUE_LABEL", "PrivacyBudgetError", "channel_id", "has_ledger", "spent"]
+
+EPSILON = "label_dp_epsilon"
+"""Column of the nats spent on the label, float32, never below what was spent."""
+
+CHANNEL = "label_dp_channel"
+"""Column of the channel the label came through: mechanism, classes and a hash, such as `rr-7-1f0c...`."""
+
+TRUE_LABEL = "true-label"
+"""In `CHANNEL`: the label is the true one; the budget was spent on copies released elsewhere."""
+
+
+class PrivacyBudgetError(ValueError):
+    """A second draw from a label whose budget is spent, without word on what the draw is from."""
+
+
+def channel_id(mechanism: str, num_classes: int, *facts: object) -> str:
+    """A short name of a channel: mechanism and classes in plain, everything else hashed."""
+    text = "\x1f".join([mechanism, str(num_classes), *map(str, facts)])
+    return f"{mechanism}-{num_classes}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def has_ledger(columns: Iterable[str]) -> bool:
+    """Whether one of the ledger's columns is among these."""
+    return bool({EPSILON, CHANNEL} & set(columns))
+
+
+def spent(batch: Mapping[str, Any], rows: int) -> tuple[NDArray[np.float64], list[str]]:
+    """
+    What the ledger says of each row of a batch; 0 and an empty string where a row has none.
+
+    Rows of a concatenated dataset of which only one part was randomised hold nulls there.
+    """
+    epsilons = batch.get(EPSILON)
+    channels = batch.get(CHANNEL)
+    numbers = [None] * rows if epsilons is None else list(epsilons)
+    names = [None] * rows if channels is None else list(channels)
+    spent_so_far = np.array([0.0 if x is None else float(x) for x in numbers], dtype=np.float64)
+    return np.nan_to_num(spent_so_far, nan=0.0), ["" if name is None else str(name) for name in names]
+
+
+def rounded_up(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """As float32, but never below: a ledger must not understate."""
+    short = values.astype(np.float32)
+    return np.where(short.astype(np.float64) < values, np.nextafter(short, np.float32(np.inf)), short).astype(
+        np.float32
+    )

@@ -1,0 +1,195 @@
+"""Predictions of a classifier as columns: of the rows it was trained on, or out of fold."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, List, Value
+from numpy.typing import NDArray
+
+from hf_ext.data.relabeling.columns import IGNORED_LABEL
+from hf_ext.data.relabeling.consensus import OUT_OF_FOLD
+from hf_ext.guards._row_rules import plain
+
+__all__ = ["fold_numbers", "predict_column"]
+
+logger = logging.getLogger(__name__)
+
+PREDICTED = ("pred", "probs", OUT_OF_FOLD)
+
+
+def predict_column(
+    trainer: Any,
+    dataset: Dataset,
+    fold_column: str | None = None,
+    *,
+    label: str = "label",
+    model_inputs: Callable[[Dataset], Dataset] | None = None,
+) -> Dataset:
+    """
+    Add a classifier's predictions to a dataset.
+
+    | column out | type |
+    |---|---|
+    | `pred` | int, the likeliest class; a list of them for tokens |
+    | `probs` | float32, the distribution over the classes, of fixed length |
+    | `pred_is_out_of_fold` | bool, whether the model had not seen the row's label |
+
+    Args:
+        trainer (`Trainer`, or a callable):
+            Without folds a trained [`~transformers.Trainer`]. With folds either one with a `model_init`, of which a
+            fresh copy is trained for every fold, or a function `(train_rows, fold) -> Trainer` that returns a trained
+            one.
+        dataset (`Dataset`):
+            Rows as the trainer reads them (tokenised, with its label column). Columns of earlier predictions are
+            replaced.
+        fold_column (`str`, *optional*):
+            Column of fold numbers or names, such as [`fold_numbers`] makes: the rows of each fold are predicted by a
+            model trained on the others. Without it every row is predicted by the given model, in-sample, as in the
+            paper, if these are its training rows.
+        label (`str`, *optional*, defaults to `"label"`):
+            Label column, which is hidden from prediction. For tokens its lists say which positions count.
+        model_inputs (`Callable`, *optional*):
+            Turns rows into what the trainer reads, such as tokenised ones, in the same order; applied to training and
+            prediction rows alike.
+
+    Returns:
+        `Dataset`: with the three columns.
+
+    Raises:
+        ValueError: a column that is missing, fewer than two folds, or a trainer that cannot be trained afresh.
+
+    Reference: Das et al. 2025 (arXiv 2406.11206), section 2, predicts in-sample. A model then agrees with the noise it
+    has memorised; out of fold its agreement is independent of it.
+    """
+    if not len(dataset):
+        raise ValueError("the dataset has no rows to predict.")
+    prepare = model_inputs or _as_it_is
+    rows = dataset.remove_columns([name for name in PREDICTED if name in dataset.column_names])
+    if fold_column is None:
+        if not hasattr(trainer, "predict"):
+            raise ValueError(f"without folds a trained Trainer is needed, got {type(trainer).__name__}.")
+        probs = _predict(trainer, prepare(rows), rows, label)
+        return _with_predictions(rows, probs, out_of_fold=False)
+    folds = _folds(rows, fold_column)
+    found: list[Any] = [None] * len(rows)
+    for fold in sorted(set(folds.tolist())):
+        inside = np.flatnonzero(folds == fold)
+        others = rows.select(np.flatnonzero(folds != fold).tolist())
+        held_out = rows.select(inside.tolist())
+        fitted = _trained(trainer, prepare(others), fold)
+        for i, values in zip(inside, _predict(fitted, prepare(held_out), held_out, label), strict=True):
+            found[int(i)] = values
+    return _with_predictions(rows, found, out_of_fold=True)
+
+
+def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, seed: int = 0) -> Dataset:
+    """
+    Add a column `fold` with numbers from 0, equally many of each.
+
+    Args:
+        dataset (`Dataset`):
+            Rows.
+        folds (`int`):
+            At least 2.
+        id_column (`str`, *optional*):
+            Rows with the same value go into the same fold: copies of a text, rows of a person. Folds are then equal in
+            such values, not in rows.
+        seed (`int`, *optional*, defaults to 0):
+            Of the deal.
+
+    Raises:
+        ValueError: fewer than two folds, or more than rows.
+    """
+    ids = list(range(len(dataset))) if id_column is None else [str(v) for v in dataset.with_format(None)[id_column]]
+    order: dict[Any, int] = {}
+    codes = np.array([order.setdefault(value, len(order)) for value in ids], dtype=np.int64)
+    if not 2 <= folds <= len(order):
+        raise ValueError(f"folds={folds}: give at least 2, and at most one a row or id ({len(order):,}).")
+    dealt = np.random.default_rng(seed).permutation(len(order)) % folds
+    rows = dataset.remove_columns("fold") if "fold" in dataset.column_names else dataset
+    return rows.add_column("fold", dealt[codes])
+
+
+def _as_it_is(rows: Dataset) -> Dataset:
+    return rows
+
+
+def _folds(rows: Dataset, column: str) -> NDArray[Any]:
+    if column not in rows.column_names:
+        raise ValueError(
+            f"no column {column!r}; fold_numbers(dataset, 4) adds 'fold'. The rows have {rows.column_names}."
+        )
+    folds = np.asarray([plain(value) for value in rows.with_format(None)[column]])
+    if folds.ndim != 1 or len(set(folds.tolist())) < 2:
+        raise ValueError(f"column {column!r} holds one fold only: rows of at least two are needed.")
+    return folds
+
+
+def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
+    """A trainer fitted to `rows` from fresh weights."""
+    if not hasattr(trainer, "predict"):
+        return trainer(rows, fold)
+    if getattr(trainer, "model_init", None) is None:
+        raise ValueError(
+            "out-of-fold prediction trains a fresh model for every fold, and this trainer has no model_init: build it "
+            "with Trainer(model_init=...), or pass a function (train_rows, fold) -> trained Trainer."
+        )
+    args = copy.copy(trainer.args)
+    args.output_dir = str(Path(trainer.args.output_dir) / f"fold-{fold}")
+    fresh = type(trainer)(
+        model_init=trainer.model_init,
+        args=args,
+        train_dataset=rows,
+        data_collator=trainer.data_collator,
+        processing_class=trainer.processing_class,
+        compute_loss_func=trainer.compute_loss_func,
+    )
+    fresh.train()
+    return fresh
+
+
+def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[NDArray[np.float32]]:
+    """Distributions of every row, shape `(num_classes,)`, or `(tokens, num_classes)` in token classification."""
+    hidden = _without_labels(inputs, label)
+    logits = trainer.predict(hidden).predictions
+    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
+    if len(logits) != len(rows) or logits.ndim not in (2, 3):
+        raise ValueError(
+            f"the trainer gave predictions of shape {logits.shape} for {len(rows):,} rows: expected (rows, classes), "
+            "or (rows, tokens, classes). A trainer with preprocess_logits_for_metrics must leave the logits alone."
+        )
+    if not np.isfinite(logits[logits != IGNORED_LABEL]).all():
+        raise ValueError(
+            "the model's logits are not finite: it has diverged. Lower the learning rate and train again."
+        )
+    if logits.ndim == 2:
+        return list(_softmax(logits).astype(np.float32))
+    lengths = [len(row) for row in inputs.with_format(None)["labels" if "labels" in inputs.column_names else label]]
+    return [_softmax(row[:n]).astype(np.float32) for row, n in zip(logits, lengths, strict=True)]
+
+
+def _without_labels(inputs: Dataset, label: str) -> Dataset:
+    """Prediction sees no label: a column of zeros would do, but none is safer."""
+    names = [name for name in ("labels", "label", "label_ids", label) if name in inputs.column_names]
+    return inputs.remove_columns(list(dict.fromkeys(names)))
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _with_predictions(rows: Dataset, probs: list[NDArray[np.float32]], *, out_of_fold: bool) -> Dataset:
+    tokens = probs[0].ndim == 2
+    classes = probs[0].shape[-1]
+    one = List(Value("float32"), length=classes)
+    pred = [row.argmax(axis=-1).tolist() for row in probs]
+    done = rows.add_column("pred", pred, feature=List(Value("int64")) if tokens else Value("int64"))
+    done = done.add_column("probs", [row.tolist() for row in probs], feature=List(one) if tokens else one)
+    return done.add_column(OUT_OF_FOLD, [out_of_fold] * len(rows), feature=Value("bool"))

@@ -1,0 +1,225 @@
+"""Whole datasets: randomise their labels with every check, hash ids, carry a ledger over to true labels."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+
+from hf_ext.data.relabeling.columns import class_column, row_error
+from hf_ext.data.relabeling.keys import KeyRef
+from hf_ext.data.relabeling.leaks import refuse_leaks
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger
+from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
+from hf_ext.guards._row_rules import describe, plain
+
+__all__ = ["HashColumn", "carry_ledger", "privatize"]
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 20_000  # rows that are enough to see whether a column gives the label away
+
+
+def privatize(
+    dataset: Any, mechanism: RandomizedResponse, *, split: str = "train", num_proc: int | None = None
+) -> Any:
+    """
+    Randomise the labels of a dataset, once, with every check that a single batch cannot make.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `label`, `id_column`, ... | see [`RandomizedResponse`] | `label` | noisy, of the same feature |
+    | | | `label_dp_epsilon`, `label_dp_channel` | the ledger |
+
+    Args:
+        dataset (`Dataset`, `DatasetDict` or `IterableDataset`):
+            Rows. Of a `DatasetDict` only `split` is randomised. Of a stream every batch is checked on its own, which
+            cannot see an id that comes twice.
+        mechanism ([`RandomizedResponse`]):
+            Noise, key and columns.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a `DatasetDict`; use another salt for a second one with the same ids.
+        num_proc (`int`, *optional*):
+            Processes of `map`; the result does not depend on it.
+
+    Returns:
+        The dataset with noisy labels. The true ones stay in the rows that were given, and in their cache: keep those.
+
+    Raises:
+        RowError: a label outside 0..K-1; an id that is missing or not unique.
+        LabelLeakError: another column gives the label away.
+        PrivacyBudgetError: the labels are randomised already.
+        TypeError: no dataset.
+    """
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"no split {split!r}; there are {list(dataset)}.")
+        done = privatize(dataset[split], mechanism, num_proc=num_proc)
+        return DatasetDict({name: done if name == split else rows for name, rows in dataset.items()})
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(mechanism, batched=True)
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"privatize needs a Dataset, IterableDataset or DatasetDict, got {type(dataset).__name__}.")
+    _check_rows(dataset, mechanism)
+    return dataset.map(mechanism, batched=True, num_proc=num_proc, desc="Randomising labels")
+
+
+def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:
+    rows = dataset.with_format(None)
+    for name, why in ((mechanism.label, "labels"), (mechanism.id_column, "ids, to which the noise is tied")):
+        if name not in rows.column_names:
+            raise ValueError(f"no column {name!r} with the {why}; the rows have {rows.column_names}. {_IDS}")
+    ids = rows[mechanism.id_column][:]
+    batch = {mechanism.id_column: ids, mechanism.label: rows[mechanism.label][:]}
+    classes = class_column(batch, mechanism.label, mechanism.num_classes)
+    first: dict[str, int] = {}
+    for i, value in enumerate(ids):
+        if first.setdefault(str(value), i) != i:
+            problem = (
+                f"the id {describe(value)} is that of row {first[str(value)]:,} too; both would get the same noise"
+            )
+            raise row_error(batch, i, mechanism.id_column, problem, _IDS)
+    if classes.lengths is None and not (has_ledger(rows.column_names) and not mechanism.compose):
+        public = (*mechanism.public_columns, EPSILON, CHANNEL, *filter(None, [mechanism.prior_column]))
+        chosen = sample_of(len(rows))
+        columns = arrow_columns(rows, chosen, without=(mechanism.label, *public))
+        names = class_names(rows, mechanism.label)
+        refuse_leaks(columns, mechanism.label, labels=classes.flat[chosen], names=names, public=public)
+        _warn_of_order(classes.flat)
+
+
+def _warn_of_order(labels: np.ndarray) -> None:
+    if len(labels) < 100:
+        return
+    share = np.bincount(labels) / len(labels)
+    chance = float((share**2).sum())
+    alike = float((labels[1:] == labels[:-1]).mean())
+    if chance < 0.9 and alike > chance + 0.9 * (1 - chance):
+        logger.warning(
+            "%.0f %% of the rows have the label of the row before: the order of the rows gives the labels away. "
+            "Shuffle them before anyone sees them: dataset.shuffle(seed=...).",
+            100 * alike,
+        )
+
+
+def sample_of(rows: int) -> np.ndarray:
+    """Indices of at most `SAMPLE` rows, spread at random, the same ones every time."""
+    if rows <= SAMPLE:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
+
+
+def class_names(rows: Dataset, label: str) -> list[str] | None:
+    """Names of a `ClassLabel`, if the column is one."""
+    feature = rows.features.get(label)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def arrow_columns(rows: Dataset, chosen: np.ndarray, without: tuple[str, ...] = ()) -> dict[str, list[Any]]:
+    """
+    Columns as stored, without decoding pictures or sound: numbers, texts, lists; the fields of a struct by path.
+
+    Bytes are left out: a picture that comes twice is a feature.
+    """
+    names = [name for name in rows.column_names if name not in without]
+    if not names:
+        return {}
+    table = rows.select_columns(names).with_format("arrow")[chosen.tolist()]
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        column = table.column(name)
+        for path, part in _flattened(name, column):
+            found[path] = part.to_pylist()
+    return found
+
+
+def _flattened(name: str, column: Any) -> list[tuple[str, Any]]:
+    kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
+    if isinstance(column.type, pa.ExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=kind)
+    if pa.types.is_struct(kind):
+        parts = zip(kind, column.flatten(), strict=True)
+        return [found for field, part in parts for found in _flattened(f"{name}.{field.name}", part)]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind):
+        return []
+    return [(name, column)]
+
+
+@dataclass(frozen=True)
+class HashColumn:
+    """
+    Replace a column's values by keyed hashes, 32 hexadecimal digits each: ids that no longer tell the class.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `column` | str or int | `column` | str |
+
+    Equal values stay equal. Without the key a hash cannot be tried out on guesses, as a plain one can.
+
+    Args:
+        column (`str`):
+            The column.
+        key ([`KeyRef`]):
+            Where the key is. It may be the one of the noise: the hashes are independent of it.
+
+    Raises:
+        RowError: a value that is neither text nor integer.
+    """
+
+    column: str
+    key: KeyRef
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Hashes of one batch."""
+        if self.column not in batch:
+            raise ValueError(f"no column {self.column!r}; the rows have {', '.join(map(repr, batch))}.")
+        start = hashlib.blake2b(key=self.key.read(), digest_size=16, person=b"hf-ext id hash")
+        hashes = []
+        for i, value in enumerate(batch[self.column]):
+            value = plain(value)
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                problem = f"expected a text or an integer, found {describe(value)}"
+                raise row_error(batch, i, self.column, problem, "Fill it, or drop the row with dataset.filter.")
+            state = start.copy()
+            state.update(str(value).encode())
+            hashes.append(state.hexdigest())
+        return {self.column: hashes}
+
+
+def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id") -> Dataset:
+    """
+    Write what a release has spent beside the true labels, for a second draw with `compose=True`.
+
+    Args:
+        private (`Dataset`):
+            Rows with true labels.
+        released (`Dataset`):
+            Rows that were released, with a ledger. A row that is in several releases: carry each in turn.
+        id_column (`str`, *optional*, defaults to `"id"`):
+            The same in both.
+
+    Returns:
+        `Dataset`: the private rows; `label_dp_epsilon` is that of the release (0 for rows that were not in it), and
+        `label_dp_channel` says that the label is the true one.
+
+    Raises:
+        ValueError: no ledger in `released`, or no ids.
+    """
+    for name, rows, what in ((id_column, private, "private"), (id_column, released, "released")):
+        if name not in rows.column_names:
+            raise ValueError(f"the {what} rows have no column {name!r}; they have {rows.column_names}.")
+    if not {EPSILON, CHANNEL} <= set(released.column_names):
+        raise ValueError(f"the released rows have no ledger ({EPSILON!r}, {CHANNEL!r}): nothing was spent on them.")
+    rows = released.with_format(None)
+    spent = dict(zip(map(str, rows[id_column]), (x or 0.0 for x in rows[EPSILON]), strict=True))
+    values = np.array([spent.get(str(i), 0.0) for i in private.with_format(None)[id_column]], dtype=np.float32)
+    private = private.remove_columns([name for name in (EPSILON, CHANNEL) if name in private.column_names])
+    channels = [TRUE_LABEL if value > 0 else "" for value in values]
+    return private.add_column(EPSILON, values).add_column(CHANNEL, channels)

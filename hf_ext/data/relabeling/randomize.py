@@ -1,0 +1,261 @@
+"""Keyed randomised response as a map callable: a label's one noisy copy, with a ledger beside it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_ext.data.relabeling.channel import FloatArray, RRChannel, check_classes, check_epsilon, likely_classes
+from hf_ext.data.relabeling.columns import IGNORED_LABEL, ClassColumn, class_column, row_error
+from hf_ext.data.relabeling.keys import KeyRef, below, keep_threshold, uniforms
+from hf_ext.data.relabeling.leaks import refuse_leaks
+from hf_ext.data.relabeling.ledger import (
+    CHANNEL,
+    EPSILON,
+    TRUE_LABEL,
+    PrivacyBudgetError,
+    channel_id,
+    rounded_up,
+    spent,
+)
+from hf_ext.guards._row_rules import describe, plain
+
+__all__ = ["RandomizedResponse"]
+
+IntArray = NDArray[np.int64]
+_IDS = (
+    "Number the rows once with dataset.map(lambda row, i: {'id': i}, with_indices=True) before anything reorders "
+    "them, and give every dataset under one key its own salt."
+)
+
+
+@dataclass(frozen=True)
+class RandomizedResponse:
+    """
+    Replace labels by one noisy copy each, for `Dataset.map(batched=True)`, and write a ledger.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `label` | int class; a list of them (and -100) for tokens | `label` | the noisy class, the same type |
+    | `id_column` | str or int, unique | `label_dp_epsilon` | float32, nats spent on the row's labels so far |
+    | `prior_column`, if given | K numbers | `label_dp_channel` | str, names the channel |
+
+    The noise is no draw but a function of the key, the salt, this object's settings and the row's id: mapping again,
+    more workers, a stream, a lost cache or a resumed job give the same noisy label. `privatize` maps a whole dataset
+    and checks what no batch shows: ids that occur twice, and columns that give the label away.
+
+    Args:
+        epsilon (`float`):
+            Nats per label. A row of token labels costs `epsilon` times its labels, and the ledger says so.
+        num_classes (`int`):
+            K.
+        key ([`KeyRef`]):
+            Where the secret key is. Whoever has it can take the noise off again.
+        label (`str`, *optional*, defaults to `"label"`), id_column (`str`, *optional*, defaults to `"id"`):
+            Columns. Two label columns of one row have independent noise.
+        prior_column (`str`, *optional*):
+            A public prior of each row's label: [`~hf_ext.data.relabeling.RRWithPrior`] instead of plain randomised
+            response. It must not depend on the row's own label.
+        compose (`bool`, *optional*, defaults to `False`):
+            For rows with a ledger whose `label` is the *true* one: a fresh draw; its epsilon is added to the ledger.
+        revision (`str`, *optional*):
+            Changes whenever the output would.
+        salt (`str`, *optional*, defaults to `""`):
+            Names the release. Another salt is another draw, and costs again.
+        after ([`RRChannel`], *optional*):
+            For rows with a ledger whose `label` is noisy already, from one draw of this channel: degrade it further.
+            Post-processing costs nothing, and the ledger holds the epsilon of the two channels in a row. If the less
+            noisy labels were released as well, theirs is what was spent.
+        public_columns (`tuple[str, ...]`, *optional*):
+            Columns that may give the label away, because they are public anyway.
+
+    Raises:
+        ValueError: settings that cannot be, or no key.
+        PrivacyBudgetError: a row with a ledger, and neither `compose` nor `after`.
+        RowError: a label outside 0..K-1, or an id that is missing or not unique in its batch.
+
+    Reference: Warner 1965, *Randomized Response*; Ghazi et al. 2021, Algorithms 1 and 2 (arXiv 2102.06062).
+    """
+
+    epsilon: float
+    num_classes: int
+    key: KeyRef
+    label: str = "label"
+    id_column: str = "id"
+    prior_column: str | None = None
+    compose: bool = False
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+    salt: str = ""
+    after: RRChannel | None = None
+    public_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+        check_classes(self.num_classes)
+        if not isinstance(self.key, KeyRef):
+            raise ValueError(
+                f"key must be a KeyRef, which says where the key is, got {type(self.key).__name__}: a key itself "
+                "would end up in caches. Use KeyRef(env='HF_EXT_LABEL_KEY') or KeyRef(file=...)."
+            )
+        if isinstance(self.public_columns, str):
+            raise ValueError(f"public_columns must be a tuple of names, got the string {self.public_columns!r}.")
+        if self.after is not None:
+            if self.compose:
+                raise ValueError("compose draws from the true label, after from a noisy one: leave one of them out.")
+            if self.prior_column is not None:
+                raise ValueError("after= goes with plain randomised response: leave prior_column out.")
+            if self.after.num_classes != self.num_classes:
+                raise ValueError(f"after has {self.after.num_classes} classes, num_classes is {self.num_classes}.")
+        keep_threshold(self.epsilon, self.num_classes)
+
+    @property
+    def channel(self) -> RRChannel:
+        """
+        What the labels that come out have passed through: for the losses, `noisy_accuracy` and `relabel`.
+
+        Raises:
+            ValueError: with a prior every row has its own, [`~hf_ext.data.relabeling.RRWithPrior`] of its prior.
+        """
+        if self.prior_column is not None:
+            raise ValueError("With prior_column every row has a channel of its own: RRWithPrior(epsilon, prior).")
+        own = RRChannel(self.epsilon, self.num_classes)
+        return own if self.after is None else self.after.then(own)
+
+    @property
+    def channel_id(self) -> str:
+        """What the ledger calls the channel."""
+        facts = (float(self.epsilon).hex(), self.label, self.salt)
+        if self.after is not None:
+            return channel_id("rr-then-rr", self.num_classes, float(self.after.epsilon).hex(), *facts)
+        return channel_id("rr" if self.prior_column is None else "rr-prior", self.num_classes, *facts)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Noisy labels and ledger of one batch."""
+        classes = class_column(batch, self.label, self.num_classes)
+        rows = len(batch[self.label])
+        epsilons, channels = self._budget(batch, classes, rows)
+        refuse_leaks(batch, self.label, public=self._public(), num_classes=self.num_classes)
+        labelled = classes.flat != IGNORED_LABEL
+        noise = uniforms(self.key.read(), self._domain(), self._messages(batch, classes, rows))
+        noisy = classes.flat.copy()
+        noisy[labelled] = self._draw(classes.flat[labelled], noise[labelled], self._priors(batch, classes, labelled))
+        return {self.label: classes.rows(noisy), EPSILON: rounded_up(epsilons), CHANNEL: channels}
+
+    def _public(self) -> tuple[str, ...]:
+        prior = () if self.prior_column is None else (self.prior_column,)
+        return (*self.public_columns, *prior, EPSILON, CHANNEL)
+
+    def _budget(self, batch: Mapping[str, Any], classes: ClassColumn, rows: int) -> tuple[FloatArray, list[str]]:
+        """The ledger after this draw."""
+        before, names = spent(batch, rows)
+        cost = self.epsilon * classes.counts
+        seen = np.flatnonzero((before > 0) | np.array([bool(name) for name in names], dtype=bool))
+        if self.after is not None:
+            self._check_degraded(batch, classes, before, names)
+            return self.channel.epsilon * classes.counts, [self.channel_id] * rows
+        if len(seen) and not self.compose:
+            raise PrivacyBudgetError(_two_ways(batch, int(seen[0]), before, names, self.label))
+        again = next((i for i in seen if names[i] == self.channel_id), None)
+        if again is not None:
+            raise PrivacyBudgetError(
+                f"row {int(again):,}: its ledger names {self.channel_id!r}, the very draw that this would make again. "
+                f"Give the new release another salt (now {self.salt!r})."
+            )
+        if any(names[i] != TRUE_LABEL for i in seen):
+            warnings.warn(
+                f"compose=True takes column {self.label!r} for the true label, but the ledger says that it came "
+                f"through {names[int(seen[0])]!r}. If it is noisy, use after= instead; if it is true, carry_ledger "
+                "puts the ledger of the release beside true labels.",
+                stacklevel=3,
+            )
+        return before + cost, [self.channel_id] * rows
+
+    def _check_degraded(
+        self, batch: Mapping[str, Any], classes: ClassColumn, before: FloatArray, names: list[str]
+    ) -> None:
+        assert self.after is not None
+        expected = self.after.epsilon * classes.counts
+        bad = np.flatnonzero(np.abs(before - expected) > 1e-5 * expected + 1e-12)
+        true = [i for i, name in enumerate(names) if name == TRUE_LABEL]
+        for i in (*bad.tolist(), *true):
+            raise PrivacyBudgetError(
+                f"row {i:,}, column {EPSILON!r}: after= says that the label came from one draw of epsilon "
+                f"{self.after.epsilon:g} ({expected[i]:g} for this row), but the ledger holds {before[i]:g} and names "
+                f"{names[i]!r}. Give after= the channel of these rows; for true labels use compose=True."
+            )
+
+    def _domain(self) -> str:
+        """Everything the noise is for. Without the mechanism in it, two releases would share their noise."""
+        return "\x1f".join(["hf-ext label noise 1", self.channel_id, self.label, self.salt])
+
+    def _messages(self, batch: Mapping[str, Any], classes: ClassColumn, rows: int) -> Iterator[bytes]:
+        if self.id_column not in batch:
+            raise ValueError(f"no column {self.id_column!r} with the rows' ids, to which the noise is tied. {_IDS}")
+        seen: dict[str, int] = {}
+        for i in range(rows):
+            value = plain(batch[self.id_column][i])
+            if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
+                raise row_error(batch, i, self.id_column, f"expected an id, found {describe(value)}", _IDS)
+            if seen.setdefault(str(value), i) != i:
+                problem = f"the id {value!r} is that of row {seen[str(value)]:,} too; both would get the same noise"
+                raise row_error(batch, i, self.id_column, problem, _IDS)
+        for i, name in enumerate(seen):
+            text = name.encode()
+            if classes.lengths is None:
+                yield text
+            else:
+                yield from (text + b"\x00" + position.to_bytes(8, "big") for position in range(classes.lengths[i]))
+
+    def _priors(
+        self, batch: Mapping[str, Any], classes: ClassColumn, labelled: NDArray[np.bool_]
+    ) -> FloatArray | None:
+        if self.prior_column is None:
+            return None
+        if self.prior_column not in batch:
+            raise ValueError(f"no column {self.prior_column!r} with the priors; the rows have {list(batch)}.")
+        priors = []
+        for i, value in enumerate(batch[self.prior_column]):
+            prior = np.asarray(plain(value), dtype=np.float64)
+            bad = prior.shape != (self.num_classes,) or not np.isfinite(prior).all() or prior.min() < 0
+            if bad or not prior.sum() > 0:
+                problem = (
+                    f"expected {self.num_classes} non-negative numbers with a sum above 0, found {describe(value)}"
+                )
+                raise row_error(batch, i, self.prior_column, problem, "A uniform prior is [1, 1, ..., 1].")
+            priors.append(prior / prior.sum())
+        rows = np.array(priors).reshape(-1, self.num_classes)
+        return (rows if classes.lengths is None else rows.repeat(classes.lengths, axis=0))[labelled]
+
+    def _draw(self, labels: IntArray, noise: NDArray[np.uint64], priors: FloatArray | None) -> IntArray:
+        """Noisy classes from two words each."""
+        keep, which = noise[:, 0], noise[:, 1]
+        if priors is None:
+            kept = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
+            other = below(which, self.num_classes - 1)
+            return np.where(kept, labels, other + (other >= labels))
+        order, k = likely_classes(self.epsilon, priors)
+        place = np.argmax(order == labels[:, None], axis=1)  # of the true class among the likely ones
+        thresholds = np.array([self._threshold(int(m)) for m in k], dtype=np.uint64)
+        inside = place < k
+        kept = inside & ((keep < thresholds) | (k == 1))
+        other = below(which, np.maximum(k - inside, 1).astype(np.uint64))
+        other = other + (inside & (other >= place))
+        return order[np.arange(len(order)), np.where(kept, place, other)]
+
+    def _threshold(self, k: int) -> int:
+        return 0 if k == 1 else keep_threshold(self.epsilon, k)
+
+
+def _two_ways(batch: Mapping[str, Any], i: int, before: FloatArray, names: list[str], label: str) -> str:
+    spent_so_far = "an unknown budget" if math.isclose(before[i], 0) else f"epsilon {before[i]:g}"
+    return (
+        f"row {i:,} of the batch has a ledger: {spent_so_far} was spent on column {label!r} through {names[i]!r}. "
+        "A second draw needs a word on what it is from: compose=True, with another salt, where the column holds the "
+        "true label again (the budgets are added up), or after=RRChannel(...) to degrade the noisy label (no cost)."
+    )
