@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from datasets.fingerprint import Hasher
 from hf_ext.data.exemplars import AddInContextExamples, ExampleDraw, ExemplarStore, RareFormatter
 from hf_ext.data.preference import PairsToUnpaired
 from hf_ext.data.pruning.embedding import EmbedRows
+from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel
 from hf_ext.data.sft_rows import RowIndexOfDocuments, SpreadOverTokens, TruncateRows
 from hf_ext.data.weighting import FlowWeights
 from hf_ext.guards.rows import AddRowIndex
@@ -22,6 +24,7 @@ from hf_ext.trainers.context_free.trainer import CutRows
 
 N = 25
 TEXTS = {"kind", "words", "_problem", "text", "prompt", "completion", "query", "positive", "id", "shown"}
+TEXTS |= {"label_dp_channel", "other"}
 
 
 def tokens(seed: int = 0, with_list_weights: bool = False) -> dict[str, list]:
@@ -91,6 +94,26 @@ def with_exemplars() -> AddInContextExamples:
     return AddInContextExamples(pool, text, draw=draw, **columns)
 
 
+os.environ["HF_EXT_CONFORMANCE_KEY"] = bytes(range(32)).hex()  # for the workers too
+KEY = KeyRef(env="HF_EXT_CONFORMANCE_KEY")
+
+
+def labelled(with_tokens: bool = False, **more: list) -> dict[str, list]:
+    rng = np.random.default_rng(4)
+    labels: list[Any] = rng.integers(0, 5, N).tolist()
+    if with_tokens:
+        labels = [[-100, *rng.integers(0, 5, int(n)).tolist()] for n in rng.integers(1, 6, N)]
+    return {"id": [f"row {i}" for i in range(N)], "label": labels} | more
+
+
+def with_ledger() -> dict[str, list]:
+    return labelled(label_dp_epsilon=[2.0] * N, label_dp_channel=["true-label"] * N)
+
+
+def priors() -> dict[str, list]:
+    return labelled(prior=np.random.default_rng(5).dirichlet(np.ones(5), N).tolist())
+
+
 def letters(texts: list[str]) -> np.ndarray:
     """An encoder that counts: vectors of shape `(b, 3)`."""
     return np.array([[len(text), text.count("1"), 0.5] for text in texts], dtype=np.float32)
@@ -123,6 +146,22 @@ CALLABLES = [
     ),
     Entry("AddInContextExamples", with_exemplars(), questions(), {"draw": ExampleDraw(3, "uniform", 0.5, seed=1)}),
     Entry("EmbedRows", EmbedRows(letters, "text"), {"text": [f"row {i}" for i in range(N)]}, {"column": "vector"}),
+    Entry("RandomizedResponse", RandomizedResponse(1.0, 5, KEY), labelled(), {"epsilon": 2.0, "salt": "2"}),
+    Entry("RandomizedResponse_tokens", RandomizedResponse(1.0, 5, KEY), labelled(with_tokens=True), {"epsilon": 2.0}),
+    Entry("RandomizedResponse_prior", RandomizedResponse(0.5, 5, KEY, prior_column="prior"), priors(), {"salt": "2"}),
+    Entry("RandomizedResponse_again", RandomizedResponse(1.0, 5, KEY, compose=True), with_ledger(), {"epsilon": 2.0}),
+    Entry(
+        "RandomizedResponse_after",
+        RandomizedResponse(1.0, 5, KEY, after=RRChannel(2.0, 5)),
+        with_ledger() | {"label_dp_channel": ["rr-5-000000000000"] * N},
+        {"salt": "2"},
+    ),
+    Entry(
+        "HashColumn",
+        HashColumn("text", KEY),
+        labelled(text=[f"t {i}" for i in range(N)], other=["x"] * N),
+        {"column": "other"},
+    ),
 ]
 every_callable = pytest.mark.parametrize("entry", CALLABLES, ids=lambda entry: entry.name)
 
@@ -235,7 +274,11 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
     import hf_ext.guards
     import hf_ext.trainers
 
-    filters = {"IsGoodRow", "_StreamedGoodRow"}  # for `filter`, not `map`: tested with the rows they judge
+    filters = {
+        "IsGoodRow",
+        "_StreamedGoodRow",
+        "ConsensusFilter",
+    }  # for `filter`, not `map`: tested with the rows they judge
     found = set()
     for package in (hf_ext.data, hf_ext.guards, hf_ext.trainers):
         for entry in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
