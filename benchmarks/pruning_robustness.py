@@ -151,8 +151,7 @@ def banking77(work: Path) -> dict[str, np.ndarray]:
             "foreign": "intents_snips/train",
         }
         for split, name in names.items():
-            path = data_folder() / name / f"{'train' if split == 'foreign' else split}.jsonl.gz"
-            with gzip.open(path, "rt", encoding="utf-8") as lines:
+            with gzip.open(data_folder() / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
                 rows = [json.loads(line) for line in lines]
             rows = rows[:4000] if split == "foreign" else rows
             arrays[split] = model.encode([row["text"] for row in rows], batch_size=64, show_progress_bar=False)
