@@ -28,7 +28,7 @@ def check_epsilon(epsilon: Any) -> None:
     Refuse an epsilon that is no privacy budget.
 
     Raises:
-        ValueError: not a finite number above 0, or one too small to be told from 0 by 64-bit noise.
+        ValueError: not a finite number above 0.
     """
     number = not isinstance(epsilon, bool) and isinstance(epsilon, int | float | np.floating | np.integer)
     if not number or not math.isfinite(epsilon) or epsilon <= 0:
@@ -36,8 +36,6 @@ def check_epsilon(epsilon: Any) -> None:
             f"epsilon must be a finite number of nats above 0, got {epsilon!r}. 1 is strong, 8 is weak: at 8 a label "
             "keeps its class almost always. For no noise leave the labels as they are."
         )
-    if epsilon < 1e-9:
-        raise ValueError(f"epsilon={epsilon!r} is too small: such labels say nothing. Drop the label column instead.")
 
 
 def check_classes(num_classes: Any) -> None:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,7 @@ def below(words: NDArray[np.uint64], bounds: NDArray[np.uint64] | int) -> NDArra
     return (((words >> half) * bound + low) >> half).astype(np.int64)
 
 
+@cache
 def keep_threshold(epsilon: float, num_classes: int) -> int:
     r"""
     The largest A such that keeping the label when a uniform word is below A costs at most `epsilon`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -67,7 +68,13 @@ def privatize(
     if not isinstance(dataset, Dataset):
         raise TypeError(f"privatize needs a Dataset, IterableDataset or DatasetDict, got {type(dataset).__name__}.")
     _check_rows(dataset, mechanism)
-    return dataset.map(mechanism, batched=True, num_proc=num_proc, desc="Randomising labels")
+    decoded = {name: f for name, f in dataset.features.items() if getattr(f, "decode", False)}
+    for name, feature in decoded.items():  # a map that looks through the columns would decode every picture
+        dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
+    done = dataset.map(mechanism, batched=True, num_proc=num_proc, desc="Randomising labels")
+    for name, feature in decoded.items():
+        done = done.cast_column(name, feature)
+    return done
 
 
 def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:

@@ -241,7 +241,8 @@ class RandomizedResponse:
             return np.where(kept, labels, other + (other >= labels))
         order, k = likely_classes(self.epsilon, priors)
         place = np.argmax(order == labels[:, None], axis=1)  # of the true class among the likely ones
-        thresholds = np.array([self._threshold(int(m)) for m in k], dtype=np.uint64)
+        sizes, size_of = np.unique(k, return_inverse=True)
+        thresholds = np.array([self._threshold(int(m)) for m in sizes], dtype=np.uint64)[size_of]
         inside = place < k
         kept = inside & ((keep < thresholds) | (k == 1))
         other = below(which, np.maximum(k - inside, 1).astype(np.uint64))
