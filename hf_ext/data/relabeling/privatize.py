@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from hf_ext.data.relabeling.columns import class_column, row_error
 from hf_ext.data.relabeling.keys import KeyRef
 from hf_ext.data.relabeling.leaks import refuse_leaks
-from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL
 from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
 from hf_ext.guards._row_rules import describe, plain
 
@@ -85,6 +85,9 @@ def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:
     ids = rows[mechanism.id_column][:]
     batch = {mechanism.id_column: ids, mechanism.label: rows[mechanism.label][:]}
     classes = class_column(batch, mechanism.label, mechanism.num_classes)
+    if not mechanism.compose:
+        ledger = {name: rows[name][:] for name in (EPSILON, CHANNEL) if name in rows.column_names}
+        mechanism.ledger_after(batch | ledger, classes, len(rows))
     first: dict[str, int] = {}
     for i, value in enumerate(ids):
         if first.setdefault(str(value), i) != i:
@@ -92,7 +95,7 @@ def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:
                 f"the id {describe(value)} is that of row {first[str(value)]:,} too; both would get the same noise"
             )
             raise row_error(batch, i, mechanism.id_column, problem, _IDS)
-    if classes.lengths is None and not (has_ledger(rows.column_names) and not mechanism.compose):
+    if classes.lengths is None:
         public = (*mechanism.public_columns, EPSILON, CHANNEL, *filter(None, [mechanism.prior_column]))
         chosen = sample_of(len(rows))
         columns = arrow_columns(rows, chosen, without=(mechanism.label, *public))

@@ -139,7 +139,7 @@ class RandomizedResponse:
         """Noisy labels and ledger of one batch."""
         classes = class_column(batch, self.label, self.num_classes)
         rows = len(batch[self.label])
-        epsilons, channels = self._budget(batch, classes, rows)
+        epsilons, channels = self.ledger_after(batch, classes, rows)
         refuse_leaks(batch, self.label, public=self._public(), num_classes=self.num_classes)
         labelled = classes.flat != IGNORED_LABEL
         noise = uniforms(self.key.read(), self._domain(), self._messages(batch, classes, rows))
@@ -151,8 +151,13 @@ class RandomizedResponse:
         prior = () if self.prior_column is None else (self.prior_column,)
         return (*self.public_columns, *prior, EPSILON, CHANNEL)
 
-    def _budget(self, batch: Mapping[str, Any], classes: ClassColumn, rows: int) -> tuple[FloatArray, list[str]]:
-        """The ledger after this draw."""
+    def ledger_after(self, batch: Mapping[str, Any], classes: ClassColumn, rows: int) -> tuple[FloatArray, list[str]]:
+        """
+        Epsilon and channel of every row once this draw is made.
+
+        Raises:
+            PrivacyBudgetError: a row whose ledger does not allow it.
+        """
         before, names = spent(batch, rows)
         cost = self.epsilon * classes.counts
         seen = np.flatnonzero((before > 0) | np.array([bool(name) for name in names], dtype=bool))
