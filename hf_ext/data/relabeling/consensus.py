@@ -72,7 +72,7 @@ class ConsensusFilter:
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
         """Whether to keep a row; of a batch a list."""
-        alone = np.ndim(plain(batch[self.label]) if self.label in batch else 0) == 0
+        alone = not isinstance(plain(batch[self.label]) if self.label in batch else 0, list | tuple)
         rows: Mapping[str, Any] = {name: [value] for name, value in batch.items()} if alone else batch
         given, predicted = class_column(rows, self.label), class_column(rows, self.prediction)
         if given.lengths is not None or predicted.lengths is not None:
