@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
 
-METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired", "rare")
+METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired", "rare", "consensus")
 """Methods with a card template, `model_cards/<method>.jinja`."""
 
-LIBRARIES = {"rare": ("sentence-transformers", "sentence-similarity")}
+LIBRARIES = {
+    "rare": ("sentence-transformers", "sentence-similarity"),
+    "consensus": ("transformers", "text-classification"),
+}
 """The library that opens a method's folder, and its task, where that is not a generator of transformers."""
+TRAINERS = {"rare": "sentence-transformers", "consensus": "transformers"}
+"""The library whose trainer a method extends, where that is not TRL."""
 
 PAPERS: dict[str, dict[str, str]] = {
     "flow": {
@@ -90,6 +95,20 @@ PAPERS["rare"] = {
     archivePrefix = {arXiv}
 }""",
 }
+PAPERS["consensus"] = {
+    "title": "Retraining with Predicted Hard Labels Provably Increases Model Accuracy",
+    "id": "2406.11206",
+    "citation": """\
+@inproceedings{das2025retraining,
+    title     = {Retraining with Predicted Hard Labels Provably Increases Model Accuracy},
+    author    = {Rudrajit Das and Inderjit S. Dhillon and Alessandro Epasto and Adel Javanmard and Jieming Mao
+                 and Vahab Mirrokni and Sujay Sanghavi and Peilin Zhong},
+    booktitle = {International Conference on Machine Learning},
+    year      = {2025},
+    eprint    = {2406.11206},
+    archivePrefix = {arXiv}
+}""",
+}
 """Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
 
 CHAT_USAGE = """\
@@ -127,6 +146,7 @@ def write_model_card(
     model_name: str | None = None,
     usage: str | None = None,
     task: str | None = None,
+    library: str | None = None,
 ) -> Path:
     """
     Write `README.md` into a saved model's folder. Reads files only: no network.
@@ -153,13 +173,15 @@ def write_model_card(
         arm (`str`, *optional*):
             Which arm of `report` this model is; needed if it has several.
         tags (`Iterable[str]`, *optional*):
-            Tags beside `hf-ext`, the method and, for a model of transformers, `trl`.
+            Tags beside `hf-ext`, the method and, where TRL's trainer is behind it, `trl`.
         model_name (`str`, *optional*):
             Name in the title and the usage snippet, best a Hub id; the folder's name by default.
         usage (`str`, *optional*):
             Markdown of the usage section. By default a snippet: a chat one if the saved tokenizer has a chat template.
         task (`str`, *optional*):
             The Hub's name of what the model does; by default the method's, such as `"text-generation"`.
+        library (`str`, *optional*):
+            The Hub's name of the library that opens the folder; by default the method's, such as `"transformers"`.
 
     Returns:
         `Path`: the card.
@@ -175,14 +197,14 @@ def write_model_card(
     folder.mkdir(parents=True, exist_ok=True)
     model_name = model_name or folder.resolve().name
     base, inherited = base_model_metadata(base_model)
-    library, own_task = LIBRARIES.get(method, ("transformers", "text-generation"))
-    by_trl = library == "transformers"
+    own_library, own_task = LIBRARIES.get(method, ("transformers", "text-generation"))
+    host = TRAINERS.get(method, "trl")
     data = ModelCardData(
-        library_name=library,
+        library_name=library or own_library,
         license=license or inherited or "unknown",
         base_model=base,
         datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
-        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if by_trl else []), *tags])),
+        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *tags])),
         pipeline_tag=task or own_task,
         model_name=model_name,
         eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
@@ -195,8 +217,8 @@ def write_model_card(
         results=report.to_markdown().strip() if report is not None else "",
         usage=usage or _usage(folder, model_name),
         settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
-        by_trl=by_trl,
-        versions=_versions() if by_trl else _versions("sentence-transformers"),
+        host=host,
+        versions=_versions(host),
         paper=_paper(method, paper),
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
@@ -377,7 +399,7 @@ def _cell(value: Any) -> str:
 
 
 def _versions(host: str = "trl") -> str:
-    names = ("hf-ext", host, "transformers", "torch", "datasets")
+    names = dict.fromkeys(("hf-ext", host, "transformers", "torch", "datasets"))
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
