@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
     from hf_ext.losses.label_noise import backward_corrected_nll, forward_corrected_nll, forward_loss_func, soft_nll
     from hf_ext.losses.weighted_nll import weighted_nll
+    from hf_ext.trainers.consensus.choice import choose_strategy
+    from hf_ext.trainers.consensus.config import ConsensusConfig
+    from hf_ext.trainers.consensus.recipe import ConsensusRecipe
+    from hf_ext.trainers.consensus.sentence_head import SentenceHead
+    from hf_ext.trainers.consensus.trainer import ForwardCorrectedTrainer
     from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
     from hf_ext.trainers.context_free.trainer import ContextFreeSFTTrainer
     from hf_ext.trainers.flow.config import FlowSFTConfig
@@ -76,7 +81,9 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it. A test holds this table, `__all__` and the imports above equal.
 _EXPORTS = {
     "AddInContextExamples": "hf_ext.data.exemplars.augment",
+    "ConsensusConfig": "hf_ext.trainers.consensus.config",
     "ConsensusFilter": "hf_ext.data.relabeling.consensus",
+    "ConsensusRecipe": "hf_ext.trainers.consensus.recipe",
     "ContextFreeSFTConfig": "hf_ext.trainers.context_free.config",
     "ContextFreeSFTTrainer": "hf_ext.trainers.context_free.trainer",
     "ContextFreeStore": "hf_ext.data.context_free",
@@ -88,6 +95,7 @@ _EXPORTS = {
     "FlowSFTTrainer": "hf_ext.trainers.flow.trainer",
     "FlowWeights": "hf_ext.data.weighting",
     "ForgettingReport": "hf_ext.evaluation.report",
+    "ForwardCorrectedTrainer": "hf_ext.trainers.consensus.trainer",
     "GeometricMedian": "hf_ext.data.pruning.median",
     "HashColumn": "hf_ext.data.relabeling.privatize",
     "InfoPOConfig": "hf_ext.trainers.infopo.config",
@@ -116,6 +124,7 @@ _EXPORTS = {
     "RelabelReport": "hf_ext.data.relabeling.report",
     "RowError": "hf_ext.guards.rows",
     "RowProblem": "hf_ext.guards.rows",
+    "SentenceHead": "hf_ext.trainers.consensus.sentence_head",
     "WeightedSFTConfig": "hf_ext.trainers.weighted_sft.config",
     "WeightedSFTTrainer": "hf_ext.trainers.weighted_sft.trainer",
     "accuracy_difference": "hf_ext.data.relabeling.accuracy",
@@ -131,6 +140,7 @@ _EXPORTS = {
     "check_sft_rows": "hf_ext.guards.rows",
     "check_unpaired_rows": "hf_ext.guards.preference_rows",
     "check_world_size": "hf_ext.guards.world",
+    "choose_strategy": "hf_ext.trainers.consensus.choice",
     "embed_rows": "hf_ext.data.pruning.embedding",
     "embedded_model": "hf_ext.demo.model",
     "exact_kl": "hf_ext.losses.kl",
@@ -172,7 +182,9 @@ _EXPORTS = {
 
 __all__ = [
     "AddInContextExamples",
+    "ConsensusConfig",
     "ConsensusFilter",
+    "ConsensusRecipe",
     "ContextFreeSFTConfig",
     "ContextFreeSFTTrainer",
     "ContextFreeStore",
@@ -184,6 +196,7 @@ __all__ = [
     "FlowSFTTrainer",
     "FlowWeights",
     "ForgettingReport",
+    "ForwardCorrectedTrainer",
     "GeometricMedian",
     "HashColumn",
     "InfoPOConfig",
@@ -212,6 +225,7 @@ __all__ = [
     "RelabelReport",
     "RowError",
     "RowProblem",
+    "SentenceHead",
     "WeightedSFTConfig",
     "WeightedSFTTrainer",
     "accuracy_difference",
@@ -227,6 +241,7 @@ __all__ = [
     "check_sft_rows",
     "check_unpaired_rows",
     "check_world_size",
+    "choose_strategy",
     "embed_rows",
     "embedded_model",
     "exact_kl",

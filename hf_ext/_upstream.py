@@ -1,6 +1,7 @@
 """The only place that touches a private name of trl, transformers or sentence-transformers.
 
-The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers' `_upstream_retrieval.py`.
+The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers'
+`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`.
 Host libraries move every two weeks. Each private symbol used here or there is listed in `TOUCHED`; where one moved,
 `tests/test_upstream.py` fails and names it.
 """
@@ -34,6 +35,7 @@ TOUCHED = (
     ("trl.SFTTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
     ("trl.SFTTrainer", "_metrics", "our metrics would not reach the log"),
     ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by tokens, not by weights"),
+    ("transformers.Trainer", "_set_signature_columns_if_needed", "columns of a classifier's loss would be dropped"),
     ("transformers.Trainer", "get_batch_samples", "context-free batches could not be drawn"),
     ("transformers.Trainer", "_save_checkpoint", "a checkpoint could be half-written and taken for whole"),
     ("transformers.Trainer", "_get_output_dir", "the folder of a checkpoint would not be known"),

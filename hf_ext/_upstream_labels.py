@@ -1,0 +1,69 @@
+"""The seam of trainers of classifiers: any stock `Trainer`, with columns that reach the loss.
+
+A part of `_upstream.py`, whose `TOUCHED` lists the private names used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ext._upstream import Seam
+
+
+@dataclass
+class CarriesColumns:
+    """
+    A collator around another that knows nothing of some numeric columns: they are taken out, stacked, and put beside.
+
+    Args:
+        collator (`Callable`):
+            The host's, or the user's own.
+        columns (`tuple[str, ...]`):
+            One number a row each.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    columns: tuple[str, ...]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows; a column that they do not have is left out."""
+        carried = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
+        own = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
+        return {**self.collator(own), **carried}
+
+
+class LabelSeam(Seam):
+    """
+    A stock trainer of classifiers with public hooks; stands before the host in the bases.
+
+    - `carried_columns()`: numeric columns that must reach the batch;
+    - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator = CarriesColumns(self.data_collator, self.carried_columns())
+
+    def carried_columns(self) -> tuple[str, ...]:
+        """Numeric columns beyond the model's inputs that the loss reads."""
+        return ()
+
+    def count_items(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+        """Denominator of the loss for one optimiser step over all processes; the default counts labels."""
+        return super()._get_num_items_in_batch(batches, device)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*(self._signature_columns or []), *self.carried_columns()]
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
+        return self.count_items(batch_samples, device) if batch_samples else None
+
+
+__all__ = ["CarriesColumns", "LabelSeam"]

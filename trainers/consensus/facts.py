@@ -1,0 +1,137 @@
+"""What the recipe reads off its rows before it trains: the label column, the channel, the classes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from hf_ext.data.relabeling import RRChannel
+from hf_ext.data.relabeling.columns import ClassColumn, class_column
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_ledger
+
+logger = logging.getLogger(__name__)
+
+
+def label_column_of(rows: Dataset, name: str) -> str:
+    """
+    The label column: `name`, or `labels` where the rows have that and no `label`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in rows.column_names:
+        return name
+    if name == "label" and "labels" in rows.column_names:
+        return "labels"
+    raise ValueError(f"the rows have no column {name!r}; they have {rows.column_names}. See label_column.")
+
+
+def labels_of(rows: Dataset, label: str, num_classes: int | None = None) -> ClassColumn:
+    """
+    The labels as one array.
+
+    Raises:
+        RowError: a row whose label is no class.
+    """
+    plain, shown = rows.with_format(None), [name for name in ("id", "text") if name in rows.column_names]
+    return class_column({name: plain[name][:] for name in (*shown, label)}, label, num_classes)
+
+
+def class_names_of(rows: Dataset, label: str) -> list[str] | None:
+    """Names of the classes, where the column is a `ClassLabel` or a list of them."""
+    feature = rows.features[label]
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def channel_of(rows: Dataset, label: str, channel: RRChannel | None, args: Any) -> RRChannel | None:
+    """
+    What the labels came through: the channel given, that of the arguments, or the ledger's.
+
+    Raises:
+        ValueError: they contradict each other, the ledger has unequal rows, or its labels were replaced since.
+        TypeError: no [`RRChannel`].
+    """
+    if channel is not None and not isinstance(channel, RRChannel):
+        raise TypeError(
+            f"channel must be an RRChannel, got {type(channel).__name__}. For rows of unequal channels use "
+            "ForwardCorrectedTrainer and relabel, which take a mapping."
+        )
+    classes = args.num_classes or (len(class_names_of(rows, label) or []) or None)
+    if channel is None and args.channel_epsilon is not None:
+        if classes is None:
+            raise ValueError("channel_epsilon needs num_classes: the labels are no ClassLabel, which would tell it.")
+        channel = RRChannel(args.channel_epsilon, classes)
+    ledger = _ledger(rows)
+    if channel is None and ledger is not None:
+        if classes is None:
+            raise ValueError("the ledger has an epsilon but not the number of classes: set num_classes.")
+        channel = RRChannel(ledger, classes)
+    if channel is None:
+        return None
+    if args.num_classes is not None and args.num_classes != channel.num_classes:
+        raise ValueError(f"num_classes={args.num_classes}, but the channel has {channel.num_classes} classes.")
+    if ledger is not None and channel.epsilon > ledger * (1 + 1e-5):
+        raise ValueError(
+            f"the ledger says that a label has cost {ledger:g} nats, but epsilon={channel.epsilon:g} is given: labels "
+            "cannot tell more than they cost. Leave channel_epsilon out, and the ledger's is taken."
+        )
+    return channel
+
+
+def _ledger(rows: Dataset) -> float | None:
+    """Epsilon of the ledger, or `None` without one."""
+    if not has_ledger(rows.column_names):
+        return None
+    plain = rows.with_format(None)
+    names = sorted({str(name) for name in plain[CHANNEL]}) if CHANNEL in rows.column_names else []
+    replaced = [name for name in names if "+" in name]
+    if replaced:
+        raise ValueError(
+            f"{CHANNEL} says {replaced[0]!r}: these labels were replaced by a model's since they were released. Train "
+            "on the rows as released; the recipe relabels by itself."
+        )
+    found = np.array(plain[EPSILON][:], dtype=np.float64) if EPSILON in rows.column_names else np.empty(0)
+    if len(names) > 1 or len(found) == 0 or np.isnan(found).any():
+        raise ValueError(
+            f"the rows came through {len(names)} channels ({', '.join(names)[:80]}): the recipe knows one. Train with "
+            "ForwardCorrectedTrainer(channel={name: RRChannel(...)}) and use relabel with the same mapping."
+        )
+    if found.min() != found.max():  # a row of tokens costs epsilon times its labels
+        return None
+    return float(f"{found[0]:.7g}")  # float32, rounded up, back to the number that was meant
+
+
+def check_eval_rows(train: Dataset, held_out: Dataset | None, args: Any) -> None:
+    """
+    Warn of evaluation rows whose labels look clean beside private ones; refuse to choose a checkpoint by them.
+
+    Raises:
+        ValueError: `load_best_model_at_end` by rows without a ledger, beside training rows with one.
+    """
+    if held_out is None or not has_ledger(train.column_names) or has_ledger(held_out.column_names):
+        return
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end would choose a checkpoint by evaluation rows without a ledger. If their labels "
+            "are true ones, that spends privacy which no ledger counts. Privatise them too, or turn it off."
+        )
+    logger.warning(
+        "The training rows have a privacy ledger and the evaluation rows have none. If their labels are true ones, "
+        "every look at the evaluation spends privacy that no ledger counts: privatise them too. The recipe itself "
+        "chooses by the noisy training labels."
+    )
+
+
+def rows_digest(rows: Dataset, label: str) -> str:
+    """SHA-256 of the rows' labels and number, by which a run knows that it is resumed on the same ones."""
+    columns = labels_of(rows, label)
+    digest = hashlib.sha256(f"{len(rows)}".encode())
+    for values in columns:
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
