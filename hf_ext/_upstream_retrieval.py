@@ -27,7 +27,7 @@ class RetrievalSeam(Seam):
         if any(name == key or (mode == "eval" and name.endswith("_loss")) for name in logs):
             prefix = "" if mode == "train" else "eval_"
             logs |= {prefix + name: value for name, value in self.take_ratios(mode).items()}
-        super().log(logs, start_time)
+        super(Seam, self).log(logs, start_time)  # past Seam's own, which fills a store that TRL's trainers have
 
     def add_metric(self, name: str, value: float) -> Any:
         """Not there: these hosts keep no metrics between logs."""

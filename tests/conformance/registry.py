@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformerTrainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import generate_context_free
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedConfig, InfoPOUnpairedTrainer
+from hf_ext.trainers.rare import RareConfig, RareTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
-from tests.trainers import preference
+from tests.trainers import preference, retrieval
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 
@@ -103,6 +106,14 @@ class Method:
     rounding: float = 0.0
     variants: tuple[str, ...] = ("plain", "packed", "streaming", "workers", "lora")
 
+    def model(self, dropout: float = 0.0) -> Any:
+        """A fresh tiny model."""
+        return tiny_model(TOKENIZER, attention_dropout=dropout)
+
+    def adapter(self, dropout: float = 0.0) -> LoraConfig:
+        """An adapter for it."""
+        return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, task_type="CAUSAL_LM")
+
     def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
         """A trainer on `rows` (or that many of its own) with the tiny model; `changes` are to the config."""
         dataset = self.rows(rows) if isinstance(rows, int) else rows
@@ -149,4 +160,48 @@ TRAINERS = [
         packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "workers"),
     ),
 ]  # fmt: skip
-BY_NAME = {method.name: method for method in TRAINERS}
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """
+    A trainer of encoders: the lines of the suite that do not speak of next tokens (`test_retrievers.py`).
+
+    Its loss compares the rows of a batch with each other, so that a batch of 4 is by design not two of 2; it is what
+    two processes make of 2 rows each, and what mini-batches of any size make of it.
+
+    Args:
+        name (`str`): the method's word.
+        trainer (`type`), config (`type`): its classes.
+        parent (`type`): the trainer it equals while no query is shown exemplars.
+        variants (`tuple`): as for [`Method`].
+    """
+
+    name: str
+    trainer: Any
+    config: Any
+    parent: Any
+    variants: tuple[str, ...] = ("plain", "workers", "lora")
+
+    def rows(self, n: int) -> Dataset:
+        """Pairs of query and document."""
+        return retrieval.pairs(n, seed=11)
+
+    def model(self, dropout: float = 0.0) -> Any:
+        """A fresh tiny encoder."""
+        return retrieval.encoder(dropout=dropout)
+
+    def adapter(self, dropout: float = 0.0) -> LoraConfig:
+        """An adapter for it."""
+        return LoraConfig(r=4, target_modules=["query", "value"], lora_dropout=dropout, task_type="FEATURE_EXTRACTION")
+
+    def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
+        """A trainer on `rows` (or that many of its own); `changes` are to the config."""
+        dataset = self.rows(rows) if isinstance(rows, int) else rows
+        kwargs = changes.pop("kwargs", {})
+        args = retrieval.config(folder / "out", self.config, **changes)
+        return self.trainer(model or self.model(), args, train_dataset=dataset, **kwargs)
+
+
+RETRIEVERS = [Retriever("rare", RareTrainer, RareConfig, SentenceTransformerTrainer)]
+BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS)}

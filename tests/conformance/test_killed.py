@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.registry import TRAINERS
+from tests.conformance.registry import RETRIEVERS, TRAINERS
 from tests.distributed.launch import launch, launch_once
 
 pytestmark = pytest.mark.timeout(900)  # waits for a job of several runs, which the first test to come starts
@@ -22,7 +22,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "workers": {"changes": {"dataloader_num_workers": 2}},
     "lora": {"lora": True},
 }
-CASES = [f"{method.name}+{variant}" for method in TRAINERS for variant in VARIANTS if variant in method.variants]
+CASES = [
+    f"{method.name}+{variant}"
+    for method in (*TRAINERS, *RETRIEVERS)
+    for variant in VARIANTS
+    if variant in method.variants
+]
 SEEDS = 20
 
 

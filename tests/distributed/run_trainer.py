@@ -26,13 +26,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from peft import LoraConfig
 from transformers import TrainerCallback
 
 from hf_ext.guards.world import check_world_size
 from tests.conformance.registry import BY_NAME
-from tests.tiny import tiny_model
-from tests.trainers.runs import TOKENIZER, train
+from tests.trainers.runs import train
 
 
 class KillAt(TrainerCallback):
@@ -57,13 +55,12 @@ def digest_of(model: torch.nn.Module) -> str:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train one job to its end."""
-    model = tiny_model(TOKENIZER, attention_dropout=job.get("dropout", 0.0))
     method, rows = BY_NAME[job["method"]], job["rows"]
+    model = method.model(job.get("dropout", 0.0))
     if job.get("streaming"):
         rows = method.rows(rows).to_iterable_dataset()
     if job.get("lora"):
-        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
-        job["changes"]["kwargs"] = {"peft_config": adapter}
+        job["changes"]["kwargs"] = {"peft_config": method.adapter(0.1)}
     trainer = method.build(Path(job["folder"]), rows, model=model, **job["changes"])
     if "kill_at" in job:
         trainer.add_callback(KillAt(job["kill_at"]))

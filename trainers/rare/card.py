@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_ext.hub.cards import write_model_card
 from hf_ext.trainers.weighted_sft.card import settings_of
-
-if TYPE_CHECKING:
-    from hf_ext.trainers.rare.trainer import RareMethod
 
 USAGE = """\
 ```python
@@ -33,7 +30,7 @@ queries = model.encode_query(["What does vitamin D do?"])
 ```"""
 
 
-def base_of(trainer: RareMethod) -> str | None:
+def base_of(trainer: Any) -> str | None:
     """Name or folder of the model that was trained, as far as it is known."""
     model = trainer.model
     named = getattr(model.model_card_data, "base_model", None)
@@ -41,7 +38,7 @@ def base_of(trainer: RareMethod) -> str | None:
     return named or getattr(config, "name_or_path", None) or None
 
 
-def facts_of(trainer: RareMethod) -> dict[str, Any]:
+def facts_of(trainer: Any) -> dict[str, Any]:
     """Pools and lengths, and the last logged shares."""
     facts: dict[str, Any] = {}
     for name, pool in trainer.pools.items():
@@ -55,7 +52,7 @@ def facts_of(trainer: RareMethod) -> dict[str, Any]:
 
 
 def card_of_retriever(
-    trainer: RareMethod,
+    trainer: Any,
     folder: str,
     *,
     model_name: str | None = None,
@@ -66,7 +63,7 @@ def card_of_retriever(
     Write `README.md` into `folder`: licence, base model, method, paper, settings, pool.
 
     Args:
-        trainer ([`RareMethod`]):
+        trainer ([`RareTrainer`] or another of this folder):
             What was trained.
         folder (`str`):
             The folder of the saved model.

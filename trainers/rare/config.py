@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -47,7 +48,8 @@ class RareSettings:
         max_example_document_tokens (`int`, *optional*, defaults to `128`):
             Of an exemplar's document.
         instruction (`str` or `dict[str, str]`, *optional*):
-            Task, or one a data set: queries get the prompt `Instruct: {task}\\nQuery: `, where `prompts` is not set.
+            Task, or one a data set (or the same as JSON): queries get the prompt `Instruct: {task}\\nQuery: `, where
+            `prompts` is not set.
         query_column, positive_column, id_column, doc_id_column (`str`, *optional*):
             Columns of every data set; found where they are not given.
         loss_scale (`float`, *optional*, defaults to `50.0`):
@@ -129,7 +131,7 @@ class RareSettings:
     max_example_document_tokens: int | None = field(
         default=128, metadata={"help": "Tokens that are kept of an exemplar's document."}
     )
-    instruction: str | dict[str, str] | None = field(
+    instruction: dict[str, str] | str | None = field(
         default=None,
         metadata={
             "help": "The task in words, or one a data set, as JSON: queries get 'Instruct: {task}\\nQuery: '. "
@@ -186,6 +188,11 @@ class RareSettings:
         """
         self.draw()
         self.exclusion()
+        if isinstance(self.instruction, str) and self.instruction.startswith("{"):
+            try:
+                self.instruction = json.loads(self.instruction)
+            except ValueError as error:
+                raise ValueError(f"instruction begins like JSON and is none: {error}") from error
         for name, known in (("example_retriever", RETRIEVERS), ("on_bad_row", ("raise", "drop"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
