@@ -16,6 +16,7 @@ MODULES = {
     "infopo": "hf_ext.recipes.infopo.train",
     "infopo_unpaired": "hf_ext.recipes.infopo.unpaired",
     "infopo_online": "hf_ext.recipes.infopo.online",
+    "rare": "hf_ext.recipes.rare.train",
 }
 METHODS = tuple(MODULES)
 DATA_FOLDERS = ("pruning",)  # settings of `hf-ext data`, which trains nothing

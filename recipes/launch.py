@@ -127,8 +127,8 @@ class Recipe:
         """
         check_world_size(script_args.expected_num_processes)
         self.check(script_args, training_args, model_args, dataset_args)
-        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-        rows, held_out = load_train_and_eval(script_args, training_args, dataset_args)
+        self.before_loading(training_args, model_args)
+        rows, held_out = self.load(script_args, training_args, dataset_args)
         self.before_training(script_args, training_args, model_args)
         trainer = self.make_trainer(
             model_args.model_name_or_path,
@@ -167,6 +167,14 @@ class Recipe:
         """Refuse now what would fail, or be ignored, after a long run."""
         check_arguments(script_args, training_args, model_args, dataset_args)
 
+    def before_loading(self, training_args: Any, model_args: ModelConfig) -> None:
+        """Tell the trainer how to load the model."""
+        training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+
+    def load(self, script_args: Any, training_args: Any, dataset_args: DatasetMixtureConfig) -> tuple[Any, Any]:
+        """Training rows, and evaluation rows where the arguments want them (else `None`)."""
+        return load_train_and_eval(script_args, training_args, dataset_args)
+
     def before_training(self, script_args: Any, training_args: Any, model_args: ModelConfig) -> None:
         """What the trainer needs beyond its rows; here nothing."""
 
@@ -181,7 +189,9 @@ def check_arguments(
     script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
 ) -> None:
     """Refuse a model, a dataset, a launch or a checkpoint that cannot be used."""
-    check_model_name(model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code)
+    check_model_name(
+        model_args.model_name_or_path, model_args.model_revision, getattr(training_args, "trust_remote_code", False)
+    )
     if bool(dataset_args.datasets) == bool(script_args.dataset_name):
         what = "both were given" if script_args.dataset_name else "neither was given"
         raise ValueError(f"give either dataset_name or a 'datasets' mixture (YAML); {what}")

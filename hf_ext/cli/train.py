@@ -20,6 +20,7 @@ LINES = {
     "infopo": "InfoPO: preference pairs, by mutual information",
     "infopo_unpaired": "InfoPO on single responses labelled good or bad",
     "infopo_online": "InfoPO in rounds: sample answers, score them, pair them, train, again",
+    "rare": "RARe: a retriever that reads examples, past queries with documents, before the query",
 }
 
 EPILOG = """

@@ -25,6 +25,7 @@ CONFIGS = {
     "infopo": "InfoPOConfig",
     "infopo_unpaired": "InfoPOUnpairedConfig",
     "infopo_online": "InfoPOConfig",
+    "rare": "RareConfig",
 }
 RECIPES = training_recipes()
 

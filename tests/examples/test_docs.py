@@ -86,6 +86,7 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
         *("flow/gsm8k.yaml", "context_free/gsm8k.yaml", "weighted_sft/example.yaml", "infopo/gsm8k_pairs.yaml"),
         *("infopo/hh_harmless.yaml", "infopo/ultrafeedback_llama3_8b.yaml", "infopo/ultrafeedback_mistral_7b.yaml"),
         *("infopo/unpaired.yaml", "infopo/online_gsm8k.yaml"),
+        *("rare/minilm_beir.yaml", "rare/smollm2_nq.yaml", "rare/e5_mistral.yaml"),
     ],
 )
 def test_a_recipe_s_header_names_itself(name):

@@ -11,6 +11,7 @@ from importlib import import_module
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM
 
 from hf_ext.recipes.files import MODULES, method_of, training_recipes
@@ -39,7 +40,27 @@ DATA = {
         *("--dataset_name", "gsm8k.jsonl", "--verifier", "tests.recipes.verifiers:even", "--rounds", "2", *ONE_BATCH),
         *("--questions_per_round", "6", "--answers_per_question", "4", "--max_new_tokens", "12", "--stop", "a", "e"),
     ],
+    "rare/minilm_beir.yaml": ["--model_name_or_path", "encoder", "--dataset_name", "beir"],
+    "rare/smollm2_nq.yaml": [
+        *(
+            "--model_name_or_path",
+            "encoder",
+            "--dataset_name",
+            "retrieval.jsonl",
+            "--text_columns",
+            "query",
+            "positive",
+        ),
+        *("--max_query_tokens", "200"),
+    ],
+    "rare/e5_mistral.yaml": [
+        *("--model_name_or_path", "encoder", "--dtype", "float32", "--attn_implementation", "eager"),
+        *("--max_query_tokens", "200", "--max_document_tokens", "64", "--gradient_checkpointing", "false"),
+        *("--sources", '{"a": {"path": "beir"}, "b": {"path": "retrieval.jsonl", "columns": ["query", "positive"]}}'),
+        *("--instruction", '{"a": "Find a", "b": "Find b"}'),
+    ],
 }
+RETRIEVERS = ("rare",)
 
 
 def run(name, *more):
@@ -70,15 +91,19 @@ def weighted(work):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_transformers_opens(name, weighted):
+def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open(name, weighted):
     assert run(name) == 0
     if (weighted / "out" / "adapter_config.json").is_file():
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
     else:
-        before, after = (load_file(weighted / folder / "model.safetensors") for folder in ("original", "out"))
+        start = "encoder" if method_of(name) in RETRIEVERS else "original"
+        before, after = (load_file(weighted / folder / "model.safetensors") for folder in (start, "out"))
         assert any(not torch.equal(before[key], after[key]) for key in before)
-    AutoModelForCausalLM.from_pretrained(weighted / "out")
+    if method_of(name) in RETRIEVERS:
+        SentenceTransformer(str(weighted / "out"), device="cpu").encode_query("where is it")
+    else:
+        AutoModelForCausalLM.from_pretrained(weighted / "out")
     assert not list((weighted / "out").rglob("*.bin"))  # no pickle
 
 

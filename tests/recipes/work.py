@@ -19,7 +19,8 @@ SMALL = shlex.split(
 def make_work_folder(folder: Path) -> Path:
     """
     Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer); of
-    preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label).
+    preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label); of retrieval
+    `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form.
     """
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "original")
@@ -37,7 +38,23 @@ def make_work_folder(folder: Path) -> Path:
         for side in ("chosen", "rejected")
     ]
     _write(folder / "feedback.jsonl", [row for i, row in enumerate(feedback) if i % 4 != 1])  # two good rows, one bad
+    _write_retrieval(folder)
     return folder
+
+
+def _write_retrieval(folder: Path) -> None:
+    from tests.trainers.retrieval import encoder, pairs
+
+    encoder().save_pretrained(str(folder / "encoder"), create_model_card=False)
+    rows = pairs(24)
+    rows.to_json(folder / "retrieval.jsonl")
+    (folder / "beir" / "qrels").mkdir(parents=True)
+    _write(folder / "beir" / "queries.jsonl", [{"_id": row["id"], "text": row["query"]} for row in rows])
+    corpus = [{"_id": f"d{i}", "title": "", "text": row["positive"]} for i, row in enumerate(rows)]
+    _write(folder / "beir" / "corpus.jsonl", corpus)
+    for split, numbers in {"train": range(18), "test": range(18, 24)}.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in numbers)]
+        (folder / "beir" / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
 def preference_pairs(n: int, seed: int = 0) -> list[dict]:

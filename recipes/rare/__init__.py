@@ -1,0 +1,1 @@
+"""RARe: retrievers that use in-context examples."""
