@@ -238,6 +238,7 @@ def write_dataset_card(
     splits: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     report: PruneReport | None = None,
+    label_privacy: Iterable[tuple[str, str]] = (),
     tags: Iterable[str] = (),
 ) -> Path:
     """
@@ -263,6 +264,8 @@ def write_dataset_card(
             Facts about how the rows were made, name to value.
         report ([`PruneReport`], *optional*):
             How the rows were pruned: a section with its numbers, and its plot if `report/pruning.png` is there.
+        label_privacy (`Iterable[tuple[str, str]]`, *optional*):
+            What randomised labels cost, from [`~hf_ext.hub.labels.label_privacy_facts`]: a section with these rows.
         tags (`Iterable[str]`, *optional*):
             Tags beside `hf-ext` and, for context-free rows, `synthetic`.
 
@@ -282,11 +285,14 @@ def write_dataset_card(
     sampled = kind == "context_free"
     files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
     own_tags = ["synthetic", "context-free"] if sampled else ["pruned"] if report is not None else []
+    privacy = list(label_privacy)
+    own_tags += ["label-differential-privacy"] if privacy else []
     by_matching = report is not None and report.method in ("gm", "gm_official")
     data = DatasetCardData(
         license=license or (inherited if sampled else None) or "unknown",
         tags=list(dict.fromkeys(["hf-ext", *own_tags, *tags])),
-        task_categories=["text-generation"] if report is None else None,  # pruned rows may be images
+        # Pruned rows may be images, and labels are of a classification that nobody has named.
+        task_categories=["text-generation"] if report is None and not privacy else None,
         configs=[{"config_name": "default", "data_files": files}] if files else None,
     )
     body = _render(
@@ -301,6 +307,7 @@ def write_dataset_card(
         pruned_by=_cell(report.by) if report is not None and report.by else "",
         plot="report/pruning.png" if (folder / "report" / "pruning.png").is_file() and report is not None else "",
         paper=_paper("context_free" if sampled else "pruning", None) if sampled or by_matching else None,
+        label_privacy=[(name, _cell(value)) for name, value in privacy],
         versions=_versions(),
     )
     path = folder / "README.md"

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ext.hub.labels import check_label_privacy, check_label_privacy_of_files, label_privacy_facts
 from hf_ext.hub.pickles import is_pickle
 from hf_ext.hub.retry import REQUEST_SECONDS, PushError, Retry
 
@@ -52,6 +53,7 @@ def push_folder(
     backoff: float | None = None,
     timeout: float = REQUEST_SECONDS,
     endpoint: str | None = None,
+    public_columns: Sequence[str] = (),
 ) -> CommitInfo:
     """
     Push a folder to the Hub as one commit; the folder itself is only read.
@@ -88,6 +90,8 @@ def push_folder(
             How long one request may go without an answer.
         endpoint (`str`, *optional*):
             Address of the Hub; by default `HF_ENDPOINT` or the public one.
+        public_columns (`Sequence[str]`, *optional*):
+            Of a dataset with randomised labels: columns that may give the true ones away, being public anyway.
 
     Returns:
         `CommitInfo`: the commit, or the head where nothing had changed.
@@ -95,6 +99,7 @@ def push_folder(
     Raises:
         PushError: it failed for good; the message says why, what to do, and where the files are.
         ValueError: nothing to push, or `create_pr` together with a `revision`.
+        LabelLeakError: clean labels beside randomised ones, see [`~hf_ext.hub.labels.check_label_privacy`].
         NotADirectoryError: there is no such folder.
     """
     from huggingface_hub import HfApi
@@ -104,6 +109,8 @@ def push_folder(
     if ignore is None:
         ignore = LEFT_OUT if repo_type == "model" else LEFTOVERS
     files = files_to_push(folder, ignore)
+    if repo_type == "dataset":
+        check_label_privacy_of_files(files.values(), public_columns)
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)
     api = HfApi(endpoint=endpoint, token=token, library_name="hf-ext", library_version=version("hf-ext"))
     target = _Target(create_repo(api, repo_id, repo_type, private, retry), repo_type, revision, create_pr)
@@ -263,6 +270,7 @@ def push_dataset(
     report: PruneReport | None = None,
     private: bool | None = None,
     commit_message: str = "Upload dataset with hf-ext",
+    public_columns: Sequence[str] = (),
     **kwargs: Any,
 ) -> CommitInfo:
     """
@@ -288,6 +296,8 @@ def push_dataset(
             card. Rows that were not kept are left out of it.
         private (`bool`, *optional*):
             Whether a repository made here is private; by default only a store's is.
+        public_columns (`Sequence[str]`, *optional*):
+            Of rows with randomised labels: columns that may give the true ones away, being public anyway.
         commit_message, **kwargs:
             As in [`push_folder`]. A folder's own `README.md` is kept; cards of rows and stores are written afresh.
 
@@ -297,10 +307,13 @@ def push_dataset(
     Raises:
         PushError: see [`push_folder`]; the written folder stays.
         FileExistsError: `folder` holds a dataset already.
+        LabelLeakError: clean labels beside randomised ones; nothing is written.
         ValueError: an incomplete store, or a dataset without rows.
     """
     from hf_ext.hub.cards import write_dataset_card
 
+    if hasattr(dataset, "column_names"):
+        check_label_privacy(dataset if isinstance(dataset, dict) else {"train": dataset}, public_columns)
     where, store = _dataset_folder(dataset, Path(folder or repo_id.split("/")[-1]))
     card: dict[str, Any] = {"license": license, "source_model": source_model, "dataset_name": repo_id}
     if store is not None:
@@ -312,6 +325,7 @@ def push_dataset(
         splits: dict[str, Any] = dataset if isinstance(dataset, dict) else {"train": dataset}
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}}
+        card["label_privacy"] = label_privacy_facts(splits, public_columns)
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows
         if report is not None:
             card["report"] = report
@@ -319,7 +333,8 @@ def push_dataset(
     files_as_given = isinstance(dataset, str | Path) and store is None
     if not (files_as_given and (where / "README.md").exists()):
         write_dataset_card(where, **card)
-    return push_folder(where, repo_id, repo_type="dataset", private=private, commit_message=commit_message, **kwargs)
+    shared: dict[str, Any] = {"private": private, "commit_message": commit_message, "public_columns": public_columns}
+    return push_folder(where, repo_id, repo_type="dataset", **shared, **kwargs)
 
 
 def _dataset_folder(dataset: Any, new: Path) -> tuple[Path, ContextFreeStore | None]:

@@ -8,6 +8,7 @@ occur once say nothing here, so texts, pictures and numbers that differ from row
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = ["LabelLeakError", "Leak", "find_leaks", "refuse_leaks"]
 DETERMINED = 0.9  # of the way from chance to a copy of the label
 COVERED = 0.5  # share of rows that must have another with the same value
 EVIDENCE = 16.0  # rows with a twin, times the chance that a twin's label differs
+SURE = 5.0  # standard errors above chance
 NAMED = 0.5  # share of rows that hold their class's name and no other
 POSITIONS = 6  # words of an id, from its beginning
 _WORD = re.compile(r"[^0-9a-zA-Z]+")
@@ -72,6 +74,7 @@ class Association:
     chance: float
     covered: int
     rows: int
+    pairs: int
 
     @property
     def determined(self) -> float:
@@ -81,7 +84,9 @@ class Association:
     @property
     def enough(self) -> bool:
         """Whether chance can be told from a rule."""
-        return self.covered >= COVERED * self.rows and self.covered * (1 - self.chance) >= EVIDENCE
+        told = self.covered >= COVERED * self.rows and self.covered * (1 - self.chance) >= EVIDENCE
+        error = math.sqrt(max(self.chance * (1 - self.chance), 1e-12) / max(self.pairs, 1))
+        return told and self.same - self.chance >= SURE * error
 
 
 def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association:
@@ -96,9 +101,11 @@ def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association
     of_both = same[2][same[1]]
     twins = of_value > 1
     agreeing = (of_both[twins] - 1) / (of_value[twins] - 1)
+    groups = np.bincount(value, minlength=1)
+    pairs = int((groups * (groups - 1)).sum()) // 2
     of_label = np.bincount(label, minlength=1)
     chance = float((of_label * (of_label - 1)).sum() / max(n * (n - 1), 1))
-    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n)
+    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n, pairs)
 
 
 def find_leaks(
@@ -109,6 +116,7 @@ def find_leaks(
     names: Sequence[str] | None = None,
     public: Iterable[str] = (),
     determined: float = DETERMINED,
+    named: float = NAMED,
 ) -> list[Leak]:
     """
     Columns that give the label away.
@@ -126,6 +134,8 @@ def find_leaks(
             Columns that may.
         determined (`float`, *optional*, defaults to 0.9):
             How far, from chance (0) to a copy (1), a column may not go.
+        named (`float`, *optional*, defaults to 0.5):
+            Share of rows that may not hold the name of their class, and of no other.
 
     Returns:
         `list[Leak]`: in the order of the columns, at most one a column.
@@ -134,14 +144,19 @@ def find_leaks(
     for name, values in columns.items():
         if name == label or name in set(public):
             continue
-        leak = _leak(name, values, labels, names, determined)
+        leak = _leak(name, values, labels, names, determined, named)
         if leak is not None:
             found.append(leak)
     return found
 
 
 def _leak(
-    column: str, values: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str] | None, determined: float
+    column: str,
+    values: Sequence[Any],
+    labels: NDArray[np.int64],
+    names: Sequence[str] | None,
+    determined: float,
+    named: float,
 ) -> Leak | None:
     keys = [_key(value) for value in values]
     if not keys or any(key is None for key in keys[:1]):
@@ -151,7 +166,7 @@ def _leak(
     if measured.enough and measured.determined >= determined:
         return Leak(column, f"determines the label: {_share(measured)}", excerpt)
     if isinstance(keys[0], str):
-        return _leak_in_text(column, [str(key) for key in keys], labels, names, determined, excerpt)
+        return _leak_in_text(column, [str(key) for key in keys], labels, names, (determined, named), excerpt)
     return None
 
 
@@ -160,12 +175,12 @@ def _leak_in_text(
     texts: list[str],
     labels: NDArray[np.int64],
     names: Sequence[str] | None,
-    determined: float,
+    limits: tuple[float, float],
     excerpt: str,
 ) -> Leak | None:
     if names:
         held = _names_held(texts, labels, names)
-        if held >= NAMED * determined / DETERMINED:
+        if held >= limits[1]:
             return Leak(column, f"holds the name of the label's class in {held:.0%} of the rows", excerpt)
     if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
         return None  # a text, not an id: its words are features
@@ -173,7 +188,7 @@ def _leak_in_text(
     for position in range(POSITIONS):
         words = [part[position] if position < len(part) else "" for part in parts]
         measured = association(words, labels)
-        if measured.enough and measured.determined >= determined:
+        if measured.enough and measured.determined >= limits[0]:
             word = shorten(words[0], 40)
             return Leak(column, f"holds the label: its part {position + 1}, such as {word}, determines it", excerpt)
     return None
@@ -214,8 +229,6 @@ def refuse_leaks(
     labels: NDArray[np.int64] | None = None,
     public: Iterable[str] = (),
     names: Sequence[str] | None = None,
-    num_classes: int | None = None,
-    determined: float = DETERMINED,
 ) -> None:
     """
     Refuse columns that give the label away; too few rows to tell pass.
@@ -228,7 +241,7 @@ def refuse_leaks(
         if not len(given) or isinstance(plain(given[0]), list):
             return  # a row of token labels is determined by no single value
         labels = np.asarray([int(plain(value)) for value in given], dtype=np.int64)
-    leaks = find_leaks(columns, label, labels, names=names, public=public, determined=determined)
+    leaks = find_leaks(columns, label, labels, names=names, public=public)
     if leaks:
         raise LabelLeakError(leak_message(leaks, label), leaks[0].column)
 

@@ -140,7 +140,7 @@ class RandomizedResponse:
         classes = class_column(batch, self.label, self.num_classes)
         rows = len(batch[self.label])
         epsilons, channels = self.ledger_after(batch, classes, rows)
-        refuse_leaks(batch, self.label, public=self._public(), num_classes=self.num_classes)
+        refuse_leaks(batch, self.label, public=self._public())
         labelled = classes.flat != IGNORED_LABEL
         noise = uniforms(self.key.read(), self._domain(), self._messages(batch, classes, rows))
         noisy = classes.flat.copy()
