@@ -1,0 +1,114 @@
+"""
+Run the consensus recipe in processes that may be killed, and write what came of each run as JSON.
+
+    python -m tests.trainers.run_consensus jobs.json results.json
+    torchrun --nproc_per_node 2 -m tests.trainers.run_consensus jobs.json results.json
+
+A job: `id`, `folder`, `changes` (to the config), `rows`, and optionally `kill_at` (the process sends itself SIGKILL
+after that many optimiser steps of the whole run), `kill_in` (in the n-th saving of predictions: half of them written),
+`uneven` (each process gets labels of its own). With one process each job runs in a forked child.
+A result: `exit`, `weights` (SHA-256 of the model's file in `output_dir`), `table` (rounds.md), `steps` (taken here).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from hf_ext.data.relabeling import RRChannel
+from hf_ext.trainers.consensus import ConsensusRecipe
+from hf_ext.trainers.consensus.report import RoundFolder
+from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert
+
+EPSILON = 1.2
+
+
+class KillAt(TrainerCallback):
+    """The power cut after so many steps, whichever round they belong to."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.taken = step, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.taken += 1
+        if self.taken == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_saving(number: int) -> None:
+    """The power cut in the n-th saving of predictions: they are written, the round's report is not."""
+    save, count = RoundFolder.save_predictions, [0]
+
+    def saved(self: RoundFolder, name: str, columns: Any) -> None:
+        save(self, name, columns)
+        count[0] += 1
+        if count[0] == number:
+            file = next((self.folder / f"predictions-{name}").glob("*.arrow"))
+            os.truncate(file, file.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RoundFolder.save_predictions = saved  # type: ignore[method-assign]
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """One run to its end."""
+    if "kill_in" in job:
+        kill_in_saving(job["kill_in"])
+    seed = 1 + (int(os.environ.get("RANK", "0")) if job.get("uneven") else 0)
+    rows = labelled_rows(job["rows"], 0.3, seed)
+    counter = KillAt(job.get("kill_at", -1))
+    folder = Path(job["folder"])
+    try:
+        ConsensusRecipe(
+            Trainer,
+            lambda: tiny_bert(hidden_dropout_prob=0.1),
+            consensus_config(folder, **job["changes"]),
+            rows,
+            channel=RRChannel(EPSILON, 3),
+            callbacks=[counter],
+        ).run()
+    except RuntimeError as error:
+        return {"exit": 1, "error": str(error)}
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    table = (folder / "rounds.md").read_text(encoding="utf-8")
+    return {"exit": 0, "weights": digest, "table": table, "steps": counter.taken}
+
+
+def main() -> None:
+    """Run the jobs of the first argument into the second."""
+    jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = {job["id"]: run(job) for job in jobs}
+        results.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+        return
+    for job in jobs:
+        file = results.with_suffix(".job.json")
+        child = os.fork()
+        if child == 0:
+            try:
+                file.write_text(json.dumps(run(job)), encoding="utf-8")
+            except BaseException:
+                traceback.print_exc()
+                os._exit(99)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found[job["id"]] = json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
+        file.unlink(missing_ok=True)
+    results.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A recipe killed in any round, or between two, ends in the same weights, bit for bit; and on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.timeout(900),  # waits for a job of several runs
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+# 48 rows in batches of 8: six steps a round on all rows, checkpoints at 2, 4 and 6.
+COMMON: dict[str, Any] = {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+CASES: dict[str, dict[str, Any]] = {
+    # first round, then two of retraining
+    "rounds": {"mode": "consensus", "budget": "steps", "select_on_noisy_eval": False, "rounds": 2},
+    # two folds of three strategies, and then the one that was chosen
+    "choice": {"mode": "consensus", "selection_folds": 2},
+    "cross_fit": {"mode": "full", "select_on_noisy_eval": False, "cross_fit": 2},
+}
+KILLS: dict[str, list[dict[str, Any]]] = {
+    "rounds": [{"kill_at": 1}, {"kill_at": 11}, {"kill_in": 2}],
+    "choice": [{"kill_at": 9}],
+    "cross_fit": [{"kill_at": 9}],
+}
+
+
+def job_of(case: str, what: str, folder: Path, **more: Any) -> dict[str, Any]:
+    return {"id": what, "folder": str(folder), "rows": 48, "changes": COMMON | CASES[case]} | more
+
+
+def launch(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> list[dict[str, Any]]:
+    """The results, one dict a process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    command, results = [sys.executable, "-m"], folder / "results.json"
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command += ["tests.trainers.run_consensus", str(folder / "jobs.json"), str(results)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840, check=False)
+    files = [results] if processes == 1 else [results.with_suffix(f".{rank}.json") for rank in range(processes)]
+    assert all(file.is_file() for file in files), f"exit {done.returncode}\n{done.stderr[-6000:]}"
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def assert_resumed(case: str, kills: list[dict[str, Any]], folder: Path) -> None:
+    jobs = [job_of(case, "whole", folder / "whole")]
+    for number, kill in enumerate(kills):
+        place = folder / f"cut{number}"
+        jobs += [job_of(case, f"killed{number}", place, **kill), job_of(case, f"resumed{number}", place)]
+    (found,) = launch(jobs, folder)
+    whole = found["whole"]
+    assert whole["exit"] == 0
+    for number, kill in enumerate(kills):
+        killed, resumed = found[f"killed{number}"], found[f"resumed{number}"]
+        assert killed["exit"] == -9, kill
+        assert resumed["exit"] == 0, kill
+        assert resumed["weights"] == whole["weights"], kill
+        assert resumed["table"] == whole["table"], kill
+        lost = 2  # a step of work may be lost beyond the one in hand, no more: checkpoints are two steps apart
+        if "kill_at" in kill:
+            assert resumed["steps"] <= whole["steps"] - kill["kill_at"] + lost, "it did not go on where it was"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_recipe_resumes_in_the_right_round_to_the_same_weights(case: str, tmp_path: Path) -> None:
+    assert_resumed(case, KILLS[case], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_recipe_resumes_from_twenty_places(case: str, tmp_path: Path) -> None:
+    steps = {"rounds": 18, "choice": 24, "cross_fit": 17}[case]
+    kills = [{"kill_at": random.Random(seed).randrange(1, steps)} for seed in range(16)]
+    assert_resumed(case, [*kills, *({"kill_in": n} for n in (1, 2, 3))], tmp_path)
+
+
+def test_two_processes_take_the_same_rows_and_unlike_ones_are_refused(tmp_path: Path) -> None:
+    jobs = [
+        job_of("rounds", "alike", tmp_path / "alike", changes=COMMON | CASES["rounds"] | {"rounds": 1}),
+        job_of("rounds", "unlike", tmp_path / "unlike", uneven=True),
+    ]
+    one, two = launch(jobs, tmp_path, processes=2)
+    assert one["alike"]["exit"] == two["alike"]["exit"] == 0
+    assert one["alike"]["weights"] == two["alike"]["weights"]
+    assert one["alike"]["steps"] == 6  # three of four rows a process and step, in each of two rounds
+    for found in (one, two):
+        assert "the training labels differ between processes 0 and 1" in found["unlike"]["error"]
