@@ -17,7 +17,7 @@ from importlib import import_module
 VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
     "train": "train with a method: weighted_sft, flow, context_free, infopo ...",
-    "data": "weight rows (flow-weights) or sample context-free rows (context-free)",
+    "data": "weight, sample, prune, privatize or relabel rows (flow-weights, context-free, prune ...)",
     "eval": "measure what a tuned model learned, forgot (forgetting) and prefers (preference)",
     "recipes": "list, show or copy the recipes that come with the package",
     "card": "write the model card of a saved folder again (render)",

@@ -1,4 +1,4 @@
-"""`hf-ext data flow-weights|context-free|prune`: make the data that the methods train on."""
+"""`hf-ext data flow-weights|context-free|prune|privatize|relabel`: make the data that the methods train on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ext.cli import prune
+from hf_ext.cli import labels, prune
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
@@ -24,11 +24,12 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext data`."""
-    parser = subparsers.add_parser("data", help="weight rows, sample context-free rows, prune a dataset")
+    parser = subparsers.add_parser("data", help="weight, sample, prune, privatize or relabel rows")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     _add_flow_weights(actions)
     _add_context_free(actions)
     prune.add_parser(actions)
+    labels.add_parsers(actions)
 
 
 def _add_flow_weights(actions: argparse._SubParsersAction) -> None:

@@ -1,0 +1,183 @@
+"""`hf-ext data privatize|relabel`: randomise labels once, with a ledger; give rows new labels from predictions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.errors import exit_status
+from hf_ext.cli.options import add_rows_options, check_output, option, rows_of, write_rows
+
+
+def add_parsers(actions: argparse._SubParsersAction) -> None:
+    """Add the parsers of `hf-ext data privatize` and `hf-ext data relabel`."""
+    _add_privatize(actions)
+    _add_relabel(actions)
+
+
+def _add_privatize(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "privatize",
+        help="randomise labels under label differential privacy, with a ledger",
+        description="Replace each label by one noisy copy, tied to a secret key and the row's id, and write what it "
+        "cost beside it. Refuses columns that give the label away. Make the key once, with --make-key FILE.",
+    )
+    option(parser, "--make-key", metavar="FILE", help="write a new secret key into FILE and stop")
+    option(parser, "--output", help="a .parquet or .jsonl file, or a folder (Arrow)")
+    option(parser, "--epsilon", type=float, metavar="NATS", help="budget of each label: 1 is strong, 8 is weak")
+    option(parser, "--num-classes", type=int, metavar="K", help="classes (default: those of a ClassLabel)")
+    option(parser, "--key-file", metavar="FILE", help="file of the key")
+    option(parser, "--key-env", metavar="NAME", help="environment variable of the key (default: HF_EXT_LABEL_KEY)")
+    option(parser, "--salt", default="", metavar="TEXT", help="names this release; another salt is another draw")
+    group = parser.add_argument_group("columns")
+    option(
+        group, "--label", default="label", metavar="NAME", help="of class numbers, or lists of them (default: label)"
+    )
+    option(group, "--id-column", default="id", metavar="NAME", help="unique ids (default: id)")
+    option(group, "--number-rows", action="store_true", help="write ids 0, 1, ... first, by the order of the rows")
+    option(group, "--prior-column", metavar="NAME", help="a public prior over the classes, for each row")
+    option(group, "--public-columns", nargs="+", default=[], metavar="NAME", help="may give the label away")
+    option(group, "--drop-columns", nargs="+", default=[], metavar="NAME", help="leave out")
+    option(group, "--hash-columns", nargs="+", default=[], metavar="NAME", help="replace by keyed hashes, such as ids")
+    group = parser.add_argument_group("rows with a ledger")
+    option(group, "--compose", action="store_true", help="the labels are the true ones again: add the budgets up")
+    option(group, "--after", type=float, metavar="NATS", help="the labels came from one draw of NATS: degrade them")
+    add_rows_options(parser, "--dataset", "the rows")
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_privatize(o), "hf-ext data privatize"))
+
+
+def _add_relabel(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "relabel",
+        help="give rows new labels from the given ones and a model's predictions",
+        description="Keep the rows whose prediction is the given label (consensus), or take the prediction (full), or "
+        "weigh both (bayes, bayes_soft). predict_column writes the predictions.",
+    )
+    option(parser, "--output", required=True, help="a .parquet or .jsonl file, or a folder (Arrow)")
+    option(
+        parser,
+        "--mode",
+        choices=["consensus", "full", "bayes", "bayes_soft"],
+        default="consensus",
+        help="what the new label is (default: consensus)",
+    )
+    option(
+        parser, "--epsilon", type=float, metavar="NATS", help="of the labels: for bayes, and for the accuracy shown"
+    )
+    option(parser, "--num-classes", type=int, metavar="K", help="classes (default: those of a ClassLabel)")
+    option(parser, "--label", default="label", metavar="NAME", help="column of the given label (default: label)")
+    option(parser, "--prediction", default="pred", metavar="NAME", help="column of the prediction (default: pred)")
+    option(parser, "--probs", default="probs", metavar="NAME", help="column of the distribution (default: probs)")
+    option(parser, "--min-prob", type=float, metavar="P", help="least probability of a label that is kept")
+    option(parser, "--soft", choices=["weight", "column"], default="weight", help="how bayes_soft writes")
+    option(parser, "--report", metavar="FILE", help="write the figures as JSON")
+    add_rows_options(parser, "--dataset", "the rows, with predictions", required=True)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_relabel(o), "hf-ext data relabel"))
+
+
+def run_privatize(options: argparse.Namespace) -> int:
+    """
+    Make a key, or randomise the labels of a dataset and print what they cost.
+
+    Raises:
+        ValueError: an argument, a key, a column or a row cannot be used. FileExistsError: a key file that is there.
+    """
+    from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, make_key_file, privatize
+
+    if options.make_key is not None:
+        key = make_key_file(options.make_key)
+        print(f"key {key.key_id} written to {options.make_key}: back it up, and keep it from whoever gets the labels")
+        return 0
+    missing = [name for name in ("dataset", "output", "epsilon") if getattr(options, name) is None]
+    if missing:
+        raise ValueError(f"--{missing[0]} is missing")
+    output = Path(options.output)
+    check_output(output)
+    key = KeyRef(env=options.key_env, file=options.key_file)
+    rows = _prepared(rows_of(options, options.dataset), options, lambda name: HashColumn(name, key))
+    num_classes = _num_classes(rows, options)
+    mechanism = RandomizedResponse(
+        options.epsilon,
+        num_classes,
+        key,
+        label=options.label,
+        id_column=options.id_column,
+        prior_column=options.prior_column,
+        compose=options.compose,
+        salt=options.salt,
+        after=None if options.after is None else RRChannel(options.after, num_classes),
+        public_columns=tuple(options.public_columns),
+    )
+    done = privatize(rows, mechanism)
+    write_rows(done, output)
+    spent = done["label_dp_epsilon"][:]
+    most = f"{max(spent):g}" if len(spent) else "0"
+    print(f"channel {mechanism.channel_id}: epsilon {options.epsilon:g} a label, {most} nats in the ledger at most")
+    if options.prior_column is None:
+        print(f"a label stays as it is with probability {mechanism.channel.p:.4f}")
+    print(f"{len(done):,} rows written to {output}; the true labels are still in {options.dataset}")
+    return 0
+
+
+def run_relabel(options: argparse.Namespace) -> int:
+    """
+    Relabel, write, print the report.
+
+    Raises:
+        ValueError: an argument, a column or a row cannot be used, or nothing is left.
+    """
+    from hf_ext.data.relabeling import RRChannel, relabel
+
+    output = Path(options.output)
+    check_output(output)
+    rows = rows_of(options, options.dataset)
+    channel = None if options.epsilon is None else RRChannel(options.epsilon, _num_classes(rows, options))
+    done, report = relabel(
+        rows,
+        options.mode,
+        channel,
+        options.prediction,
+        options.probs,
+        options.min_prob,
+        return_report=True,
+        label=options.label,
+        soft=options.soft,
+    )
+    write_rows(done, output)
+    for name, value in report.summary():
+        print(f"{name}: {value}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"{len(done):,} rows written to {output}")
+    if options.report is not None:
+        print(f"report: {report.save(options.report)}")
+    return 0
+
+
+def _prepared(rows: Any, options: argparse.Namespace, hashed: Any) -> Any:
+    """Rows numbered, without the columns to drop, and with hashes in place of those to hash."""
+    named = [*options.drop_columns, *options.hash_columns, *options.public_columns]
+    unknown = [name for name in named if name not in rows.column_names]
+    if unknown:
+        raise ValueError(f"no column {unknown[0]!r}; the rows have {rows.column_names}")
+    rows = rows.remove_columns(options.drop_columns)
+    if options.number_rows:
+        if options.id_column in rows.column_names:
+            raise ValueError(f"--number-rows: there is a column {options.id_column!r} already; drop it first")
+        rows = rows.add_column(options.id_column, list(range(len(rows))))
+    for name in options.hash_columns:
+        rows = rows.map(hashed(name), batched=True)
+    return rows
+
+
+def _num_classes(rows: Any, options: argparse.Namespace) -> int:
+    if options.num_classes is not None:
+        return int(options.num_classes)
+    names = getattr(rows.features.get(options.label), "names", None)
+    if names is None:
+        raise ValueError(
+            f"--num-classes is missing, and column {options.label!r} is no ClassLabel that would tell. Counting the "
+            "classes that occur would show something of the labels: say how many there can be"
+        )
+    return len(names)
