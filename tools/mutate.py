@@ -52,6 +52,19 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return torch.where(allowed & (log_ratio.abs() < 1), near, far).sum(dim=-1)",
         "log_ratio.abs() < 1 -> log_ratio.abs() <= 1",
     ): "both branches are the same number where |log-ratio| is 1",
+    ("label_noise", "Channel = Tensor | tuple[float, float]", "Channel = Tensor | tuple[float, float] -> nothing"): (
+        "a name that only annotations use, which are not evaluated"
+    ),
+    ("label_noise", "return kept, torch.where(kept, labels, 0)", "0 -> 1"): "any class does where no label counts",
+    (
+        "label_noise",
+        "denominator = torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)",
+        "torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)"
+        " -> torch.as_tensor(denominator, dtype=losses.dtype)",
+    ): "as in weighted_nll",
+    ("label_noise", "return losses.sum() / torch.where(denominator > 0, denominator, 1)", "1 -> 2"): (
+        "where the denominator is 0 so is the sum, whatever it is divided by"
+    ),
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {

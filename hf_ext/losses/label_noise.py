@@ -61,16 +61,15 @@ def forward_corrected_nll(
     Theorem 2 (arXiv 1609.03683).
     """
     log_probs, labels, weights = _flat(logits, labels, weights)
-    kept = labels != ignore_index
-    classes = torch.where(kept, labels, 0)
+    kept, classes = _labelled(labels, ignore_index)
     if isinstance(channel, tuple):
-        p, q = _checked(channel, log_probs.shape[-1])
-        given = log_probs.gather(-1, classes[:, None])[:, 0]  # (labels,)
+        p, q = _checked(channel, log_probs.shape[1])
+        given = log_probs.gather(1, classes[:, None])[:, 0]  # (labels,)
         floor = given.new_tensor(_log(q))
         losses = -torch.logaddexp(floor, given + _log(p - q))
     else:
         columns = _columns(channel, classes, logits.shape)  # (labels, num_classes): P(given label | y) for every y
-        losses = -torch.logsumexp(log_probs + columns.to(log_probs).log(), dim=-1)
+        losses = -torch.logsumexp(log_probs + columns.to(log_probs).log(), dim=1)
     return _reduce(losses, kept, weights, denominator)
 
 
@@ -106,18 +105,17 @@ def backward_corrected_nll(
     (arXiv 1609.03683).
     """
     log_probs, labels, weights = _flat(logits, labels, weights)
-    kept = labels != ignore_index
-    classes = torch.where(kept, labels, 0)
+    kept, classes = _labelled(labels, ignore_index)
     if isinstance(channel, tuple):
-        p, q = _checked(channel, log_probs.shape[-1])
+        p, q = _checked(channel, log_probs.shape[1])
         if p == q:
             raise ValueError(f"p and q are both {p}: labels that say nothing have no unbiased loss. Raise epsilon.")
-        given = log_probs.gather(-1, classes[:, None])[:, 0]
-        losses = (q * log_probs.sum(dim=-1) - given) / (p - q)
+        given = log_probs.gather(1, classes[:, None])[:, 0]
+        losses = (q * log_probs.sum(dim=1) - given) / (p - q)
     else:
         inverse = torch.linalg.inv(channel.double())
         rows = _columns(inverse.mT, classes, logits.shape)  # (labels, num_classes): the given label's row
-        losses = -(rows.to(log_probs) * log_probs).sum(dim=-1)
+        losses = -(rows.to(log_probs) * log_probs).sum(dim=1)
     return _reduce(losses, kept, weights, denominator)
 
 
@@ -157,9 +155,9 @@ def soft_nll(
             f"targets have shape {tuple(targets.shape)}, logits {tuple(logits.shape)}: they must be equal."
         )
     flat = targets.reshape(-1, targets.shape[-1])
-    log_probs, _, weights = _flat(logits, flat.sum(dim=-1).reshape(targets.shape[:-1]), weights)
-    losses = -(flat.to(log_probs) * log_probs).sum(dim=-1)
-    return _reduce(losses, (flat != 0).any(dim=-1), weights, denominator)
+    log_probs, _, weights = _flat(logits, flat.sum(dim=1).reshape(targets.shape[:-1]), weights)
+    losses = -(flat.to(log_probs) * log_probs).sum(dim=1)
+    return _reduce(losses, (flat != 0).any(dim=1), weights, denominator)
 
 
 def forward_loss_func(channel: Any) -> Callable[..., Tensor]:
@@ -210,8 +208,14 @@ def _flat(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tenso
         if values is not None and values.shape != logits.shape[:-1]:
             raise ValueError(f"{name} have shape {tuple(values.shape)}, logits {tuple(logits.shape)}.")
     wide = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = torch.log_softmax(wide, dim=-1)
+    log_probs = torch.log_softmax(wide, dim=1)
     return log_probs, labels.reshape(-1), None if weights is None else weights.reshape(-1).to(log_probs)
+
+
+def _labelled(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which labels count, and the labels with some class in place of the others."""
+    kept = labels != ignore_index
+    return kept, torch.where(kept, labels, 0)
 
 
 def _checked(channel: tuple[float, float], num_classes: int) -> tuple[float, float]:
@@ -246,10 +250,8 @@ def _log(value: float) -> float:
 
 def _reduce(losses: Tensor, kept: Tensor, weights: Tensor | None, denominator: Tensor | float | None) -> Tensor:
     # where, not a product: a position without a label may hold anything, and 0 * inf is NaN.
-    losses = torch.where(kept, losses, 0)
-    if weights is not None:
-        losses = losses * torch.where(kept, weights, 0)
-    if denominator is None:
-        denominator = kept.sum() if weights is None else torch.where(kept, weights, 0).sum()
+    counted = kept if weights is None else torch.where(kept, weights, 0)
+    losses = torch.where(kept, losses, 0) * counted
+    denominator = counted.sum() if denominator is None else denominator
     denominator = torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)
     return losses.sum() / torch.where(denominator > 0, denominator, 1)

@@ -210,6 +210,41 @@ def test_nothing_to_learn_from_costs_nothing() -> None:
         assert not torch.autograd.grad(value, logits)[0].any()
 
 
+def test_the_sum_of_the_weights_that_count_is_the_default_denominator() -> None:
+    logits, labels = batch(4, rows=3)
+    labels[1] = -100
+    weights = torch.tensor([0.25, 7.0, 0.5], dtype=torch.float64)
+    kept = torch.tensor([0, 2])
+    for loss in (forward_corrected_nll, backward_corrected_nll):
+        each = torch.stack([loss(logits[i : i + 1], labels[i : i + 1], response(1.0, 4)) for i in kept])
+        expected = (weights[kept] * each).sum() / 0.75
+        torch.testing.assert_close(loss(logits, labels, response(1.0, 4), weights=weights), expected)
+        small = loss(logits, labels, response(1.0, 4), weights=weights, denominator=0.5)
+        torch.testing.assert_close(small, expected * 0.75 / 0.5)
+
+
+def test_the_type_is_that_of_the_logits_whatever_the_rest_has() -> None:
+    logits, labels = batch(4)
+    double = torch.ones(7, dtype=torch.float64)
+    targets = logits.softmax(-1)
+    assert targets.dtype == torch.float64
+    for value in (
+        forward_corrected_nll(logits.float(), labels, matrix(1.0, 4), weights=double),
+        backward_corrected_nll(logits.float(), labels, matrix(1.0, 4), weights=double),
+        soft_nll(logits.float(), targets, weights=double, denominator=double.sum()),
+        soft_nll(logits.half(), targets),
+    ):
+        assert value.dtype == torch.float32
+
+
+def test_the_inverse_of_a_channel_is_taken_in_double_precision() -> None:
+    """At 77 classes and epsilon 0.1 the channel is nearly flat: an inverse in float32 is off by some 1e-3."""
+    logits, labels = batch(77)
+    single = matrix(0.1, 77).float()
+    exact = backward_corrected_nll(logits, labels, single.double())
+    torch.testing.assert_close(backward_corrected_nll(logits, labels, single), exact, rtol=1e-9, atol=1e-9)
+
+
 def test_tokens_are_rows_one_after_another() -> None:
     logits, labels = batch(4, rows=12)
     labels[5] = -100
@@ -282,7 +317,13 @@ class Matrix:
         return random_channel(4, 0).tolist()
 
 
-@pytest.mark.parametrize("channel", [Response(), Matrix(), matrix(1.0, 4), response(1.0, 4)])
+class MatrixWithP(Matrix):
+    """Its `p` alone says nothing."""
+
+    p = 0.5
+
+
+@pytest.mark.parametrize("channel", [Response(), Matrix(), MatrixWithP(), matrix(1.0, 4), response(1.0, 4)])
 def test_the_loss_of_the_trainer_reads_channels_and_outputs_of_every_kind_and_pickles(channel: object) -> None:
     logits, labels = batch(4)
     plain = random_channel(4, 0) if isinstance(channel, Matrix) else response(1.0, 4)
