@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from hf_ext.losses.kl import exact_kl, kl_k1, kl_k3
     from hf_ext.losses.label_noise import backward_corrected_nll, forward_corrected_nll, forward_loss_func, soft_nll
     from hf_ext.losses.weighted_nll import weighted_nll
+    from hf_ext.retrieval.augmenter import QueryAugmenter
+    from hf_ext.retrieval.encoder import RareEncoder
+    from hf_ext.retrieval.settings import EncoderSettings
     from hf_ext.trainers.consensus.choice import choose_strategy
     from hf_ext.trainers.consensus.config import ConsensusConfig
     from hf_ext.trainers.consensus.recipe import ConsensusRecipe
@@ -89,6 +92,7 @@ _EXPORTS = {
     "ContextFreeStore": "hf_ext.data.context_free",
     "EmbedBatches": "hf_ext.data.pruning.embedding",
     "EmbedRows": "hf_ext.data.pruning.embedding",
+    "EncoderSettings": "hf_ext.retrieval.settings",
     "ExampleDraw": "hf_ext.data.exemplars.augment",
     "ExemplarStore": "hf_ext.data.exemplars.store",
     "FlowSFTConfig": "hf_ext.trainers.flow.config",
@@ -112,11 +116,13 @@ _EXPORTS = {
     "PrivacyBudgetError": "hf_ext.data.relabeling.ledger",
     "PruneReport": "hf_ext.data.pruning.report",
     "PushError": "hf_ext.hub.retry",
+    "QueryAugmenter": "hf_ext.retrieval.augmenter",
     "RRChannel": "hf_ext.data.relabeling.channel",
     "RRWithPrior": "hf_ext.data.relabeling.channel",
     "RandomizedResponse": "hf_ext.data.relabeling.randomize",
     "RareConfig": "hf_ext.trainers.rare.config",
     "RareDataCollator": "hf_ext.trainers.rare.collator",
+    "RareEncoder": "hf_ext.retrieval.encoder",
     "RareFormatter": "hf_ext.data.exemplars.formatter",
     "RareSparseConfig": "hf_ext.trainers.rare.config",
     "RareSparseTrainer": "hf_ext.trainers.rare.trainer",
@@ -190,6 +196,7 @@ __all__ = [
     "ContextFreeStore",
     "EmbedBatches",
     "EmbedRows",
+    "EncoderSettings",
     "ExampleDraw",
     "ExemplarStore",
     "FlowSFTConfig",
@@ -213,11 +220,13 @@ __all__ = [
     "PrivacyBudgetError",
     "PruneReport",
     "PushError",
+    "QueryAugmenter",
     "RRChannel",
     "RRWithPrior",
     "RandomizedResponse",
     "RareConfig",
     "RareDataCollator",
+    "RareEncoder",
     "RareFormatter",
     "RareSparseConfig",
     "RareSparseTrainer",

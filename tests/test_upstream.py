@@ -30,6 +30,9 @@ VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
 
 # The parameters we pass, by name or in this order.
 PARAMETERS: dict[str, list[str]] = {
+    "_load_config_modules": [
+        "self", "model_name_or_path", "token", "cache_folder", "revision", "trust_remote_code", "local_files_only",
+    ],
     "trl.SFTTrainer._prepare_dataset": [
         "self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name",
     ],

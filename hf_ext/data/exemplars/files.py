@@ -67,7 +67,24 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
         }
         text = _json({"format_version": FORMAT_VERSION, "store": described, **config})
         write_whole(folder / CONFIG, text)
-    kept = {file["name"] for file in files}
+    _remove_others(folder, {file["name"] for file in files})
+
+
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """
+    Write `rare_config.json` without a store; a store that was there is removed.
+
+    Raises:
+        DiskFullError: there was no room.
+        ValueError: as in [`ExemplarStore.save`].
+    """
+    text = _json({"format_version": FORMAT_VERSION, "store": None, **config})
+    with writing("the settings of the exemplars", folder):
+        write_whole(folder / CONFIG, text)
+    _remove_others(folder, set())
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
     for pattern in ("exemplars-*.parquet", "embeddings-*.safetensors"):
         for path in folder.glob(pattern):
             if path.name not in kept:
@@ -139,6 +156,8 @@ def load_store(
     from hf_ext.data.exemplars.store import ExemplarStore
 
     described = read_config(folder)["store"]
+    if described is None:
+        raise FileNotFoundError(f"{folder} holds the settings of exemplars, but no exemplars.")
     if described["rows"] > max_rows:
         raise ValueError(f"{folder} has {described['rows']:,} exemplars, more than max_rows={max_rows:,}.")
     paths = _checked_files(folder, described["files"], max_bytes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
+from hf_ext.guards.threads import torch_threads_kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,13 @@ class Retriever(Protocol):
     def ranker(self, store: ExemplarStore) -> Ranker:
         """Index the store's queries."""
         ...
+
+
+def prepare(ranker: Ranker, queries: Sequence[str]) -> None:
+    """Let a ranker that can see all queries of a search before it is asked for each (`ranker.prepare(queries)`)."""
+    ready = getattr(ranker, "prepare", None)
+    if ready is not None:
+        ready(queries)
 
 
 def _in_order(rows: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
@@ -105,7 +113,8 @@ class _Bm25Ranker:
         size = len(self.words)
         fetch = min(size, wanted + len(excluded) + TIE_MARGIN)
         while ids and wanted:
-            found = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
+            with torch_threads_kept():  # bm25s may search with numba
+                found = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
             rows, scores = found.documents[0], found.scores[0].astype(np.float32)
             # What was not fetched scores at most as the last: of the rows that score the same, some may be missing.
             sure = scores > (scores[-1] if fetch < size and scores[-1] > 0 else 0)
@@ -153,9 +162,18 @@ class _DenseRanker:
     def __init__(self, settings: DenseRetriever, vectors: NDArray[np.float32]) -> None:
         self.encode = settings.encode
         self.vectors = vectors
+        self.ready: dict[str, NDArray[np.float32]] = {}
+
+    def prepare(self, queries: Sequence[str]) -> None:
+        """Encode the queries of one search together: one by one they would fill no batch."""
+        texts = list(dict.fromkeys(queries))
+        vectors = as_vectors(self.encode(texts), len(texts), "the queries") if texts else []
+        self.ready = dict(zip(texts, vectors, strict=True))
 
     def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
-        scores = self.vectors @ as_vectors(self.encode([query]), 1, "the query")[0]
+        if query not in self.ready:
+            self.prepare([query])
+        scores = self.vectors @ self.ready[query]
         fetch = min(len(scores), wanted + len(excluded))
         if fetch == 0:
             return []
@@ -214,6 +232,10 @@ class _HybridRanker:
     def __init__(self, settings: HybridRetriever, store: ExemplarStore) -> None:
         self.sides = (settings.bm25.ranker(store), settings.dense.ranker(store))
         self.depth = settings.depth
+
+    def prepare(self, queries: Sequence[str]) -> None:
+        """Encode the queries of one search together."""
+        prepare(self.sides[1], queries)
 
     def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
         joined: dict[int, float] = {}

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.data.exemplars.retrievers import Encode, Ranker, Retriever, most_diverse, retriever_named
+from hf_ext.data.exemplars.retrievers import Encode, Ranker, Retriever, most_diverse, prepare, retriever_named
 from hf_ext.data.exemplars.rows import COLUMNS, EVERY_RULE, MOST_ROWS, Exclude, Exemplar, Target, checked
 from hf_ext.data.exemplars.text import text_key
 
@@ -285,6 +285,7 @@ class ExemplarStore:
         if mmr is not None and not 0 <= mmr <= 1:
             raise ValueError(f"mmr weighs the score against likeness and lies in [0, 1], got {mmr!r}.")
         barred = {row for name in exclude_ids for row in self.rows_of_id(name)}
+        prepare(self._ranker, [query for query, count in zip(queries, counts, strict=True) if count > 0])
         found = []
         for query, target, count in zip(queries, known, counts, strict=True):
             excluded = barred | self.excluded_rows(query, target or Target(), exclude)

@@ -1,0 +1,223 @@
+"""Queries with their exemplars as text: for servers that encode elsewhere. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hf_ext.data.exemplars import (
+    NOTHING_EXCLUDED,
+    Exclude,
+    Exemplar,
+    ExemplarStore,
+    Formatted,
+    TokenCounter,
+)
+from hf_ext.retrieval.repository import Where, file_of, read_exemplars
+from hf_ext.retrieval.settings import EncoderSettings
+
+Examples: TypeAlias = "bool | int | Sequence[Exemplar] | Sequence[tuple[str, str]]"
+
+
+class QueryAugmenter:
+    """
+    Strings in, strings out: what [`RareEncoder`] reads, for TEI, vLLM or any hosted endpoint.
+
+    Args:
+        exemplars ([`ExemplarStore`], *optional*):
+            The pool. Without one, only exemplars that a call names are shown.
+        settings ([`EncoderSettings`], *optional*):
+            How.
+        tokenizer (*optional*):
+            The model's, where the formatter has budgets.
+        prompt (`str`, *optional*):
+            The model's query prompt.
+
+    Example:
+
+    ```python
+    >>> augmenter = QueryAugmenter.from_pretrained("user/model")
+    >>> augmenter(["where do red pandas live"])  # prompt, exemplars, query
+    >>> augmenter(["where do red pandas live"], with_prompt=False)  # for an endpoint that adds the prompt itself
+    ```
+    """
+
+    def __init__(
+        self,
+        exemplars: ExemplarStore | None,
+        settings: EncoderSettings | None = None,
+        *,
+        tokenizer: Any = None,
+        prompt: str = "",
+    ) -> None:
+        self.exemplars = exemplars
+        self.settings = settings or EncoderSettings()
+        self.counter = self.settings.formatter.counter(tokenizer)
+        self.prompt = prompt
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        exemplars: ExemplarStore | str | None = None,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        local_files_only: bool = False,
+        encode: Callable[[Sequence[str]], Any] | None = None,
+    ) -> QueryAugmenter:
+        """
+        Read a repository that [`RareEncoder`] wrote, without its weights.
+
+        Args:
+            name (`str` or `Path`):
+                Folder, or id on the Hub.
+            exemplars ([`ExemplarStore`] or `str`, *optional*):
+                Another pool: a store, its folder, or `"user/dataset@revision"`.
+            revision, token, cache_folder, local_files_only (*optional*):
+                As in `SentenceTransformer`.
+            encode (`Callable`, *optional*):
+                Texts to vectors, where the pool is searched by vectors: the endpoint's, on bare queries with the
+                prompt.
+
+        Raises:
+            FileNotFoundError: no `exemplars/rare_config.json` there, or no tokenizer.
+            ValueError: what is there is damaged, too large, or of a higher version.
+        """
+        from tokenizers import Tokenizer
+
+        where = Where(str(name), revision, token, cache_folder, local_files_only)
+        found = read_exemplars(where, exemplars, encode=encode)
+        if found is None:
+            raise FileNotFoundError(f"{name} has no exemplars/rare_config.json: RareEncoder.save writes it.")
+        tokenizer = None
+        if found.settings.formatter.has_budget:
+            path = file_of(where, "tokenizer.json", _first_module(where)) or file_of(where, "tokenizer.json")
+            if path is None:
+                raise FileNotFoundError(f"{name} has no tokenizer.json, which the budgets of its exemplars need.")
+            tokenizer = TokenCounter(Tokenizer.from_file(str(path)))
+        prompts = _json(where, "config_sentence_transformers.json", {}).get("prompts") or {}
+        return cls(found.store, found.settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
+
+    def augment(
+        self,
+        queries: Sequence[str],
+        examples: Examples = True,
+        *,
+        prompt: str | None = None,
+        exclude_ids: Collection[str] = (),
+        **search: Any,
+    ) -> list[Formatted]:
+        """
+        Bodies with what they show.
+
+        Args:
+            queries (`Sequence[str]`):
+                Targets.
+            examples (`bool`, `int` or a list, *optional*, defaults to `True`):
+                As many as the settings say; none; this many; or these, nearest first, for every query.
+            prompt (`str`, *optional*):
+                What the model puts before the body; its own query prompt by default.
+            exclude_ids (`Collection[str]`, *optional*):
+                Exemplars that are not shown.
+            **search:
+                `targets`, `exclude`: as in [`ExemplarStore.search`]. At inference nothing else is left out by default.
+
+        Raises:
+            TypeError: a query that is no text.
+            ValueError: exemplars are asked for by number, and there is no pool.
+        """
+        for row, query in enumerate(queries):
+            if not isinstance(query, str):
+                raise TypeError(
+                    f"query {row:,}: exemplars stand before texts, found {type(query).__name__} {str(query)[:80]!r}. "
+                    "Pass strings, or examples=False."
+                )
+        prompt = self.prompt if prompt is None else prompt
+        hits = self._hits(queries, examples, exclude_ids, **search)
+        formatter = self.settings.formatter
+        return [
+            formatter(query, shown, prompt=prompt, tokenizer=self.counter)
+            for query, shown in zip(queries, hits, strict=True)
+        ]
+
+    def _hits(
+        self,
+        queries: Sequence[str],
+        examples: Examples,
+        exclude_ids: Collection[str],
+        exclude: Exclude = NOTHING_EXCLUDED,
+        targets: Any = None,
+    ) -> list[Sequence[Exemplar]]:
+        if isinstance(examples, bool):
+            examples = self.settings.k if examples else 0
+        if not isinstance(examples, int):
+            return [_as_exemplars(examples)] * len(queries)
+        if examples < 0:
+            raise ValueError(f"examples is a number of exemplars, 0 or more; got {examples}.")
+        if examples == 0:
+            return [()] * len(queries)
+        if self.exemplars is None:
+            raise ValueError(
+                "There is no pool to take exemplars from: pass exemplars=ExemplarStore(...), or examples=False."
+            )
+        settings = self.settings
+        found = self.exemplars.search(
+            queries,
+            examples,
+            targets=targets,
+            exclude=exclude,
+            exclude_ids=exclude_ids,
+            min_score=settings.min_score,
+            mmr=settings.mmr,
+        )
+        floor = settings.floor
+        return [hits if floor is None or (hits and hits[0].score >= floor) else [] for hits in found]
+
+    def __call__(
+        self, queries: str | Sequence[str], examples: Examples = True, *, with_prompt: bool = True, **options: Any
+    ) -> Any:
+        """
+        The text of one query, or of each.
+
+        Args:
+            queries (`str` or `Sequence[str]`):
+                Targets.
+            examples, **options:
+                As in [`augment`].
+            with_prompt (`bool`, *optional*, defaults to `True`):
+                Whether the model's prompt comes first: what a model reads that adds none itself.
+        """
+        if isinstance(queries, str):
+            return self([queries], examples, with_prompt=with_prompt, **options)[0]
+        prompt = options.get("prompt")
+        first = (self.prompt if prompt is None else prompt) if with_prompt else ""
+        return [first + made.body for made in self.augment(queries, examples, **options)]
+
+
+def _as_exemplars(examples: Sequence[Any]) -> list[Exemplar]:
+    made = []
+    for row, example in enumerate(examples):
+        if isinstance(example, Exemplar):
+            made.append(example)
+        elif isinstance(example, tuple | list) and len(example) == 2 and all(isinstance(t, str) for t in example):
+            made.append(Exemplar(row, 0.0, *example))
+        else:
+            raise TypeError(
+                f"example {row}: expected a pair of texts, query and document, or an Exemplar, found "
+                f"{type(example).__name__} {str(example)[:80]!r}."
+            )
+    return made
+
+
+def _json(where: Where, name: str, default: Any) -> Any:
+    path = file_of(where, name)
+    return default if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _first_module(where: Where) -> str:
+    modules = _json(where, "modules.json", [])
+    return str(modules[0].get("path", "")) if modules else ""

@@ -1,0 +1,202 @@
+"""Exemplars in a repository: `exemplars/` beside a model's files, or a dataset repository at a commit. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.data.exemplars.files import CONFIG, read_config, save_config
+from hf_ext.retrieval.settings import EncoderSettings
+
+FOLDER = "exemplars"
+PATTERNS = (CONFIG, "exemplars-*.parquet", "embeddings-*.safetensors")
+SETTINGS, SOURCE = "rare", "exemplars"  # keys of `rare_config.json` beside the store's own
+
+Encode = Callable[[Sequence[str]], Any]
+
+
+@dataclass(frozen=True)
+class Where:
+    """A model's folder, or its id on the Hub with the commit and how to get at it."""
+
+    name: str
+    revision: str | None = None
+    token: bool | str | None = None
+    cache_folder: str | None = None
+    local_files_only: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    What a repository says of exemplars.
+
+    Attributes:
+        settings ([`EncoderSettings`]): how they are used.
+        store ([`ExemplarStore`], *optional*): the pool; `None` where the repository holds the settings alone.
+        source (`str`, *optional*): the dataset repository and commit that the pool comes from.
+    """
+
+    settings: EncoderSettings
+    store: ExemplarStore | None
+    source: str | None = None
+
+
+def file_of(where: Where, name: str, folder: str = "") -> Path | None:
+    """
+    Path of one file of a repository, fetched if need be; `None` if it is not there.
+
+    Raises:
+        ValueError: the path leads out of the repository.
+    """
+    inside = PureWindowsPath(folder, name)  # knows the separators of both worlds
+    if inside.anchor or ".." in inside.parts:
+        raise ValueError(f"{str(inside)!r} is no path inside a repository.")
+    local = Path(where.name)
+    if local.is_dir():
+        path = local / folder / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        found = hf_hub_download(
+            where.name,
+            name,
+            subfolder=folder or None,
+            revision=where.revision,
+            token=where.token,
+            cache_dir=where.cache_folder,
+            local_files_only=where.local_files_only,
+            library_name="hf-ext",
+        )
+    except LocalEntryNotFoundError:
+        if where.local_files_only:
+            return None  # nothing of this name was ever fetched
+        raise
+    except EntryNotFoundError:
+        return None
+    return Path(found)
+
+
+def read_exemplars(
+    where: Where,
+    exemplars: ExemplarStore | str | Path | None = None,
+    *,
+    settings: EncoderSettings | None = None,
+    encode: Encode | None = None,
+    encoder_name: Callable[[], str] | None = None,
+) -> Found | None:
+    """
+    Settings and pool of a model's repository.
+
+    Args:
+        where ([`Where`]):
+            The repository, pinned to the commit of its weights.
+        exemplars ([`ExemplarStore`], `str` or `Path`, *optional*):
+            Another pool than the repository's: a store, its folder, or `"user/dataset@revision"`.
+        settings ([`EncoderSettings`], *optional*):
+            In place of the repository's.
+        encode, encoder_name (*optional*):
+            As in [`ExemplarStore.load`]; the name is asked for only where vectors are searched.
+
+    Returns:
+        [`Found`], or `None` where the repository has no exemplars and none are given.
+    """
+    path = file_of(where, CONFIG, FOLDER) if where.name else None  # without a name the model is in memory
+    config = {} if path is None else read_config(path.parent)
+    if settings is None:
+        settings = EncoderSettings.from_dict(config.get(SETTINGS, {}))
+    if isinstance(exemplars, ExemplarStore):
+        return Found(settings, exemplars)
+    loading = {"encode": encode, "encoder_name": encoder_name}
+    if exemplars is not None:
+        return Found(settings, *open_source(str(exemplars), where, **loading))
+    if path is None:
+        return None
+    if config.get("store") is not None:
+        if not Path(where.name).is_dir():
+            for file in config["store"]["files"]:
+                file_of(where, file["name"], FOLDER)
+        return Found(settings, _load(path.parent, config, **loading))
+    source = config.get(SOURCE)
+    return Found(settings, None) if source is None else Found(settings, *open_source(source, where, **loading))
+
+
+def _load(folder: Path, config: dict[str, Any], encode: Any, encoder_name: Any) -> ExemplarStore:
+    by_vectors = config["store"]["retriever"]["kind"] in ("dense", "hybrid")
+    name = encoder_name() if by_vectors and encoder_name is not None else ""
+    return ExemplarStore.load(folder, encode=encode, encoder_name=name)
+
+
+def open_source(
+    source: str, where: Where, *, encode: Encode | None = None, encoder_name: Callable[[], str] | None = None
+) -> tuple[ExemplarStore, str | None]:
+    """
+    The pool that a source names, and the source pinned to its commit.
+
+    Args:
+        source (`str`):
+            A folder that [`ExemplarStore.save`] wrote, or `"user/dataset"`, `"user/dataset@revision"`.
+        where ([`Where`]):
+            For token, cache and whether the network may be used.
+
+    Raises:
+        FileNotFoundError: there are no exemplars.
+    """
+    folder, pinned = Path(source), None
+    if not folder.is_dir():
+        folder, pinned = _fetched(source, where)
+    if not (folder / CONFIG).is_file() and (folder / FOLDER / CONFIG).is_file():
+        folder = folder / FOLDER
+    config = read_config(folder)
+    if config.get("store") is None:
+        raise FileNotFoundError(f"{source} holds the settings of exemplars, but no exemplars.")
+    return _load(folder, config, encode, encoder_name), pinned
+
+
+def _fetched(source: str, where: Where) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.partition("@")
+    if name.count("/") != 1:
+        raise FileNotFoundError(f"{source!r} is neither a folder with exemplars nor 'user/dataset@revision'.")
+    folder = Path(
+        snapshot_download(
+            name,
+            repo_type="dataset",
+            revision=revision or None,
+            token=where.token,
+            cache_dir=where.cache_folder,
+            local_files_only=where.local_files_only,
+            allow_patterns=[*PATTERNS, *(f"{FOLDER}/{pattern}" for pattern in PATTERNS)],
+            library_name="hf-ext",
+        )
+    )
+    return folder, f"{name}@{folder.name}"  # a snapshot's folder bears the commit's name
+
+
+def write_exemplars(
+    folder: str | Path, store: ExemplarStore | None, settings: EncoderSettings, source: str | None = None
+) -> None:
+    """
+    Write `exemplars/` into a model's folder: rows and settings, or the settings alone.
+
+    Args:
+        folder (`str` or `Path`):
+            Of the model.
+        store ([`ExemplarStore`], *optional*):
+            The pool to keep there.
+        settings ([`EncoderSettings`]):
+            How it is used.
+        source (`str`, *optional*):
+            Where the pool lies, if it is not kept there.
+    """
+    config = {SETTINGS: settings.to_dict()}
+    if store is None:
+        save_config(Path(folder) / FOLDER, config | {SOURCE: source})
+    else:
+        store.save(Path(folder) / FOLDER, config=config)
