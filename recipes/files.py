@@ -17,6 +17,7 @@ MODULES = {
     "infopo_unpaired": "hf_ext.recipes.infopo.unpaired",
     "infopo_online": "hf_ext.recipes.infopo.online",
     "rare": "hf_ext.recipes.rare.train",
+    "consensus": "hf_ext.recipes.consensus.train",
 }
 METHODS = tuple(MODULES)
 DATA_FOLDERS = ("pruning",)  # settings of `hf-ext data`, which trains nothing

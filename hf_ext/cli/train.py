@@ -21,6 +21,7 @@ LINES = {
     "infopo_unpaired": "InfoPO on single responses labelled good or bad",
     "infopo_online": "InfoPO in rounds: sample answers, score them, pair them, train, again",
     "rare": "RARe: a retriever that reads examples, past queries with documents, before the query",
+    "consensus": "a classifier on noisy labels, trained again on those the model agrees with where that helps",
 }
 
 EPILOG = """

@@ -26,6 +26,7 @@ CONFIGS = {
     "infopo_unpaired": "InfoPOUnpairedConfig",
     "infopo_online": "InfoPOConfig",
     "rare": "RareConfig",
+    "consensus": "ConsensusConfig",
 }
 RECIPES = training_recipes()
 

@@ -87,6 +87,8 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
         *("infopo/hh_harmless.yaml", "infopo/ultrafeedback_llama3_8b.yaml", "infopo/ultrafeedback_mistral_7b.yaml"),
         *("infopo/unpaired.yaml", "infopo/online_gsm8k.yaml"),
         *("rare/minilm_beir.yaml", "rare/smollm2_nq.yaml", "rare/e5_mistral.yaml"),
+        *("consensus/bert_agnews.yaml", "consensus/minilm_banking77.yaml"),
+        *("consensus/resnet18_cifar10.yaml", "consensus/vit_cifar100.yaml"),
     ],
 )
 def test_a_recipe_s_header_names_itself(name):

@@ -12,7 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from hf_ext.recipes.files import MODULES, method_of, training_recipes
 from tests.recipes.work import SMALL
@@ -61,6 +65,26 @@ DATA = {
     ],
 }
 RETRIEVERS = ("rare",)
+FIXED = ["--select_on_noisy_eval", "false", "--mode", "consensus", "--budget", "steps"]
+PICTURES = ["--model_name_or_path", "vision", "--channel_epsilon", "2", "--dataloader_num_workers", "0", *FIXED]
+DATA |= {
+    "consensus/bert_agnews.yaml": [
+        *("--model_name_or_path", "classifier", "--dataset_name", "intents", "--selection_folds", "2"),
+        *("--mode", "consensus", "--budget", "epochs"),
+    ],
+    "consensus/minilm_banking77.yaml": [
+        *("--model_name_or_path", "encoder", "--dataset_name", "intents", "--num_classes", "2"),
+        *("--freeze_encoder", "false", *FIXED),
+    ],
+    "consensus/resnet18_cifar10.yaml": [*PICTURES, "--dataset_name", "pictures-label"],
+    "consensus/vit_cifar100.yaml": [*PICTURES, "--dataset_name", "pictures-fine_label"],
+}
+CLASSIFIERS = {
+    "consensus/bert_agnews.yaml": ("classifier", AutoModelForSequenceClassification.from_pretrained),
+    "consensus/minilm_banking77.yaml": ("encoder", lambda folder: SentenceTransformer(str(folder), device="cpu")),
+    "consensus/resnet18_cifar10.yaml": ("vision", AutoModelForImageClassification.from_pretrained),
+    "consensus/vit_cifar100.yaml": ("vision", AutoModelForImageClassification.from_pretrained),
+}
 
 
 def run(name, *more):
@@ -97,10 +121,12 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
     else:
-        start = "encoder" if method_of(name) in RETRIEVERS else "original"
+        start = "encoder" if method_of(name) in RETRIEVERS else CLASSIFIERS.get(name, ("original",))[0]
         before, after = (load_file(weighted / folder / "model.safetensors") for folder in (start, "out"))
         assert any(not torch.equal(before[key], after[key]) for key in before)
-    if method_of(name) in RETRIEVERS:
+    if name in CLASSIFIERS:
+        CLASSIFIERS[name][1](weighted / "out")
+    elif method_of(name) in RETRIEVERS:
         SentenceTransformer(str(weighted / "out"), device="cpu").encode_query("where is it")
     else:
         AutoModelForCausalLM.from_pretrained(weighted / "out")

@@ -20,7 +20,8 @@ def make_work_folder(folder: Path) -> Path:
     """
     Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer); of
     preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label); of retrieval
-    `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form.
+    `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form; of classification
+    `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label).
     """
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "original")
@@ -39,7 +40,45 @@ def make_work_folder(folder: Path) -> Path:
     ]
     _write(folder / "feedback.jsonl", [row for i, row in enumerate(feedback) if i % 4 != 1])  # two good rows, one bad
     _write_retrieval(folder)
+    _write_classification(folder)
     return folder
+
+
+def _write_classification(folder: Path) -> None:
+    import numpy as np
+    import torch
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTImageProcessor,
+    )
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(
+        folder / "classifier"
+    )
+    tokenizer.save_pretrained(folder / "classifier")
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetForImageClassification(resnet).save_pretrained(folder / "vision")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "vision")
+    names = ClassLabel(names=["no", "yes"])
+    labels = [i * 7 % 3 % 2 for i in range(24)]
+    ledger = {"label_dp_epsilon": [2.0] * 24, "label_dp_channel": ["rr-2-0123456789ab"] * 24}
+    features = {"text": Value("string"), "label": names, "label_dp_epsilon": Value("float32")}
+    texts = {"text": [f"{'yes' if i % 2 else 'no'} number {i}" for i in range(24)], "label": labels}
+    features = Features({**features, "label_dp_channel": Value("string")})
+    Dataset.from_dict(texts | ledger, features=features).save_to_disk(folder / "intents")
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3), dtype=np.uint8)
+    for column in ("label", "fine_label"):
+        rows = Dataset.from_dict(
+            {"img": list(pixels), column: labels}, features=Features({"img": Image(), column: names})
+        )
+        rows.save_to_disk(folder / f"pictures-{column}")
 
 
 def _write_retrieval(folder: Path) -> None:

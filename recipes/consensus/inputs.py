@@ -1,0 +1,195 @@
+"""Models and rows of the consensus recipe, by what is classified: texts, sentences, tokens, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trl import ModelConfig
+
+IGNORED = -100
+# What is classified -> its column by default.
+KINDS = {"text": "text", "sentence": "text", "tokens": "tokens", "image": "image"}
+
+
+class Inputs:
+    """
+    What turns rows into a trainer's, and makes the model.
+
+    Args:
+        script_args, training_args, model_args: the parsed arguments.
+        rows (`Dataset`): the training rows, which tell the classes.
+
+    Raises:
+        ValueError: a column, the number of classes or the model is missing.
+    """
+
+    def __init__(self, script_args: Any, training_args: Any, model_args: ModelConfig, rows: Any) -> None:
+        from hf_ext.trainers.consensus.facts import class_names_of, label_column_of, labels_of
+
+        self.script, self.args, self.model_args = script_args, training_args, model_args
+        self.column = script_args.input_column or KINDS[script_args.kind]
+        if self.column not in rows.column_names:
+            raise ValueError(
+                f"the dataset has no column {self.column!r}; it has {rows.column_names}: see input_column"
+            )
+        self.label = label_column_of(rows, training_args.label_column)
+        self.names = class_names_of(rows, self.label)
+        seen = int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
+        self.classes = training_args.num_classes or (len(self.names) if self.names else seen)
+        training_args.num_classes = self.classes
+        if script_args.kind == "image":
+            training_args.remove_unused_columns = False  # the collator reads the picture
+        self.processor = self._processor()
+
+    def _processor(self) -> Any:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        name, revision = self.model_args.model_name_or_path, self.model_args.model_revision
+        kind = AutoImageProcessor if self.script.kind == "image" else AutoTokenizer
+        try:
+            return kind.from_pretrained(name, revision=revision)
+        except (OSError, ValueError) as error:
+            what = "picture processor" if self.script.kind == "image" else "tokenizer"
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"model {name!r} has no {what} that can be loaded: {first}") from error
+
+    def model(self) -> Any:
+        """A fresh model with a head of as many classes."""
+        import transformers
+
+        from hf_ext.trainers.consensus import SentenceHead
+
+        name, revision = self.model_args.model_name_or_path, self.model_args.model_revision
+        if self.script.kind == "sentence":
+            return SentenceHead.from_pretrained(
+                name,
+                self.classes,
+                label_names=self.names,
+                freeze_encoder=self.script.freeze_encoder,
+                revision=revision,
+            )
+        heads = {"text": "SequenceClassification", "tokens": "TokenClassification", "image": "ImageClassification"}
+        names = self.names or [f"LABEL_{i}" for i in range(self.classes)]
+        return getattr(transformers, f"AutoModelFor{heads[self.script.kind]}").from_pretrained(
+            name,
+            revision=revision,
+            dtype=self.model_args.dtype or "float32",
+            attn_implementation=self.model_args.attn_implementation,
+            num_labels=self.classes,
+            id2label=dict(enumerate(names)),
+            label2id={label: i for i, label in enumerate(names)},
+            ignore_mismatched_sizes=True,  # a head of other classes is replaced
+        )
+
+    def prepare(self, rows: Any) -> Any:
+        """Rows as the trainer reads them; the ledger and ids stay beside."""
+        if self.script.kind == "image":
+            return rows
+        if self.script.kind == "tokens":
+            encode: Any = TokenisedWords(self.processor, self.column, self.label, self.script.max_length)
+            gone = [self.column] + ([self.label] if self.label != "labels" else [])
+            self.args.label_column = "labels"
+            return rows.map(encode, batched=True, remove_columns=gone, desc="Tokenising")
+        if self.label not in ("label", "labels"):  # the names that collators know
+            rows, self.args.label_column = rows.rename_column(self.label, "label"), "label"
+        encode = TokenisedTexts(self.processor, self.column, self.script.max_length)
+        return rows.map(encode, batched=True, desc="Tokenising")
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Tokenizer or processor, and the collator that goes with it."""
+        from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+
+        if self.script.kind == "image":
+            collator: Any = PictureCollator(self.processor, self.column, self.label)
+        elif self.script.kind == "tokens":
+            collator = DataCollatorForTokenClassification(self.processor)
+        else:
+            collator = DataCollatorWithPadding(self.processor)
+        return {"processing_class": self.processor, "data_collator": collator}
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """
+    Tokenise a column of texts.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `column` | str | the tokenizer's, such as `input_ids` | lists of int |
+    """
+
+    tokenizer: Any
+    column: str
+    max_length: int
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
+        """One batch."""
+        for i, text in enumerate(batch[self.column]):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"row {i} of a batch, column {self.column!r}: expected a string, found {type(text).__name__}. Fix "
+                    "or drop it with dataset.filter."
+                )
+        return dict(self.tokenizer(batch[self.column], truncation=True, max_length=self.max_length))
+
+
+@dataclass(frozen=True)
+class TokenisedWords:
+    """
+    Tokenise lists of words; a word's label goes to its first token, -100 to the others.
+
+    | column in | type | column out | type |
+    |---|---|---|---|
+    | `column` | list of str | the tokenizer's | lists of int |
+    | `label` | list of int, one a word | `labels` | list of int, one a token |
+    """
+
+    tokenizer: Any
+    column: str
+    label: str
+    max_length: int
+    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
+        """One batch."""
+        found = self.tokenizer(
+            batch[self.column], is_split_into_words=True, truncation=True, max_length=self.max_length
+        )
+        labels = []
+        for i, own in enumerate(batch[self.label]):
+            if len(own) != len(batch[self.column][i]):
+                raise ValueError(
+                    f"row {i} of a batch: {len(batch[self.column][i])} words in {self.column!r}, {len(own)} labels in "
+                    f"{self.label!r}: give one a word."
+                )
+            words = found.word_ids(i)
+            first = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
+            labels.append([own[word] if new else IGNORED for word, new in zip(words, first, strict=True)])
+        return {**found, "labels": labels}
+
+
+@dataclass(frozen=True)
+class PictureCollator:
+    """
+    A batch of pictures as the model reads them.
+
+    Args:
+        processor: of the model.
+        column (`str`): of the pictures, decoded by `datasets`.
+        label (`str`): of the classes; rows to predict have none.
+    """
+
+    processor: Any
+    column: str
+    label: str
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pixels, and labels where the rows have them."""
+        import torch
+
+        batch = dict(self.processor([row[self.column].convert("RGB") for row in rows], return_tensors="pt"))
+        if self.label in rows[0]:
+            batch["labels"] = torch.tensor([row[self.label] for row in rows])
+        return batch
