@@ -113,7 +113,7 @@ def _integers(values: Any, batch: Mapping[str, Any], column: str, num_classes: i
 def _label_problem(value: Any, num_classes: int | None, tokens: bool = False) -> str | None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         return f"expected an integer class, found {describe(value)}"
-    if value < 0 or (num_classes is not None and value >= num_classes):
+    if int(value) < 0 or (num_classes is not None and int(value) >= num_classes):
         if value == IGNORED_LABEL and tokens:
             return None
         known = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}"

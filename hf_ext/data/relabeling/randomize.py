@@ -163,7 +163,7 @@ class RandomizedResponse:
         seen = np.flatnonzero((before > 0) | np.array([bool(name) for name in names], dtype=bool))
         if self.after is not None:
             self._check_degraded(batch, classes, before, names)
-            return self.channel.epsilon * classes.counts, [self.channel_id] * rows
+            return self.channel.epsilon * classes.counts.astype(np.float64), [self.channel_id] * rows
         if len(seen) and not self.compose:
             raise PrivacyBudgetError(_two_ways(batch, int(seen[0]), before, names, self.label))
         again = next((i for i in seen if names[i] == self.channel_id), None)
