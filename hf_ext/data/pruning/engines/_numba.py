@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numba import config, get_num_threads, njit, prange, set_num_threads
 
+from hf_ext.guards.threads import torch_threads_kept
+
 _MARGIN = 1.0 + 1e-9  # over the roundings of the bounds themselves
 _TINY = 2.0**-53
 _FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a taken row
@@ -319,11 +321,12 @@ def gram_picks(
 
 def call(kernel: Any, threads: int, *arguments: Any) -> Any:
     """Run a kernel on `threads` threads; with one thread any number of calls may run at a time."""
-    if threads == 1:
-        return kernel(False, *arguments)
-    before = get_num_threads()
-    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-    try:
-        return kernel(True, *arguments)
-    finally:
-        set_num_threads(before)
+    with torch_threads_kept():  # with one thread too: loading a kernel loads its parallel twin, which starts threads
+        if threads == 1:
+            return kernel(False, *arguments)
+        before = get_num_threads()
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        try:
+            return kernel(True, *arguments)
+        finally:
+            set_num_threads(before)
