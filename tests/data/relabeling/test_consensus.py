@@ -174,6 +174,22 @@ def test_the_report_counts_what_happened(given: Dataset, tmp_path: Path) -> None
     assert '"vanished": []' in report.save(tmp_path / "deep" / "report.json").read_text()
 
 
+def test_nothing_reads_a_clean_label_that_stands_beside(given: Dataset) -> None:
+    """The same result whatever `label_true` holds, for every function behind the randomisation."""
+    from hf_ext.data.relabeling import noisy_accuracy
+
+    rng = np.random.default_rng(0)
+    found = []
+    for clean in (rows(N)["label"][:], rng.integers(0, K, N).tolist(), ["never"] * N):
+        beside = given.add_column("label_true", clean)
+        for mode in ("consensus", "full", "bayes", "bayes_soft"):
+            done, report = relabel(beside, mode, CHANNEL, return_report=True)
+            found.append((mode, done.remove_columns("label_true")[:], report.to_dict()))
+        accuracy = noisy_accuracy(beside["label"], beside["pred"], CHANNEL)
+        found.append(("filter", beside.filter(ConsensusFilter())["id"][:], accuracy))
+    assert found[:5] == found[5:10] == found[10:]
+
+
 def test_a_class_that_vanishes_is_named(given: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     never = given.map(lambda row: {"pred": 0 if row["pred"] == 3 else row["pred"]})
     with caplog.at_level(logging.WARNING):

@@ -48,7 +48,7 @@ def rows(n: int = 60, seed: int = 0) -> Dataset:
 
 def arguments(folder: Path, **settings: Any) -> TrainingArguments:
     base: dict[str, Any] = {"output_dir": str(folder), "use_cpu": True, "report_to": [], "save_strategy": "no"}
-    base |= {"per_device_train_batch_size": 8, "max_steps": 15, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    base |= {"per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
     base |= {"disable_tqdm": True, "logging_strategy": "no", "optim": "sgd", "dataloader_pin_memory": False}
     return TrainingArguments(**(base | settings))
 
@@ -105,7 +105,7 @@ def test_poisoning_a_label_does_not_move_its_own_prediction_and_moves_others(tmp
 
     trainer: Any = factory if how == "function" else Trainer(model_init=fresh, args=arguments(tmp_path))
     before = np.array(predict_column(trainer, dataset, "fold")["probs"][:])
-    for row in (0, 7) if how == "function" else (11,):
+    for row in (7,) if how == "function" else (11,):
         poisoned = dataset.map(lambda r, row=row: {"label": (r["label"] + 1) % K if r["id"] == row else r["label"]})
         after = np.array(predict_column(trainer, poisoned, "fold")["probs"][:])
         fold = np.array(dataset["fold"])
