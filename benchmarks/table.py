@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
+PICKS = ("engines", "_run.py", "groups.py", "matching.py", "median.py", "official.py", "selectors.py")
 # What a result depends on, from the repository's root. A commit that touches it since the result's makes it stale.
 MEASURED = {
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
@@ -30,6 +31,8 @@ MEASURED = {
         "trainers/infopo",
         "hf_ext/evaluation",
     ],
+    "pruning_generation": [f"hf_ext/data/pruning/{name}" for name in PICKS],
+    "pruning_robustness": [f"hf_ext/data/pruning/{name}" for name in (*PICKS, "scores.py")],
     "step_cost": ["hf_ext/_upstream.py", "hf_ext/data/sft_rows.py", "hf_ext/guards", "hf_ext/losses", "trainers"],
 }
 
