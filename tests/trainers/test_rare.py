@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.rows import RowError
+from hf_ext.retrieval import RareEncoder
 from hf_ext.trainers.rare import (
     ContextDistillationTrainer,
     RareConfig,
@@ -41,6 +42,8 @@ from tests.trainers.retrieval import (
     trainer,
 )
 from tests.trainers.runs import logged, train, weights_of
+
+TASK = "Instruct: Find the place\nQuery: "
 
 # --- refused ---------------------------------------------------------------------------------------------------------
 
@@ -298,6 +301,26 @@ def test_a_sparse_encoder_learns_through_the_same_collator(tmp_path: Path) -> No
     assert torch.equal(saved.encode("x").to_dense(), model.eval().encode("x").to_dense())
     with pytest.raises(ValueError, match="needs a model with dense vectors"):
         RareSparseTrainer(sparse_encoder(), sparse_config(tmp_path, example_retriever="dense"), train_dataset=pairs(8))
+
+
+@pytest.mark.parametrize("choice", ["bm25", "dense"])
+def test_what_was_trained_is_what_encodes(choice: str, tmp_path: Path) -> None:
+    built = trainer(tmp_path, 24, instruction="Find the place", example_rate=1.0, example_retriever=choice)
+    built.train()
+    built.model.eval()
+    encoder_ = built.to_encoder(example_weight=0.4)
+    query = "where is the calm kite"
+    vector, shown = encoder_.encode_query(query, return_examples=True)
+    body = built.data_collator.formatter(query, shown, prompt=TASK, tokenizer=built.data_collator.tokenizer).body
+    assert body.count("Query: ") == 2
+    bare, full = built.model.encode([TASK + query, TASK + body])
+    mixed = 0.6 * bare + 0.4 * full
+    assert np.allclose(vector, mixed / np.linalg.norm(mixed), atol=1e-6)
+    if choice == "bm25":
+        encoder_.save_pretrained(str(tmp_path / "saved"))
+        plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+        assert np.array_equal(plain.encode_query(query), encoder_.encode_query(query, examples=False))
+        assert np.allclose(RareEncoder(str(tmp_path / "saved"), device="cpu").encode_query(query), vector, atol=1e-6)
 
 
 # --- distilled -------------------------------------------------------------------------------------------------------

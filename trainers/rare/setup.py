@@ -245,6 +245,11 @@ def _with_retriever(
     return ExemplarStore(_columns_of(store), retriever=dense if choice == "dense" else HybridRetriever(dense))
 
 
+def restored(store: ExemplarStore, choice: str, encode: Any) -> ExemplarStore:
+    """The same rows, chosen by vectors that `encode` makes."""
+    return ExemplarStore(_columns_of(store), retriever=choice, encode=encode)
+
+
 def _columns_of(store: ExemplarStore) -> dict[str, list[Any]]:
     names = ("id", "query", "document", "doc_id", "source", "negative", "document_key")
     return {name: store.column(name) for name in names}

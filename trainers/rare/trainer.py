@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -25,10 +25,14 @@ from hf_ext.trainers.rare.setup import (
     keep_prompts,
     prepare,
     read_texts_as_they_are,
+    restored,
     set_lengths,
     token_counter,
 )
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+
+if TYPE_CHECKING:
+    from hf_ext.retrieval import RareEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +250,39 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
 
     config_class = RareConfig
     encoder_class = SentenceTransformer
+
+    def to_encoder(
+        self, name: str = ONE_DATASET, *, example_weight: float = 1.0, floor: float | None = None
+    ) -> RareEncoder:
+        """
+        The trained model as it is to be used: with the pool, the text and the prompt of training.
+
+        It shares the modules of the model. Its `save_pretrained` writes a folder that plain `SentenceTransformer` opens.
+
+        Args:
+            name (`str`, *optional*):
+                Of the data set whose pool it gets; not needed where there is one.
+            example_weight (`float`, *optional*, defaults to `1.0`), floor (`float`, *optional*):
+                Blend and gate, as in [`EncoderSettings`]: choose them on held-out queries.
+        """
+        from hf_ext.retrieval import EncoderSettings, RareEncoder
+
+        pool, args = self.data_collator.pool_of(name), self.args
+        settings = EncoderSettings(
+            k=args.n_examples,
+            formatter=self.data_collator.formatter,
+            floor=floor,
+            min_score=args.min_example_score,
+            example_weight=example_weight,
+            training={"example_rate": args.example_rate, "exclude": list(args.exclude)},
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        encoder = RareEncoder.from_model(model, pool.store, settings)
+        if args.example_retriever in ("dense", "hybrid"):  # in training the vectors were those of known texts
+            encoder.exemplars = restored(pool.store, args.example_retriever, encoder.encode_plain)
+        if pool.prompt:
+            encoder.prompts["query"] = pool.prompt
+        return encoder
 
     def get_default_loss(self, model: Any) -> Any:
         """In-batch negatives over cosine, in mini-batches of a budget of tokens, over all processes."""
