@@ -257,7 +257,7 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
         """
         The trained model as it is to be used: with the pool, the text and the prompt of training.
 
-        It shares the modules of the model. Its `save_pretrained` writes a folder that plain `SentenceTransformer` opens.
+        It shares the model's modules. What its `save_pretrained` writes opens in plain `SentenceTransformer` too.
 
         Args:
             name (`str`, *optional*):
