@@ -69,7 +69,7 @@ class RareMtebEncoder(SentenceTransformerEncoderWrapper):
         before = model.exemplars
         model.exemplars = self.pools.get(name, None if self.only_named else before)
         try:
-            if prompt_type is not None and str(getattr(prompt_type, "value", prompt_type)) == "query":
+            if prompt_type is not None and prompt_type.value == "query":
                 self.pool_sizes[name] = 0 if model.exemplars is None else len(model.exemplars)
                 self.first_queries.setdefault(name, self._first(inputs, task_metadata, prompt_type))
             return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **kwargs)

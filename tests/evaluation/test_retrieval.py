@@ -185,6 +185,7 @@ def test_nothing_relevant_is_said():
 def test_mteb_reads_each_task_with_its_own_pool():
     pytest.importorskip("mteb")
     from datasets import Dataset
+    from mteb.types import PromptType
     from torch.utils.data import DataLoader
 
     from hf_ext.evaluation.mteb_wrapper import RareMtebEncoder
@@ -199,7 +200,8 @@ def test_mteb_reads_each_task_with_its_own_pool():
         type = "Retrieval"
 
     loader = DataLoader(Dataset.from_dict({"text": texts}), batch_size=4)
-    vectors = wrapped.encode(loader, task_metadata=Task, hf_split="test", hf_subset="", prompt_type="query")
+    where = {"task_metadata": Task, "hf_split": "test", "hf_subset": "", "prompt_type": PromptType.query}
+    vectors = wrapped.encode(loader, **where)
     expected = RareEncoder.from_model(encoder(), store, SETTINGS).encode_query(texts)
     np.testing.assert_allclose(np.asarray(vectors), expected, atol=1e-6)
     assert wrapped.pool_sizes == {"Toy": len(store)}
@@ -207,7 +209,7 @@ def test_mteb_reads_each_task_with_its_own_pool():
     assert "Positive Document: " in wrapped.first_queries["Toy"]
     assert ours.exemplars is None
     Task.name = "Another"
-    bare = wrapped.encode(loader, task_metadata=Task, hf_split="test", hf_subset="", prompt_type="query")
+    bare = wrapped.encode(loader, **where)
     np.testing.assert_allclose(np.asarray(bare), ours.encode_query(texts), atol=1e-6)
     with pytest.raises(TypeError, match="wraps a RareEncoder"):
         RareMtebEncoder(encoder())
