@@ -157,7 +157,7 @@ def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
 def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[NDArray[np.float32]]:
     """Distributions of every row, shape `(num_classes,)`, or `(tokens, num_classes)` in token classification."""
     hidden = _without_labels(inputs, label)
-    logits = trainer.predict(hidden).predictions
+    logits = _in_order(trainer, hidden)
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
     if len(logits) != len(rows) or logits.ndim not in (2, 3):
         raise ValueError(
@@ -172,6 +172,19 @@ def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[N
         return list(_softmax(logits).astype(np.float32))
     lengths = [len(row) for row in inputs.with_format(None)["labels" if "labels" in inputs.column_names else label]]
     return [_softmax(row[:n]).astype(np.float32) for row, n in zip(logits, lengths, strict=True)]
+
+
+def _in_order(trainer: Any, inputs: Dataset) -> Any:
+    """Predictions in the order of the rows: under grouping by length the trainer gives them in that of its batches."""
+    args, name = trainer.args, "train_sampling_strategy"
+    before = getattr(args, name, None)
+    if before == "group_by_length":
+        setattr(args, name, "sequential")
+    try:
+        return trainer.predict(inputs).predictions
+    finally:
+        if before == "group_by_length":
+            setattr(args, name, before)
 
 
 def _without_labels(inputs: Dataset, label: str) -> Dataset:

@@ -16,7 +16,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from hf_ext.data.relabeling.columns import class_column, row_error
 from hf_ext.data.relabeling.keys import KeyRef
 from hf_ext.data.relabeling.leaks import refuse_leaks
-from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger, rounded_up
+from hf_ext.data.relabeling.ledger import spent as spent_before
 from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
 from hf_ext.guards._row_rules import describe, plain
 
@@ -203,7 +204,7 @@ class HashColumn:
         return {self.column: hashes}
 
 
-def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id") -> Dataset:
+def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id", *, add: bool = False) -> Dataset:
     """
     Write what a release has spent beside the true labels, for a second draw with `compose=True`.
 
@@ -211,16 +212,19 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id") -> 
         private (`Dataset`):
             Rows with true labels.
         released (`Dataset`):
-            Rows that were released, with a ledger. A row that is in several releases: carry each in turn.
+            Rows that were released, with a ledger. Of releases made one from another with `compose=True` the last,
+            whose ledger holds the sum.
         id_column (`str`, *optional*, defaults to `"id"`):
             The same in both.
+        add (`bool`, *optional*, defaults to `False`):
+            Add to a ledger that the private rows have already: for a second release that was made without it.
 
     Returns:
         `Dataset`: the private rows; `label_dp_epsilon` is that of the release (0 for rows that were not in it), and
         `label_dp_channel` says that the label is the true one.
 
     Raises:
-        ValueError: no ledger in `released`, or no ids.
+        ValueError: no ledger in `released`, no ids, or a ledger in `private` without `add`.
     """
     for name, rows, what in ((id_column, private, "private"), (id_column, released, "released")):
         if name not in rows.column_names:
@@ -229,7 +233,17 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id") -> 
         raise ValueError(f"the released rows have no ledger ({EPSILON!r}, {CHANNEL!r}): nothing was spent on them.")
     rows = released.with_format(None)
     spent = dict(zip(map(str, rows[id_column]), (x or 0.0 for x in rows[EPSILON]), strict=True))
-    values = np.array([spent.get(str(i), 0.0) for i in private.with_format(None)[id_column]], dtype=np.float32)
+    values = np.array([spent.get(str(i), 0.0) for i in private.with_format(None)[id_column]], dtype=np.float64)
+    if has_ledger(private.column_names):
+        if not add:
+            raise ValueError(
+                "the private rows have a ledger already. If the release was made from them with compose=True, its own "
+                "ledger holds the sum: carry it to rows without one. If it was made apart, pass add=True."
+            )
+        ledger = {
+            name: private.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in private.column_names
+        }
+        values += spent_before(ledger, len(private))[0]
     private = private.remove_columns([name for name in (EPSILON, CHANNEL) if name in private.column_names])
     channels = [TRUE_LABEL if value > 0 else "" for value in values]
-    return private.add_column(EPSILON, values).add_column(CHANNEL, channels)
+    return private.add_column(EPSILON, rounded_up(values)).add_column(CHANNEL, channels)

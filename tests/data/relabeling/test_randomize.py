@@ -200,6 +200,14 @@ def test_carrying_a_ledger_marks_true_labels_and_rows_that_were_not_released(rel
         privatize(private, response(1.0, 4, salt="b"))
     with pytest.raises(ValueError, match="no ledger"):
         carry_ledger(rows(), rows())
+    apart = privatize(rows(100), response(0.3, 4, salt="b"))
+    with pytest.raises(ValueError, match="made apart, pass add=True"):
+        carry_ledger(private, apart)
+    both = carry_ledger(private, apart, add=True)["label_dp_epsilon"][:]
+    assert both[0] == pytest.approx(1.3)
+    assert both[0] >= 1.3
+    assert both[150] == 1.0
+    assert both[450] == 0.0
     with pytest.raises(ValueError, match="no column 'name'"):
         carry_ledger(rows(), released, id_column="name")
 
