@@ -400,3 +400,27 @@ def test_no_label_and_no_prediction_of_a_row_is_pushed(done: Any) -> None:
     assert not [name for name in names if name.startswith(("rounds/", "folds/")) or name == "consensus.json"]
     manifest = json.loads((done[0] / "consensus.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["epsilon"] == CHANNEL.epsilon
+
+
+def test_predictions_stand_beside_their_own_rows_under_grouping_by_length(tmp_path: Path) -> None:
+    """The stock trainer predicts in the order of its length groups then; the columns must not."""
+    from transformers import DataCollatorWithPadding
+
+    from hf_ext.data.relabeling import predict_column
+    from tests.tiny import tiny_tokenizer
+
+    rows = labelled_rows(40, 0.0, 1)
+    cut = lambda row, i: {name: row[name][: 2 + i % 10] for name in ("input_ids", "attention_mask")}  # noqa: E731
+    rows = rows.map(cut, with_indices=True)
+    tokenizer, model = tiny_tokenizer(), tiny_bert(vocab_size=400).eval()
+    trainer = Trainer(
+        model,
+        consensus_config(tmp_path, **PLAIN, train_sampling_strategy="group_by_length", per_device_eval_batch_size=4),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    found = np.array(predict_column(trainer, rows)["probs"])
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits.softmax(-1)[0] for row in rows]
+    np.testing.assert_allclose(found, torch.stack(alone).numpy(), atol=1e-5)
+    assert trainer.args.train_sampling_strategy == "group_by_length"
