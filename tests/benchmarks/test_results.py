@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "scorer", "table"}
+SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "retrieval_jobs", "scorer", "table"}
 
 
 def load(name: str) -> dict:
