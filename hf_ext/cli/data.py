@@ -1,4 +1,4 @@
-"""`hf-ext data flow-weights|context-free|prune|privatize|relabel`: make the data that the methods train on."""
+"""`hf-ext data flow-weights|context-free|prune|privatize|relabel|exemplars`: make the data methods train on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ext.cli import labels, prune
+from hf_ext.cli import exemplars, labels, prune
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_context_free(actions)
     prune.add_parser(actions)
     labels.add_parsers(actions)
+    exemplars.add_data_parser(actions)
 
 
 def _add_flow_weights(actions: argparse._SubParsersAction) -> None:

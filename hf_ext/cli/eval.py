@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting|preference`: what a tuned model learned and forgot, and what it now prefers."""
+"""`hf-ext eval forgetting|preference|retrieval`: what a model learned and forgot, prefers, and finds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_ext.cli import exemplars
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
@@ -20,10 +21,11 @@ from hf_ext.cli.options import (
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext eval`."""
-    parser = subparsers.add_parser("eval", help="measure what a tuned model learned, forgot and prefers")
+    parser = subparsers.add_parser("eval", help="measure what a tuned model learned, forgot, prefers and finds")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     _add_forgetting(actions)
     _add_preference(actions)
+    exemplars.add_eval_parser(actions)
 
 
 def _add_forgetting(actions: argparse._SubParsersAction) -> None:
