@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformerTrainer
+from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import generate_context_free
+from hf_ext.trainers.consensus import ConsensusConfig, ForwardCorrectedTrainer
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedConfig, InfoPOUnpairedTrainer
 from hf_ext.trainers.rare import RareConfig, RareTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
-from tests.trainers import preference, retrieval
+from tests.trainers import classifiers, preference, retrieval
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 
@@ -204,4 +206,49 @@ class Retriever:
 
 
 RETRIEVERS = [Retriever("rare", RareTrainer, RareConfig, SentenceTransformerTrainer)]
-BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS)}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """
+    A trainer of classifiers: the lines of the suite that do not speak of next tokens (`test_classifiers.py`).
+
+    Args:
+        name (`str`): the method's word.
+        trainer (`type`), config (`type`): its classes.
+        parent (`type`): the trainer it equals, given the same loss.
+        variants (`tuple`): as for [`Method`].
+    """
+
+    name: str
+    trainer: Any
+    config: Any
+    parent: Any
+    variants: tuple[str, ...] = ("plain", "workers", "lora")
+
+    def rows(self, n: int) -> Dataset:
+        """Rows with noisy labels of three classes."""
+        return classifiers.labelled_rows(n, 0.3, seed=11)
+
+    def model(self, dropout: float = 0.0) -> Any:
+        """A fresh tiny classifier."""
+        return classifiers.tiny_bert(hidden_dropout_prob=dropout)
+
+    def adapter(self, dropout: float = 0.0) -> LoraConfig:
+        """An adapter for it."""
+        return LoraConfig(r=4, target_modules=["query", "value"], lora_dropout=dropout, task_type="SEQ_CLS")
+
+    def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
+        """A trainer on `rows` (or that many of its own); `changes` are to the config."""
+        dataset = self.rows(rows) if isinstance(rows, int) else rows
+        kwargs = {"channel": classifiers.CHANNEL} | changes.pop("kwargs", {})
+        model = model or self.model()
+        if "peft_config" in kwargs:
+            model = get_peft_model(model, kwargs.pop("peft_config"))
+        fields = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 0.1, "logging_steps": 1}
+        args = classifiers.consensus_config(folder / "out", **(fields | {"optim": "sgd"} | changes))
+        return self.trainer(model, args, train_dataset=dataset, **kwargs)
+
+
+CLASSIFIERS = [Classifier("consensus", ForwardCorrectedTrainer, ConsensusConfig, Trainer)]
+BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS)}

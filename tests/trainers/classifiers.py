@@ -11,9 +11,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
+from hf_ext.data.relabeling import RRChannel
 from hf_ext.trainers.consensus import ConsensusConfig
 
 CLASSES, WORDS, LENGTH = 3, 24, 12
+CHANNEL = RRChannel(1.5, CLASSES)
 NAMES = ["billing", "weather", "music"]
 
 
