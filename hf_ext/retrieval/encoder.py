@@ -138,7 +138,7 @@ class RareEncoder(EncoderSeam):
     def query_tokens(self) -> int | None:
         """Tokens of a query that the model reads, special ones included; `None` is no limit."""
         limits = [getattr(self[0], "query_length", None) or self.max_seq_length]
-        config = getattr(self, "config", None)
+        config: Any = getattr(self, "config", None)
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
             positions -= (config.pad_token_id or 0) + 1

@@ -112,7 +112,7 @@ def read_exemplars(
         settings = EncoderSettings.from_dict(config.get(SETTINGS, {}))
     if isinstance(exemplars, ExemplarStore):
         return Found(settings, exemplars)
-    loading = {"encode": encode, "encoder_name": encoder_name}
+    loading: dict[str, Any] = {"encode": encode, "encoder_name": encoder_name}
     if exemplars is not None:
         return Found(settings, *open_source(str(exemplars), where, **loading))
     if path is None:

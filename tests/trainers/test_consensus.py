@@ -122,7 +122,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same(done: Any, rows: Datase
 
 def test_other_settings_rows_or_weights_in_the_same_folder_are_refused(done: Any, rows: Dataset) -> None:
     folder, _ = done
-    with pytest.raises(ValueError, match="learning_rate was 0.005, is 0.01"):
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.005, is 0\.01"):
         run(folder, rows, learning_rate=0.01)
     with pytest.raises(ValueError, match="begun with other settings: rows was"):
         run(folder, labelled_rows(N, 0.3, 2))

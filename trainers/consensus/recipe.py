@@ -115,7 +115,8 @@ class ConsensusRecipe:
                     f"{name} cannot be passed on: every round has a model, an optimiser and a loss of its own. Use "
                     "model_init, args.optim (or optimizer_cls_and_kwargs), and round_loss."
                 )
-        self.trainer_class: Any = noisy_labels_trainer(trainer_cls)
+        host: Any = trainer_cls  # a class can be hashed, whatever mypy thinks of one whose base it skips
+        self.trainer_class: Any = noisy_labels_trainer(host)
         self.model_init, self.args, self.trainer_kwargs = model_init, args, trainer_kwargs
         self.state = PartialState()
         self.output = Path(args.output_dir)

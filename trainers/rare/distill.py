@@ -64,8 +64,13 @@ def context_targets(
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is the share of the vector with exemplars and lies in [0, 1], got {weight!r}.")
     args = args if args is not None else RareConfig(output_dir="unused")
-    names = {"query": args.query_column, "positive": args.positive_column}
-    columns = find_columns(dataset, **names, id=args.id_column, doc_id=args.doc_id_column)
+    columns = find_columns(
+        dataset,
+        query=args.query_column,
+        positive=args.positive_column,
+        id=args.id_column,
+        doc_id=args.doc_id_column,
+    )
     plain = dataset.with_format(None)
     if ROW_INDEX not in plain.column_names:
         plain = plain.add_column(ROW_INDEX, list(range(len(plain))))

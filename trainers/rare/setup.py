@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,26 +199,26 @@ class KnownVectors:
     rows: dict[str, int]
     vectors: NDArray[np.float32]
 
-    def __call__(self, texts: list[str]) -> NDArray[np.float32]:
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """
         Vectors of shape `(len(texts), dim)`.
 
         Raises:
             ValueError: a text that was not there before training.
         """
-        found = [self.rows.get(text_key(text)) for text in texts]
-        if None in found:
+        unknown = next((text for text in texts if text_key(text) not in self.rows), None)
+        if unknown is not None:
             raise ValueError(
-                f"No vector was made before training for the query {texts[found.index(None)][:80]!r}: dense choice "
+                f"No vector was made before training for the query {unknown[:80]!r}: dense choice "
                 "knows the rows the trainer was given. Pass the data set to the trainer, or choose by bm25."
             )
-        return self.vectors[found]
+        return self.vectors[[self.rows[text_key(text)] for text in texts]]
 
 
 def known_vectors(model: Any, texts: list[str], prompt: str) -> KnownVectors:
     """Vectors of the texts under the model as it is, each text once."""
     rows: dict[str, int] = {}
-    once = []
+    once: list[str] = []
     for text in texts:
         if rows.setdefault(text_key(text), len(once)) == len(once):
             once.append(text)

@@ -250,7 +250,7 @@ def add_in_context_examples(
             raise ValueError(f"split {split!r} is missing; the dataset has {list(dataset)}.")
         options = {"query_column": query_column, "positive_column": positive_column, "num_proc": num_proc, **settings}
         rewritten = add_in_context_examples(dataset[split], store, tokenizer=tokenizer, formatter=formatter, **options)
-        return type(dataset)({**dataset, split: rewritten})  # type: ignore[return-value]
+        return type(dataset)({**dataset, split: rewritten})
     if store is None:
         require_rows(dataset, "add_in_context_examples without a store")
     rows: Any = dataset
@@ -262,7 +262,8 @@ def add_in_context_examples(
         store = ExemplarStore.from_dataset(rows, query_column=query_column, document_column=positive_column)
     if formatter is None:
         limits = ("max_tokens", "max_example_query_tokens", "max_example_document_tokens")
-        formatter = RareFormatter(**(dict.fromkeys(limits) if tokenizer is None else {}))
+        unlimited: dict[str, Any] = dict.fromkeys(limits) if tokenizer is None else {}
+        formatter = RareFormatter(**unlimited)
     add = AddInContextExamples(
         store,
         formatter,

@@ -167,7 +167,7 @@ class _DenseRanker:
     def prepare(self, queries: Sequence[str]) -> None:
         """Encode the queries of one search together: one by one they would fill no batch."""
         texts = list(dict.fromkeys(queries))
-        vectors = as_vectors(self.encode(texts), len(texts), "the queries") if texts else []
+        vectors: Any = as_vectors(self.encode(texts), len(texts), "the queries") if texts else []
         self.ready = dict(zip(texts, vectors, strict=True))
 
     def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
