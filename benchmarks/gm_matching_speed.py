@@ -166,7 +166,11 @@ def rounds(args: argparse.Namespace) -> dict[str, Any]:
             if f"read_{name}" in reads:  # beside what it bounds: the machine's speed changes from second to second
                 seconds[f"read_{name}"] = median(reads[f"read_{name}"]() for _ in range(PICKS[name]))
         found.append(seconds)
-    return {"rows": found}
+    from threadpoolctl import threadpool_info
+
+    names = ("internal_api", "version", "architecture", "num_threads")
+    kernels = [{name: one.get(name) for name in names} for one in threadpool_info() if one["user_api"] == "blas"]
+    return {"rows": found, "numpy_blas": kernels}
 
 
 def whole(args: argparse.Namespace) -> dict[str, Any]:
@@ -216,7 +220,9 @@ def in_own_process(args: argparse.Namespace, role: str, **changes: Any) -> dict[
     def compute() -> dict[str, Any]:
         flags = [f"--{name}={int(value) if isinstance(value, bool) else value}" for name, value in settings.items()]
         threads = str(settings["threads"])
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+        chosen = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # numpy shall run the kernel made for this processor
+        environment = {name: value for name, value in os.environ.items() if name not in chosen}
+        environment |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
         command = [sys.executable, __file__, "--role", role, "--work", str(args.work), *flags]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
         return json.loads(output.splitlines()[-1])
@@ -271,7 +277,8 @@ def main() -> None:
         return
     if args.quick:
         args.work = args.work / "quick"
-    found = in_own_process(args, "rounds")["rows"]
+    timed = in_own_process(args, "rounds")
+    found = timed["rows"]
     curves: dict[str, Any] = {"threads": {}, "n": {}}
     for threads in sorted({1, 2, os.cpu_count() or 1}):
         own = in_own_process(args, "rounds", threads=threads, baselines=0)["rows"]
@@ -286,7 +293,8 @@ def main() -> None:
     milliseconds = {name: round(1e3 * median(row[name] for row in found), 3) for name in found[0]}
     print(f"milliseconds a pick (median): {milliseconds}")
     print(f"seconds a pick by threads and by n, seconds a call by k: {json.dumps(curves)}")
-    finish(args, {"rows": found, "curves": curves, "calls": calls, "memory_bytes": peaks}, headline)
+    result = {"rows": found, "curves": curves, "calls": calls, "memory_bytes": peaks}
+    finish(args, result | {"numpy_blas": timed["numpy_blas"]}, headline)
 
 
 if __name__ == "__main__":
