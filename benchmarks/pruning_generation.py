@@ -1,13 +1,13 @@
 """
 Does a generator learn better pictures from pruned rows? Fashion-MNIST, part of the pictures replaced by noise.
 
-A class-conditional variational autoencoder (fully connected, 784-256-16, a prior of its own for each class) is trained
-for the same number of steps on the rows that a selector keeps of 10,000, shared among the labels in proportion. Selectors see 64 hidden units of a
-small network trained for five epochs on the corrupted rows. Distance: Frechet (mean and covariance) in the 64 hidden
-units of a convolutional classifier trained on 10,000 other, clean rows, between as many generated pictures as there
-are clean test pictures, of the same labels, and those. Lower is better. Wrong pictures: half are uniform noise, half
-another row's picture with an opaque square and inverted grey. Arms: every row ("full"), the clean rows alone ("clean",
-which nobody can know), random, herding, gm.
+A class-conditional variational autoencoder (fully connected, 784-256-16, a prior of its own for each class) is
+trained for the same number of steps on the rows that a selector keeps of 10,000, shared among the labels in
+proportion. Selectors see 64 hidden units of a small network trained for five epochs on the corrupted rows. Distance:
+Frechet (mean and covariance) in the 64 hidden units of a convolutional classifier trained on 10,000 other, clean
+rows, between as many generated pictures as there are clean test pictures, of the same labels, and those. Lower is
+better. Wrong pictures: half are uniform noise, half another row's picture with an opaque square and inverted grey.
+Arms: every row ("full"), the clean rows alone ("clean", which nobody can know), random, herding, gm.
 
 A seed draws the rows, the corruption, the networks and the samples; arms of a seed share all of it. Intervals: 95 %,
 Student's t over seeds, of the differences within a seed.
