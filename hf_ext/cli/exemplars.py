@@ -82,9 +82,13 @@ def _pool(options: argparse.Namespace) -> Any:
         return ExemplarStore.from_beir(options.beir, options.split or "train", retriever=retriever)
     rows = first_rows(load_rows(options.dataset, config=options.dataset_config, split=options.split), options.max_rows)
     columns = {f"{name}_column": getattr(options, f"{name}_column") for name in ("query", "document", "id", "doc_id")}
-    return ExemplarStore.from_dataset(
-        rows, **columns, negative_column=options.negative_column, retriever=retriever, source=options.dataset
-    )
+    source = Path(options.dataset).name if Path(options.dataset).exists() else options.dataset  # no path of a machine
+    try:
+        return ExemplarStore.from_dataset(
+            rows, **columns, negative_column=options.negative_column, retriever=retriever, source=source
+        )
+    except TypeError as error:  # a column that is no text: of the input, so an error in a sentence
+        raise ValueError(str(error)) from error
 
 
 def _short(text: str) -> str:

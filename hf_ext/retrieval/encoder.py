@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -273,7 +274,10 @@ class RareEncoder(EncoderSeam):
     def fingerprint(self) -> str:
         """SHA-256 of weights and query prompt: whether stored vectors of exemplars are still this model's."""
         digest = hashlib.sha256((self.prompts.get("query") or "").encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        weights = self.state_dict()
+        if not weights:  # ONNX and OpenVINO hold theirs outside: never the same as stored, so always made again
+            digest.update(os.urandom(16))
+        for name, tensor in sorted(weights.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     rows = pairs(24)
     rows.to_json(tmp_path / "pairs.jsonl")
+    (tmp_path / "numbers.jsonl").write_text('{"n": 1, "a": "x", "b": "y"}\n')
     encoder().save(str(tmp_path / "encoder"))
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
@@ -93,6 +94,7 @@ def test_the_numbers_are_the_evaluators(folder, capsys):
     [
         ("data exemplars --dataset pairs.jsonl", "nothing to do"),
         ("data exemplars --dataset pairs.jsonl --output p --query-column nope", "column 'nope' is missing"),
+        ("data exemplars --dataset numbers.jsonl --output p --query-column n", "'n' is not text"),
         ("data exemplars --beir beir --split dev --output p", "splits of beir are"),
         ("eval retrieval --model encoder --beir beir --pool-split test", "shown its own answer"),
         ("eval retrieval --model encoder --beir beir --exemplars nowhere", "neither a folder with exemplars"),
