@@ -15,6 +15,12 @@ HERE = Path(__file__).resolve().parent
 PICKS = ("engines", "_run.py", "groups.py", "matching.py", "median.py", "official.py", "selectors.py")
 # What a result depends on, from the repository's root. A commit that touches it since the result's makes it stale.
 MEASURED = {
+    "consensus_label_dp": [
+        "benchmarks/consensus_models.py",
+        "hf_ext/data/relabeling",
+        "hf_ext/losses/label_noise.py",
+        "trainers/consensus",
+    ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "forgetting_gsm8k": ["hf_ext/data", "hf_ext/losses", "hf_ext/_upstream.py", "trainers", "hf_ext/evaluation"],
     "gm_matching_speed": ["hf_ext/data/pruning"],
