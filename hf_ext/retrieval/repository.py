@@ -59,7 +59,7 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
     if local.is_dir():
         path = local / folder / name
         return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
@@ -74,9 +74,9 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
             library_name="hf-ext",
         )
     except LocalEntryNotFoundError:
-        if where.local_files_only:
+        if where.local_files_only or constants.HF_HUB_OFFLINE:
             return None  # nothing of this name was ever fetched
-        raise
+        raise  # the network failed: to go on without exemplars would change the vectors in silence
     except EntryNotFoundError:
         return None
     return Path(found)

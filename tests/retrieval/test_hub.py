@@ -8,6 +8,7 @@ import pytest
 from hf_ext import QueryAugmenter, RareEncoder
 from tests.hub.conftest import hub  # noqa: F401 (a fixture)
 from tests.retrieval.test_encoder import QUERIES, model
+from tests.trainers.retrieval import encoder
 
 pytest.importorskip("bm25s")
 
@@ -45,3 +46,19 @@ def test_exemplars_of_a_dataset_repository_are_read_at_their_commit(hub, tmp_pat
     assert other.exemplars_source == source
     with pytest.raises(FileNotFoundError, match="neither a folder with exemplars nor"):
         RareEncoder.from_model(model(), "nowhere")
+
+
+def test_a_stock_repository_opens_and_has_no_exemplars(hub, tmp_path, monkeypatch):  # noqa: F811
+    from huggingface_hub import constants
+
+    from hf_ext import push_folder
+
+    encoder().save(str(tmp_path))
+    push_folder(tmp_path, "me/stock")
+    ours = RareEncoder("me/stock", device="cpu")
+    assert ours.exemplars is None
+    np.testing.assert_allclose(ours.encode_query(QUERIES), encoder().encode_query(QUERIES), atol=1e-6)
+    with pytest.raises(FileNotFoundError, match=r"no exemplars/rare_config\.json"):
+        QueryAugmenter.from_pretrained("me/stock")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert RareEncoder("me/stock", device="cpu", local_files_only=True).exemplars is None
