@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-KEPT = {"pca": 0.1, "proxy": 0.1, "minilm": 0.2}
+KEPT = {"pca": 0.1, "proxy": 0.1, "minilm": 0.2, "minilm_weak": 0.2}
+WITHOUT_SCORES = {"random", "herding", "gm", "gm_raw", "gm_official", "moderate", "easy", "hard", "k_center"}
+WITH_SCORES = {"el2n", "grand", "forgetting", "uncertainty"}
 
 
 @pytest.fixture
@@ -88,11 +90,11 @@ def test_half_width_is_students(scripts):
 def test_the_grid_is_whole():
     result = load("pruning_robustness")
     cells = {(row["features"], row["corruption"], row["seed"], row["keep"]) for row in result["rows"]}
-    assert len(cells) == len(result["rows"]) == 3 * 5 * result["headline"]["seeds"] * 3
-    assert result["headline"]["seeds"] >= 3
-    methods = {"random", "herding", "gm", "gm_official", "moderate", "easy", "hard", "k_center"}
-    methods |= {"el2n", "grand", "forgetting", "uncertainty"}
+    seeds = result["headline"]["seeds"]
+    assert len(cells) == len(result["rows"]) == 3 * 5 * seeds * 3 + 5 * seeds
+    assert seeds >= 3
     for row in result["rows"]:
+        methods = WITHOUT_SCORES if row["features"] == "minilm_weak" else WITHOUT_SCORES | WITH_SCORES
         assert methods | {"full"} <= set(row["accuracy"])
         share = int([*row["corruption"].split(), "0"][1])
         assert row["wrong_kept"]["random"] == pytest.approx(share, abs=7.5)
@@ -110,7 +112,7 @@ def test_robustness_headline_follows_from_its_rows():
                     mean(rows, features, condition, method), abs=0.051
                 )
             best = headline[f"best_{stem}"]
-            others = set(rows[0]["accuracy"]) - {"full"}
+            others = next(set(row["accuracy"]) for row in rows if row["features"] == features) - {"full"}
             top = max(mean(rows, features, condition, method) for method in others)
             assert mean(rows, features, condition, best) == pytest.approx(top)
     held = [one for one in result["orderings"] if one["holds"]]
@@ -121,20 +123,26 @@ def test_robustness_headline_follows_from_its_rows():
 
 # Measured beforehand on a prototype: (features, corruptions, better, worse), at a margin of half a point.
 EXPECTED = [
-    ("minilm", ("labels 20", "labels 40"), "gm", "herding"),
-    ("minilm", ("labels 20", "labels 40"), "gm_official", "herding"),
-    ("minilm", ("labels 20", "labels 40"), "herding", "random"),
-    ("minilm", ("labels 20", "labels 40"), "gm", "full"),
+    *(
+        (features, ("labels 20", "labels 40"), better, worse)
+        for features in ("minilm", "minilm_weak")
+        for better, worse in (("gm", "herding"), ("gm_official", "herding"), ("herding", "random"), ("gm", "full"))
+    ),
     ("proxy", ("labels 40",), "gm_official", "random"),
     ("proxy", ("labels 40",), "gm", "random"),
     ("proxy", ("labels 40",), "random", "herding"),
     ("pca", ("none",), "herding", "random"),
     ("pca", ("none",), "gm_raw", "random"),
     ("pca", ("none",), "random", "gm_official"),
-    ("pca", ("labels 20", "labels 40"), "random", "k_center"),
-    ("proxy", ("labels 20", "labels 40"), "random", "k_center"),
-    ("minilm", ("labels 20", "labels 40"), "random", "k_center"),
+    *((features, ("labels 20", "labels 40"), "random", "k_center") for features in KEPT),
 ]
+# Not so here: under a strong weight penalty a fifth of the rows does not beat all of them, and at 20 % wrong labels
+# herding is as good as the released selector. The how-to says so.
+MISSED = {
+    ("minilm", "labels 20", "gm", "full"),
+    ("minilm", "labels 40", "gm", "full"),
+    ("minilm", "labels 20", "gm_official", "herding"),
+}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,16 @@ EXPECTED = [
 )
 def test_ordering_expected_from_the_prototype(features, corruption, better, worse):
     rows = load("pruning_robustness")["rows"]
-    assert mean(rows, features, corruption, better) >= mean(rows, features, corruption, worse) + 0.5
+    margin = mean(rows, features, corruption, better) - mean(rows, features, corruption, worse)
+    assert (margin >= 0.5) == ((features, corruption, better, worse) not in MISSED), margin
+
+
+def test_every_ordering_is_in_the_result_and_the_missed_ones_are_named():
+    result = load("pruning_robustness")
+    claims = {f"{features}, {one}: {better} > {worse}" for features, some, better, worse in EXPECTED for one in some}
+    assert claims == {one["claim"] for one in result["orderings"]}
+    missed = {f"{features}, {one}: {better} > {worse}" for features, one, better, worse in MISSED}
+    assert missed == set(result["headline"]["orderings_missed"])
 
 
 def test_table_says_what_the_rows_say():
@@ -199,3 +216,39 @@ def test_speed_headline_follows_from_its_rounds():
     assert headline["exact_seconds"] == result["calls"]["int8"]["seconds_by_k"]["10000"]
     assert headline["peak_memory_mb"] == round(result["memory_bytes"]["int8"]["peak"] / 1e6)
     assert set(result["curves"]) == {"n", "k", "threads"}
+    assert [one["internal_api"] for one in result["numpy_blas"]], "which kernel numpy's product ran"
+
+
+def tables_of(heading: str) -> list[list[str]]:
+    """Cells of every table line under a heading of the how-to."""
+    text = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8").split(f"## {heading}")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_how_to_shows_the_measured_accuracies():
+    rows, shown = load("pruning_robustness")["rows"], 0
+    methods = ["full", "random", "herding", "gm", "gm_official", "moderate", "easy"]
+    for features, corruption, *cells in tables_of("Which method when"):
+        if features in KEPT:
+            expected = [mean(rows, features, corruption, method) for method in methods]
+            assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), (features, corruption)
+            shown += 1
+    assert shown == 4 * 4
+
+
+def test_how_to_shows_the_measured_distances():
+    headline, shown = load("pruning_generation")["headline"], 0
+    for share, *cells in tables_of("Which method when"):
+        if share.endswith("%") and len(cells) == 5:
+            expected = [headline[f"{share[:-2]}_{arm}"] for arm in ("clean", "full", "random", "herding", "gm")]
+            assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.0051)
+            shown += 1
+    assert shown == 3
+
+
+def test_how_to_shows_the_measured_speed():
+    headline = load("gm_matching_speed")["headline"]
+    cells = {name: value for name, value, *_ in tables_of("How fast")}
+    for key in ("speedup_exact", "speedup_pool", "speedup_over_numpy", "f32_over_read_bound", "int8_over_read_bound"):
+        assert float(cells[f"`{key}`"]) == pytest.approx(headline[key], rel=0.005), key
