@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,8 +287,10 @@ def test_a_damaged_best_checkpoint_is_not_loaded_at_the_end(tmp_path: Path) -> N
 
 def test_a_checkpoint_on_sigterm_beside_best_ones_alone_is_refused(tmp_path: Path) -> None:
     changes = {"save_strategy": "best", "metric_for_best_model": "loss", "enable_jit_checkpoint": True}
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="save_strategy='best'"):
         BY_NAME["weighted_sft"].build(tmp_path, 8, **changes)
+    assert signal.getsignal(signal.SIGTERM) is before, "the process would ignore SIGTERM from now on"
 
 
 def test_rotation_removes_unfinished_checkpoints_first_and_never_the_newest_or_the_best(out: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,8 @@ def test_every_installed_module_imports_from_the_wheel(site):
         for name in shipped_files()
         if name.endswith(".py") and not name.endswith("__main__.py")
     )
+    if find_spec("mteb") is None:  # its extra is in no environment that the tests run in
+        modules.remove("hf_ext.evaluation.mteb_wrapper")
     code = (
         "import importlib, json, sys\n"
         f"for name in json.loads({json.dumps(json.dumps(modules))}): importlib.import_module(name)\n"

@@ -102,12 +102,15 @@ class StopOnSigterm(JITCheckpointCallback):
         Raises:
             ValueError: `save_strategy="best"`, under which an evaluation decides whether anything is saved.
         """
+        theirs, ours = trainer.pop_callback(JITCheckpointCallback), cls()
         if trainer.args.save_strategy == SaveStrategy.BEST:
+            # The host has set its signal handler, and sets it back at the end of training. Left there, the process
+            # and every worker forked from it would ignore SIGTERM.
+            theirs.on_train_end(trainer.args, trainer.state, trainer.control)
             raise ValueError(
                 f"{type(trainer).__name__} does not support enable_jit_checkpoint with save_strategy='best', under "
                 "which an evaluation decides whether anything is saved: use 'steps', 'epoch' or 'no'."
             )
-        theirs, ours = trainer.pop_callback(JITCheckpointCallback), cls()
         ours.trainer, ours.jit_manager = theirs.trainer, theirs.jit_manager
         trainer.add_callback(ours)
         return ours

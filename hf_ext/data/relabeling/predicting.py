@@ -176,7 +176,7 @@ def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[N
 
 def _in_order(trainer: Any, inputs: Dataset) -> Any:
     """Predictions in the order of the rows: under grouping by length the trainer gives them in that of its batches."""
-    args, name = trainer.args, "train_sampling_strategy"
+    args, name = getattr(trainer, "args", None), "train_sampling_strategy"  # whatever predicts will do
     before = getattr(args, name, None)
     if before == "group_by_length":
         setattr(args, name, "sequential")
