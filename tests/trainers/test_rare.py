@@ -369,3 +369,17 @@ def test_a_distilled_student_comes_near_its_teacher_s_vectors_without_exemplars(
     built.save_model(str(tmp_path / "saved"))
     saved = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     assert np.array_equal(saved.encode_query(rows["query"][:3]), student.encode_query(rows["query"][:3]))
+
+
+def test_a_trained_rare_encoder_is_saved_without_the_rows_of_its_pool(tmp_path: Path) -> None:
+    rows = pairs(16)
+    model = RareEncoder.from_model(encoder(), store_of(rows))
+    model.save(str(tmp_path / "before"))
+    assert list((tmp_path / "before").rglob("exemplars*.parquet")), "the control: by itself it saves them"
+    args = config(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1)
+    made = RareTrainer(model, args, train_dataset=rows)
+    made.train()
+    made.save_model()
+    files = [path.name for path in Path(made.args.output_dir).rglob("*") if path.is_file()]
+    assert files.count("rare_config.json") == 3, "two checkpoints and the model"
+    assert not [name for name in files if name.endswith(".parquet")]

@@ -58,6 +58,8 @@ class RareMethod(SavesWithCard, RetrievalSeam):
     """
     What RARe's trainers share; stands before the seam of their host.
 
+    The exemplars of a [`~hf_ext.retrieval.RareEncoder`] are neither saved nor pushed by the trainer.
+
     Attributes:
         pools (`dict[str, Pool]`): exemplars by data set; the only one's name is `""`.
     """
@@ -102,6 +104,12 @@ class RareMethod(SavesWithCard, RetrievalSeam):
             model=model, args=args, train_dataset=as_given(made.train), eval_dataset=evaluation, loss=loss, **kwargs
         )
         self.add_callback(TellEpoch(self.data_collator))
+        if getattr(model, "save_exemplars", False):
+            model.save_exemplars = False
+            logger.info(
+                "What this trainer saves and pushes holds no rows of the exemplars, which are training text in clear. "
+                "model.push_to_hub(..., include_exemplars=True) publishes them."
+            )
 
     @classmethod
     def _encoder(cls, model: Any) -> Any:
