@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
+from tests.conformance.loading import refuse_pickles_and_code
 from tests.conformance.registry import RETRIEVERS, Retriever
 from tests.distributed.launch import launch_once
 from tests.trainers import retrieval
@@ -125,21 +125,7 @@ def test_training_saving_and_resuming_load_no_pickle_and_no_code_of_a_model(
 ) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     kwargs = {"kwargs": {"eval_dataset": method.rows(4)}}
-
-    def refuse(*args: Any, **kw: Any) -> Any:
-        raise AssertionError("a pickle was loaded, or code that came with a model")
-
-    load = torch.load
-
-    def safe_load(*args: Any, **kw: Any) -> Any:
-        assert kw.get("weights_only") is not False, "torch.load may run code"
-        return load(*args, **kw)
-
-    for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    monkeypatch.setattr(torch, "load", safe_load)
-    for name in ("get_class_in_module", "get_cached_module_file", "get_class_from_dynamic_module"):
-        monkeypatch.setattr(f"transformers.dynamic_module_utils.{name}", refuse)
+    refuse_pickles_and_code(monkeypatch)
     losses = train(method.build(tmp_path, 16, **settings, **kwargs))
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         assert not (checkpoint / "training_args.bin").exists()

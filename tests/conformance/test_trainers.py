@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
+from tests.conformance.loading import refuse_pickles_and_code
 from tests.conformance.registry import TRAINERS, Method, plain_rows
 from tests.distributed.launch import launch_once
 from tests.tiny import tiny_model
@@ -235,21 +235,7 @@ def test_training_saving_and_resuming_load_no_pickle_and_no_code_of_a_model(
 ) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     kwargs = {"kwargs": {"eval_dataset": method.plain(4)}}
-
-    def refuse(*args: Any, **kw: Any) -> Any:
-        raise AssertionError("a pickle was loaded, or code that came with a model")
-
-    load = torch.load
-
-    def safe_load(*args: Any, **kw: Any) -> Any:
-        assert kw.get("weights_only") is not False, "torch.load may run code"
-        return load(*args, **kw)
-
-    for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    monkeypatch.setattr(torch, "load", safe_load)
-    for name in ("get_class_in_module", "get_cached_module_file", "get_class_from_dynamic_module"):
-        monkeypatch.setattr(f"transformers.dynamic_module_utils.{name}", refuse)
+    refuse_pickles_and_code(monkeypatch)
     whole = method.build(tmp_path, 16, **settings, **kwargs)
     losses = train(whole)
     whole.save_model(str(tmp_path / "saved"))
