@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,10 @@ from hf_ext.data.exemplars import (
 )
 from hf_ext.retrieval.repository import Where, file_of, read_exemplars
 from hf_ext.retrieval.settings import EncoderSettings
+
+logger = logging.getLogger(__name__)
+
+ONE_TOKEN = {"cls", "lasttoken", "pooling_mode_cls_token", "pooling_mode_lasttoken"}  # no exemplar's, in any case
 
 Examples: TypeAlias = "bool | int | Sequence[Exemplar] | Sequence[tuple[str, str]]"
 
@@ -99,6 +104,12 @@ class QueryAugmenter:
             if path is None:
                 raise FileNotFoundError(f"{name} has no tokenizer.json, which the budgets of its exemplars need.")
             tokenizer = TokenCounter(Tokenizer.from_file(str(path)))
+        if not found.settings.pool_examples and _pools_tokens(where):
+            logger.warning(
+                "%s leaves exemplars out of its pooling, and an endpoint that encodes finished strings does not: its "
+                "vectors are not RareEncoder's. Train with pool_examples=True for such endpoints.",
+                name,
+            )
         prompts = _json(where, "config_sentence_transformers.json", {}).get("prompts") or {}
         return cls(found.store, found.settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
 
@@ -216,6 +227,17 @@ def _as_exemplars(examples: Sequence[Any]) -> list[Exemplar]:
 def _json(where: Where, name: str, default: Any) -> Any:
     path = file_of(where, name)
     return default if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pools_tokens(where: Where) -> bool:
+    """Whether vectors are made of more than one token; older files name each mode in a key of its own."""
+    for module in _json(where, "modules.json", []):
+        if str(module.get("type", "")).endswith(".Pooling"):
+            config = _json(where, f"{module.get('path', '')}/config.json", {})
+            older = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+            modes = config.get("pooling_mode", older)
+            return bool(({modes} if isinstance(modes, str) else set(modes)) - ONE_TOKEN)
+    return False
 
 
 def _first_module(where: Where) -> str:

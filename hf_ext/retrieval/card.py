@@ -33,6 +33,7 @@ def section(model: Any) -> str:
             f"{formatter.max_tokens}, {formatter.max_example_query_tokens}, {formatter.max_example_document_tokens}"
         ),
         "share of the vector that comes from the text with exemplars": settings.example_weight,
+        "tokens of exemplars enter a pooled vector": "yes" if settings.pool_examples else "no",
         "score of the nearest exemplar below which the query is read bare": settings.floor,
     }
     rows |= {f"training: {key}": value for key, value in settings.training.items()}

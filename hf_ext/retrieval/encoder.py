@@ -21,6 +21,7 @@ from hf_ext.data.exemplars import ExemplarStore, Formatted, TokenCounter
 from hf_ext.retrieval.augmenter import Examples, QueryAugmenter
 from hf_ext.retrieval.cache import VectorCache
 from hf_ext.retrieval.card import RareModelCardData, with_section
+from hf_ext.retrieval.pooling import MASK, Body, exemplar_mask, leave_exemplars_out
 from hf_ext.retrieval.repository import Where, read_exemplars, write_exemplars
 from hf_ext.retrieval.settings import EncoderSettings
 from hf_ext.retrieval.vectors import as_asked, blend
@@ -81,6 +82,7 @@ class RareEncoder(EncoderSeam):
         self._shows_exemplars = True
         self._where = Where("", None, kwargs.get("token"), kwargs.get("cache_folder"), False)
         super().__init__(model_name_or_path, **kwargs)
+        self._pools_tokens = leave_exemplars_out(self)
         self._take_exemplars()
 
     @classmethod
@@ -242,7 +244,8 @@ class RareEncoder(EncoderSeam):
 
     def _vectors(self, queries: list[str], made: Sequence[Formatted], prompts: tuple, kwargs: dict[str, Any]) -> Any:
         """Vectors of the bodies, blended with those of the bare queries where exemplars are shown."""
-        bodies = [one.body for one in made]
+        leave_out = self._pools_tokens and not self.settings.pool_examples
+        bodies = [Body.of(one) if leave_out and one.prefix else one.body for one in made]
         mixed = [row for row, one in enumerate(made) if one.shown]
         weight = self.settings.example_weight
         if weight == 1 or not mixed:
@@ -264,8 +267,17 @@ class RareEncoder(EncoderSeam):
 
         if not self.cache.size:
             return encode(texts)
-        state = (prompts, sorted((name, str(value)) for name, value in kwargs.items()), str(self.device))
+        options = sorted((name, str(value)) for name, value in kwargs.items())
+        state = (prompts, options, str(self.device), self.settings.pool_examples)
         return self.cache.vectors(texts, repr((state, str(self.dtype), self.prompts)), encode)
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As the parent's; texts that begin with exemplars come with a mask of their tokens."""
+        features = super().preprocess(inputs, prompt, **kwargs)
+        prefixes = [getattr(text, "prefix", 0) for text in inputs]
+        if any(prefixes):
+            features[MASK] = exemplar_mask(features, prompt or "", inputs, prefixes, self._counter())
+        return features
 
     def encode_plain(self, texts: Sequence[str]) -> Any:
         """Vectors of bare queries, `(queries, dim)`: what exemplars are searched by under `dense` and `hybrid`."""

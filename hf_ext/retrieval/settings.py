@@ -31,6 +31,9 @@ class EncoderSettings:
         example_weight (`float`, *optional*, defaults to `1.0`):
             The blend: share of a query's vector, in (0, 1], that comes from its text with exemplars; the rest comes
             from the bare query. It bounds the worst case and costs one more short forward. Tuned on dev.
+        pool_examples (`bool`, *optional*, defaults to `False`):
+            Whether the exemplars' tokens enter the vector of a model that pools many tokens; as in training. One whose
+            pooling takes the first or the last token reads them alone in any case.
         training (`dict`, *optional*):
             What training did: `example_rate`, `exclude`, and the like.
         provenance (`dict`, *optional*):
@@ -43,6 +46,7 @@ class EncoderSettings:
     min_score: float | None = None
     mmr: float | None = None
     example_weight: float = 1.0
+    pool_examples: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 

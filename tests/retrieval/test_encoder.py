@@ -60,7 +60,7 @@ def test_vectors_without_examples_are_the_parents_bit_for_bit(saved):
 
 
 def test_the_vector_is_the_stock_encoders_of_the_written_text():
-    ours = model(settings=EncoderSettings(k=2))  # with room for all of an exemplar
+    ours = model(settings=EncoderSettings(k=2, pool_examples=True))  # with room for all of an exemplar
     vectors, shown = ours.encode_query(QUERIES, return_examples=True)
     texts = []
     for query, hits in zip(QUERIES, shown, strict=True):

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -104,3 +105,14 @@ def texts_of(batch: dict[str, Any], column: str, model: Any) -> list[str]:
     ids, mask = batch[f"{column}_input_ids"], batch[f"{column}_attention_mask"]
     rows = zip(ids, mask, strict=True)
     return [model.tokenizer.decode(row[keep.bool()], skip_special_tokens=False) for row, keep in rows]
+
+
+def pooled_by_hand(model: SentenceTransformer, prompt: str, exemplars: str, query: str) -> np.ndarray:
+    """The vector of a query that has read exemplars which are not pooled: mean of the other tokens, to length one."""
+    tokens = model.tokenizer(prompt + exemplars + query, return_offsets_mapping=True, return_tensors="pt")
+    ends = tokens["offset_mapping"][0, :, 1].tolist()
+    keep = [not len(prompt) < end <= len(prompt + exemplars) for end in ends]
+    with torch.no_grad():
+        states = model[0].model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    mean = states.last_hidden_state[0, torch.tensor(keep)].mean(dim=0)
+    return (mean / mean.norm()).numpy()

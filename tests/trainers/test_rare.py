@@ -36,6 +36,7 @@ from tests.trainers.retrieval import (
     encoder,
     encoder_folder,
     pairs,
+    pooled_by_hand,
     sparse_config,
     sparse_encoder,
     texts_of,
@@ -305,7 +306,9 @@ def test_a_sparse_encoder_learns_through_the_same_collator(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("choice", ["bm25", "dense"])
 def test_what_was_trained_is_what_encodes(choice: str, tmp_path: Path) -> None:
-    built = trainer(tmp_path, 24, instruction="Find the place", example_rate=1.0, example_retriever=choice)
+    built = trainer(
+        tmp_path, 24, instruction="Find the place", example_rate=1.0, example_retriever=choice, pool_examples=True
+    )
     built.train()
     built.model.eval()
     encoder_ = built.to_encoder(example_weight=0.4)
@@ -326,18 +329,20 @@ def test_what_was_trained_is_what_encodes(choice: str, tmp_path: Path) -> None:
 # --- distilled -------------------------------------------------------------------------------------------------------
 
 
-def test_targets_are_the_teacher_s_vectors_of_the_text_with_exemplars(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooled", [True, False])
+def test_targets_are_the_teacher_s_vectors_of_the_text_with_exemplars(pooled: bool, tmp_path: Path) -> None:
     teacher, rows = encoder(), pairs(10)
-    args = config(tmp_path, n_examples=1)
+    caps = {"max_example_query_tokens": 100, "max_example_document_tokens": 100}
+    args = config(tmp_path, n_examples=1, pool_examples=pooled, **caps)
     made = context_targets(teacher, rows, args=args, prompt="ask: ")
     hits = store_of(rows).search(rows["query"], 2)
     for i, row in enumerate(made):
         other = next(hit for hit in hits[i] if hit.row != i)
-        clip = lambda text: text  # noqa: E731  every text is shorter than the caps below
-        shown = f"ask: Query: {clip(other.query)}\nPositive Document: {clip(other.document)}\n\nQuery: {row['query']}"
-        if max(len(teacher.tokenizer(t)["input_ids"]) for t in (other.query, other.document)) > 12:
-            continue
-        assert np.allclose(row["label"][0], teacher.encode(shown), atol=1e-6)
+        before = f"Query: {other.query}\nPositive Document: {other.document}\n\nQuery: "
+        wanted = teacher.encode("ask: " + before + row["query"])
+        if not pooled:
+            wanted = pooled_by_hand(teacher, "ask: ", before, row["query"])
+        assert np.allclose(row["label"][0], wanted, atol=1e-6)
         assert np.allclose(row["label"][1], teacher.encode(row["positive"]), atol=1e-6)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.data.exemplars.sources import read_lines, read_qrels
 from hf_ext.recipes.retrieval import beir_rows
 from tests.trainers.retrieval import config, trainer
 
@@ -19,21 +21,35 @@ def scifact(real_data: Path) -> Dataset:
     return beir_rows(str(real_data / "retrieval" / "scifact"), "train")
 
 
+def golds_of(folder: Path, split: str) -> dict[str, set[str]]:
+    golds: dict[str, set[str]] = {}
+    for query, document, grade in read_qrels(folder, split):
+        if grade > 0:
+            golds.setdefault(query, set()).add(document)
+    return golds
+
+
+def test_more_than_half_of_scifact_s_test_claims_are_shown_the_abstract_they_look_for(real_data: Path) -> None:
+    """56.5 % of them among three neighbours, counted by another implementation; another tokeniser moves a few."""
+    folder = real_data / "retrieval" / "scifact"
+    golds, queries = golds_of(folder, "test"), {row["_id"]: row["text"] for row in read_lines(folder, "queries")}
+    hits = ExemplarStore.from_beir(folder, "train").search([queries[name] for name in golds], 3)
+    shown = [bool(own & {hit.doc_id for hit in row}) for own, row in zip(golds.values(), hits, strict=True)]
+    assert np.mean(shown) == pytest.approx(0.565, abs=0.015)
+
+
 def test_half_of_scifact_s_training_rows_would_be_shown_their_own_abstract(scifact: Dataset, tmp_path: Path) -> None:
-    """Of the claims 62.7 % have a gold among five neighbouring claims; here it is five neighbouring pairs."""
-    settings = {"example_rate": 1.0, "n_examples": 5, "max_query_tokens": 256}
+    """51.5 % of the rows with exemplars in a run of another implementation, three of them to a row."""
+    settings = {"example_rate": 1.0, "n_examples": 3, "max_query_tokens": 256}
 
     def share(**changes: object) -> float:
         built = trainer(tmp_path, scifact, **settings, **changes)
         built.data_collator.formatter = built.data_collator.formatter.__class__(max_tokens=None)
         made, _ = built.data_collator.augment(list(built.train_dataset))
-        golds: dict[str, set[str]] = {}
-        for row in scifact:
-            golds.setdefault(row["id"], set()).add(row["doc_id"])
-        own = zip(scifact["id"], made, strict=True)
-        return float(np.mean([bool(golds[name] & {hit.doc_id for hit in one.shown}) for name, one in own]))
+        own = zip(scifact["doc_id"], made, strict=True)
+        return float(np.mean([name in {hit.doc_id for hit in one.shown} for name, one in own]))
 
-    assert 0.5 < share(exclude=["self", "same_text"]) < 0.627
+    assert share(exclude=["self", "same_text"]) == pytest.approx(0.515, abs=0.03)
     assert share() == 0.0
 
 

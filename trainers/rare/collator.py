@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_ext.data.exemplars import ExampleDraw, Exclude, Formatted, RareFormatter, TokenCounter, augment
 from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.retrieval.pooling import MASK, exemplar_mask
 from hf_ext.trainers.rare.pools import Pool
 
 COUNTS = "rare_counts"  # of a batch, int64 of shape (rows, 4): wanted, shown, dropped, without a hit
@@ -44,6 +45,8 @@ class RareDataCollator(SentenceTransformerDataCollator):
             Epoch in shared memory, int64 of shape `(1,)`, which reaches workers that live already.
         resample (`bool`):
             Whether the draws change with the epoch.
+        pool_examples (`bool`):
+            Whether batches come without the mask that keeps exemplars' tokens out of a pooled vector.
         preprocess_fn, valid_label_columns, router_mapping, prompts, max_length:
             As in [`~sentence_transformers.base.data_collator.BaseDataCollator`].
 
@@ -60,6 +63,7 @@ class RareDataCollator(SentenceTransformerDataCollator):
     min_score: float | None = None
     epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
     resample: bool = True
+    pool_examples: bool = True
 
     def for_evaluation(self) -> RareDataCollator:
         """The same with draws that do not change from epoch to epoch, so that evaluations can be compared."""
@@ -125,6 +129,8 @@ class RareDataCollator(SentenceTransformerDataCollator):
             for row, one in zip(features, made, strict=True)
         ]
         batch = super().__call__(rows)
+        if not self.pool_examples and any(one.prefix for one in made):
+            self._mark(batch, columns.query, self.pool_of(name).prompt, made)
         batch[COUNTS] = torch.tensor(
             [
                 (count, len(one.shown), one.dropped, int(count > 0 and not one.shown and not one.dropped))
@@ -134,3 +140,11 @@ class RareDataCollator(SentenceTransformerDataCollator):
         if ROW_INDEX in features[0]:
             batch[ROW_INDEX] = torch.tensor([row[ROW_INDEX] for row in features])
         return batch
+
+    def _mark(self, batch: dict[str, Any], column: str, prompt: str, made: Sequence[Formatted]) -> None:
+        """Tell the pooling which tokens of the queries are exemplars'."""
+        if self.tokenizer is None:
+            raise ValueError("pool_examples=False needs the model's tokenizer.")
+        own = {key.removeprefix(f"{column}_"): value for key, value in batch.items() if key.startswith(f"{column}_")}
+        bodies, prefixes = [one.body for one in made], [one.prefix for one in made]
+        batch[f"{column}_{MASK}"] = exemplar_mask(own, prompt, bodies, prefixes, self.tokenizer)

@@ -240,11 +240,28 @@ class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
 
     `batch_sampler="no_duplicates"` keeps a row's positive from being another row's negative; it compares the texts as
     they stand in the data set.
+
+    Parameters:
+        pool_examples (`bool`, *optional*, defaults to `False`):
+            Whether the exemplars' tokens enter the mean (or maximum) that a query's vector is. By default they are
+            read and left out of it. Models that pool the first or the last token are the same either way.
     """
+
+    pool_examples: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether exemplars' tokens enter the mean that a query's vector is; by default the query's own "
+            "tokens read them and they are left out. True for endpoints that encode finished strings."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_settings()
+
+    def rare_settings(self) -> dict[str, Any]:
+        """The fields of RARe alone, as JSON has them."""
+        return super().rare_settings() | {"pool_examples": self.pool_examples}
 
 
 @dataclass

@@ -15,6 +15,8 @@ from hf_ext._upstream_retrieval import SentenceTransformerSeam
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.retrieval.encoder import RareEncoder
+from hf_ext.retrieval.pooling import Body
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig, own_config
@@ -77,11 +79,12 @@ def context_targets(
     own = store is None
     pool = store if store is not None else own_store(plain, columns)
     texts = _with_exemplars(teacher, plain, columns, Pool(pool, columns, prompt, own), args)
+    reader = RareEncoder.from_model(teacher)  # without a pool: it reads what it is given, exemplars marked
     queries, documents = plain[columns.query][:], plain[columns.positive][:]
     options: dict[str, Any] = {"batch_size": batch_size, "convert_to_numpy": True, "show_progress_bar": False}
-    shown = teacher.encode_query(texts, prompt=prompt, **options)
+    shown = reader.encode_query(texts, prompt=prompt, **options)
     if weight < 1:
-        shown = weight * shown + (1 - weight) * teacher.encode_query(queries, prompt=prompt, **options)
+        shown = weight * shown + (1 - weight) * reader.encode_query(queries, prompt=prompt, **options)
     pair = np.stack([to_length_one(shown), to_length_one(teacher.encode_document(documents, **options))], axis=1)
     return Dataset.from_dict({columns.query: queries, columns.positive: documents, "label": pair.tolist()})
 
@@ -106,7 +109,7 @@ def _with_exemplars(teacher: Any, rows: Dataset, columns: RetrievalColumns, pool
         exclude=args.exclusion(),
         min_score=args.min_example_score,
     )
-    return [one.body for one in made]
+    return [one.body if args.pool_examples else Body.of(one) for one in made]
 
 
 class ContextDistillationTrainer(SavesWithCard, SentenceTransformerSeam):

@@ -17,6 +17,7 @@ from hf_ext._upstream_retrieval import RetrievalSeam, SentenceTransformerSeam, S
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
@@ -95,6 +96,7 @@ class RareMethod(SavesWithCard, RetrievalSeam):
             model.add_adapter(peft_config)
         read_texts_as_they_are(model, args.text_only)
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
+        self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(model)
         made = prepare(model, args, train_dataset, eval_dataset, exemplars)
         self.pools = made.pools
         args.prompts, args.router_mapping = made.prompts, made.router_mapping
@@ -142,7 +144,8 @@ class RareMethod(SavesWithCard, RetrievalSeam):
             prompts=args.prompts,
             pools=self.pools,
             formatter=formatter,
-            tokenizer=token_counter(model) if formatter.has_budget else None,
+            tokenizer=token_counter(model) if formatter.has_budget or not self.pool_examples else None,
+            pool_examples=self.pool_examples,
             draw=args.draw(),
             exclude=args.exclusion(),
             min_score=args.min_example_score,
@@ -282,6 +285,7 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
             floor=floor,
             min_score=args.min_example_score,
             example_weight=example_weight,
+            pool_examples=args.pool_examples,
             training={"example_rate": args.example_rate, "exclude": list(args.exclude)},
         )
         model = self.accelerator.unwrap_model(self.model)

@@ -22,11 +22,13 @@ class Formatted:
         body (`str`): what goes behind the model's query prompt.
         shown (`tuple[Exemplar, ...]`): exemplars in it, nearest first.
         dropped (`int`): exemplars that the budget left no room for, the farthest ones.
+        prefix (`int`): characters of the body before the target query.
     """
 
     body: str
     shown: tuple[Exemplar, ...] = ()
     dropped: int = 0
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class RareFormatter:
         for shown in range(len(blocks), 0, -1):
             body = self._joined(blocks[:shown], query, prompt)
             if self.max_tokens is None or counter is None or counter.count(prompt + body) <= self.max_tokens:
-                return Formatted(body, tuple(exemplars[:shown]), len(blocks) - shown)
+                prefix = len(body) - len(self._bracketed(query))
+                return Formatted(body, tuple(exemplars[:shown]), len(blocks) - shown, prefix)
         return Formatted(self._bracketed(query), (), len(blocks))
 
     def clip_documents(self, texts: Iterable[str | None], tokenizer: Any) -> list[str | None]:

@@ -144,6 +144,13 @@ class TokenCounter:
         """Tokens of `text`, special tokens included: what the model will read."""
         return len(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
+    def span(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Numbers of the first tokens that reach beyond `start` and beyond `stop` characters, special ones counted."""
+        ends = [end for _, end in self._tokenizer.encode(text, add_special_tokens=True).offsets]
+        behind = max((place for place, end in enumerate(ends, 1) if end), default=0)
+        first, last = (next((n for n, end in enumerate(ends) if end > limit), behind) for limit in (start, stop))
+        return first, last
+
     def clip(self, text: str, limit: int) -> str:
         """The longest beginning of `text`, cut between tokens, that alone has at most `limit` tokens (no special)."""
         return self._clip(text, limit)
