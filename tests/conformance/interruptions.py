@@ -20,15 +20,12 @@ A result: `exit`, `weights` (SHA-256), `first` (the first step trained), `warnin
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from hf_ext.guards.checkpoints import MANIFEST
 from hf_ext.trainers.weighted_sft import saving
 from tests.conformance.registry import BY_NAME
 from tests.distributed.run_trainer import digest_of
+from tests.forks import run_jobs
 from tests.tiny import tiny_model
 from tests.trainers.runs import TOKENIZER
 
@@ -163,30 +161,5 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return result | {"weights": digest_of(trainer.model), "first": interrupt.first}
 
 
-def main() -> None:
-    """Run the jobs of the first argument into the second."""
-    jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        found = {job["id"]: run(job) for job in jobs}
-        results.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
-        return
-    for job in jobs:
-        file = results.with_suffix(".job.json")
-        child = os.fork()
-        if child == 0:
-            try:
-                file.write_text(json.dumps(run(job)), encoding="utf-8")
-            except BaseException:
-                traceback.print_exc()
-                os._exit(99)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        found[job["id"]] = json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
-        file.unlink(missing_ok=True)
-    results.write_text(json.dumps(found), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_jobs(run)

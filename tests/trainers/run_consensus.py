@@ -13,22 +13,19 @@ A result: `exit`, `weights` (SHA-256 of the model's file in `output_dir`), `tabl
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
 from transformers import Trainer, TrainerCallback
 
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.trainers.consensus import ConsensusRecipe
 from hf_ext.trainers.consensus.report import RoundFolder
+from tests.forks import run_jobs
 from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert
 
 EPSILON = 1.2
@@ -85,30 +82,5 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {"exit": 0, "weights": digest, "table": table, "steps": counter.taken}
 
 
-def main() -> None:
-    """Run the jobs of the first argument into the second."""
-    jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        found = {job["id"]: run(job) for job in jobs}
-        results.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
-        return
-    for job in jobs:
-        file = results.with_suffix(".job.json")
-        child = os.fork()
-        if child == 0:
-            try:
-                file.write_text(json.dumps(run(job)), encoding="utf-8")
-            except BaseException:
-                traceback.print_exc()
-                os._exit(99)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        found[job["id"]] = json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
-        file.unlink(missing_ok=True)
-    results.write_text(json.dumps(found), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_jobs(run)

@@ -376,6 +376,23 @@ def test_a_distilled_student_comes_near_its_teacher_s_vectors_without_exemplars(
     assert np.array_equal(saved.encode_query(rows["query"][:3]), student.encode_query(rows["query"][:3]))
 
 
+def test_a_saved_model_knows_how_its_queries_were_shown_exemplars(tmp_path: Path) -> None:
+    rows = pairs(24)
+    built = trainer(tmp_path, rows, n_examples=1, min_example_score=0.1, instruction="Find the place")
+    built.train()
+    built.save_model(str(tmp_path / "saved"))
+    files = {path.relative_to(tmp_path / "saved").as_posix() for path in (tmp_path / "saved").rglob("*")}
+    assert {name for name in files if name.startswith("exemplars/")} == {"exemplars/rare_config.json"}, "no rows"
+    with_pool = RareEncoder(str(tmp_path / "saved"), exemplars=store_of(rows), device="cpu")
+    assert with_pool.settings == built.encoder_settings()
+    query = "where is the calm kite"
+    built.model.eval()
+    assert np.allclose(with_pool.encode_query(query), built.to_encoder().encode_query(query), atol=1e-6)
+    bare = RareEncoder(str(tmp_path / "saved"), device="cpu")
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert np.array_equal(bare.encode_query(query), plain.encode_query(query))
+
+
 def test_a_trained_rare_encoder_is_saved_without_the_rows_of_its_pool(tmp_path: Path) -> None:
     rows = pairs(16)
     model = RareEncoder.from_model(encoder(), store_of(rows))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
-from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.data.exemplars import Exclude, ExemplarStore, Target
 from hf_ext.data.exemplars.sources import read_lines, read_qrels
 from hf_ext.recipes.retrieval import beir_rows
 from tests.trainers.retrieval import config, trainer
@@ -51,6 +52,40 @@ def test_half_of_scifact_s_training_rows_would_be_shown_their_own_abstract(scifa
 
     assert share(exclude=["self", "same_text"]) == pytest.approx(0.515, abs=0.03)
     assert share() == 0.0
+
+
+def bm25_matrix(texts: list[str], k1: float = 0.9, b: float = 0.4) -> np.ndarray:
+    """Scores of every text for every other, in the form of Lucene's documentation, by dense arrays."""
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    column = {word: place for place, word in enumerate(dict.fromkeys(word for row in words for word in row))}
+    counts = np.zeros((len(texts), len(column)))
+    for row, found in enumerate(words):
+        for word in found:
+            counts[row, column[word]] += 1
+    containing, lengths = (counts > 0).sum(axis=0), counts.sum(axis=1)
+    idf = np.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
+    norm = k1 * (1 - b + b * lengths / lengths.mean())
+    return counts @ (idf * counts / (counts + norm[:, None])).T
+
+
+def test_leak_table_of_english_xquad(real_data: Path) -> None:
+    """Of 870 questions on 240 paragraphs most are shown their own paragraph: docs/rare.md has the table."""
+    rows = load_dataset("json", data_files=str(real_data / "xquad_en" / "test.jsonl.gz"), split="train")
+    questions, contexts = rows["question"][:], rows["context"][:]
+    scores = bm25_matrix(questions)
+    np.fill_diagonal(scores, -1)
+    nearest = np.argsort(-scores, axis=1, kind="stable")
+    store = ExemplarStore({"id": rows["id"][:], "query": questions, "document": contexts})
+    targets = [Target(id=name) for name in rows["id"]]
+    hits = store.search(questions, 5, targets=targets, exclude=Exclude(True, True, False, False))
+    for k, documented in ((1, 0.523), (3, 0.654), (5, 0.700)):
+        pairs = zip(contexts, hits, nearest, strict=True)
+        leaks = [
+            (own in {hit.document for hit in row[:k]}, own in {contexts[i] for i in by[:k]}) for own, row, by in pairs
+        ]
+        ours, oracle = np.mean(leaks, axis=0)
+        assert ours == pytest.approx(oracle, abs=0.01)
+        assert ours == pytest.approx(documented, abs=0.001)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
+from hf_ext.retrieval.repository import write_exemplars
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
@@ -33,7 +35,7 @@ from hf_ext.trainers.rare.setup import (
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 if TYPE_CHECKING:
-    from hf_ext.retrieval import RareEncoder
+    from hf_ext.retrieval import EncoderSettings, RareEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -276,18 +278,10 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
             example_weight (`float`, *optional*, defaults to `1.0`), floor (`float`, *optional*):
                 Blend and gate, as in [`EncoderSettings`]: choose them on held-out queries.
         """
-        from hf_ext.retrieval import EncoderSettings, RareEncoder
+        from hf_ext.retrieval import RareEncoder
 
         pool, args = self.data_collator.pool_of(name), self.args
-        settings = EncoderSettings(
-            k=args.n_examples,
-            formatter=self.data_collator.formatter,
-            floor=floor,
-            min_score=args.min_example_score,
-            example_weight=example_weight,
-            pool_examples=args.pool_examples,
-            training={"example_rate": args.example_rate, "exclude": list(args.exclude)},
-        )
+        settings = replace(self.encoder_settings(), example_weight=example_weight, floor=floor)
         model = self.accelerator.unwrap_model(self.model)
         encoder = RareEncoder.from_model(model, pool.store, settings)
         if args.example_retriever in ("dense", "hybrid"):  # in training the vectors were those of known texts
@@ -295,6 +289,26 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
         if pool.prompt:
             encoder.prompts["query"] = pool.prompt
         return encoder
+
+    def encoder_settings(self) -> EncoderSettings:
+        """How queries were shown exemplars in training, as [`RareEncoder`] takes it."""
+        from hf_ext.retrieval import EncoderSettings
+
+        args = self.args
+        return EncoderSettings(
+            k=args.n_examples,
+            formatter=self.data_collator.formatter,
+            min_score=args.min_example_score,
+            pool_examples=args.pool_examples,
+            training={"example_rate": args.example_rate, "exclude": list(args.exclude)},
+        )
+
+    def write_card(self, folder: str, **names: Any) -> None:
+        """Write the card of a retriever, and for `RareEncoder` the settings of its exemplars, without any row."""
+        super().write_card(folder, **names)
+        held = (getattr(self.model, name, None) for name in ("exemplars", "exemplars_source"))
+        if all(value is None for value in held):  # a RareEncoder with a pool writes its own
+            write_exemplars(folder, None, self.encoder_settings())
 
     def get_default_loss(self, model: Any) -> Any:
         """In-batch negatives over cosine, in mini-batches of a budget of tokens, over all processes."""
