@@ -39,6 +39,12 @@ MEASURED = {
     ],
     "pruning_generation": [f"hf_ext/data/pruning/{name}" for name in PICKS],
     "pruning_robustness": [f"hf_ext/data/pruning/{name}" for name in (*PICKS, "scores.py")],
+    "rare_retrieval": [
+        "benchmarks/retrieval_jobs.py",
+        "hf_ext/data/exemplars",
+        "hf_ext/retrieval/pooling.py",
+        "trainers/rare",
+    ],
     "step_cost": ["hf_ext/_upstream.py", "hf_ext/data/sft_rows.py", "hf_ext/guards", "hf_ext/losses", "trainers"],
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-PARTS = {"common", "consensus_models", "consensus_tables", "scorer", "table"}  # of several scripts
+PARTS = {"common", "consensus_models", "consensus_tables", "retrieval_jobs", "scorer", "table"}  # of several scripts
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
