@@ -119,6 +119,7 @@ def test_retrieval_headline_follows_from_its_rows(result):
         "rare_ndcg_points": mean(rare),
         "untouched_ndcg_points": mean(table_of(rows, "untouched", "scifact", "plain")),
         "gain_over_blended_twin_points": mean(rare) - mean(table_of(rows, "twin", "scifact", "blend")),
+        "gain_over_unpooled_twin_points": mean(rare) - mean(table_of(rows, "twin_unpooled", "scifact", "blend")),
         "gain_same_positives_points": mean(rare) - mean(table_of(rows, "rare_same_positives", "scifact", "blend")),
         "gain_over_pooled_points": mean(table_of(rows, "rare", "scifact", "blend", (0,)))
         - mean(table_of(rows, "rare_pooled", "scifact", "blend")),

@@ -109,7 +109,7 @@ class RareSettings:
         default_factory=lambda: list(RULES),
         metadata={
             "help": "What a row is not shown: the exemplar of its own id ('self'), of its own text ('same_text'), "
-            "with its positive document ('same_positive': measured, this one decides), with one of its negatives."
+            "with its positive document ('same_positive': otherwise copying is taught), with one of its negatives."
         },
     )
     resample_each_epoch: bool = field(

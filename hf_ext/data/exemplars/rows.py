@@ -67,7 +67,7 @@ class Exclude:
         self_id (`bool`): the exemplar with the target's id.
         same_text (`bool`): exemplars with the target's query text.
         same_positive (`bool`): exemplars whose document is the target's positive, or one that the store pairs with the
-            same query text. Off, a model learns to copy the shown document: measured, this rule decides.
+            same query text. Off, a model is taught to copy the shown document.
         negatives (`bool`): exemplars whose document is one of the target's negatives.
     """
 
