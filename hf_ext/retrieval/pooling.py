@@ -73,6 +73,8 @@ def exemplar_mask(
     """
     Which tokens of a tokenised batch are exemplars'.
 
+    None where their places are not those of the text: chat messages are rewritten, and a static embedding has no rows.
+
     Args:
         features (`Mapping`):
             Padded on either side, or flattened with `cu_seq_lens_q`.
@@ -88,6 +90,8 @@ def exemplar_mask(
     """
     ids = features["input_ids"]
     mask = torch.zeros(ids.shape, dtype=torch.int64)
+    if ids.dim() != 2 or features.get("modality", "text") != "text":
+        return mask.to(ids.device)
     flat = features.get("cu_seq_lens_q")
     starts = flat[:-1].tolist() if flat is not None else features["attention_mask"].int().argmax(dim=1).tolist()
     for row, (body, prefix, start) in enumerate(zip(bodies, prefixes, starts, strict=True)):

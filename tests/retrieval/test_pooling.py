@@ -133,6 +133,15 @@ def test_a_mask_of_a_flattened_batch_has_the_tokens_of_a_padded_one():
     assert torch.equal(exemplar_mask(flat, PROMPT, bodies, prefixes, counter)[0], mask[real])
 
 
+def test_chat_messages_and_static_embeddings_are_left_as_they_are():
+    ours = rare(encoder(chat=True))
+    tokens = ours.preprocess([Body(BEFORE + "lamp", len(BEFORE))], PROMPT)
+    assert "<|im_start|>" in ours.tokenizer.decode(tokens["input_ids"][0])
+    assert tokens[MASK].sum() == 0
+    flat = {"input_ids": torch.arange(7), "offsets": torch.tensor([0])}
+    assert exemplar_mask(flat, PROMPT, [BEFORE], [3], TokenCounter(ours.tokenizer)).tolist() == [0] * 7
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
