@@ -58,7 +58,7 @@ def test_dev_is_a_fifth_of_the_ids_and_does_not_change(script):
 
 
 @pytest.mark.real
-def test_no_dev_query_is_trained_on_or_shown_while_tuning(script):
+def test_no_dev_query_is_trained_on_or_shown_while_tuning(script, real_data):
     from retrieval_jobs import Job, load, rows_of, split_of, store_of
 
     job = Job("rare", without_dev=True)
