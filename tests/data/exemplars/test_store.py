@@ -185,11 +185,9 @@ def test_a_beir_folder_that_is_not_whole_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.real
-def test_real_claims_mostly_have_their_gold_among_their_neighbours_and_exclusion_removes_all_of_it():
+def test_real_claims_mostly_have_their_gold_among_their_neighbours_and_exclusion_removes_all_of_it(real_data):
     """The paper's protocol on scifact: 62.3 % of the 300 public test claims; here the 200 of the local split."""
-    from pathlib import Path
-
-    folder = Path(os.environ["HF_EXT_DATA"]) / "retrieval" / "scifact"
+    folder = real_data / "retrieval" / "scifact"
     store = ExemplarStore.from_beir(folder)
     queries = dict(zip(store.column("id"), store.queries, strict=True))
     gold = {}
