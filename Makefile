@@ -85,6 +85,7 @@ test-slow: $(VENV)/.stamp-dev
 CONTRACT := tests/test_upstream.py tests/test_exports.py tests/losses tests/guards/test_rows.py \
 	tests/trainers/test_weighted_sft_parity.py tests/trainers/test_weighted_sft_formulas.py \
 	tests/trainers/test_flow.py tests/trainers/test_context_free.py \
+	tests/trainers/test_rare_batches.py tests/retrieval/test_pooling.py tests/retrieval/test_encoder.py \
 	tests/conformance/test_trainers.py tests/conformance/test_map_functions.py
 CONTRACT_TESTS := -p tests.reliability.deprecations -k "not two_process and not median_is_that_of_all_rows" $(CONTRACT)
 
@@ -100,7 +101,7 @@ test-newest:
 .contract: NO_PINS = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 .contract: $(VENV)/.stamp-venv
 	$(BIN)/python tools/floors.py $(if $(filter-out torch,$(TORCH)),--without torch) >$(FLOORS_FILE)
-	$(NO_PINS) $(if $(FLOORS),-c $(FLOORS_FILE),--upgrade --upgrade-strategy eager) "$(TORCH)" -e ".[peft,test]"
+	$(NO_PINS) $(if $(FLOORS),-c $(FLOORS_FILE),--upgrade --upgrade-strategy eager) "$(TORCH)" -e ".[peft,retrieval,test]"
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(CONTRACT_TESTS) $(PYTEST_ARGS)
 
 # How many of the small errors planted in hf_ext/losses the tests notice; the figure goes to tests/reliability.

@@ -1,7 +1,7 @@
 """
 Print the oldest versions that pyproject.toml accepts, as `name==version` lines: the constraints of `make test-lowest`.
 
-    python tools/floors.py              every requirement of ours and of the extras `peft` and `test`
+    python tools/floors.py              every requirement of ours and of the extras `peft`, `retrieval` and `test`
     python tools/floors.py --without torch
 
 pip then installs each floor exactly or says which requirement does not go together with it: a floor that cannot be
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("peft", "test")
+EXTRAS = ("peft", "retrieval", "test")
 # Only `name[extras]>=version,<bound` and bare names occur in pyproject.toml; the environment has no packaging yet.
 REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(\[[^]]*\])?\s*(>=\s*(?P<floor>[^,;\s]+))?")
 

@@ -116,9 +116,9 @@ def test_two_floors_of_one_package_are_refused():
 @pytest.mark.parametrize(
     ("target", "words", "said", "pins"),
     [
-        ("test-lowest", (), "-c {env}/floors.txt torch -e .[peft,test]", "floors.py"),
-        ("test-lowest", ("TORCH=a.whl",), "-c {env}/floors.txt a.whl -e .[peft,test]", "floors.py --without torch"),
-        ("test-newest", (), "--upgrade --upgrade-strategy eager torch -e .[peft,test]", "floors.py"),
+        ("test-lowest", (), "-c {env}/floors.txt torch -e .[peft,retrieval,test]", "floors.py"),
+        ("test-lowest", ("TORCH=a.whl",), "-c {env}/floors.txt a.whl -e .[peft,retrieval,test]", "floors.py --without torch"),
+        ("test-newest", (), "--upgrade --upgrade-strategy eager torch -e .[peft,retrieval,test]", "floors.py"),
     ],
 )  # fmt: skip
 def test_the_ends_of_the_accepted_versions_have_environments_of_their_own(tmp_path, target, words, said, pins):
