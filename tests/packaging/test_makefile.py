@@ -113,12 +113,15 @@ def test_two_floors_of_one_package_are_refused():
         FLOORS["floor_lines"](["PyYAML>=6.0", "pyyaml>=6.1,<7"])
 
 
+EXTRAS = ".[peft,retrieval,test]"
+
+
 @pytest.mark.parametrize(
     ("target", "words", "said", "pins"),
     [
-        ("test-lowest", (), "-c {env}/floors.txt torch -e .[peft,retrieval,test]", "floors.py"),
-        ("test-lowest", ("TORCH=a.whl",), "-c {env}/floors.txt a.whl -e .[peft,retrieval,test]", "floors.py --without torch"),
-        ("test-newest", (), "--upgrade --upgrade-strategy eager torch -e .[peft,retrieval,test]", "floors.py"),
+        ("test-lowest", (), f"-c {{env}}/floors.txt torch -e {EXTRAS}", "floors.py"),
+        ("test-lowest", ("TORCH=a.whl",), f"-c {{env}}/floors.txt a.whl -e {EXTRAS}", "floors.py --without torch"),
+        ("test-newest", (), f"--upgrade --upgrade-strategy eager torch -e {EXTRAS}", "floors.py"),
     ],
 )  # fmt: skip
 def test_the_ends_of_the_accepted_versions_have_environments_of_their_own(tmp_path, target, words, said, pins):
