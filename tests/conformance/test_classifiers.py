@@ -16,14 +16,13 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 from hf_ext.losses.label_noise import forward_loss_func
-from tests.conformance.loading import refuse_pickles_and_code
+from tests.conformance.loading import PICKLES, check_training_loads_no_pickle_and_no_code
 from tests.conformance.registry import CLASSIFIERS, Classifier
 from tests.distributed.launch import launch_once
 from tests.trainers.classifiers import CHANNEL
 from tests.trainers.runs import Snapshot, assert_same_weights, train, weights_of
 
 every_classifier = pytest.mark.parametrize("method", CLASSIFIERS, ids=lambda method: method.name)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")
 STEPS, EPOCH_STEPS = 24, 8  # 32 rows in batches of 4
 OPTIMISERS: dict[str, tuple[dict[str, Any], float]] = {
     "sgd": ({"optim": "sgd", "learning_rate": 0.3}, 1e-6),
@@ -201,12 +200,4 @@ def test_the_saved_folder_is_stock_has_a_card_and_no_pickle(method: Classifier, 
 def test_training_saving_and_resuming_load_no_pickle_and_no_code_of_a_model(
     method: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    kwargs = {"kwargs": {"eval_dataset": method.rows(4)}}
-    refuse_pickles_and_code(monkeypatch)
-    losses = train(method.build(tmp_path, 16, **settings, **kwargs))
-    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
-        assert not (checkpoint / "training_args.bin").exists()
-        assert (checkpoint / "README.md").is_file()
-    resumed = method.build(tmp_path, 16, **settings, **kwargs)
-    assert train(resumed, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2")) == losses[2:]
+    check_training_loads_no_pickle_and_no_code(method, tmp_path, monkeypatch)

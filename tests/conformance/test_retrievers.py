@@ -13,14 +13,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
-from tests.conformance.loading import refuse_pickles_and_code
+from tests.conformance.loading import PICKLES, check_training_loads_no_pickle_and_no_code
 from tests.conformance.registry import RETRIEVERS, Retriever
 from tests.distributed.launch import launch_once
 from tests.trainers import retrieval
 from tests.trainers.runs import assert_same_weights, train, weights_of
 
 every_retriever = pytest.mark.parametrize("method", RETRIEVERS, ids=lambda method: method.name)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")
 STEPS = 16
 SGD: dict[str, Any] = {"max_steps": STEPS, "optim": "sgd", "learning_rate": 0.1}
 
@@ -123,13 +122,4 @@ def test_the_saved_folder_is_stock_has_a_card_and_no_pickle(method: Retriever, t
 def test_training_saving_and_resuming_load_no_pickle_and_no_code_of_a_model(
     method: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    kwargs = {"kwargs": {"eval_dataset": method.rows(4)}}
-    refuse_pickles_and_code(monkeypatch)
-    losses = train(method.build(tmp_path, 16, **settings, **kwargs))
-    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
-        assert not (checkpoint / "training_args.bin").exists()
-        assert (checkpoint / "README.md").is_file()
-    resumed = method.build(tmp_path, 16, **settings, **kwargs)
-    again = train(resumed, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert again == losses[2:]
+    check_training_loads_no_pickle_and_no_code(method, tmp_path, monkeypatch)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
-from tests.conformance.loading import refuse_pickles_and_code
+from tests.conformance.loading import PICKLES, refuse_pickles_and_code
 from tests.conformance.registry import TRAINERS, Method, plain_rows
 from tests.distributed.launch import launch_once
 from tests.tiny import tiny_model
@@ -24,7 +24,6 @@ from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, train
 
 every_trainer = pytest.mark.parametrize("method", TRAINERS, ids=lambda method: method.name)
 launches = pytest.mark.timeout(900)  # waits for a job of several runs, which the first test to come starts
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt")
 
 
 # --- neutral, it is its parent ---------------------------------------------------------------------------------------
