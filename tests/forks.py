@@ -40,3 +40,19 @@ def run_jobs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         found[job["id"]] = json.loads(file.read_text(encoding="utf-8")) if code == 0 else {"exit": code}
         file.unlink(missing_ok=True)
     results.write_text(json.dumps(found), encoding="utf-8")
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Number of a process that runs `work` and ends: status 0, or 99 after an error, which it prints."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 99
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from hf_ext.guards.disk import is_disk_full
+from hf_ext.guards.disk import is_disk_full, is_refused
 
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -25,14 +25,15 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
             Name in front of the message.
 
     Returns:
-        `int`: 2 after an error of the input (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after
-        values that are not finite and where a disk is full. Any other error passes through, with its traceback.
+        `int`: 2 after an error of the input, or a place that cannot be read or written (message on stderr, no
+        traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is full. Any other
+        error passes through, with its traceback.
     """
     try:
         return int(command() or 0)
     except Exception as error:
         full = is_disk_full(error)
-        if not (full or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
+        if not (full or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise

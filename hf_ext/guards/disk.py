@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,36 @@ from pathlib import Path
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Libraries written in Rust and C++ raise errors of their own, without an errno.
 _SAID = ("No space left on device", "File too large", "Disk quota exceeded", "(os error 112)")
+_REFUSED = {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 _TORCH_WRITER = ("PytorchStreamWriter failed", "file write failed", "inline_container")
 
 
 class DiskFullError(OSError):
     """Something could not be written for want of room; the message says what, where, how much and what to do."""
+
+
+class NotWritableError(OSError):
+    """A place cannot be written, whatever room there is; the message says which and why."""
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the system refused a place: read-only, no permission, a file where a folder should be."""
+    return isinstance(error, NotWritableError) or (isinstance(error, OSError) and error.errno in _REFUSED)
+
+
+def refuse_unwritable(error: BaseException, where: str | os.PathLike[str], what: str = "") -> None:
+    """
+    Say which place cannot be written, where that is what `error` means; else do nothing.
+
+    Raises:
+        NotWritableError: as in [`is_refused`].
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        reason = os.strerror(error.errno) + (f": {error.filename}" if error.filename is not None else "")
+        place = f"{what} to {where}" if what else where
+        raise NotWritableError(f"Cannot write {place} ({reason}). Name another place.") from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -43,7 +69,7 @@ def writing(
     clean_up: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """
-    Turn a full disk inside into a [`DiskFullError`]; every other error passes through.
+    Turn a full disk inside into a [`DiskFullError`], a refused place into one sentence; other errors pass through.
 
     Args:
         what (`str`):
@@ -59,10 +85,12 @@ def writing(
 
     Raises:
         DiskFullError: there was no room.
+        NotWritableError: the place is read-only, without permission, or a file where a folder should be.
     """
     try:
         yield
     except Exception as error:
+        refuse_unwritable(error, where, what)
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
         free = free_bytes(where)
@@ -99,7 +127,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of this call alone: containers that share a disk may share process numbers, and threads do.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         flush(temporary)

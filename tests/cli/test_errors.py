@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from hf_ext.cli.errors import exit_status
+from hf_ext.guards.disk import NotWritableError
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 
@@ -23,12 +26,20 @@ def raising(error):
         (FileNotFoundError("bad"), 2),
         (RowError("bad", 3, "text"), 2),
         (NonFiniteError("bad", "loss", 1, 0, [3]), 1),
+        (NotWritableError("bad"), 2),
     ],
 )
 def test_the_message_is_one_line_on_stderr(capsys, error, status):
     assert exit_status(raising(error), "hf-ext x") == status
     out, err = capsys.readouterr()
     assert (out, err) == ("", "hf-ext x: error: bad\n")
+
+
+def test_what_the_system_refuses_is_a_line_and_not_a_traceback(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert exit_status((tmp_path / "file" / "a").touch, "hf-ext x") == 2
+    assert exit_status(raising(OSError(errno.EROFS, "Read-only file system", "/a")), "hf-ext x") == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("bug"), TypeError("bug"), PermissionError("disk")])

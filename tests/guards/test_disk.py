@@ -114,7 +114,7 @@ def _torch_to_a_file() -> None:
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    for error in (OSError(errno.EACCES, "Permission denied"), RuntimeError("CUDA out of memory"), ValueError("x")):
+    for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("CUDA out of memory"), ValueError("x")):
         assert not is_disk_full(error)
         with pytest.raises(type(error)) as said, writing("x", tmp_path):
             raise error
