@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_ext.data.pruning.encoders import REVISION, Encoder, as_encoder, load_encoder
-from hf_ext.data.pruning.vectors import cache_folder, header, refuse_row
+from hf_ext.data.pruning.vectors import cache_folder, header, kept_vectors, refuse_row
 from hf_ext.guards.disk import flush, flush_folder, writing
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FILE_REVISION = "2"  # files of revision 1 were written by several processes at once, and may hold mixed rows
 _PIECE_ROWS = 2048  # encoded before they are written; texts of like length go together within a piece
 
 
@@ -113,8 +114,8 @@ def embed_rows(
     The vectors of all rows, shape `(n, d)` float32, memory-mapped from a file that is named by their fingerprint.
 
     The fingerprint is that of the dataset, the input columns and the encoder: a model's weights, configuration and
-    tokenizer; an importable function's name, not its code. The same call finds the file again. Killed, it continues
-    after the last 2,048 rows that were written.
+    tokenizer; an importable function's name, not its code. The same call finds the file again, and of several at once
+    one fills it while the others wait. Killed, it continues after the last 2,048 rows that were written.
 
     Args:
         dataset (`Dataset`):
@@ -143,9 +144,9 @@ def embed_rows(
     columns, images = input_columns(dataset.features, input_column, encoder)
     wrapped = as_encoder(encoder, images)
     path = cache_folder(cache_dir) / f"{_key(dataset, columns, wrapped, batch_size)}.npy"
-    if not path.exists():
-        _fill(path, dataset, columns, wrapped, batch_size, show_progress)
-    vectors = np.load(path, mmap_mode="r")
+    vectors = kept_vectors(
+        path, len(dataset), lambda: _fill(path, dataset, columns, wrapped, batch_size, show_progress)
+    )
     if path.name.startswith("once-") and os.name != "nt":
         path.unlink()  # nobody could find it again; what is mapped stays until it is let go
     return vectors
@@ -218,13 +219,17 @@ def _key(dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_siz
             "importable function, or embed the rows once with Dataset.map(EmbedRows(...)) and save them."
         )
         return f"once-{generate_random_fingerprint()}"
-    return f"vectors-{Hasher.hash([dataset._fingerprint, columns, identity, batch_size, REVISION])}"
+    return f"vectors-{Hasher.hash([dataset._fingerprint, columns, identity, batch_size, REVISION, _FILE_REVISION])}"
 
 
 def _fill(
     path: Path, dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_size: int, show_progress: bool
 ) -> None:
-    """Write the vectors piece by piece under another name, then rename: a file of the right name is whole."""
+    """
+    Write the vectors piece by piece under another name, then rename: a file of the right name is whole.
+
+    The file is claimed: what lies under the other name is of a process that ended, and is continued.
+    """
     n = len(dataset)
     rows = dataset.with_format(None)
     rows = rows.select_columns(list(columns)) if columns else rows
@@ -233,7 +238,7 @@ def _fill(
     step = max(1, _PIECE_ROWS // batch_size) * batch_size
     then = "What is written is kept: free some space and run again."
     with writing("the vectors", path, then=then), open(partial, "ab") as file:
-        done, d = _continued(partial, file, step)
+        done, d = _continued(partial, file, n, step)
         with tqdm(total=n, initial=done, desc="Encoding rows", unit="row", disable=not show_progress) as bar:
             for first in range(done, n, step):
                 batch = rows[first : first + step]
@@ -245,21 +250,25 @@ def _fill(
                     raise ValueError(f"The encoder gave vectors of {vectors.shape[1]} numbers after those of {d}.")
                 file.write(vectors.data)
                 file.flush()
+                os.fsync(file.fileno())  # after a power cut a length must not stand for numbers that never came
                 bar.update(len(vectors))
     flush(partial)
     os.replace(partial, path)
     flush_folder(path.parent)
 
 
-def _continued(partial: Path, file: Any, step: int) -> tuple[int, int | None]:
+def _continued(partial: Path, file: Any, n: int, step: int) -> tuple[int, int | None]:
     """Whole pieces that an earlier run wrote, and their width; what it had begun is cut off."""
     with open(partial, "rb") as old:
         try:
             np.lib.format.read_magic(old)
-            (_, d), _, _ = np.lib.format.read_array_header_1_0(old)
+            shape, _, kind = np.lib.format.read_array_header_1_0(old)
         except ValueError:  # empty, or cut inside its head
+            shape, kind = (), None
+        if len(shape) != 2 or shape[0] != n or shape[1] < 1 or kind != np.float32:
             file.truncate(0)
             return 0, None
+        d = shape[1]
         head = old.tell()
     rows = (partial.stat().st_size - head) // (4 * d) // step * step
     file.truncate(head + 4 * d * rows)

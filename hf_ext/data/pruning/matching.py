@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_ext.data.pruning._run import Result, Settings, run_group
 from hf_ext.data.pruning._types import FloatArray, IntArray
 from hf_ext.data.pruning.groups import Label, quotas, split_groups
 from hf_ext.data.pruning.median import GeometricMedian
+from hf_ext.guards.runs import claimed_file
 
 logger = logging.getLogger(__name__)
 _ALL = "all rows"  # label of the one group where none are given
@@ -206,9 +208,10 @@ def gm_matching(
     kept = {label: size - int(trim * size) for label, size in kept.items()}
     counts, notes = _counts(k, n, kept, budget, min_per_group, groups is not None, replace)
     identity = fingerprint(rows, {"counts": [*counts.values()], "metric": metric, **settings.identity()})
-    saved = Saved(resume_path, identity, save_every)
-    results = _run(rows, places, counts, settings, num_threads, saved, show_progress)
-    saved.finish()
+    with nullcontext() if resume_path is None else claimed_file(resume_path, then="or give another resume_path"):
+        saved = Saved(resume_path, identity, save_every)
+        results = _run(rows, places, counts, settings, num_threads, saved, show_progress)
+        saved.finish()
     method = {"gm": "gm", "mean": "herding"}.get(center, "matching") if isinstance(center, str) else "matching"
     return _joined(results, groups is not None, method, (*rows.notes, *notes), settings)
 

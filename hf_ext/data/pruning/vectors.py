@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +14,7 @@ from hf_ext.data.pruning._types import FloatArray
 from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.disk import replacing, writing
 from hf_ext.guards.rows import RowError
+from hf_ext.guards.runs import claimed_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +97,8 @@ def column_vectors(
 
     key = Hasher.hash([dataset._fingerprint, column])
     path = cache_folder(cache_dir) / f"column-{key}.npy"
-    if not path.exists():
+
+    def gather() -> None:
         logger.info("Gathering %s vectors of column %r in %s.", f"{n:,}", column, path)
         with (
             writing("the vectors", path, needed=n * d * 4),
@@ -106,7 +108,42 @@ def column_vectors(
             header(file, n, d)
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype=np.float32).data)
-    return np.load(path, mmap_mode="r"), notes
+
+    return kept_vectors(path, n, gather), notes
+
+
+def kept_vectors(path: Path, n: int, fill: Callable[[], object]) -> np.ndarray:
+    """
+    The `n` vectors in a file, memory-mapped; `fill` writes it where it is missing or not whole.
+
+    Of several processes that need the file at once one fills it, and the others wait for that.
+    """
+    vectors = _mapped(path, n)
+    if vectors is None:
+        with claimed_file(path, waits=True):
+            vectors = _mapped(path, n)  # the process that was waited for may have filled it
+            if vectors is None:
+                fill()
+                vectors = _mapped(path, n)
+    if vectors is None:
+        raise ValueError(f"{path} does not hold the {n:,} vectors that were written to it. Delete it and run again.")
+    return vectors
+
+
+def _mapped(path: Path, n: int) -> np.ndarray | None:
+    """The vectors of a file that is as long as its head says, or `None`."""
+    if not path.is_file():
+        return None
+    try:
+        vectors = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError) as error:  # cut, or no such file
+        logger.warning("%s cannot be read (%s): its vectors are computed again.", path, error)
+        return None
+    wanted = vectors.ndim == 2 and len(vectors) == n and vectors.dtype == np.float32
+    if not wanted or path.stat().st_size != vectors.offset + vectors.nbytes:
+        logger.warning("%s does not hold the %s vectors of these rows: they are computed again.", path, f"{n:,}")
+        return None
+    return vectors
 
 
 def header(file: Any, n: int, d: int) -> None:

@@ -373,3 +373,21 @@ def test_a_map_by_name_loads_the_model_once(tmp_path, monkeypatch):
 def test_a_wrapped_encoder_is_taken_as_it_is():
     wrapped = as_encoder(lengths)
     assert as_encoder(wrapped) is wrapped
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "fewer rows", "float64", "empty", "another file"])
+def test_a_kept_file_that_is_not_whole_is_computed_again_and_said_so(cache, caplog, damage):
+    right = np.array(embed_rows(texts(), lengths))
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    if damage == "fewer rows":
+        np.save(path, right[:-1])
+    elif damage == "float64":
+        np.save(path, right.astype(np.float64))
+    else:
+        content = {"cut": whole[:-1], "longer": whole + b"0000", "empty": b"", "another file": b"PK\x03\x04" * 99}
+        path.write_bytes(content[damage])
+    np.testing.assert_array_equal(embed_rows(texts(), lengths), right)
+    assert str(path) in caplog.text
+    assert "computed again" in caplog.text
+    assert path.read_bytes() == whole

@@ -1,0 +1,77 @@
+"""Two processes on one cache, store or folder: one whole result, and a sentence to the process that is refused."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_ext.data.pruning import embed_rows, gm_matching
+from tests.reliability.two_at_once import GAPS, outcomes
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks of POSIX")
+ROWS = 1500
+
+
+def slow_encoder(batch: dict[str, Any]) -> np.ndarray:
+    """The row's number and its double, ten milliseconds a batch."""
+    time.sleep(0.01)
+    return np.array([[float(i), 2.0 * i] for i in batch["i"]], dtype=np.float32)
+
+
+def embed(folder: Path) -> list[float]:
+    """Vectors that are kept by fingerprint."""
+    rows = Dataset.from_dict({"i": list(range(ROWS))})
+    vectors = embed_rows(rows, slow_encoder, batch_size=64, cache_dir=folder / "vectors", show_progress=False)
+    return np.asarray(vectors).ravel().tolist()
+
+
+def match(folder: Path) -> list[int]:
+    """Picks that are kept beside the work, to continue from."""
+    X = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    found = gm_matching(X, 600, resume_path=folder / "picks.npz", save_every=0.0, show_progress=False)
+    return np.asarray(found.indices).tolist()
+
+
+# Whether the second process waits for the result of the first, or is refused, or may do either.
+KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {"embed": (embed, "waits"), "match": (match, "refused")}
+
+
+def check(name: str, folder: Path, gap: float) -> None:
+    work, second = KINDS[name]
+    alone = folder / "alone"
+    alone.mkdir()
+    right = work(alone)
+    together = folder / "together"
+    together.mkdir()
+    found = outcomes(lambda: work(together), folder, gap)
+    for outcome in found:
+        if outcome.error:
+            assert outcome.error == "InUseError", outcome
+            assert "\n" not in outcome.message
+            assert str(together) in outcome.message
+        else:
+            assert outcome.result == right
+    refused = [outcome for outcome in found if outcome.error]
+    assert len(refused) <= (second == "refused")
+    assert not found[2].error
+    assert {p.name for p in together.rglob("*")} == {p.name for p in alone.rglob("*")}
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.2])
+@pytest.mark.parametrize("name", KINDS)
+def test_two_processes_end_in_one_whole_result_and_at_most_one_sentence(name: str, gap: float, tmp_path: Path) -> None:
+    check(name, tmp_path, gap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("name", KINDS)
+def test_so_they_do_however_far_apart_they_start(name: str, gap: float, tmp_path: Path) -> None:
+    check(name, tmp_path, gap)
