@@ -73,6 +73,7 @@ def run_render(options: argparse.Namespace) -> int:
         arm=options.arm,
         tags=tags,
         model_name=options.name or arguments.get("hub_model_id") or _title(body),
+        overwrite=options.force,
     )
     written, _ = read_card(folder)
     unknown = [name for name in ("license", "base_model") if _known(written.get(name)) is None]

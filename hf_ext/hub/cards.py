@@ -2,114 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.yaml_file import YamlError, read_text
+from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
+from hf_ext.hub.methods import LIBRARIES, METHODS, PAPERS, TRAINERS
 
 if TYPE_CHECKING:
     from hf_ext.data.pruning.report import PruneReport
     from hf_ext.evaluation.report import ForgettingReport
 
-__all__ = ["METHODS", "PAPERS", "base_model_metadata", "write_dataset_card", "write_model_card"]
+__all__ = [
+    "METHODS",
+    "PAPERS",
+    "base_model_card",
+    "base_model_metadata",
+    "merge_cards",
+    "write_dataset_card",
+    "write_model_card",
+]
 
-METHODS = ("weighted_sft", "flow", "context_free", "infopo", "infopo_unpaired", "rare", "consensus")
-"""Methods with a card template, `model_cards/<method>.jinja`."""
-
-LIBRARIES = {
-    "rare": ("sentence-transformers", "sentence-similarity"),
-    "consensus": ("transformers", "text-classification"),
-}
-"""The library that opens a method's folder, and its task, where that is not a generator of transformers."""
-TRAINERS = {"rare": "sentence-transformers", "consensus": "transformers"}
-"""The library whose trainer a method extends, where that is not TRL."""
-
-PAPERS: dict[str, dict[str, str]] = {
-    "flow": {
-        "title": "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
-        "id": "2502.02797",
-        "citation": """\
-@inproceedings{sanyal2025upweighting,
-    title     = {Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting},
-    author    = {Sunny Sanyal and Hayden Prairie and Rudrajit Das and Ali Kavis and Sujay Sanghavi},
-    booktitle = {International Conference on Machine Learning},
-    year      = {2025},
-    eprint    = {2502.02797},
-    archivePrefix = {arXiv}
-}""",
-    },
-    "context_free": {
-        "title": "Context-Free Synthetic Data Mitigates Forgetting",
-        "id": "2505.13811",
-        "citation": """\
-@misc{bansal2025contextfree,
-    title  = {Context-Free Synthetic Data Mitigates Forgetting},
-    author = {Parikshit Bansal and Sujay Sanghavi},
-    year   = {2025},
-    eprint = {2505.13811},
-    archivePrefix = {arXiv}
-}""",
-    },
-    "infopo": {
-        "title": "InfoPO: On Mutual Information Maximization for Large Language Model Alignment",
-        "id": "2505.08507",
-        "citation": """\
-@inproceedings{xiao2025infopo,
-    title     = {InfoPO: On Mutual Information Maximization for Large Language Model Alignment},
-    author    = {Teng Xiao and Zhen Ge and Sujay Sanghavi and Tian Wang and Julian Katz-Samuels and Marc Versage
-                 and Qingjun Cui and Trishul Chilimbi},
-    booktitle = {Proceedings of the Conference of the Nations of the Americas Chapter of the ACL (NAACL)},
-    year      = {2025},
-    eprint    = {2505.08507},
-    archivePrefix = {arXiv}
-}""",
-    },
-}
-PAPERS["infopo_unpaired"] = PAPERS["infopo"]
-PAPERS["pruning"] = {
-    "title": "Geometric Median (GM) Matching for Robust k-Subset Selection from Noisy Data",
-    "id": "2504.00564",
-    "citation": """\
-@inproceedings{acharya2025geometric,
-    title     = {Geometric Median (GM) Matching for Robust k-Subset Selection from Noisy Data},
-    author    = {Anish Acharya and Sujay Sanghavi and Alexandros G. Dimakis and Inderjit S. Dhillon},
-    booktitle = {International Conference on Machine Learning},
-    year      = {2025},
-    eprint    = {2504.00564},
-    archivePrefix = {arXiv}
-}""",
-}
-PAPERS["rare"] = {
-    "title": "RARe: Retrieval Augmented Retrieval with In-Context Examples",
-    "id": "2410.20088",
-    "citation": """\
-@inproceedings{tejaswi2025rare,
-    title     = {RARe: Retrieval Augmented Retrieval with In-Context Examples},
-    author    = {Atula Tejaswi and Yoonsang Lee and Sujay Sanghavi and Eunsol Choi},
-    booktitle = {Conference on Language Modeling},
-    year      = {2025},
-    eprint    = {2410.20088},
-    archivePrefix = {arXiv}
-}""",
-}
-PAPERS["consensus"] = {
-    "title": "Retraining with Predicted Hard Labels Provably Increases Model Accuracy",
-    "id": "2406.11206",
-    "citation": """\
-@inproceedings{das2025retraining,
-    title     = {Retraining with Predicted Hard Labels Provably Increases Model Accuracy},
-    author    = {Rudrajit Das and Inderjit S. Dhillon and Alessandro Epasto and Adel Javanmard and Jieming Mao
-                 and Vahab Mirrokni and Sujay Sanghavi and Peilin Zhong},
-    booktitle = {International Conference on Machine Learning},
-    year      = {2025},
-    eprint    = {2406.11206},
-    archivePrefix = {arXiv}
-}""",
-}
-"""Papers by method, in the shape of TRL's `_paper`: `title`, arXiv `id`, `citation`."""
+logger = logging.getLogger(__name__)
 
 CHAT_USAGE = """\
 ```python
@@ -136,7 +57,7 @@ def write_model_card(
     *,
     method: str,
     base_model: str | Path | None = None,
-    license: str | None = None,
+    license: str | list[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     paper: Mapping[str, str] | None = None,
     dataset_name: str | None = None,
@@ -147,9 +68,12 @@ def write_model_card(
     usage: str | None = None,
     task: str | None = None,
     library: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Write `README.md` into a saved model's folder. Reads files only: no network.
+
+    A card that is there is not lost: see [`~hf_ext.hub.front_matter.merge_cards`]. One that cannot be read is renamed.
 
     Args:
         output_dir (`str` or `Path`):
@@ -159,9 +83,9 @@ def write_model_card(
         base_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that was tuned. A folder's name is never written; if its own card names a Hub
             model, that one is.
-        license (`str`, *optional*):
-            Hub licence key such as `"apache-2.0"`. Taken from the base model's card if that lies in its folder or in
-            the Hub cache, else `"unknown"`.
+        license (`str` or `list[str]`, *optional*):
+            Hub licence key such as `"apache-2.0"`. Taken from the base model's card, with name and link, if that lies
+            in its folder or in the Hub cache, else `"unknown"`.
         settings (`Mapping`, *optional*):
             Rows of the settings table, name to value.
         paper (`Mapping`, *optional*):
@@ -179,9 +103,12 @@ def write_model_card(
         usage (`str`, *optional*):
             Markdown of the usage section. By default a snippet: a chat one if the saved tokenizer has a chat template.
         task (`str`, *optional*):
-            The Hub's name of what the model does; by default the method's, such as `"text-generation"`.
+            The Hub's name of what the model does; by default the method's, such as `"text-generation"`, where it has
+            one.
         library (`str`, *optional*):
             The Hub's name of the library that opens the folder; by default the method's, such as `"transformers"`.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether a card that is there is lost.
 
     Returns:
         `Path`: the card.
@@ -189,23 +116,24 @@ def write_model_card(
     Raises:
         ValueError: unknown method, or a report with several arms and no `arm`.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     if method not in METHODS:
         raise ValueError(f"method={method!r} has no card template; choose one of {', '.join(METHODS)}.")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model_name = model_name or folder.resolve().name
-    base, inherited = base_model_metadata(base_model)
-    own_library, own_task = LIBRARIES.get(method, ("transformers", "text-generation"))
+    base, inherited = base_model_card(base_model)
+    method_library, method_task = LIBRARIES.get(method, ("transformers", "text-generation"))
     host = TRAINERS.get(method, "trl")
     data = ModelCardData(
-        library_name=library or own_library,
-        license=license or inherited or "unknown",
+        library_name=library or method_library,
+        **_licence(license, inherited),
+        language=inherited.get("language"),
         base_model=base,
         datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
         tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *tags])),
-        pipeline_tag=task or own_task,
+        pipeline_tag=task or method_task,
         model_name=model_name,
         eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
     )
@@ -221,17 +149,14 @@ def write_model_card(
         versions=_versions(host),
         paper=_paper(method, paper),
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
-    path = folder / "README.md"
-    card.save(path)
-    return path
+    return _write(folder, data.to_yaml(), body, license, overwrite)
 
 
 def write_dataset_card(
     output_dir: str | Path,
     *,
     dataset_name: str,
-    license: str | None = None,
+    license: str | list[str] | None = None,
     source_model: str | Path | None = None,
     kind: str = "rows",
     data_files: Mapping[str, str] | None = None,
@@ -244,14 +169,16 @@ def write_dataset_card(
     """
     Write `README.md` into a dataset's folder. Reads files only: no network.
 
+    A card that is there is not lost: see [`~hf_ext.hub.front_matter.merge_cards`]. One that cannot be read is renamed.
+
     Args:
         output_dir (`str` or `Path`):
             The folder of the dataset; made if absent.
         dataset_name (`str`):
             Name in the title and the usage snippet, best a Hub id.
-        license (`str`, *optional*):
-            Hub licence key. For context-free rows that of the source model by default, if its card is on this machine;
-            else `"unknown"`.
+        license (`str` or `list[str]`, *optional*):
+            Hub licence key. For context-free rows that of the source model by default, with name and link, if its card
+            is on this machine; else `"unknown"`.
         source_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that wrote the rows. A folder's name is never written.
         kind (`str`, *optional*, defaults to `"rows"`):
@@ -275,24 +202,24 @@ def write_dataset_card(
     Raises:
         ValueError: unknown `kind`.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
+    from huggingface_hub import DatasetCardData
 
     if kind not in ("rows", "context_free"):
         raise ValueError(f"kind={kind!r} is no kind of dataset card; choose 'rows' or 'context_free'.")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    source, inherited = base_model_metadata(source_model)
+    source, inherited = base_model_card(source_model)
     sampled = kind == "context_free"
     files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
-    own_tags = ["synthetic", "context-free"] if sampled else ["pruned"] if report is not None else []
     privacy = list(label_privacy)
-    own_tags += ["label-differential-privacy"] if privacy else []
+    kind_tags = ["synthetic", "context-free"] if sampled else ["pruned"] if report is not None else []
+    kind_tags += ["label-differential-privacy"] if privacy else []
     by_matching = report is not None and report.method in ("gm", "gm_official")
     data = DatasetCardData(
-        license=license or (inherited if sampled else None) or "unknown",
-        tags=list(dict.fromkeys(["hf-ext", *own_tags, *tags])),
-        # Pruned rows may be images, and labels are of a classification that nobody has named.
-        task_categories=["text-generation"] if report is None and not privacy else None,
+        **_licence(license, inherited if sampled else {}),
+        tags=list(dict.fromkeys(["hf-ext", *kind_tags, *tags])),
+        # Of other rows nobody has said what they are for: they may be labelled images, pairs or exemplars.
+        task_categories=["text-generation"] if sampled else None,
         configs=[{"config_name": "default", "data_files": files}] if files else None,
     )
     body = _render(
@@ -300,7 +227,7 @@ def write_dataset_card(
         dataset_name=dataset_name,
         context_free=sampled,
         source=f"[{source}](https://huggingface.co/{source})" if source else "",
-        license_inherited=bool(sampled and inherited and not license),
+        license_inherited=bool(sampled and inherited.get("license") and not license),
         splits=list((splits or {}).items()),
         settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
         pruning=[(name, _cell(value)) for name, value in report.summary()] if report is not None else [],
@@ -310,12 +237,10 @@ def write_dataset_card(
         label_privacy=[(name, _cell(value)) for name, value in privacy],
         versions=_versions(),
     )
-    path = folder / "README.md"
-    DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(path)
-    return path
+    return _write(folder, data.to_yaml(), body, license)
 
 
-def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | None]:
+def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | list[str] | None]:
     """
     Hub id and licence of a base model, as far as files on this machine tell.
 
@@ -324,40 +249,107 @@ def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str 
             Hub id or folder.
 
     Returns:
-        `tuple[str | None, str | None]`: the Hub id (for a folder, the one its card names), and the licence key.
+        `tuple[str | None, str | list[str] | None]`: the Hub id (for a folder, the one its card names), and the licence
+        key or keys.
+    """
+    name, values = base_model_card(base_model)
+    return name, values.get("license")
+
+
+def base_model_card(base_model: str | Path | None) -> tuple[str | None, dict[str, Any]]:
+    """
+    Hub id of a base model, and what the card of a model tuned from it takes over, as far as files here tell.
+
+    Args:
+        base_model (`str`, `Path` or `None`):
+            Hub id or folder.
+
+    Returns:
+        `tuple[str | None, dict[str, Any]]`: the Hub id (for a folder, the one its card names), and of `license`,
+        `license_name`, `license_link` and `language` those that are known. A card that cannot be read tells nothing,
+        and is named in the log: a stranger's card must not stop a save.
     """
     from huggingface_hub import try_to_load_from_cache
 
     if not base_model:  # a fresh model's name is the empty string, which is also this folder's path
-        return None, None
-    if Path(base_model).is_dir():
+        return None, {}
+    if _is_folder(base_model):
         values = _card_metadata(Path(base_model) / "README.md")
-        named = values.get("base_model")
-        named = named[0] if isinstance(named, list) and len(named) == 1 else named
-        return (named if isinstance(named, str) and _is_hub_id(named) else None), _text(values.get("license"))
+        parents = names_in(values.get("base_model"))
+        known = len(parents) == 1 and _is_hub_id(parents[0])
+        return (parents[0] if known else None), _taken_over(values)
     if not isinstance(base_model, str) or not _is_hub_id(base_model):
-        return None, None
+        return None, {}
     cached = try_to_load_from_cache(base_model, "README.md")
-    values = _card_metadata(Path(cached)) if isinstance(cached, str) else {}
-    return base_model, _text(values.get("license"))
+    values = _taken_over(_card_metadata(Path(cached))) if isinstance(cached, str) else {}
+    link = values.get("license_link")
+    if link is not None and "://" not in link:  # a file beside that card
+        values["license_link"] = f"https://huggingface.co/{base_model}/blob/main/{link.removeprefix('./')}"
+    return base_model, values
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # no permission, too long a name, a NUL
+        return False
 
 
 def _card_metadata(card: Path) -> dict[str, Any]:
-    """The YAML block of a card; empty where none can be read: a stranger's card must not stop a save."""
-    if not card.is_file():
-        return {}
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
+    """The metadata of a card; empty, and a line in the log, where it cannot be read."""
     try:
-        values = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        return read_card(card).metadata
+    except (OSError, YamlError) as error:
+        logger.warning("Licence and origin of the base model are not known: its card cannot be read. %s", error)
         return {}
-    return values if isinstance(values, dict) else {}
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _taken_over(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Licence and languages of a base model's card, where they have the type they should."""
+    taken = {key: values[key] for key in LICENSE_KEYS[1:] if isinstance(values.get(key), str) and values[key]}
+    licence, languages = values.get("license"), values.get("language")
+    if isinstance(languages, list):
+        languages = ["no" if language is False else language for language in languages]  # YAML's way with Norwegian
+    else:
+        languages = "no" if languages is False else languages
+    for key, value in (("license", licence), ("language", languages)):
+        names = names_in(value)
+        if names and names == (value if isinstance(value, list) else [value]):
+            taken[key] = value
+    if taken.get("license") in (None, "unknown"):
+        taken = {key: value for key, value in taken.items() if key not in LICENSE_KEYS}
+    return taken
+
+
+def _licence(license: str | list[str] | None, inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the licence: the one asked for, else the inherited one with its name and link."""
+    if license and license != inherited.get("license"):
+        return {"license": license}
+    return {"license": "unknown"} | {key: inherited[key] for key in LICENSE_KEYS if key in inherited}
+
+
+def _write(
+    folder: Path, metadata_block: str, body: str, license: str | list[str] | None, overwrite: bool = False
+) -> Path:
+    """Put a card into its folder, whole or not at all, with what a card that is there has to keep."""
+    path = folder / "README.md"
+    text = f"---\n{metadata_block}\n---\n\n{body}"
+    try:
+        if not overwrite:
+            text = merge_cards(text, read_text(path, MAX_CARD_BYTES), license=license)
+    except FileNotFoundError:
+        pass
+    except (OSError, YamlError) as error:
+        aside = next(name for name in _names_aside(folder) if not os.path.lexists(name))
+        os.replace(path, aside)
+        logger.warning("%s could not be read and is now %s; a new one was written. %s", path, aside.name, error)
+    with writing("the card", path):
+        write_whole(path, text)  # renamed into place: a link there, as in the Hub's cache, is not written through
+    return path
+
+
+def _names_aside(folder: Path) -> Iterator[Path]:
+    return (folder / f"README.old{'' if number == 1 else f'-{number}'}.md" for number in itertools.count(1))
 
 
 def _paper(method: str, given: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import ArmResult, ForgettingReport
 from hf_ext.hub import cards
-from hf_ext.hub.cards import METHODS, base_model_metadata, write_model_card
+from hf_ext.hub.cards import METHODS, base_model_metadata, write_dataset_card, write_model_card
 from tests.tiny import tiny_tokenizer
 
 HUB_LICENCES = {"apache-2.0", "mit", "llama3.2", "unknown", "other"}  # keys of the Hub's list that occur here
@@ -120,7 +120,7 @@ def test_licence_and_lineage_come_from_the_base_models_card(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "base_card", [None, "no metadata", "---\n: : [\n---\n", "---\n- a list\n---\n", "---\nlicense: [a]\n---\n"]
+    "base_card", [None, "no metadata", "---\n: : [\n---\n", "---\n- a list\n---\n", "---\nlicense: [1]\n---\n"]
 )
 def test_a_local_base_is_never_named_and_an_unknown_licence_says_so(tmp_path: Path, base_card: str | None) -> None:
     base = tmp_path / "secret_place"
@@ -142,6 +142,46 @@ def test_hub_ids_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert base_model_metadata("gpt2") == ("gpt2", None)
     for path in ("outputs/run1", "./outputs", "/data/models/base", "a/b/c", tmp_path / "gone", "", None):
         assert base_model_metadata(path) == (None, None)
+
+
+def test_name_link_and_lists_of_licences_and_languages_come_from_the_base_models_card(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: model-terms\nlicense_link: https://example.org/terms\n"
+        "language: [en, no]\n---\n"
+    )
+    values = _card(tmp_path / "out", base_model=base).data.to_dict()
+    assert (values["license"], values["license_name"]) == ("other", "model-terms")
+    assert values["license_link"] == "https://example.org/terms"
+    assert values["language"] == ["en", "no"]  # YAML 1.1 reads `no` as false
+    asked = _card(tmp_path / "other", base_model=base, license="mit").data.to_dict()
+    assert asked["license"] == "mit"
+    assert not {"license_name", "license_link"} & set(asked)
+    (base / "README.md").write_text("---\nlicense: [mit, apache-2.0]\nlanguage: de\n---\n")
+    values = _card(tmp_path / "lists", base_model=base).data.to_dict()
+    assert (values["license"], values["language"]) == (["mit", "apache-2.0"], "de")
+
+
+def test_a_licence_file_beside_a_hub_models_card_is_linked_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    readme = tmp_path / "README.md"
+    readme.write_text("---\nlicense: other\nlicense_name: terms\nlicense_link: LICENSE\n---\n")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(readme))
+    values = _card(tmp_path / "out", base_model="org/base").data.to_dict()
+    assert values["license_link"] == "https://huggingface.co/org/base/blob/main/LICENSE"
+
+
+def test_no_task_is_claimed_that_nobody_named(tmp_path: Path) -> None:
+    rows = write_dataset_card(tmp_path / "rows", dataset_name="me/rows", splits={"train": 3})
+    assert "task_categories" not in ModelCard.load(rows).data.to_dict()
+    samples = write_dataset_card(tmp_path / "samples", dataset_name="me/samples", kind="context_free")
+    assert ModelCard.load(samples).data.to_dict()["task_categories"] == ["text-generation"]
+    assert _card(tmp_path / "model", method="consensus").data.pipeline_tag is None
+    assert _card(tmp_path / "model", method="consensus", task="text-classification").data.pipeline_tag is not None
 
 
 def test_licence_is_found_in_the_hub_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
