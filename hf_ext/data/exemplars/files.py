@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from hf_ext.data.exemplars.retrievers import (
     Bm25Retriever,
@@ -27,6 +28,8 @@ from hf_ext.data.exemplars.retrievers import (
 )
 from hf_ext.data.exemplars.text import WordSplitter
 from hf_ext.guards.disk import replacing, write_whole, writing
+from hf_ext.guards.inside import file_in, read_json
+from hf_ext.guards.unpacked import text_batches
 
 if TYPE_CHECKING:
     from hf_ext.data.exemplars.store import ExemplarStore
@@ -37,6 +40,7 @@ CONFIG = "rare_config.json"
 FORMAT_VERSION = 1
 OWN_KEYS = ("format_version", "store")
 LIBRARIES = ("hf-ext", "bm25s", "pyarrow")
+SUFFIXES = (".parquet", ".safetensors")
 STORED = ("id", "query", "document", "document_key", "doc_id", "source", "negative")
 
 
@@ -134,19 +138,33 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or of a higher format version.
+        ValueError: it is not JSON, of a higher format version, or says something of the store that `save` never wrote.
     """
     path = Path(folder) / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{folder} holds no exemplars: {CONFIG} is missing. ExemplarStore.save writes it.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a configuration that ExemplarStore.save wrote.") from error
-    if not isinstance(found, int) or not 1 <= found <= FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {found!r}; this hf-ext reads up to {FORMAT_VERSION}. Upgrade it.")
+    config = read_json(path, what="a configuration that ExemplarStore.save wrote")
+    revision = config.get("format_version")
+    if not isinstance(revision, int) or not 1 <= revision <= FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {revision!r}; this hf-ext reads up to {FORMAT_VERSION}. Upgrade it, or save "
+            "the exemplars again with ExemplarStore.save."
+        )
+    described = config.get("store")
+    if described is not None and not _is_described(described):
+        raise ValueError(f"{path} is not a configuration that ExemplarStore.save wrote.")
     return config
+
+
+def _is_described(store: Any) -> bool:
+    """Whether every fact of a store that is read has the type it was saved with."""
+    kinds = {"rows": int, "content_hash": str, "retriever": dict, "files": list}
+    return (
+        isinstance(store, dict)
+        and all(isinstance(store.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in store["files"])
+        and isinstance(store["retriever"].get("kind"), str)
+    )
 
 
 def load_store(
@@ -165,12 +183,13 @@ def load_store(
     vectors = None
     for path in paths:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            vectors = load_file(path)["embeddings"]
+            vectors = _read_vectors(path, len(columns["query"]))
     stale = False
     if retriever is None:
-        retriever, stale = retriever_of(described["retriever"], *encoder)
+        try:
+            retriever, stale = retriever_of(described["retriever"], *encoder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / CONFIG}: 'retriever' is none that ExemplarStore.save wrote.") from error
     if stale and vectors is not None:
         logger.warning("%s: the stored vectors are of another encoder and are left aside; made again.", folder)
         vectors = None
@@ -186,21 +205,23 @@ def _checked_files(folder: Path, files: list[dict[str, Any]], max_bytes: int) ->
     """Paths of the store's files: inside the folder, not too large, with the hashes written down."""
     paths = []
     for file in files:
-        name = file["name"]
-        if Path(name).name != name or Path(name).suffix not in (".parquet", ".safetensors"):
+        name = file.get("name")
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in SUFFIXES:
             raise ValueError(f"{folder / CONFIG} names {name!r}, which is no file that a store has.")
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the store is incomplete. Fetch or save it again.")
-        paths.append(path)
+        try:
+            paths.append(file_in(folder, name, folder / CONFIG))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{folder / name} is missing: the store is incomplete. Fetch or save it again."
+            ) from None
     size = sum(path.stat().st_size for path in paths)
     if size > max_bytes:
         raise ValueError(f"{folder} holds {size:,} bytes of exemplars, more than max_bytes={max_bytes:,}.")
     for path, file in zip(paths, files, strict=True):
-        found = _sha256(path)
-        if found != file["sha256"]:
+        digest = _sha256(path)
+        if digest != file["sha256"]:
             raise ValueError(
-                f"{path} has hash {found[:12]}..., {CONFIG} says {file['sha256'][:12]}...: the file was changed or "
+                f"{path} has hash {digest[:12]}..., {CONFIG} says {file['sha256'][:12]}...: the file was changed or "
                 "damaged. Fetch or save the store again."
             )
     return paths
@@ -209,19 +230,34 @@ def _checked_files(folder: Path, files: list[dict[str, Any]], max_bytes: int) ->
 def _read_rows(paths: list[Path], max_rows: int, max_bytes: int) -> dict[str, list[Any]]:
     """Columns of all files, counted as they unpack: a small file may hold a great deal."""
     columns: dict[str, list[Any]] = {name: [] for name in STORED}
-    rows = size = 0
+    size = 0
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=8192):
-                rows, size = rows + batch.num_rows, size + batch.nbytes
-                if rows > max_rows or size > max_bytes:
-                    raise ValueError(
-                        f"{path.parent} unpacks to more than max_rows={max_rows:,} or max_bytes={max_bytes:,}."
-                    )
-                for name in columns:
-                    columns[name] += batch.column(name).to_pylist()
+        for batch in text_batches(path, STORED):
+            size += batch.num_bytes
+            for name, values in batch.columns.items():
+                columns[name] += values
+            if len(columns["query"]) > max_rows or size > max_bytes:
+                raise ValueError(
+                    f"{path.parent}, with {path.name}, unpacks to more than max_rows={max_rows:,} or "
+                    f"max_bytes={max_bytes:,}."
+                )
     optional = ("doc_id", "source", "negative")
     return {n: v for n, v in columns.items() if n not in optional or any(value is not None for value in v)}
+
+
+def _read_vectors(path: Path, num_rows: int) -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    try:
+        vectors = load_file(path)["embeddings"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no vectors of exemplars: {error}. Save the store again.") from error
+    if vectors.ndim != 2 or len(vectors) != num_rows or vectors.dtype.kind != "f":
+        raise ValueError(
+            f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected a vector of floats for each of the "
+            f"{num_rows:,} exemplars. Save the store again."
+        )
+    return vectors
 
 
 def describe(retriever: Retriever) -> dict[str, Any]:

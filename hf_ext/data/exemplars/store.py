@@ -375,7 +375,8 @@ class ExemplarStore:
 
         Raises:
             FileNotFoundError: no store there, or a file of it is missing.
-            ValueError: a higher format version, a wrong hash, or more than the limits.
+            ValueError: a higher format version, a wrong hash, a file outside the folder, more than the limits, or a
+                file that unpacks to more than 200 times its size (and 256 MiB).
         """
         from hf_ext.data.exemplars.files import load_store
 

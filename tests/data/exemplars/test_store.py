@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
+from safetensors.numpy import save_file
 
 from hf_ext.data.exemplars import (
     Bm25Retriever,
@@ -316,6 +317,52 @@ def test_a_damaged_pool_is_refused_with_its_reason(tmp_path, damage, error, mess
     damage(tmp_path)
     with pytest.raises(error, match=message):
         ExemplarStore.load(tmp_path)
+
+
+def outside(f) -> None:
+    """The file of rows is a link to one of the same content elsewhere."""
+    path = next(f.glob("*.parquet"))
+    path.rename(f.parent / path.name)
+    path.symlink_to(f.parent / path.name)
+
+
+def pipe(f) -> None:
+    path = next(f.glob("*.parquet"))
+    path.unlink()
+    os.mkfifo(path)
+
+
+def vectors_of_two_rows(f) -> None:
+    import hashlib
+
+    save_file({"embeddings": np.ones((2, 4), np.float32)}, f / "embeddings-0.safetensors")
+    digest = hashlib.sha256((f / "embeddings-0.safetensors").read_bytes()).hexdigest()
+    edit(f, lambda c: c["store"]["files"].append({"name": "embeddings-0.safetensors", "sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (outside, "is a link that leads out of"),
+        (pipe, "is a named pipe"),
+        (
+            lambda f: edit(f, lambda c: c["store"]["files"][0].update(name="/etc/x.parquet")),
+            "no file that a store has",
+        ),
+        (lambda f: edit(f, lambda c: c["store"]["files"][0].update(name=["x"])), "no file that a store has"),
+        (lambda f: edit(f, lambda c: c["store"].update(files="x")), "is not a configuration"),
+        (lambda f: edit(f, lambda c: c["store"].update(rows="3")), "is not a configuration"),
+        (lambda f: edit(f, lambda c: c["store"].update(retriever={"kind": "bm25"})), "'retriever' is none that"),
+        (lambda f: edit(f, lambda c: c["store"].update(retriever={"kind": "fixed", "ids": 3})), "'retriever' is none"),
+        (lambda f: (f / "rare_config.json").write_text("[" * 10**5), "is not a configuration .* nested too deeply"),
+        (vectors_of_two_rows, r"float32 of shape \(2, 4\); expected a vector of floats for each of the 3 exemplars"),
+    ],
+)
+def test_a_pool_from_elsewhere_is_held_to_its_folder_and_its_form(tmp_path, harm, message):
+    ExemplarStore(ROWS).save(tmp_path / "store")
+    harm(tmp_path / "store")
+    with pytest.raises(ValueError, match=message):
+        ExemplarStore.load(tmp_path / "store")
 
 
 def test_an_oversize_pool_is_refused_packed_and_unpacked(tmp_path):
