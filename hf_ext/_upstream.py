@@ -1,7 +1,7 @@
 """The only place that touches a private name of trl, transformers or sentence-transformers.
 
 The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers'
-`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`.
+`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`; what is around a step, `_upstream_steps.py`.
 Host libraries move every two weeks. Each private symbol used here or there is listed in `TOUCHED`; where one moved,
 `tests/test_upstream.py` fails and names it.
 """
@@ -45,6 +45,9 @@ TOUCHED = (
     ("transformers.Trainer", "_save_checkpoint", "a checkpoint could be half-written and taken for whole"),
     ("transformers.Trainer", "_get_output_dir", "the folder of a checkpoint would not be known"),
     ("transformers.Trainer", "_load_best_model", "a damaged best checkpoint could be loaded"),
+    ("transformers.Trainer", "_init_training_state", "a finished run that is resumed would train one step more"),
+    ("transformers.Trainer", "_finalize_training", "the random state of a finished run would not be restored"),
+    ("transformers.Trainer", "_load_rng_state", "the random state of a finished run would not be restored"),
     ("transformers.Trainer", "_save", "training_args.bin, a pickle, would be saved beside the model"),
     ("transformers.Trainer", "_push_from_checkpoint", "hub_strategy would publish optimiser states, pickles"),
     ("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),

@@ -23,6 +23,7 @@ from hf_ext import _upstream
 from hf_ext._upstream import TOUCHED, Seam, SFTSeam, fused_lm_head, tokenise_rows
 from hf_ext._upstream_preference import DPOSeam, KTOSeam, PreferenceSeam
 from hf_ext._upstream_retrieval import RetrievalSeam
+from hf_ext._upstream_steps import StepSeam
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 
@@ -46,6 +47,11 @@ PARAMETERS: dict[str, list[str]] = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_get_output_dir": ["self", "trial"],
     "_load_best_model": ["self"],
+    "_load_rng_state": ["self", "checkpoint"],
+    "_init_training_state": [
+        "self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
+    ],
+    "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "add_fused_lm_head": ["model"],
     "DataCollatorForLanguageModeling": ["pad_token_id", "padding_free", "return_position_ids", "pad_to_multiple_of"],
@@ -89,10 +95,10 @@ def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
     hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches", "push_checkpoint"}
     hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
     hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
-    hooks |= {"compute_ref_log_probs", "take_ratios"}
+    hooks |= {"compute_ref_log_probs", "take_ratios", "has_steps_left"}
     defined = {
         name
-        for seam in (Seam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)
+        for seam in (Seam, StepSeam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)
         for name, value in vars(seam).items()
         if not name.startswith("__") and callable(value)
     }

@@ -37,7 +37,12 @@ def kill_step(seed: int) -> int:
 
 
 def kill_jobs(folder: Path, seeds: range, cases: list[str]) -> list[dict[str, Any]]:
-    """Whole, killed and resumed: three jobs a case and seed."""
+    """
+    Four jobs a case and seed: whole; killed; resumed; and once more where the whole one ended.
+
+    The last finds what a kill after the last step and before the model is saved leaves: the trainer itself writes
+    nothing after its last checkpoint.
+    """
     jobs = []
     for case in cases:
         method, _, variant = case.partition("+")
@@ -54,6 +59,7 @@ def kill_jobs(folder: Path, seeds: range, cases: list[str]) -> list[dict[str, An
                 job | {"id": f"{case}/{seed}/whole", "folder": str(place / "whole")},
                 job | {"id": f"{case}/{seed}/killed", "folder": str(place / "cut"), "kill_at": kill_step(seed)},
                 job | {"id": f"{case}/{seed}/resumed", "folder": str(place / "cut"), "resume": True},
+                job | {"id": f"{case}/{seed}/ended", "folder": str(place / "whole"), "resume": True},
             ]
     return jobs
 
@@ -72,12 +78,24 @@ def assert_resumed_to_the_same_weights(results: dict, case: str, seed: int) -> N
     assert norms[0] == norms[1]
     assert len(norms[0]) == LAST - checkpoint
     assert resumed["weights"] == whole["weights"]
+    assert resumed["state"] == whole["state"]
     assert len(set(whole["losses"])) == LAST
+
+
+def assert_nothing_is_trained_after_the_last_step(results: dict, case: str, seed: int) -> None:
+    whole, ended = (results[f"{case}/{seed}/{part}"] for part in ("whole", "ended"))
+    assert ended["exit"] == 0
+    assert ended["losses"] == []
+    assert (ended["step"], ended["weights"], ended["state"]) == (LAST, whole["weights"], whole["state"])
+    summary = ended["logs"].pop()
+    assert "train_runtime" in summary
+    assert "train_loss" not in summary, "the mean loss of no step"
+    assert ended["logs"] == whole["logs"][:-1]
 
 
 @pytest.fixture(scope="module")
 def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Each case whole, killed and resumed, with one seed: one launch."""
+    """Each case with one seed: one launch."""
     return launch_once("cuts", lambda folder: kill_jobs(folder, range(1), CASES), tmp_path_factory)
 
 
@@ -86,9 +104,15 @@ def test_killed_run_resumes_to_the_same_weights(case: str, cuts: dict) -> None:
     assert_resumed_to_the_same_weights(cuts, case, 0)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_after_its_last_step_trains_nothing_when_resumed(case: str, cuts: dict) -> None:
+    assert_nothing_is_trained_after_the_last_step(cuts, case, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.endswith(("+plain", "+packed"))])
 def test_killed_run_resumes_to_the_same_weights_with_twenty_seeds(case: str, tmp_path: Path) -> None:
     results = launch(kill_jobs(tmp_path, range(SEEDS), [case]), tmp_path)
     for seed in range(SEEDS):
         assert_resumed_to_the_same_weights(results, case, seed)
+        assert_nothing_is_trained_after_the_last_step(results, case, seed)

@@ -9,7 +9,8 @@ A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to 
 (the rows come from an `IterableDataset`) and `lora` (an adapter is trained).
 With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
 starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
-`logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
+`state` (SHA-256 of what the next step would start from: optimiser, schedule and random numbers), `step` (the last one
+taken), `logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import sys
 import traceback
@@ -25,6 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -53,6 +56,17 @@ def digest_of(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def state_digest(trainer: Any) -> str:
+    """SHA-256 of the optimiser's state, the schedule's, and the random numbers of torch, NumPy and Python."""
+    optimizer = trainer.optimizer.state_dict()
+    moments = [value for entry in optimizer["state"].values() for value in entry.values()]
+    tensors = [value for value in moments if isinstance(value, torch.Tensor)] + [torch.random.get_rng_state()]
+    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors))
+    digest.update(np.random.get_state()[1].tobytes())  # noqa: NPY002  the state that a checkpoint holds
+    digest.update(repr((optimizer["param_groups"], trainer.lr_scheduler.state_dict(), random.getstate())).encode())
+    return digest.hexdigest()
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train one job to its end."""
     method, rows = BY_NAME[job["method"]], job["rows"]
@@ -69,6 +83,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "losses": mean,
         "weights": digest_of(trainer.accelerator.unwrap_model(trainer.model)),
+        "state": state_digest(trainer),
+        "step": trainer.state.global_step,
         "logs": trainer.state.log_history,
         "world": trainer.accelerator.num_processes,
         "exit": 0,

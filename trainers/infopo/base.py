@@ -96,6 +96,11 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
                 "precompute_ref_log_probs=True and peft_config= need no second model either."
             )
 
+    def has_steps_left(self) -> bool:
+        """Whether there is a step to train: not after a stop by the likelihood guard."""
+        guard = self.likelihood_guard
+        return super().has_steps_left() and not (guard is not None and guard.has_stopped(self.args, self.state))
+
     # --- rows ------------------------------------------------------------------------------------------------------
 
     def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:

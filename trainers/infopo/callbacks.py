@@ -50,30 +50,47 @@ class LikelihoodGuardCallback(TrainerCallback):
         self.verdict = "no value yet"
         self._said = False
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on with the verdict of a run that is resumed."""
+        self._judge(args, state)
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Count, and act."""
-        prefix = "" if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no" else "eval_"
-        key = prefix + CHOSEN_DELTA
-        if key not in (logs or {}):
+        if self._key(args) not in (logs or {}) or not self._judge(args, state):
             return
-        values = [entry[key] for entry in state.log_history if key in entry]
-        last = values[-self.patience :]
-        if len(last) < self.patience or max(last) >= -self.tolerance:
-            if not self._said:
-                self.verdict = f"chosen responses at {values[-1]:+.4f} nats per token against the reference"
-            return
-        self.verdict = (
-            f"chosen responses fell: {', '.join(f'{value:+.4f}' for value in last)} nats per token against the "
-            f"reference at the last {len(last)} logs before step {state.global_step}"
-        )
         if not self._said:
             self._said = True
             ending = " Training stops here (likelihood_guard='stop')." if self.mode == "stop" else ""
             logger.warning("Likelihood guard: the %s. %s%s", self.verdict, REMEDIES, ending)
         if self.mode == "stop":
             control.should_training_stop = True
+
+    def has_stopped(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the run whose log this is was stopped by it."""
+        return self.mode == "stop" and self._judge(args, state)
+
+    @staticmethod
+    def _key(args: TrainingArguments) -> str:
+        strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+        return ("" if strategy == "no" else "eval_") + CHOSEN_DELTA
+
+    def _judge(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether it is to act on the last values of the log's history; sets the verdict."""
+        entries = [entry for entry in state.log_history if self._key(args) in entry]
+        last = [entry[self._key(args)] for entry in entries[-self.patience :]]
+        is_low = len(last) == self.patience and max(last) < -self.tolerance
+        if is_low:
+            self.verdict = (
+                f"chosen responses fell: {', '.join(f'{value:+.4f}' for value in last)} nats per token against the "
+                f"reference at the last {len(last)} logs before step {state.global_step}"
+            )
+        elif entries and not self._said:
+            self.verdict = f"chosen responses at {last[-1]:+.4f} nats per token against the reference"
+        return is_low
 
 
 class CeilingCallback(TrainerCallback):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_ext._upstream import CheckpointSeam
+from hf_ext._upstream_steps import StepSeam
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.trainers.weighted_sft.card import card_of_trainer
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 PARTIAL = "_saving"  # begins like everything that no push takes along
 
 
-class SavesWithCard(CheckpointSeam):
+class SavesWithCard(StepSeam, CheckpointSeam):
     """
     Saving and pushing for a trainer whose class names its `method`; stands before the host trainer in its bases.
 
