@@ -39,12 +39,12 @@ RECORDED = {
     "PairsToUnpaired": "31c591286aa371be",
     "AddInContextExamples": "ad9a16c95e28e25d",
     "EmbedRows": "7837e805c4d12e7f",
-    "RandomizedResponse": "7980fbe1f88dc050",
-    "RandomizedResponse_tokens": "7980fbe1f88dc050",
-    "RandomizedResponse_prior": "ef65e07adc36b237",
-    "RandomizedResponse_again": "fe0934693d6691e1",
-    "RandomizedResponse_after": "834fb23dcab2ca21",
-    "HashColumn": "103fdddb38459c55",
+    "RandomizedResponse": "6107996e39e03221",
+    "RandomizedResponse_tokens": "6107996e39e03221",
+    "RandomizedResponse_prior": "445083fb528d93ac",
+    "RandomizedResponse_again": "2a771f44c61f8270",
+    "RandomizedResponse_after": "2548f6c396afaa94",
+    "HashColumn": "cededba7d07685a7",
 }
 
 

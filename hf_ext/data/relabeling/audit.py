@@ -109,9 +109,9 @@ def audit_channel(callable: RandomizedResponse, n: int = 1_000_000) -> AuditRepo
 def realised_epsilon(epsilon: float, num_classes: int) -> float:
     """The largest log-ratio that the integer thresholds of a channel can show, in nats, rounded down to a float."""
     threshold = keep_threshold(epsilon, num_classes)
-    rarest = WORD // (num_classes - 1)
-    value = math.log(threshold) + math.log(WORD) - math.log(WORD - threshold) - math.log(rarest)
-    return min(value, epsilon)  # the integers do not exceed it; the logarithms' last digit may
+    rarest = WORD // num_classes
+    value = math.log1p(threshold * WORD / ((WORD - threshold) * rarest))
+    return min(value, epsilon)  # the integers do not exceed it; the logarithm's last digit may
 
 
 def _emitted(callable: RandomizedResponse, true: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:

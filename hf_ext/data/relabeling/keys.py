@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_ENV", "KeyRef", "keep_threshold", "make_key_file", "uniforms"]
+__all__ = ["DEFAULT_ENV", "KeyRef", "encoded", "keep_threshold", "make_key_file", "uniforms"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +132,25 @@ def make_key_file(path: str | Path) -> KeyRef:
     return KeyRef(file=str(path))
 
 
-def uniforms(key: bytes, domain: str, messages: Iterable[bytes]) -> NDArray[np.uint64]:
+def encoded(*parts: str | int) -> bytes:
+    """Texts and integers as bytes, each with its type and length in front: no two lists of them are the same bytes."""
+    whole = bytearray()
+    for part in parts:
+        # A command line that is no UTF-8 reaches Python as lone surrogates, which plain UTF-8 refuses.
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else str(int(part)).encode()
+        whole += (b"t" if isinstance(part, str) else b"i") + len(content).to_bytes(8, "big") + content
+    return bytes(whole)
+
+
+def uniforms(key: bytes, domain: bytes, messages: Iterable[bytes]) -> NDArray[np.uint64]:
     """
     Two independent uniform integers below 2**64 for every message, from keyed BLAKE2b.
 
     Args:
         key (`bytes`):
             32 to 64 bytes.
-        domain (`str`):
-            What the noise is for: two domains have independent noise. It must be injective in whatever it is made of.
+        domain (`bytes`):
+            What the noise is for, from [`encoded`]: two domains have independent noise.
         messages (`Iterable[bytes]`):
             Such as the ids of the rows.
 
@@ -149,8 +159,7 @@ def uniforms(key: bytes, domain: str, messages: Iterable[bytes]) -> NDArray[np.u
 
     Reference: Aumasson et al., RFC 7693, section 2.9 (keyed BLAKE2b is a pseudo-random function).
     """
-    prefix = domain.encode()
-    start = hashlib.blake2b(len(prefix).to_bytes(8, "big") + prefix, digest_size=16, key=key)
+    start = hashlib.blake2b(len(domain).to_bytes(8, "big") + domain, digest_size=16, key=key)
     digests = bytearray()
     for message in messages:
         state = start.copy()
@@ -172,9 +181,10 @@ def keep_threshold(epsilon: float, num_classes: int) -> int:
     r"""
     The largest A such that keeping the label when a uniform word is below A costs at most `epsilon`.
 
-    The label is kept with probability $A / 2^{64}$; else a second word chooses among the $K - 1$ others, the rarest of
-    which has $c = \lfloor 2^{64} / (K - 1) \rfloor$ words. The ratio that an observer can see is at most
-    $A\, 2^{64} / ((2^{64} - A)\, c) \le e^\varepsilon$. All of it is integers; $e^\varepsilon$ is rounded down.
+    The label is kept with probability $A / W$, $W = 2^{64}$; else a second word chooses among all $K$ classes, the
+    rarest of which has $c = \lfloor W / K \rfloor$ words. A class comes out at most $1 + A W / ((W - A)\, c)$ times as
+    often when it is the true one, which must not exceed $e^\varepsilon$; of two others it comes out alike. All of it
+    is integers; $e^\varepsilon$ is rounded down.
 
     Args:
         epsilon (`float`):
@@ -188,13 +198,10 @@ def keep_threshold(epsilon: float, num_classes: int) -> int:
     Raises:
         ValueError: no threshold has the budget.
     """
-    bound = exp_rounded_down(epsilon)
-    rarest = WORD // (num_classes - 1)
-    threshold = min(int(bound * rarest * WORD / (WORD + bound * rarest)), WORD - 1)
-    commonest = -(-WORD // (num_classes - 1))
-    # The other way round: a class is at most e^epsilon times likelier when it is wrong; two wrong ones are as likely.
-    backward = (WORD - threshold) * commonest <= bound * threshold * WORD
-    if threshold < 1 or not backward or commonest > bound * rarest:
+    gain = exp_rounded_down(epsilon) - 1
+    rarest = WORD // num_classes
+    threshold = min(int(gain * rarest * WORD / (WORD + gain * rarest)), WORD - 1)
+    if threshold < 1:
         raise ValueError(f"epsilon={epsilon} is too small for {num_classes} classes and 64 bits of noise.")
     return threshold
 

@@ -15,7 +15,10 @@ EPSILON = "label_dp_epsilon"
 """Column of the nats spent on the label, float32, never below what was spent."""
 
 CHANNEL = "label_dp_channel"
-"""Column of the channel the label came through: mechanism, classes and a hash, such as `rr-7-1f0c...`."""
+"""Column of the channel the label came through: mechanism, classes, format, a hash, such as `rr-7-v2-1f0c...`."""
+
+FORMAT = "2"
+"""Of the draw; names without one are of the first, whose labels have the same channel from other noise."""
 
 TRUE_LABEL = "true-label"
 """In `CHANNEL`: the label is the true one; the budget was spent on copies released elsewhere."""
@@ -25,10 +28,9 @@ class PrivacyBudgetError(ValueError):
     """A second draw from a label whose budget is spent, without word on what the draw is from."""
 
 
-def channel_id(mechanism: str, num_classes: int, *facts: object) -> str:
-    """A short name of a channel: mechanism and classes in plain, everything else hashed."""
-    text = "\x1f".join([mechanism, str(num_classes), *map(str, facts)])
-    return f"{mechanism}-{num_classes}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+def channel_id(mechanism: str, num_classes: int, facts: bytes) -> str:
+    """A short name of a channel: mechanism, classes and format in plain, everything else hashed."""
+    return f"{mechanism}-{num_classes}-v{FORMAT}-{hashlib.sha256(facts).hexdigest()[:12]}"
 
 
 def has_ledger(columns: Iterable[str]) -> bool:

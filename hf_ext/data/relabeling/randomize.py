@@ -6,18 +6,19 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel, check_classes, check_epsilon, likely_classes
 from hf_ext.data.relabeling.columns import IGNORED_LABEL, ClassColumn, class_column, row_error
-from hf_ext.data.relabeling.keys import KeyRef, below, keep_threshold, uniforms
+from hf_ext.data.relabeling.keys import KeyRef, below, encoded, keep_threshold, uniforms
 from hf_ext.data.relabeling.leaks import refuse_leaks
 from hf_ext.data.relabeling.ledger import (
     CHANNEL,
     EPSILON,
+    FORMAT,
     TRUE_LABEL,
     PrivacyBudgetError,
     channel_id,
@@ -47,8 +48,10 @@ class RandomizedResponse:
     | `prior_column`, if given | K numbers | `label_dp_channel` | str, names the channel |
 
     The noise is no draw but a function of the key, the salt, this object's settings and the row's id: mapping again,
-    more workers, a stream, a lost cache or a resumed job give the same noisy label. `privatize` maps a whole dataset
-    and checks what no batch shows: ids that occur twice, and columns that give the label away.
+    more workers, a stream, a lost cache or a resumed job give the same noisy label. It says whether the label stays,
+    and otherwise which of all K classes replaces it, whatever the label was: on labels that are noisy already, their
+    ledger lost, the same noise changes nothing. `privatize` maps a whole dataset and checks what no batch shows: ids
+    that occur twice, and columns that give the label away.
 
     Args:
         epsilon (`float`):
@@ -90,7 +93,7 @@ class RandomizedResponse:
     id_column: str = "id"
     prior_column: str | None = None
     compose: bool = False
-    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+    revision: str = "2"  # changes whenever the output would: datasets hashes this object, not the code behind it
     salt: str = ""
     after: RRChannel | None = None
     public_columns: tuple[str, ...] = ()
@@ -103,6 +106,10 @@ class RandomizedResponse:
                 f"key must be a KeyRef, which says where the key is, got {type(self.key).__name__}: a key itself "
                 "would end up in caches. Use KeyRef(env='HF_EXT_LABEL_KEY') or KeyRef(file=...)."
             )
+        for setting in ("label", "id_column", "salt"):
+            value = getattr(self, setting)
+            if not isinstance(value, str):
+                raise ValueError(f"{setting} must be a string, got {describe(value)}.")
         if isinstance(self.public_columns, str):
             raise ValueError(f"public_columns must be a tuple of names, got the string {self.public_columns!r}.")
         if self.after is not None:
@@ -130,10 +137,20 @@ class RandomizedResponse:
     @property
     def channel_id(self) -> str:
         """What the ledger calls the channel."""
-        facts = (float(self.epsilon).hex(), self.label, self.salt)
+        return channel_id(self._mechanism, self.num_classes, self._facts())
+
+    @property
+    def _mechanism(self) -> str:
         if self.after is not None:
-            return channel_id("rr-then-rr", self.num_classes, float(self.after.epsilon).hex(), *facts)
-        return channel_id("rr" if self.prior_column is None else "rr-prior", self.num_classes, *facts)
+            return "rr-then-rr"
+        return "rr" if self.prior_column is None else "rr-prior"
+
+    def _facts(self) -> bytes:
+        """Everything the noise is for. Two releases that share noise give true labels away wherever they differ."""
+        first = "" if self.after is None else float(self.after.epsilon).hex()
+        epsilon = float(self.epsilon).hex()
+        mechanism = ("hf-ext label noise", FORMAT, self._mechanism, self.num_classes)
+        return encoded(*mechanism, first, epsilon, self.label, self.salt)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Noisy labels and ledger of one batch."""
@@ -142,9 +159,13 @@ class RandomizedResponse:
         epsilons, channels = self.ledger_after(batch, classes, rows)
         refuse_leaks(batch, self.label, public=self._public())
         labelled = classes.flat != IGNORED_LABEL
-        noise = uniforms(self.key.read(), self._domain(), self._messages(batch, classes, rows))
+        likely = self._likely(batch, classes, labelled)
+        messages = self.messages(batch, classes)
+        if likely is not None:
+            messages = map(bytes.__add__, messages, likely.encoded())
+        noise = uniforms(self.key.read(), self._facts(), messages)
         noisy = classes.flat.copy()
-        noisy[labelled] = self._draw(classes.flat[labelled], noise[labelled], self._priors(batch, classes, labelled))
+        noisy[labelled] = self._draw(classes.flat[labelled], noise, likely)
         return {self.label: classes.rows(noisy), EPSILON: rounded_up(epsilons), CHANNEL: channels}
 
     def _public(self) -> tuple[str, ...]:
@@ -195,31 +216,28 @@ class RandomizedResponse:
                 f"{names[i]!r}. Give after= the channel of these rows; for true labels use compose=True."
             )
 
-    def _domain(self) -> str:
-        """Everything the noise is for. Without the mechanism in it, two releases would share their noise."""
-        return "\x1f".join(["hf-ext label noise 1", self.channel_id, self.label, self.salt])
+    def messages(self, batch: Mapping[str, Any], classes: ClassColumn) -> Iterator[bytes]:
+        """
+        What the noise of each label is tied to: the row's id and, for tokens, the place in the row.
 
-    def _messages(self, batch: Mapping[str, Any], classes: ClassColumn, rows: int) -> Iterator[bytes]:
+        Raises:
+            RowError: an id that is missing or not unique in the batch.
+        """
         if self.id_column not in batch:
             raise ValueError(f"no column {self.id_column!r} with the rows' ids, to which the noise is tied. {_IDS}")
         seen: dict[str, int] = {}
-        for i in range(rows):
-            value = plain(batch[self.id_column][i])
+        for i, value in enumerate(map(plain, batch[self.id_column])):
             if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
                 raise row_error(batch, i, self.id_column, f"expected an id, found {describe(value)}", _IDS)
             if seen.setdefault(str(value), i) != i:
                 problem = f"the id {value!r} is that of row {seen[str(value)]:,} too; both would get the same noise"
                 raise row_error(batch, i, self.id_column, problem, _IDS)
-        for i, name in enumerate(seen):
-            text = name.encode()
-            if classes.lengths is None:
-                yield text
-            else:
-                yield from (text + b"\x00" + position.to_bytes(8, "big") for position in range(classes.lengths[i]))
+        # An id read as a number by one format and as a text by another stays the same id.
+        return _messages(list(seen), classes)
 
-    def _priors(
+    def _likely(
         self, batch: Mapping[str, Any], classes: ClassColumn, labelled: NDArray[np.bool_]
-    ) -> FloatArray | None:
+    ) -> LikelyClasses | None:
         if self.prior_column is None:
             return None
         if self.prior_column not in batch:
@@ -235,27 +253,53 @@ class RandomizedResponse:
                 raise row_error(batch, i, self.prior_column, problem, "A uniform prior is [1, 1, ..., 1].")
             priors.append(prior / prior.sum())
         rows = np.array(priors).reshape(-1, self.num_classes)
-        return (rows if classes.lengths is None else rows.repeat(classes.lengths, axis=0))[labelled]
+        entries = (rows if classes.lengths is None else rows.repeat(classes.lengths, axis=0))[labelled]
+        return LikelyClasses(*likely_classes(self.epsilon, entries))
 
-    def _draw(self, labels: IntArray, noise: NDArray[np.uint64], priors: FloatArray | None) -> IntArray:
-        """Noisy classes from two words each."""
+    def _draw(self, labels: IntArray, noise: NDArray[np.uint64], likely: LikelyClasses | None) -> IntArray:
+        """Noisy classes from two words each: the label, or a class that the noise alone chooses."""
         keep, which = noise[:, 0], noise[:, 1]
-        if priors is None:
-            kept = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
-            other = below(which, self.num_classes - 1)
-            return np.where(kept, labels, other + (other >= labels))
-        order, k = likely_classes(self.epsilon, priors)
-        place = np.argmax(order == labels[:, None], axis=1)  # of the true class among the likely ones
-        sizes, size_of = np.unique(k, return_inverse=True)
+        if likely is None:
+            stays = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
+            return np.where(stays, labels, below(which, self.num_classes))
+        place = np.argmax(likely.order == labels[:, None], axis=1)  # of the true class among the likely ones
+        sizes, size_of = np.unique(likely.count, return_inverse=True)
         thresholds = np.array([self._threshold(int(m)) for m in sizes], dtype=np.uint64)[size_of]
-        inside = place < k
-        kept = inside & ((keep < thresholds) | (k == 1))
-        other = below(which, np.maximum(k - inside, 1).astype(np.uint64))
-        other = other + (inside & (other >= place))
-        return order[np.arange(len(order)), np.where(kept, place, other)]
+        stays = (place < likely.count) & (keep < thresholds)
+        chosen = below(which, likely.count.astype(np.uint64))
+        return likely.order[np.arange(len(labels)), np.where(stays, place, chosen)]
 
     def _threshold(self, k: int) -> int:
         return 0 if k == 1 else keep_threshold(self.epsilon, k)
+
+
+class LikelyClasses(NamedTuple):
+    """Classes by falling prior, `(entries, K)`, and how many of them can come out, `(entries,)`."""
+
+    order: IntArray
+    count: IntArray
+
+    def encoded(self) -> Iterator[bytes]:
+        """
+        The classes that can come out, in order, for each entry.
+
+        Two priors that let other classes through are two channels, whose noise must be independent.
+        """
+        for order, count in zip(self.order.astype(">u4"), self.count.tolist(), strict=True):
+            yield encoded(count) + order[:count].tobytes()
+
+
+def _messages(ids: list[str], classes: ClassColumn) -> Iterator[bytes]:
+    labelled = (classes.flat != IGNORED_LABEL).tolist()
+    if classes.lengths is None:
+        yield from map(encoded, ids)
+        return
+    start = 0
+    for name, length in zip(map(encoded, ids), classes.lengths.tolist(), strict=True):
+        for position in range(length):
+            if labelled[start + position]:
+                yield name + encoded(position)
+        start += length
 
 
 def _two_ways(batch: Mapping[str, Any], i: int, before: FloatArray, names: list[str], label: str) -> str:
