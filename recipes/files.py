@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from hf_ext.guards.yaml_file import read_yaml
 
 ACCELERATE_FOLDER = "accelerate_configs"
 # Method, as in `hf-ext train METHOD` -> the module that trains with it.
@@ -51,6 +54,39 @@ def find_recipe(name: str) -> Path:
         f"{did_you_mean(name, [n.removesuffix('.yaml') for n in recipe_names()])} "
         "('hf-ext recipes list' names them all)"
     )
+
+
+def take_config(arguments: Iterable[str]) -> tuple[list[str], str | None]:
+    """
+    Command-line arguments without `--config NAME`, and that name; both spellings, `--config=NAME` too.
+
+    Raises:
+        ValueError: no name follows `--config`.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in words:
+        return words, None
+    place = words.index("--config") + 1
+    if place == len(words) or words[place].startswith("--"):
+        raise ValueError("argument --config: expected the name of a recipe or a file")
+    return words[: place - 1] + words[place + 1 :], words[place]
+
+
+def read_settings(name: str) -> tuple[Path, dict[str, Any]]:
+    """
+    The YAML file that [`find_recipe`] finds, and the settings in it.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML mapping of option names to values.
+    """
+    path = find_recipe(name)
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be a YAML mapping of option names to values, found {type(values).__name__}")
+    wrong = next((key for key in values if not isinstance(key, str)), "")
+    if not isinstance(wrong, str):
+        raise ValueError(f"{path}: the key {wrong!r:.80} is no name of an option")
+    return path, values
 
 
 def method_of(recipe: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from trl import TrlParser
 
 from hf_ext.cli.schema import config_schema, problem_of
-from hf_ext.recipes.files import did_you_mean, find_recipe
+from hf_ext.recipes.files import did_you_mean, read_settings, take_config
 
 EPILOG = """
 --config FILE reads any of these from a YAML file: a name inside the package ('hf-ext recipes list'), else a path.
@@ -67,8 +67,11 @@ class RecipeParser(TrlParser):
             ValueError: the file is missing, is no YAML mapping, or has an unknown key; or a value is refused by its
                 config. An unknown option exits with status 2.
         """
-        arguments = self._with_config_path(list(sys.argv[1:] if args is None else args))
+        arguments, config = self._read_config(sys.argv[1:] if args is None else args)
+        # TRL would read the file a second time, without bounds: it gets the values instead, in the same order.
         try:
+            os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+            self.set_defaults_with_config(**config)
             *parsed, _, unknown = super().parse_args_and_config(
                 arguments, return_remaining_strings=True, separate_remaining_strings=True
             )
@@ -82,10 +85,7 @@ class RecipeParser(TrlParser):
 
     def check_arguments(self, args: Iterable[str]) -> None:
         """Refuse a missing config and unknown keys or options, without building any config: cheap before a launch."""
-        arguments = self._with_config_path(list(args))
-        if "--config" in arguments:
-            place = arguments.index("--config")
-            del arguments[place : place + 2]
+        arguments, _ = self._read_config(args)
         self._refuse(self.parse_known_args(arguments)[1])
 
     def _refuse(self, unknown: list[str]) -> None:
@@ -93,29 +93,17 @@ class RecipeParser(TrlParser):
             name = unknown[0].split("=")[0]
             self.error(f"unknown argument {name!r}{did_you_mean(name, self._option_string_actions)}")
 
-    def _with_config_path(self, arguments: list[str]) -> list[str]:
-        arguments = [
-            part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-        ]
-        if "--config" not in arguments:
-            return arguments
-        place = arguments.index("--config") + 1
-        if place == len(arguments) or arguments[place].startswith("--"):
-            self.error("argument --config: expected the name of a recipe or a file")
-        path = find_recipe(arguments[place])
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, the date 2024-13-40
-            raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-        except RecursionError as error:
-            raise ValueError(f"{path} is nested too deeply") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} must be a YAML mapping of option names to values, found {type(config).__name__}")
+    def _read_config(self, arguments: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+        """The arguments without `--config`, and what its file holds, checked."""
+        others, name = take_config(arguments)
+        if name is None:
+            return others, {}
+        path, config = read_settings(name)
         known = self.schema()["properties"]
         for key, value in config.items():
             if key not in known:
-                raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+                raise ValueError(f"{path}: unknown key {key[:80]!r}{did_you_mean(key, known)}")
             problem = problem_of(value, known[key])
             if problem:  # argparse takes a default of any type, so this is the only check there is
                 raise ValueError(f"{path}: {key}: {problem}")
-        return [*arguments[:place], str(path), *arguments[place + 1 :]]
+        return others, config

@@ -7,11 +7,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
 from hf_ext.recipes.files import METHODS
+
+if TYPE_CHECKING:
+    from hf_ext.hub.front_matter import CardText
 
 CARD, ARGUMENTS, REPORT = "README.md", "training_args.json", "forgetting.json"
 
@@ -55,7 +58,7 @@ def run_render(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no folder {options.folder!r}")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{options.folder!r} holds no saved model: neither config.json nor adapter_config.json")
-    metadata, body = read_card(folder)
+    metadata, body, _ = read_card(folder)
     arguments = _read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
     report = _report(folder, options.report)
     if not options.force:
@@ -75,7 +78,7 @@ def run_render(options: argparse.Namespace) -> int:
         model_name=options.name or arguments.get("hub_model_id") or _title(body),
         overwrite=options.force,
     )
-    written, _ = read_card(folder)
+    written = read_card(folder).metadata
     unknown = [name for name in ("license", "base_model") if _known(written.get(name)) is None]
     print(f"card: {path} ({method}{'' if report is None else ', with the forgetting table'})")
     for name in unknown:
@@ -83,29 +86,16 @@ def run_render(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+def read_card(folder: Path) -> CardText:
     """
-    Metadata and text of the card in a folder; both empty where there is none.
+    The card in a folder; empty where there is none.
 
     Raises:
         ValueError: its metadata is no YAML mapping.
     """
-    import yaml
+    from hf_ext.hub.front_matter import read_card as read
 
-    path = folder / CARD
-    if not path.is_file():
-        return {}, ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    parts = re.match(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)(.*)\Z", text, re.DOTALL)
-    if parts is None:
-        return {}, text
-    try:
-        values = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-40
-        raise ValueError(f"{CARD}: its metadata is no YAML: {' '.join(str(error).split())}") from error
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"{CARD}: its metadata must be a mapping, found {type(values).__name__}")
-    return values or {}, parts[2]
+    return read(folder / CARD)
 
 
 def method_of(tags: list[str], arguments: Mapping[str, Any]) -> str:

@@ -248,18 +248,21 @@ def _is_set(name: str) -> bool:
 
 def _accelerate_config(facts: Facts) -> None:
     """The config that a bare `accelerate launch` reads, written once by `accelerate config` and forgotten since."""
+    from hf_ext.guards.yaml_file import read_yaml
+
     facts.values["accelerate_config"] = None
     try:
-        import yaml
         from accelerate.commands.config.config_args import default_config_file
     except ImportError:
         return
     if not Path(default_config_file).is_file():
         return
     try:
-        config = yaml.safe_load(Path(default_config_file).read_text(encoding="utf-8"))
-        kind, processes = str(config.get("distributed_type", "NO")), config.get("num_processes", 1)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        config = read_yaml(default_config_file)
+        kind, processes = str(config.get("distributed_type", "NO")), int(config.get("num_processes", 1))
+    except ImportError:  # PyYAML is missing, which has been said
+        return
+    except (ValueError, OSError, AttributeError, TypeError):
         facts.warning("the default accelerate config cannot be read", "accelerate config default")
         return
     facts.values["accelerate_config"] = {

@@ -103,30 +103,44 @@ def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     """Fill options that the command line left at their default from the YAML file."""
     if options.config is None:
         return
-    import yaml
+    from hf_ext.cli.schema import problem_of
+    from hf_ext.recipes.files import did_you_mean, read_settings
 
-    from hf_ext.recipes.files import did_you_mean, find_recipe
-
-    values = yaml.safe_load(find_recipe(options.config).read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {options.config}: expected options, one a line, such as 'fraction: 0.1'")
-    known = [name for name in vars(options) if name not in ("config", "run", "action", "command")]
+    _, values = read_settings(options.config)
+    actions = {action.dest: action for action in parser._actions}
+    known = {name: _schema_of(action) for name, action in actions.items() if name not in ("config", "help")}
     counted = options.k is not None or options.fraction is not None  # one of the two replaces the file's
     for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{did_you_mean(name, known)}")
+        problem = problem_of(value, known[name])
+        if problem:
+            raise ValueError(f"--config {options.config}: {name}: {problem}")
         if counted and name in ("k", "fraction"):
             continue
-        if name not in known:
-            raise ValueError(f"--config {options.config}: no option {name!r}{did_you_mean(str(name), known)}")
         if getattr(options, name) == parser.get_default(name):
-            setattr(options, name, value)
+            convert: Any = actions[name].type if isinstance(value, str) else None
+            setattr(options, name, value if convert is None else convert(value))  # YAML reads 1e-1 as text
     if isinstance(options.option, dict):
         options.option = [f"{name}={value}" for name, value in options.option.items()]
 
 
+def _schema_of(action: argparse.Action) -> dict[str, Any]:
+    """What a YAML file may hold for an option of the command line."""
+    from hf_ext.cli.schema import SCALARS
+
+    if action.dest == "option":  # NAME=VALUE several times, or a mapping
+        scalars = {"type": ["string", "number", "boolean", "null"]}
+        return {"type": ["object", "array"], "items": SCALARS[str], "additionalProperties": scalars}
+    schema = SCALARS[action.type or str]
+    names = ["array", *schema["type"]] if action.nargs == "+" else schema["type"]
+    return {**schema, "type": [*names, "null"] if action.default is None else names, "items": SCALARS[str]}
+
+
 def _named_value(text: str) -> tuple[str, Any]:
-    import yaml
+    from hf_ext.guards.yaml_file import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as trim=0.1")
-    return name, yaml.safe_load(value)
+    return name, parse_yaml(value, f"--option {name[:80]}")

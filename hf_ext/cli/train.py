@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.recipes.files import MODULES, find_accelerate_config
+from hf_ext.recipes.files import MODULES, find_accelerate_config, read_settings, take_config
 
 LINES = {
     "weighted_sft": "supervised fine-tuning on rows with a 'weight' column",
@@ -74,10 +74,20 @@ def run(options: argparse.Namespace) -> int:
     module = MODULES[options.method]
     if "--schema" in arguments:
         return _print_schema(module, f"A recipe of {prog}: the file after --config")
+    status = exit_status(lambda: _check_config(arguments), prog)
+    if status:
+        return status
     wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
     if not wants_launcher or {"--help", "-h"} & set(arguments):
         return import_module(module).RECIPE.run(arguments, prog=prog)
     return exit_status(lambda: _launch(prog, module, arguments, how.accelerate_config, how.num_processes), prog)
+
+
+def _check_config(arguments: Sequence[str]) -> None:
+    """Refuse a file that is no YAML now, and not after the seconds that the recipe's imports take."""
+    _, name = take_config(arguments)
+    if name is not None:
+        read_settings(name)
 
 
 def _print_schema(module: str, title: str) -> int:
@@ -127,7 +137,7 @@ def launch_command(
     Raises:
         ValueError: no such config, a number below 1, or a config that needs accelerators where there are none.
     """
-    import yaml
+    from hf_ext.guards.yaml_file import read_yaml
 
     if processes is not None and processes < 1:
         raise ValueError(f"num_processes must be at least 1, got {processes}")
@@ -135,9 +145,12 @@ def launch_command(
     values: dict[str, Any] = {}
     if config is not None:
         path = find_accelerate_config(config)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise ValueError(f"accelerate config {path} must be a YAML mapping, found {type(values).__name__}")
+        count = values.get("num_processes", 1)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"accelerate config {path}: num_processes must be 1 or more, found {count!r:.60}")
     processes = processes if processes is not None else values.get("num_processes", max(devices, 1))
     kind = str(values.get("distributed_type", "NO"))
     on_cpu = devices == 0 if config is None else bool(values.get("use_cpu")) or kind == "MULTI_CPU"

@@ -135,7 +135,7 @@ def _check_size(text: str, name: str) -> None:
     """Count depth and values from the stream of events, before anything is built."""
     import yaml
 
-    sizes: dict[str, int] = {}  # anchor -> values it stands for, once it is closed
+    sizes: dict[str | None, int] = {}  # anchor -> values it stands for, once it is closed
     opened: list[tuple[str | None, int]] = []  # anchor and values so far, outermost first
     total = 0
     for event in yaml.parse(text, Loader=_base()):
@@ -175,7 +175,9 @@ def _loader() -> Any:
     """The safe loader, with keys given twice and values that are none refused where they stand."""
     from yaml.constructor import ConstructorError
 
-    class Loader(_base()):  # type: ignore[misc]  chosen at run time
+    base: Any = _base()
+
+    class Loader(base):
         def construct_object(self, node: Node, deep: bool = False) -> Any:
             kind = node.tag.rpartition(":")[2]
             if kind in ("int", "float") and len(node.value) > MAX_DIGITS:

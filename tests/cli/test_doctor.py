@@ -149,6 +149,11 @@ def test_missing_model_wheels_give_the_install_line(monkeypatch):
         ("distributed_type: MULTI_GPU\nnum_processes: 8\n", "there is no accelerator"),
         ("distributed_type: [\n", "cannot be read"),
         ("- 1\n", "cannot be read"),
+        ("num_processes: many\n", "cannot be read"),
+        ("num_processes: [1]\n", "cannot be read"),
+        ("num_processes: 2024-13-40\n", "cannot be read"),
+        ("a: &a [*a]\n", "cannot be read"),
+        ("a: " + "[" * 3000, "cannot be read"),
     ],
 )
 def test_a_default_accelerate_config_that_goes_wrong_is_a_warning(monkeypatch, tmp_path, config, word):

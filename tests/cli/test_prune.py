@@ -76,6 +76,67 @@ def test_a_file_of_options_is_read_and_the_command_line_wins(rows, tmp_path):
     assert main(["data", "prune", "--config", "small.yaml", "--output", "b.jsonl"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("k: [1]", ["k: ", "list"]),
+        ("k: many", ["k: ", "many"]),
+        ("k: 2.5", ["k: ", "float"]),
+        ("k: true", ["k: ", "bool"]),
+        ("fraction: {a: 1}", ["fraction: ", "dict"]),
+        ("seed: 2024-01-01", ["seed: ", "date"]),
+        ("dataset: 5", ["dataset: ", "int"]),
+        ("encoder: [a]", ["encoder: ", "list"]),
+        ("input_column: [1]", ["input_column: entry 0", "int"]),
+        ("option: trim=0.1", ["option: ", "str"]),
+        ("option: {trim: [1]}", ["option: trim", "list"]),
+        ("batch_size: null", ["batch_size: ", "None"]),
+        ("k: 1\nk: 2", ["line 2", "'k' is given twice"]),
+        ("5: x", ["key 5"]),
+        ("run: x", ["no option 'run'"]),
+        ("option: &a [*a]", ["stands inside itself"]),
+        ("- k", ["mapping", "list"]),
+    ],
+)
+def test_a_wrong_value_in_a_file_of_options_is_one_line(tmp_path, capsys, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["data", "prune", "--config", str(tmp_path / "c.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_numbers_in_a_file_of_options_may_be_written_as_on_the_command_line(rows, tmp_path):
+    (tmp_path / "c.yaml").write_text("fraction: 2e-1\nseed: '3'\nmethod: random\ncolumn: vector\n")
+    assert main(["data", "prune", "--config", "c.yaml", "--dataset", "rows.parquet", "--output", "a.jsonl"]) == 0
+    assert (
+        load_rows("a.jsonl")["text"][:]
+        == prune(rows, fraction=0.2, method="random", column="vector", seed=3)["text"][:]
+    )
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "&a [*a]", "2024-13-40", "!!int x"])
+def test_a_method_s_option_that_is_no_value_is_one_line(rows, capsys, value):
+    assert (
+        main(
+            [
+                "data",
+                "prune",
+                "--dataset",
+                "rows.parquet",
+                "--k",
+                "1",
+                "--output",
+                "a.jsonl",
+                "--option",
+                f"trim={value}",
+            ]
+        )
+        == 2
+    )
+    assert "error: --option trim" in capsys.readouterr().err
+
+
 def test_the_recipe_of_the_package_runs_on_rows_and_a_model_of_ones_own(rows, tmp_path):
     from tests.data.pruning.test_embedding import bert
 

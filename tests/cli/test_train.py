@@ -114,6 +114,34 @@ def test_a_config_that_this_machine_cannot_honour_is_refused(tmp_path, text):
         launch_command(MODULE, [], str(tmp_path / "mine.yaml"), 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_processes: many", "num_processes must be 1 or more, found 'many'"),
+        ("num_processes: [2]", "num_processes must be 1 or more"),
+        ("num_processes: true", "num_processes must be 1 or more"),
+        ("num_processes: 0", "num_processes must be 1 or more, found 0"),
+        ("num_processes: 1\nnum_processes: 2", "line 2 .* given twice"),
+        ("a: &a [*a]", "stands inside itself"),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ("- a", "must be a YAML mapping"),
+        ("a: 2024-13-40", "cannot be read as timestamp"),
+    ],
+)
+def test_an_accelerate_config_that_is_none_is_refused_in_a_sentence(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml.*{words}"):
+        launch_command(MODULE, [], str(tmp_path / "mine.yaml"), None, 0)
+
+
+def test_a_broken_config_is_said_before_the_recipe_is_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hf_ext.cli.train.import_module", lambda name: pytest.fail(f"imported {name}"))
+    (tmp_path / "c.yaml").write_text("tau: 1\ntau: 2\n")
+    for flag in (["--config", str(tmp_path / "c.yaml")], [f"--config={tmp_path / 'c.yaml'}"]):
+        assert main(["train", "flow", *flag]) == 2
+        assert "'tau' is given twice" in capsys.readouterr().err
+
+
 def test_a_config_for_the_cpu_starts_torchrun_even_where_there_are_accelerators(tmp_path):
     (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 3\nuse_cpu: true\n")
     command, promised = launch_command(MODULE, [], str(tmp_path / "cpu.yaml"), None, 8)

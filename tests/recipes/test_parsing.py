@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from hf_ext.recipes.files import find_recipe, package_folder
@@ -58,6 +60,15 @@ def test_the_package_comes_before_the_disk(tmp_path, monkeypatch):
         ("tau: mean\n", ["tau must be 'median'"]),
         ("max_steps: many\n", ["max_steps", "many"]),
         ("normalize: rows\n", ["normalize", "rows"]),
+        ("tau: 1.0\ntau: 2.0\n", ["line 2", "'tau' is given twice"]),
+        ("model_init_kwargs: &a {b: *a}\n", ["line 1", "stands inside itself"]),
+        ("model_init_kwargs: " + "[" * 3000 + "]" * 3000, ["nested too deeply"]),
+        ("seed: 2024-13-40\n", ["line 1", "2024-13-40"]),
+        ("seed: " + "9" * 5000, ["5,000 digits"]),
+        ("5: x\n", ["key 5"]),
+        ("env: {A: [1]}\n", ["env", "A", "list"]),
+        ("env: [A]\n", ["env", "list"]),
+        ("env: {'': x}\n", ["env", "no usable key"]),
     ],
 )
 def test_a_bad_config_is_one_line_and_status_2(tmp_path, capsys, text, words):
@@ -112,6 +123,17 @@ def test_what_a_user_gets_wrong_is_named_without_a_traceback(work, capsys, argum
     assert status == 2
     assert "Traceback" not in err
     assert all(word in error for word in words)
+
+
+def test_variables_of_a_file_are_set_and_lists_and_mappings_reach_their_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("FROM_A_FILE", "old")
+    (tmp_path / "c.yaml").write_text(
+        "env: {FROM_A_FILE: 3}\ndatasets: [{path: a}]\nmodel_init_kwargs: {dtype: auto}\n"
+    )
+    _, training, _, mixture = parse("--config", str(tmp_path / "c.yaml"))
+    assert os.environ["FROM_A_FILE"] == "3"
+    assert training.model_init_kwargs == {"dtype": "auto"}
+    assert mixture.datasets[0].path == "a"
 
 
 def test_the_traceback_is_there_when_asked_for(monkeypatch):
