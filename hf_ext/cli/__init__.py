@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
@@ -35,6 +36,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages repeat what was typed, but no key."""
+
+    def error(self, message: str) -> NoReturn:
+        from hf_ext.cli.errors import without_keys
+
+        super().error(without_keys(message))
+
+
 def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """
     Build the parser of `hf-ext`.
@@ -46,7 +56,7 @@ def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
     Returns:
         `argparse.ArgumentParser`: its result has `run`, a function of the parsed arguments, where a verb was given.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-ext", description="Post-training for Hugging Face models that keeps what a model already knows."
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

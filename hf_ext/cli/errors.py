@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,13 @@ from hf_ext.guards.disk import is_disk_full, is_refused
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 TRACEBACK_VARIABLE = "HF_EXT_TRACEBACK"
+
+_KEY = re.compile(r"[0-9a-fA-F]{48,}")
+
+
+def without_keys(text: str) -> str:
+    """A message in which nothing that may be a secret key is repeated: it was typed in the wrong place."""
+    return _KEY.sub("(not shown: it looks like a key)", text)
 
 
 def exit_status(command: Callable[[], int | None], prog: str) -> int:
@@ -37,5 +45,5 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {without_keys(str(error))}", file=sys.stderr)
         return 1 if full or isinstance(error, FloatingPointError) else 2

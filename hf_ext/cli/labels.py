@@ -84,6 +84,7 @@ def run_privatize(options: argparse.Namespace) -> int:
         ValueError: an argument, a key, a column or a row cannot be used. FileExistsError: a key file that is there.
     """
     from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, make_key_file, privatize
+    from hf_ext.data.relabeling.keys import HOW, weakness_of
 
     if options.make_key is not None:
         key = make_key_file(options.make_key)
@@ -95,6 +96,8 @@ def run_privatize(options: argparse.Namespace) -> int:
     output = Path(options.output)
     check_output(output)
     key = KeyRef(env=options.key_env, file=options.key_file)
+    if weakness_of(key.read()) is not None:
+        raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
     rows = _prepared(rows_of(options, options.dataset), options, lambda name: HashColumn(name, key))
     num_classes = _num_classes(rows, options)
     mechanism = RandomizedResponse(

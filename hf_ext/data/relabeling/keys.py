@@ -8,10 +8,12 @@ import os
 import re
 import secrets
 import stat
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,17 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENV = "HF_EXT_LABEL_KEY"
 MIN_BYTES, MAX_BYTES = 32, 64
+FEWEST_BYTES = 16  # different ones, of 32 or more
+MOST_CHARACTERS = 4096  # of a key file: digits, and white space between them
 _HEX = re.compile(r"[0-9a-fA-F]+")
-_HOW = "Make one once with 'hf-ext data privatize --make-key FILE', and keep it from whoever gets the labels."
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
+_DIGITS = re.compile(r"[0-9a-fA-F]{24}")  # a key of which a digit was mistyped holds as many in a row
+HOW = "Make one once with 'hf-ext data privatize --make-key FILE', and keep it from whoever gets the labels."
 WORD = 2**64
+
+
+class StandInKeyWarning(UserWarning):
+    """A key that anybody can guess, taken because it is in an environment variable, where tests put stand-ins."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class KeyRef:
     Where a secret key is: in an environment variable or in a file, as 64 to 128 hexadecimal digits.
 
     The key itself is read when noise is drawn. It is in no attribute, so that no repr, hash of `datasets`, card, cache
-    or pickle holds it; `key_id` names it there.
+    or pickle holds it; `key_id` names it there. No message shows a key, nor a name that looks like one.
 
     Args:
         env (`str`, *optional*):
@@ -45,7 +55,9 @@ class KeyRef:
             The name of the key, a one-way hash. Read off the key where it is not given; otherwise the key must fit it.
 
     Raises:
-        ValueError: both places, no key there, one of fewer than 32 bytes, or another key than `key_id` says.
+        ValueError: both places, no key there, one of fewer than 32 bytes, one that can be guessed (the same bytes over
+            and over, counting, few different bytes, decimal digits, a text), or another key than `key_id` says. One
+            digit over and over in an environment variable, a stand-in that tests use, is warned of instead.
     """
 
     env: str | None = None
@@ -54,11 +66,20 @@ class KeyRef:
 
     def __post_init__(self) -> None:
         if self.env is not None and self.file is not None:
-            raise ValueError(f"A key is in one place: give env={self.env!r} or file={self.file!r}, not both.")
+            raise ValueError("A key is in one place: give env=NAME or file=PATH, not both.")
         if self.env is None and self.file is None:
             object.__setattr__(self, "env", DEFAULT_ENV)
+        for place in ("env", "file"):
+            value = getattr(self, place)
+            if not isinstance(value, str | os.PathLike | None):
+                raise ValueError(f"{place} must be a text that says where the key is, got {type(value).__name__}.")
         if self.file is not None:
             object.__setattr__(self, "file", os.fspath(self.file))
+        if self.key_id and not _KEY_ID.fullmatch(self.key_id):
+            raise ValueError(
+                "key_id is the name of a key, 16 hexadecimal digits such as the ones that --make-key prints (what was "
+                "given is not shown: it may be the key)."
+            )
         self.read()
 
     def read(self) -> bytes:
@@ -68,43 +89,103 @@ class KeyRef:
         Raises:
             ValueError: see above.
         """
-        key = _decoded(self._text(), self._place())
+        place = self._place()
+        key = _decoded(self._text(place), place)
+        weakness = weakness_of(key)
+        if weakness is not None and self.env is not None and key != bytes(len(key)) and len(set(key.hex())) == 1:
+            warnings.warn(
+                f"The key in {place} is one digit over and over: anybody can take the noise off. {HOW}",
+                StandInKeyWarning,
+                stacklevel=2,
+            )
+        elif weakness is not None:
+            raise ValueError(f"The key in {place} {weakness}: the noise could be guessed. {HOW}")
         key_id = hashlib.blake2b(key, digest_size=8, person=b"hf-ext key id").hexdigest()
         if not self.key_id:
             object.__setattr__(self, "key_id", key_id)
         if self.key_id != key_id:
             raise ValueError(
-                f"{self._place()} holds key {key_id}, but key {self.key_id} was asked for: other noise would be "
+                f"{place} holds key {key_id}, but key {self.key_id} was asked for: other noise would be "
                 "drawn, and two draws of one label cost twice. Bring the first key back."
             )
         return key
 
     def _place(self) -> str:
-        return f"environment variable {self.env}" if self.env is not None else f"file {self.file!r}"
+        """The place, in words; a name with a key in it is not repeated, for it ends up in logs."""
+        name = self.env if self.env is not None else str(self.file)
+        shown = "(its name is not shown: it looks like a key; give the name of the place)"
+        if not holds_key(name):
+            shown = repr(name) if self.env is None else name
+        return f"environment variable {shown}" if self.env is not None else f"file {shown}"
 
-    def _text(self) -> str:
+    def _text(self, place: str) -> str:
         if self.env is not None:
             if not os.environ.get(self.env):
-                raise ValueError(f"No key: {self._place()} is not set. {_HOW}")
+                raise ValueError(f"No key: {place} is not set. {HOW}")
             return os.environ[self.env]
         path = Path(str(self.file))
-        if not path.is_file():
-            raise ValueError(f"No key: there is no {self._place()}. {_HOW}")
-        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            logger.warning("%s can be read by others on this machine: chmod 600 it.", self._place())
-        return path.read_text(encoding="utf-8", errors="replace")
+        try:
+            if not path.is_file():
+                raise ValueError(f"No key: there is no {place}. {HOW}")
+            if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+                logger.warning("%s can be read by others on this machine: chmod 600 it.", place)
+            with path.open(encoding="utf-8", errors="replace") as file:
+                return file.read(MOST_CHARACTERS)
+        except OSError as error:
+            # Not the error itself: it holds the name of the file.
+            raise ValueError(f"The key in {place} cannot be read: {error.strerror}.") from None
+
+
+def holds_key(name: str | os.PathLike[str]) -> bool:
+    """Whether the name of a file or variable is likelier to be a key that was given in its place."""
+    return bool(_DIGITS.search(os.path.basename(name)))
+
+
+def check_key(key: object) -> None:
+    """
+    Refuse anything but a [`KeyRef`]: a key itself would end up in caches.
+
+    Raises:
+        ValueError: it is none; the message does not show it.
+    """
+    if not isinstance(key, KeyRef):
+        raise ValueError(
+            f"key must be a KeyRef, which says where the key is, got {type(key).__name__}: a key itself "
+            "would end up in caches. Use KeyRef(env='HF_EXT_LABEL_KEY') or KeyRef(file=...)."
+        )
 
 
 def _decoded(text: str, place: str) -> bytes:
     digits = "".join(text.split())
     if not _HEX.fullmatch(digits) or len(digits) % 2:
-        raise ValueError(f"The key in {place} is not made of hexadecimal digits, two a byte. {_HOW}")
+        raise ValueError(f"The key in {place} is not made of hexadecimal digits, two a byte. {HOW}")
     if not 2 * MIN_BYTES <= len(digits) <= 2 * MAX_BYTES:
         raise ValueError(
             f"The key in {place} has {len(digits) // 2} bytes; {MIN_BYTES} to {MAX_BYTES} are needed, or the noise "
-            f"could be guessed. {_HOW}"
+            f"could be guessed. {HOW}"
         )
     return bytes.fromhex(digits)
+
+
+def weakness_of(key: bytes) -> str | None:
+    """
+    Why a key is no random one, as a clause; `None` where nothing speaks against it.
+
+    32 random bytes are taken for one of these less than once in 10**12 times.
+    """
+    size = len(key)
+    steps = {(second - first) % 256 for first, second in pairwise(key)}
+    if any(key == (key[:period] * size)[:size] for period in range(1, size // 2 + 1)):
+        return "is the same few bytes over and over"
+    if len(set(key)) < FEWEST_BYTES:
+        return f"has {len(set(key))} different bytes only"
+    if len(steps) < FEWEST_BYTES:
+        return "goes up or down by rule"
+    if key.hex().isdecimal():
+        return "has decimal digits only"
+    if all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in key):
+        return "spells a text"
+    return None
 
 
 def make_key_file(path: str | Path) -> KeyRef:
@@ -119,8 +200,11 @@ def make_key_file(path: str | Path) -> KeyRef:
         [`KeyRef`]: to the file.
 
     Raises:
-        FileExistsError: the file is there already: another key would be a second draw.
+        FileExistsError: the file is there already: another key would be a second draw. ValueError: a key in place of
+            the name of its file.
     """
+    if holds_key(path):
+        raise ValueError("Name a file in which to write a new key; what was given looks like a key itself.")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
 from hf_ext.data.relabeling.columns import class_column, row_error
-from hf_ext.data.relabeling.keys import KeyRef
+from hf_ext.data.relabeling.keys import KeyRef, check_key
 from hf_ext.data.relabeling.leaks import refuse_leaks
 from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger, rounded_up
 from hf_ext.data.relabeling.ledger import spent as spent_before
@@ -181,11 +181,15 @@ class HashColumn:
 
     Raises:
         RowError: a value that is neither text nor integer.
+        ValueError: no such column, or no key.
     """
 
     column: str
     key: KeyRef
     revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Hashes of one batch."""

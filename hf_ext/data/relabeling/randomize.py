@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel, check_classes, check_epsilon, likely_classes
 from hf_ext.data.relabeling.columns import IGNORED_LABEL, ClassColumn, class_column, row_error
-from hf_ext.data.relabeling.keys import KeyRef, below, encoded, keep_threshold, uniforms
+from hf_ext.data.relabeling.keys import KeyRef, below, check_key, encoded, keep_threshold, uniforms
 from hf_ext.data.relabeling.leaks import refuse_leaks
 from hf_ext.data.relabeling.ledger import (
     CHANNEL,
@@ -101,11 +101,7 @@ class RandomizedResponse:
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
         check_classes(self.num_classes)
-        if not isinstance(self.key, KeyRef):
-            raise ValueError(
-                f"key must be a KeyRef, which says where the key is, got {type(self.key).__name__}: a key itself "
-                "would end up in caches. Use KeyRef(env='HF_EXT_LABEL_KEY') or KeyRef(file=...)."
-            )
+        check_key(self.key)
         for setting in ("label", "id_column", "salt"):
             value = getattr(self, setting)
             if not isinstance(value, str):

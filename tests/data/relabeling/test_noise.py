@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-import stat
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from datasets.fingerprint import Hasher
 from scipy.stats import chisquare
 
-from hf_ext.data.relabeling import KeyRef, RandomizedResponse, RRChannel, make_key_file, realised_epsilon
+from hf_ext.data.relabeling import KeyRef, RandomizedResponse, RRChannel, realised_epsilon
 from hf_ext.data.relabeling.channel import likely_classes
 from hf_ext.data.relabeling.keys import WORD, below, encoded, keep_threshold, uniforms
 from hf_ext.data.relabeling.randomize import LikelyClasses
@@ -304,78 +301,3 @@ def test_a_label_can_be_drawn_again_from_the_definition_alone() -> None:
     mechanism = response(epsilon, k, salt=salt)
     assert mechanism({"id": list(range(300)), "label": [4] * 300})["label"].tolist() == expected
     assert mechanism.channel_id == f"rr-6-v2-{hashlib.sha256(domain).hexdigest()[:12]}"
-
-
-# --- keys ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_key_file_is_made_once_private_and_random(tmp_path) -> None:
-    first, second = make_key_file(tmp_path / "a.key"), make_key_file(tmp_path / "b.key")
-    assert len(first.read()) == 32
-    assert first.read() != second.read()
-    assert first.key_id != second.key_id
-    if os.name == "posix":
-        assert stat.S_IMODE((tmp_path / "a.key").stat().st_mode) == 0o600
-    with pytest.raises(FileExistsError, match="may hold the key of a released dataset"):
-        make_key_file(tmp_path / "a.key")
-
-
-def test_the_key_is_in_no_repr_pickle_hash_or_cache(tmp_path) -> None:
-    secret = SECRETS[0]
-    (tmp_path / "k").write_text(secret)
-    (tmp_path / "k").chmod(0o600)
-    mechanism = RandomizedResponse(1.0, 3, KeyRef(file=tmp_path / "k"))
-    mechanism({"id": ["a"], "label": [0]})
-    for text in (repr(mechanism), str(mechanism.__dict__), mechanism.channel_id, mechanism.key.key_id):
-        assert secret[:8] not in text
-    for data in (pickle.dumps(mechanism), Hasher.hash(mechanism).encode()):
-        assert bytes.fromhex(secret)[:4] not in data
-        assert secret[:8].encode() not in data
-    again = pickle.loads(pickle.dumps(mechanism))
-    assert again == mechanism
-    (tmp_path / "k").write_text(SECRETS[1])
-    with pytest.raises(ValueError, match=f"key {mechanism.key.key_id} was asked for"):
-        again({"id": ["a"], "label": [0]})
-
-
-def test_the_fingerprint_moves_with_the_key(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("A_KEY", SECRETS[0])
-    first = Hasher.hash(RandomizedResponse(1.0, 3, KeyRef(env="A_KEY")))
-    assert Hasher.hash(RandomizedResponse(1.0, 3, KeyRef(env="A_KEY"))) == first
-    monkeypatch.setenv("A_KEY", SECRETS[1])
-    assert Hasher.hash(RandomizedResponse(1.0, 3, KeyRef(env="A_KEY"))) != first
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "is not set"),
-        ("", "is not set"),
-        ("ab" * 31, "31 bytes; 32 to 64 are needed"),
-        ("ab" * 65, "65 bytes"),
-        ("my very secret pass phrase of many words", "not made of hexadecimal digits"),
-        ("abc" * 33, "not made of hexadecimal digits"),
-    ],
-)
-def test_a_key_that_is_missing_or_weak_is_refused_with_the_way_to_make_one(monkeypatch, text, words) -> None:
-    monkeypatch.delenv("A_KEY", raising=False)
-    if text is not None:
-        monkeypatch.setenv("A_KEY", text)
-    with pytest.raises(ValueError, match=words) as caught:
-        KeyRef(env="A_KEY")
-    assert "--make-key" in str(caught.value)
-    assert text is None or len(text) < 10 or text not in str(caught.value), "an error must not print a key"
-
-
-def test_a_key_file_that_is_not_there_both_places_and_a_readable_file(tmp_path, caplog) -> None:
-    with pytest.raises(ValueError, match="there is no file"):
-        KeyRef(file=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="not both"):
-        KeyRef(env="A", file="b")
-    (tmp_path / "k").write_text(SECRETS[0] + "\n")
-    (tmp_path / "k").chmod(0o644)
-    KeyRef(file=str(tmp_path / "k"))
-    if os.name == "posix":
-        assert "chmod 600" in caplog.text
-    with pytest.raises(ValueError, match="end up in caches"):
-        RandomizedResponse(1.0, 3, key().read())
