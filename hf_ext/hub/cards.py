@@ -165,6 +165,7 @@ def write_dataset_card(
     report: PruneReport | None = None,
     label_privacy: Iterable[tuple[str, str]] = (),
     tags: Iterable[str] = (),
+    overwrite: bool = False,
 ) -> Path:
     """
     Write `README.md` into a dataset's folder. Reads files only: no network.
@@ -195,6 +196,8 @@ def write_dataset_card(
             What randomised labels cost, from [`~hf_ext.hub.labels.label_privacy_facts`]: a section with these rows.
         tags (`Iterable[str]`, *optional*):
             Tags beside `hf-ext` and, for context-free rows, `synthetic`.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether a card that is there is replaced, whoever wrote it.
 
     Returns:
         `Path`: the card.
@@ -237,7 +240,7 @@ def write_dataset_card(
         label_privacy=[(name, _cell(value)) for name, value in privacy],
         versions=_versions(),
     )
-    return _write(folder, data.to_yaml(), body, license)
+    return _write(folder, data.to_yaml(), body, license, overwrite)
 
 
 def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | list[str] | None]:

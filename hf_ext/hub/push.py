@@ -1,19 +1,18 @@
-"""Pushing a saved folder to the Hub: no pickle, retried with back-off, one commit however often it is repeated."""
+"""Pushing a saved folder to the Hub: no secret, no pickle, retried, one commit however often it is repeated."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ext.hub.files import files_to_push, matches, strings
 from hf_ext.hub.labels import check_label_privacy, check_label_privacy_of_files, label_privacy_facts
-from hf_ext.hub.pickles import is_pickle
 from hf_ext.hub.retry import REQUEST_SECONDS, PushError, Retry
+from hf_ext.hub.rows import CARD, splits_of, write_rows_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -22,18 +21,9 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.data.pruning.report import PruneReport
 
-__all__ = ["LEFTOVERS", "LEFT_OUT", "PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
+__all__ = ["PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
 
 logger = logging.getLogger(__name__)
-
-LEFTOVERS = ("_*", ".git/*", ".cache/*", "*.lock", "*.tmp", "cache-*.arrow", "*/cache-*.arrow")
-"""Patterns of files that no push takes along: what tools leave behind."""
-
-LEFT_OUT: tuple[str, ...] = (*LEFTOVERS, "checkpoint-*", "bad_rows.jsonl", "training_args.json", "original_losses/*")
-LEFT_OUT += ("context_free/*", "report/fresh_samples/*")
-"""Patterns of files in a trainer's folder that stay here: states, rows, samples, paths of this machine."""
-
-SHARD_BYTES = 500 * 1000**2
 
 
 def push_folder(
@@ -47,20 +37,22 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str = "Upload with hf-ext",
     path_in_repo: str = "",
-    ignore: Sequence[str] | None = None,
-    delete: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    delete: str | Sequence[str] = (),
     attempts: int | None = None,
     backoff: float | None = None,
     timeout: float = REQUEST_SECONDS,
     endpoint: str | None = None,
-    public_columns: Sequence[str] = (),
+    public_columns: str | Sequence[str] = (),
+    merge_card: bool = False,
+    license: str | list[str] | None = None,
 ) -> CommitInfo:
     """
     Push a folder to the Hub as one commit; the folder itself is only read.
 
-    Every file goes but pickles, told by name and by content ([`~hf_ext.hub.pickles.is_pickle`]), and what `ignore`
-    names. Server errors, rate limits (`Retry-After` is kept to), lost connections and a head that moved meanwhile are
-    tried again. Files that are already there, as after a commit whose answer was lost, are not committed again.
+    [`~hf_ext.hub.files.files_to_push`] tells what goes; secrets and pickles never do. Server errors, rate limits
+    (`Retry-After` is kept to), lost connections and a head that moved meanwhile are tried again. Files already
+    there, as after a commit whose answer was lost, are not committed again.
 
     Args:
         folder (`str` or `Path`):
@@ -72,7 +64,8 @@ def push_folder(
         token (`str` or `bool`, *optional*):
             Token with write permission; by default the one of `hf auth login` or `HF_TOKEN`.
         private (`bool`, *optional*):
-            Whether a repository made here is private; one that exists stays as it is.
+            Whether a repository made here is private. Where one exists it stays as it is, and `True` refuses a public
+            one before anything is sent.
         revision (`str`, *optional*):
             Branch to push to, made if it is not there; `main` by default.
         create_pr (`bool`, *optional*, defaults to `False`):
@@ -81,67 +74,50 @@ def push_folder(
             First line of the commit.
         path_in_repo (`str`, *optional*):
             Folder of the repository to push into; its root by default.
-        ignore, delete (`Sequence[str]`, *optional*):
-            Patterns, as in `fnmatch`, of local files to leave out ([`LEFT_OUT`] for a model, [`LEFTOVERS`] for a
-            dataset), and of files in the repository to remove if they are not pushed.
+        ignore, delete (`str` or `Sequence[str]`, *optional*):
+            Patterns, as in [`~hf_ext.hub.files.matches`], of further local files to leave out, and of files in the
+            repository to remove if they are not pushed. A text is one pattern.
         attempts (`int`, *optional*, defaults to 6), backoff (`float`, *optional*, defaults to 2 seconds):
             Tries of each request, and the wait after the first failure; it doubles, with jitter, up to a minute.
         timeout (`float`, *optional*, defaults to 300 seconds):
             How long one request may go without an answer.
         endpoint (`str`, *optional*):
             Address of the Hub; by default `HF_ENDPOINT` or the public one.
-        public_columns (`Sequence[str]`, *optional*):
+        public_columns (`str` or `Sequence[str]`, *optional*):
             Of a dataset with randomised labels: columns that may give the true ones away, being public anyway.
+        merge_card (`bool`, *optional*, defaults to `False`):
+            Whether the folder's card is merged with the one on the Hub, as in
+            [`~hf_ext.hub.front_matter.merge_cards`], so that nothing is lost that somebody wrote there; it replaces
+            that one otherwise. Trainers and [`push_dataset`] merge the cards that they write.
+        license (`str` or `list[str]`, *optional*):
+            Of a card that is merged: the licence that wins over the one on the Hub.
 
     Returns:
         `CommitInfo`: the commit, or the head where nothing had changed.
 
     Raises:
-        PushError: it failed for good; the message says why, what to do, and where the files are.
+        PushError: it failed for good, a file holds a key or a token, or the repository is public and `private` asked
+            for; the message says why, what to do, and where the files are.
         ValueError: nothing to push, or `create_pr` together with a `revision`.
         LabelLeakError: clean labels beside randomised ones, see [`~hf_ext.hub.labels.check_label_privacy`].
         NotADirectoryError: there is no such folder.
+        TypeError: an entry of a list of texts that is no text.
     """
     from huggingface_hub import HfApi
 
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"create_pr opens a pull request against main: leave one out, create_pr or {revision=}.")
-    if ignore is None:
-        ignore = LEFT_OUT if repo_type == "model" else LEFTOVERS
-    files = files_to_push(folder, ignore)
+    to_delete = strings(delete, "delete")
+    files = files_to_push(folder, ignore, repo_type)
     if repo_type == "dataset":
-        check_label_privacy_of_files(files.values(), public_columns)
+        check_label_privacy_of_files(files.values(), strings(public_columns, "public_columns"))
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)
     api = HfApi(endpoint=endpoint, token=token, library_name="hf-ext", library_version=version("hf-ext"))
     target = _Target(create_repo(api, repo_id, repo_type, private, retry), repo_type, revision, create_pr)
     if revision is not None and not revision.startswith("refs/"):
         retry(lambda _: api.create_branch(branch=revision, exist_ok=True, **target.repo))
-    return retry(_Commit(api, target, files, commit_message, path_in_repo.strip("/"), tuple(delete)))
-
-
-def files_to_push(folder: str | Path, ignore: Sequence[str] = LEFT_OUT) -> dict[str, Path]:
-    """
-    Files of a folder that may go to the Hub, by their path inside it; pickles are left out and named in the log.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
-        ValueError: nothing is left to push.
-    """
-    root = Path(folder).expanduser().resolve()
-    if not root.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder: save the model or the dataset first, then push it.")
-    names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    names = {name: path for name, path in names.items() if not _matches(name, ignore)}
-    pickles = [name for name, path in names.items() if is_pickle(path)]
-    if pickles:
-        logger.warning(
-            "Not pushed, because they hold pickles (or are named as if they did), which run code when loaded: %s.",
-            ", ".join(pickles),
-        )
-    files = {name: path for name, path in names.items() if name not in pickles}
-    if not files:
-        raise ValueError(f"Nothing to push in {folder}: it has no file besides pickles and what 'ignore' leaves out.")
-    return files
+    merges = merge_card and CARD in files and not path_in_repo.strip("/")
+    return retry(_Commit(api, target, files, commit_message, path_in_repo.strip("/"), to_delete, merges, license))
 
 
 def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None, retry: Retry) -> str:
@@ -152,10 +128,17 @@ def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None, 
         `str`: its full name; `"tiny"` becomes `"me/tiny"`.
 
     Raises:
-        PushError: the Hub refuses, or cannot be reached.
+        PushError: the Hub refuses, or cannot be reached; or `private` is asked for and the repository is public.
     """
     url = retry(lambda _: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True))
-    return str(url.repo_id)
+    name = str(url.repo_id)
+    # `create_repo` takes no notice of `private` where the repository exists (huggingface_hub 2.4).
+    if private and not retry(lambda _: api.repo_info(name, repo_type=repo_type)).private:
+        raise retry.failure(
+            "the repository is public, and a private one was asked for",
+            "Make it private in its settings on the Hub, push to another one, or pass private=False to publish.",
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -180,6 +163,8 @@ class _Commit:
     message: str
     path_in_repo: str
     delete: tuple[str, ...]
+    merge_card: bool
+    license: str | list[str] | None
 
     def __call__(self, before: Exception | None) -> CommitInfo:
         if self.target.create_pr and before is not None:
@@ -205,13 +190,26 @@ class _Commit:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         prefix = f"{self.path_in_repo}/" if self.path_in_repo else ""
-        added = {prefix + name: path for name, path in self.files.items()}
-        operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in added.items()]
-        if self.delete:
+        added: dict[str, str | bytes] = {prefix + name: str(path) for name, path in self.files.items()}
+        there: list[str] = []
+        if self.delete or self.merge_card:
             there = self.api.list_repo_files(revision=self.target.revision, **self.target.repo)
-            stale = [name for name in there if name not in added and _matches(name, self.delete)]
-            operations += [CommitOperationDelete(name) for name in stale]
-        return operations
+        if self.merge_card and CARD in there:
+            added[CARD] = self._merged_card()
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in added.items()]
+        stale = [name for name in there if name not in added and matches(name, self.delete)]
+        return operations + [CommitOperationDelete(name) for name in stale]
+
+    def _merged_card(self) -> bytes:
+        """Read from the Hub for every try: somebody may have written it meanwhile."""
+        from hf_ext.hub.front_matter import merge_cards
+
+        there = self.api.hf_hub_download(filename=CARD, revision=self.target.revision, **self.target.repo)
+        written = self.files[CARD].read_bytes()
+        existing = Path(there).read_bytes()
+        if existing == written:
+            return written
+        return merge_cards(written.decode(), existing.decode("utf-8", "replace"), license=self.license).encode()
 
     def _opened_pull_request(self) -> CommitInfo | None:
         """The open pull request with this title whose files are these: an earlier try went through unheard."""
@@ -270,7 +268,8 @@ def push_dataset(
     report: PruneReport | None = None,
     private: bool | None = None,
     commit_message: str = "Upload dataset with hf-ext",
-    public_columns: Sequence[str] = (),
+    public_columns: str | Sequence[str] = (),
+    overwrite_card: bool = False,
     **kwargs: Any,
 ) -> CommitInfo:
     """
@@ -286,7 +285,8 @@ def push_dataset(
         repo_id (`str`):
             Such as `"me/rows"`; made if it is not there.
         folder (`str` or `Path`, *optional*):
-            Where rows in memory are written, as Parquet; the repository's name in the working folder by default.
+            Where rows in memory are written, as Parquet with their pictures and sound inside; the repository's name in
+            the working folder by default. It must be new, or hold the same rows from a call that was stopped.
         license (`str`, *optional*):
             Hub licence key; for a store that of the source model, if its card is on this machine.
         source_model (`str` or `Path`, *optional*):
@@ -296,75 +296,63 @@ def push_dataset(
             card. Rows that were not kept are left out of it.
         private (`bool`, *optional*):
             Whether a repository made here is private; by default only a store's is.
-        public_columns (`Sequence[str]`, *optional*):
+        public_columns (`str` or `Sequence[str]`, *optional*):
             Of rows with randomised labels: columns that may give the true ones away, being public anyway.
+        overwrite_card (`bool`, *optional*, defaults to `False`):
+            Whether the card of rows or of a store replaces one that is there, here or on the Hub. By default they are
+            merged, so that nothing is lost that somebody wrote. A folder's own `README.md` is pushed as it is.
         commit_message, **kwargs:
-            As in [`push_folder`]. A folder's own `README.md` is kept; cards of rows and stores are written afresh.
+            As in [`push_folder`].
 
     Returns:
         `CommitInfo`: the commit, or the head where nothing had changed.
 
     Raises:
         PushError: see [`push_folder`]; the written folder stays.
-        FileExistsError: `folder` holds a dataset already.
+        FileExistsError: `folder` holds something else already.
         LabelLeakError: clean labels beside randomised ones; nothing is written.
-        ValueError: an incomplete store, or a dataset without rows.
+        TypeError: rows that are not at hand, such as those of an `IterableDataset`.
+        ValueError: an incomplete store; or splits that `load_dataset` could not read back: without rows, with other
+            names or other columns than it takes.
     """
+    from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.hub.cards import write_dataset_card
 
-    if hasattr(dataset, "column_names"):
-        check_label_privacy(dataset if isinstance(dataset, dict) else {"train": dataset}, public_columns)
-    where, store = _dataset_folder(dataset, Path(folder or repo_id.split("/")[-1]))
+    public_columns = strings(public_columns, "public_columns")
     card: dict[str, Any] = {"license": license, "source_model": source_model, "dataset_name": repo_id}
-    if store is not None:
-        rows = store.to_dataset()
-        card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
-        card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
-        private = True if private is None else private
-    elif not isinstance(dataset, str | Path):
-        splits: dict[str, Any] = dataset if isinstance(dataset, dict) else {"train": dataset}
+    if isinstance(dataset, str | Path | ContextFreeStore):
+        where, store = _folder_and_store(dataset)
+        if store is not None:
+            rows = store.to_dataset()
+            card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
+            card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
+            private = True if private is None else private
+        writes_card = store is not None or not (where / CARD).exists()
+        if writes_card:
+            write_dataset_card(where, overwrite=overwrite_card, **card)
+    else:
+        writes_card = True
+        splits = splits_of(dataset)
+        check_label_privacy(splits, public_columns)
+        where = Path(folder or repo_id.split("/")[-1])
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
-        card |= {"splits": {name: len(rows) for name, rows in splits.items()}}
+        card |= {"splits": {name: len(rows) for name, rows in splits.items()}, "report": report}
         card["label_privacy"] = label_privacy_facts(splits, public_columns)
+        write_rows_folder(splits, where, card, report, overwrite_card)
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows
-        if report is not None:
-            card["report"] = report
-            report.without_dropped_rows().save(where / "report")
-    files_as_given = isinstance(dataset, str | Path) and store is None
-    if not (files_as_given and (where / "README.md").exists()):
-        write_dataset_card(where, **card)
     shared: dict[str, Any] = {"private": private, "commit_message": commit_message, "public_columns": public_columns}
+    shared |= {"merge_card": writes_card and not overwrite_card, "license": license}
     return push_folder(where, repo_id, repo_type="dataset", **shared, **kwargs)
 
 
-def _dataset_folder(dataset: Any, new: Path) -> tuple[Path, ContextFreeStore | None]:
-    """The folder to push and, if that is what it holds, the store; rows in memory are written into `new`."""
+def _folder_and_store(dataset: str | Path | ContextFreeStore) -> tuple[Path, ContextFreeStore | None]:
+    """The folder to push and, if that is what it holds, the store."""
     from hf_ext.data.context_free import ContextFreeStore
 
     if isinstance(dataset, ContextFreeStore):
         return Path(dataset.path), dataset
-    if isinstance(dataset, str | Path):
-        is_store = any(Path(dataset).glob("shard-*.arrow")) and (Path(dataset) / "manifest.json").is_file()
-        return Path(dataset), ContextFreeStore(dataset) if is_store else None
-    if (new / "data").exists():
-        raise FileExistsError(
-            f"{new} holds a dataset already: push that one, push_dataset({str(new)!r}, ...), or pass another folder."
-        )
-    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
-    empty = [name for name, rows in splits.items() if len(rows) == 0]
-    if empty:
-        raise ValueError(f"split {empty[0]!r} has no rows: there is nothing to push.")
-    writing = new / "_data"  # renamed when whole, so that a kill leaves nothing that looks like a dataset
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    for name, rows in splits.items():
-        shards = max(1, -(-rows.data.nbytes // SHARD_BYTES))
-        for index in range(shards):
-            part = rows.shard(shards, index, contiguous=True)
-            part.to_parquet(writing / f"{name}-{index:05d}-of-{shards:05d}.parquet")
-    writing.rename(new / "data")
-    return new, None
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    folder = Path(dataset).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{dataset} is no folder: pass a folder of files, a store, or rows.")
+    is_store = any(folder.glob("shard-*.arrow")) and (folder / "manifest.json").is_file()
+    return folder, ContextFreeStore(folder) if is_store else None

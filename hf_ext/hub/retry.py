@@ -13,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_ext.guards.yaml_file import YamlError
+
 __all__ = ["ATTEMPTS", "BACKOFF", "PushError", "Retry"]
 
 logger = logging.getLogger(__name__)
@@ -82,11 +84,11 @@ class Retry:
                     return call(before)
             except Exception as error:
                 if not _may_pass(error):
-                    raise self._given_up(error, _remedy(error)) from error
+                    raise self.failure(_short(error), _remedy(error)) from error
                 wait = self._wait(error, attempt)
                 if attempt == attempts or wait is None:
                     tries = f"{attempt} {'try' if attempt == 1 else 'tries'}"
-                    raise self._given_up(error, f"Gave up after {tries}: push again later.") from error
+                    raise self.failure(_short(error), f"Gave up after {tries}: push again later.") from error
                 logger.warning(
                     "Push of %s failed at try %d of %d (%s); next try in %.1f s.",
                     self.what, attempt, attempts, _short(error), wait,
@@ -103,11 +105,12 @@ class Retry:
         backoff = BACKOFF if self.backoff is None else self.backoff
         return min(LONGEST_WAIT, backoff * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
-    def _given_up(self, error: Exception, remedy: str) -> PushError:
+    def failure(self, reason: str, remedy: str) -> PushError:
+        """The error that says what was not pushed, why, what to do, and where the files are."""
         where = ""
         if self.folder is not None:
             where = f" Nothing is lost: your files are in {Path(self.folder).resolve()}."
-        return PushError(f"{self.what} was not pushed: {_short(error)}. {remedy}{where}")
+        return PushError(f"{self.what} was not pushed: {reason}. {remedy}{where}")
 
 
 def _status(error: Exception) -> int | None:
@@ -160,6 +163,8 @@ def _remedy(error: Exception) -> str:
         return "The account's storage or plan does not allow it: see its billing page."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it and push again."
+    if isinstance(error, YamlError):
+        return "Mend the card on the Hub, or leave the one here out with ignore='README.md'."
     return "Trying again would not help."
 
 

@@ -362,7 +362,7 @@ class RareEncoder(EncoderSeam):
 
         Args:
             repo_id, token, private, commit_message, revision, create_pr:
-                As in [`push_folder`]. A repository made for exemplars is private unless told otherwise.
+                As in [`push_folder`]. With exemplars `private` is true unless told otherwise.
             include_exemplars (`bool`):
                 Needed where there is a pool: they are training text in clear.
             **save:
@@ -403,6 +403,7 @@ class RareEncoder(EncoderSeam):
             create_pr=create_pr,
             commit_message=commit_message or f"Add {type(self).__name__}",
             delete=("exemplars/*",),
+            merge_card=True,
         )
         shutil.rmtree(folder)  # not reached where the push failed: its error names the folder
         return str(info.pr_url or info.commit_url)
@@ -436,7 +437,8 @@ class RareEncoder(EncoderSeam):
             data_files={"train": "exemplars-*.parquet"},
             splits={"train": len(self.exemplars)},
         )
-        defaults = {"commit_message": "Upload exemplars", "delete": ("exemplars-*", "embeddings-*")}
+        defaults: dict[str, Any] = {"commit_message": "Upload exemplars", "merge_card": True}
+        defaults |= {"delete": ("exemplars-*", "embeddings-*")}
         info = push_folder(folder, repo_id, repo_type="dataset", private=private, **(defaults | options))
         shutil.rmtree(folder)
         self.exemplars_source = f"{repo_id}@{info.oid}"

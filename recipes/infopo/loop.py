@@ -90,6 +90,8 @@ class OnlineLoop:
             repo,
             token=self.args.hub_token,
             private=self.args.hub_private_repo,
+            merge_card=True,
+            license=self.args.model_license,
         )
         print(f"Model pushed to the Hub: {repo}.")
 

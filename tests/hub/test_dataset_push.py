@@ -69,7 +69,7 @@ def test_other_rows_replace_what_was_pushed_before(hub: FakeHub, tmp_path: Path)
         return [name for name in hub.files("me/rows", "dataset") if name.startswith("data/")]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_ext.hub.push.SHARD_BYTES", 300)
+        patch.setattr("hf_ext.hub.rows.SHARD_BYTES", 300)
         push_dataset(tiny_text_dataset(12), "me/rows", folder=tmp_path / "one")
     assert len(data_files()) > 1
     hub.fail("commit", "lost")
@@ -98,6 +98,7 @@ def test_a_users_own_card_is_kept(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.files("me/rows", "dataset")["README.md"].endswith(b"mine\n")
     (tmp_path / "README.md").unlink()
     push_dataset(tmp_path, "me/rows")
+    assert b"\nmine\n" in hub.files("me/rows", "dataset")["README.md"]
     assert b"`unknown` means that nobody has stated one" in hub.files("me/rows", "dataset")["README.md"]
 
 

@@ -163,6 +163,34 @@ def test_arguments_of_a_push_are_passed_on(hub: FakeHub, tmp_path: Path) -> None
         trainer.push_to_hub(token="hf_wrong")
 
 
+def test_what_somebody_wrote_into_the_card_on_the_hub_stays(hub: FakeHub, tmp_path: Path) -> None:
+    trainer = trainer_for(hub, tmp_path / "out")
+    trainer.push_to_hub("first")
+    repo = hub.repo("me/tiny")
+    head = repo.find("main")
+    assert head is not None
+    card = head.files["README.md"].replace(b"license: unknown", b"license: mit") + b"\n## My notes\n\nRead them.\n"
+    repo.commit("main", "somebody", head.files | {"README.md": card}, head)
+    trainer.push_to_hub("second", tags="extra")
+    text = hub.files("me/tiny")["README.md"].decode()
+    assert "- extra" in text
+    assert "license: mit" in text
+    assert "## My notes\n\nRead them." in text
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "all_checkpoints"])
+def test_a_private_model_is_never_pushed_to_a_public_repository(hub: FakeHub, tmp_path: Path, strategy: str) -> None:
+    hub.make_repo("me/tiny")
+    settings = {"hub_private_repo": True, "push_to_hub": True, "hub_strategy": strategy}
+    with pytest.raises(PushError, match="model me/tiny was not pushed: the repository is public"):
+        trainer_for(hub, tmp_path / "out", **settings)  # before training, not after it
+    trainer = trainer_for(hub, tmp_path / "out")
+    trainer.push_to_hub()
+    with pytest.raises(PushError, match="the repository is public"):
+        trainer.push_to_hub("again", private=True)
+    assert hub.titles("me/tiny") == ["End of training"]
+
+
 @pytest.mark.parametrize(("route", "kind"), [("create", 401), ("commit", 503)])
 def test_a_failed_push_leaves_the_saved_model_and_says_where(
     hub: FakeHub, tmp_path: Path, route: str, kind: int

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hf_ext import QueryAugmenter, RareEncoder
+from hf_ext.hub.push import PushError
 from tests.hub.conftest import hub  # noqa: F401 (a fixture)
 from tests.retrieval.test_encoder import QUERIES, model
 from tests.trainers.retrieval import encoder
@@ -22,7 +23,10 @@ def test_a_push_must_say_whether_exemplars_go_along(hub):  # noqa: F811
     files = set(hub.files("me/rare"))
     assert "exemplars/rare_config.json" in files
     assert not any(name.endswith(".parquet") for name in files)
-    ours.push_to_hub("me/rare", include_exemplars=True)
+    with pytest.raises(PushError, match="the repository is public, and a private one was asked for"):
+        ours.push_to_hub("me/rare", include_exemplars=True)
+    assert set(hub.files("me/rare")) == files
+    ours.push_to_hub("me/rare", include_exemplars=True, private=False)
     files = set(hub.files("me/rare"))
     assert sum(name.endswith(".parquet") for name in files) == 1
     assert not any(name.endswith((".pkl", ".bin", ".pt")) for name in files)

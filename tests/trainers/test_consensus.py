@@ -392,10 +392,9 @@ def test_looking_at_clean_evaluation_labels_is_warned_of_and_choosing_by_them_is
 
 
 def test_no_label_and_no_prediction_of_a_row_is_pushed(done: Any) -> None:
-    from hf_ext.hub.push import LEFT_OUT, files_to_push
-    from hf_ext.trainers.consensus.recipe import KEPT_HERE
+    from hf_ext.hub.push import files_to_push
 
-    names = set(files_to_push(done[0], (*LEFT_OUT, *KEPT_HERE)))
+    names = set(files_to_push(done[0]))
     assert {"model.safetensors", "config.json", "README.md", "rounds.md"} <= names
     assert not [name for name in names if name.startswith(("rounds/", "folds/")) or name == "consensus.json"]
     manifest = json.loads((done[0] / "consensus.json").read_text(encoding="utf-8"))

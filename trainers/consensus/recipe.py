@@ -22,7 +22,7 @@ from hf_ext.data.relabeling.ranks import refuse_different_ranks
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole, writing
 from hf_ext.guards.rows import ROW_INDEX
-from hf_ext.hub.push import LEFT_OUT, push_folder
+from hf_ext.hub.push import push_folder
 from hf_ext.trainers.consensus.choice import Choice, Strategy, candidates, choose_strategy
 from hf_ext.trainers.consensus.config import ConsensusConfig
 from hf_ext.trainers.consensus.facts import (
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT_REVISION = 1
 MANIFEST, TABLE = "consensus.json", "rounds.md"
-KEPT_HERE = ("rounds/*", "folds/*", MANIFEST)  # no push takes them: checkpoints, and predictions of every row
 # Settings of training that change a result; a run that was begun goes on only under the same ones.
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -184,9 +183,9 @@ class ConsensusRecipe:
         result = None
         if self.state.is_main_process:
             kwargs = {"token": self.args.hub_token, "private": self.args.hub_private_repo} | kwargs
+            kwargs = {"merge_card": True, "license": self.args.model_license} | kwargs
             repo = self.args.hub_model_id or self.output.absolute().name
-            ignore = (*LEFT_OUT, *KEPT_HERE)
-            result = push_folder(self.output, repo, commit_message=commit_message, ignore=ignore, **kwargs)
+            result = push_folder(self.output, repo, commit_message=commit_message, **kwargs)
         self.state.wait_for_everyone()
         return result
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.hub.push import LEFT_OUT, create_repo, push_folder
+from hf_ext.hub.push import create_repo, push_folder
 from hf_ext.hub.retry import Retry
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def push_trainer(
             create_pr=create_pr,
             commit_message=commit_message,
             ignore=_private_files(trainer),
+            merge_card=True,
+            license=args.model_license,
         )
 
     return push() if blocking else trainer.push_in_progress.start(push)
@@ -164,6 +166,8 @@ def push_checkpoint(trainer: SavesWithCard, checkpoint: str) -> None:
                     revision=args.hub_revision,
                     commit_message=f"{message}, checkpoint" if place else message,
                     path_in_repo=place,
+                    merge_card=True,
+                    license=args.model_license,
                 )
         finally:
             shutil.rmtree(held, ignore_errors=True)
@@ -172,16 +176,15 @@ def push_checkpoint(trainer: SavesWithCard, checkpoint: str) -> None:
 
 
 def _private_files(trainer: SavesWithCard) -> list[str]:
-    """Patterns of what lies in `output_dir` and stays there."""
+    """Patterns of what the arguments have put into `output_dir` and stays there, whatever it is called."""
     root = Path(trainer.args.output_dir).resolve()
-    patterns = list(LEFT_OUT)
+    patterns = []
     for name in PRIVATE:
         value = getattr(trainer.args, name, None)
         if value is not None and Path(value).resolve().is_relative_to(root):
-            inside = glob.escape(Path(value).resolve().relative_to(root).as_posix())
-            patterns += [inside, f"{inside}/*"]
-    for store in {shard.parent for shard in root.rglob("shard-*.arrow")}:  # of context-free rows, whoever put it there
-        patterns.append(f"{glob.escape(store.relative_to(root).as_posix())}/*")
+            inside = Path(value).resolve().relative_to(root)
+            by_rank = inside.with_suffix("").as_posix()  # each process writes its own bad rows
+            patterns += [glob.escape(inside.as_posix()), f"{glob.escape(by_rank)}.rank*"]
     return patterns
 
 

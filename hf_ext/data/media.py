@@ -1,0 +1,66 @@
+"""Pictures, sound and film that lie in files: in what is written their bytes go along, and no path of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["estimated_bytes", "media_columns", "write_parquet"]
+
+BATCH_ROWS = 100  # rows in memory, with their pictures, at a time; also a row group of the file, as in `datasets`
+
+
+def media_columns(rows: Dataset) -> list[str]:
+    """Columns whose values may lie in files of their own, at any depth of lists and structs."""
+    from datasets.features.features import require_storage_embed
+
+    return [name for name, feature in rows.features.items() if require_storage_embed(feature)]
+
+
+def write_parquet(rows: Dataset, path: str | Path) -> None:
+    """
+    Write rows as [`~datasets.Dataset.to_parquet`] does, with the bytes of pictures, sound and film inside.
+
+    Of a path only the file's name is left.
+
+    Raises:
+        FileNotFoundError: a file that a row names is not there; the message says which row and column.
+    """
+    if not media_columns(rows):
+        rows.to_parquet(path)
+        return
+    import pyarrow.parquet as pq
+
+    plain = rows.with_format("arrow")
+    with pq.ParquetWriter(path, rows.features.arrow_schema) as writer:
+        for start in range(0, len(rows), BATCH_ROWS):
+            writer.write_table(_embedded(plain, start))
+
+
+def estimated_bytes(rows: Dataset) -> int:
+    """Bytes that rows take in memory once written by [`write_parquet`]; those of pictures from the first hundred."""
+    if not media_columns(rows):
+        return int(rows.data.nbytes * len(rows) / max(1, rows.data.num_rows))  # a selection shares its source's table
+    sample = _embedded(rows.with_format("arrow"), 0)
+    return int(sample.nbytes * len(rows) / max(1, sample.num_rows))
+
+
+def _embedded(plain: Dataset, start: int) -> Any:
+    from datasets.table import embed_table_storage
+
+    table = plain[start : start + BATCH_ROWS]
+    try:
+        return embed_table_storage(table)
+    except FileNotFoundError as error:
+        for name in media_columns(plain):
+            for index, value in enumerate(table[name].to_pylist()):
+                path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else None
+                if path is not None and "://" not in path and not Path(path).is_file():
+                    raise FileNotFoundError(
+                        f"row {start + index:,}, column {name!r}: its file {path!r} is not there any more. Bring it "
+                        "back, or drop the row with dataset.filter."
+                    ) from error
+        raise

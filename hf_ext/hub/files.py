@@ -1,0 +1,192 @@
+"""What of a folder may leave for the Hub: no secret, no link out of it, no pickle, nothing to resume from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch, fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from hf_ext.hub.credentials import find_credential
+from hf_ext.hub.pickles import is_pickle
+from hf_ext.hub.retry import PushError
+
+__all__ = ["files_that_could_go", "files_to_push", "matches", "strings"]
+
+logger = logging.getLogger(__name__)
+
+# Names of files and folders at any depth, without case; a slash at the end: only of folders.
+SECRETS = (
+    ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials",
+    ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*", "*.ppk", "*.p12",
+    "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
+)  # fmt: skip
+LEFTOVERS = (
+    ".git", ".hg", ".svn", ".cache", ".venv", "__pycache__", ".ipynb_checkpoints", ".ds_store", ".hf-ext*", "*.lock",
+    "*.tmp", "cache-*.arrow", "_saving/", "_push-*/", "_data/",
+)  # fmt: skip
+STATES = (
+    "checkpoint-*/", "bad_rows*.jsonl", "fresh_samples/", "training_args.json", "trainer_state.json",
+    "hf_ext_checkpoint.json",
+)  # fmt: skip
+# Of a model's run: what it knows of every row. A dataset may well be called so.
+ROWS = (
+    "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "answers/",
+    "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow",
+)  # fmt: skip
+
+BY_NAME = "named like secrets"
+LINK = "links to folders, to nothing or to somewhere else"
+PICKLE = "pickles, which run code when loaded, or named like them"
+STAYS = "leftovers, states and rows of a run"
+
+
+def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_type: str = "model") -> dict[str, Path]:
+    """
+    Files of a folder that may go to the Hub, by their path inside it.
+
+    Left out, at any depth, are files named like secrets, links out of the folder and pickles (a warning names them);
+    what tools leave behind, checkpoints and bad rows; and, of a model, stores, predictions and answers, row by row.
+    `ignore` comes on top of that.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder; it is only read.
+        ignore (`str` or `Iterable[str]`, *optional*):
+            More patterns of files to leave out, as in [`matches`].
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
+
+    Returns:
+        `dict[str, Path]`: path inside the folder, with slashes, to the file.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+        PushError: a file that would go holds a key or a token.
+        ValueError: nothing is left to push.
+    """
+    patterns = strings(ignore, "ignore")
+    root = Path(folder).expanduser().resolve()
+    if not root.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder: save the model or the dataset first, then push it.")
+    files: dict[str, Path] = {}
+    staying: dict[str, list[str]] = {}
+    for name, path, reason in _entries(root, repo_type == "model"):
+        if matches(name, patterns):
+            continue
+        if reason is None and is_pickle(path):
+            reason = PICKLE
+        if reason is None:
+            files[name] = path
+        else:
+            staying.setdefault(reason, []).append(name)
+    for reason, names in staying.items():
+        level = logging.INFO if reason == STAYS else logging.WARNING
+        logger.log(level, "Not pushed from %s: %s (%s).", folder, ", ".join(names), reason)
+    if not files:
+        raise ValueError(
+            f"Nothing to push in {folder}: it has no file besides pickles, what stays here and what 'ignore' names."
+        )
+    for name, path in files.items():
+        _refuse_credential(name, path, folder)
+    return files
+
+
+def files_that_could_go(folder: Path) -> list[str]:
+    """Paths of a dataset's files that no name of theirs keeps here; what is in them is not looked at."""
+    return [name for name, _, reason in _entries(folder, is_model=False) if reason is None]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """
+    Whether one of the patterns, as in `fnmatch`, is for the path `name`, or for a folder that it is in.
+
+    A pattern that ends in a slash or begins with `**/` is looked for at any depth: `logs/` is every folder `logs`.
+    """
+    folders = [folder.as_posix() for folder in PurePosixPath(name).parents][:-1]
+    for pattern in patterns:
+        plain = pattern.removeprefix("./").removeprefix("**/").strip("/")
+        places = folders if pattern.endswith("/") else [name, *folders]
+        anywhere = pattern.startswith("**/") or (pattern.endswith("/") and not pattern.startswith(("/", "./")))
+        if any(fnmatch(place, plain) or (anywhere and fnmatch(place, f"*/{plain}")) for place in places):
+            return True
+    return False
+
+
+def strings(value: str | Iterable[str] | None, argument: str) -> tuple[str, ...]:
+    """
+    A list of texts as somebody passes it: one text is one entry, and no list of letters.
+
+    Raises:
+        TypeError: something in it is no text.
+    """
+    entries = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    wrong = [entry for entry in entries if not isinstance(entry, str)]
+    if wrong:
+        raise TypeError(f"{argument} takes a text or a list of texts; {wrong[0]!r} is none.")
+    return entries
+
+
+def _entries(root: Path, is_model: bool) -> Iterator[tuple[str, Path, str | None]]:
+    """Every file below `root` with the reason why it stays, if any; a folder that stays is named and not entered."""
+    kinds = ((BY_NAME, SECRETS), (STAYS, (*LEFTOVERS, *STATES, *(ROWS if is_model else ()))))
+    for parent, folder_names, file_names in os.walk(root, onerror=_raise):
+        here = Path(parent)
+        if is_model and here != root and any(name.endswith(".arrow") for name in file_names):
+            folder_names.clear()  # a store or a saved dataset: its manifest says nothing without it
+            yield f"{here.relative_to(root).as_posix()}/", here, STAYS
+            continue
+        for name in sorted(folder_names):
+            reason = LINK if (here / name).is_symlink() else _reason(f"{name}/", kinds, here == root)
+            if reason is not None:
+                folder_names.remove(name)
+                yield f"{(here / name).relative_to(root).as_posix()}/", here / name, reason
+        folder_names.sort()
+        for name in sorted(file_names):
+            path = here / name
+            reason = _reason(name, kinds, here == root)
+            if path.is_symlink():
+                reason = reason or _link_reason(path, root, kinds)
+            elif not path.is_file():
+                continue  # a socket or a pipe
+            yield path.relative_to(root).as_posix(), path, reason
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk alone would pass over a folder that it cannot read
+
+
+def _reason(name: str, kinds: Iterable[tuple[str, tuple[str, ...]]], at_top: bool = False) -> str | None:
+    folded = name.casefold()
+    for reason, patterns in kinds:
+        if any(fnmatchcase(folded, pattern) or fnmatchcase(folded, f"{pattern}/") for pattern in patterns):
+            return reason
+    return STAYS if at_top and name.startswith("_") else None
+
+
+def _link_reason(link: Path, root: Path, kinds: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """A link may point into the folder, at what may go itself; or, from the Hub's cache, at its own blobs."""
+    target = link.resolve()
+    if not target.is_file():
+        return LINK
+    if root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs"):
+        return None
+    if not target.is_relative_to(root):
+        return LINK
+    inside = target.relative_to(root)
+    for part in [f"{parent.name}/" for parent in inside.parents if parent.name] + [inside.name]:
+        reason = _reason(part, kinds)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _refuse_credential(name: str, path: Path, folder: str | Path) -> None:
+    credential = find_credential(path)
+    if credential is not None:
+        kind, line = credential
+        raise PushError(
+            f"{folder} was not pushed: {name}, line {line}, holds {kind}. Take it out of the file, or leave the file "
+            f"out with ignore={name!r}. If it ever was where others can read it, have it replaced."
+        )

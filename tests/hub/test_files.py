@@ -1,0 +1,269 @@
+"""What leaves a folder for the Hub: no secret, no link out of it, nothing that a run knows of its rows."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_ext.data.relabeling import make_key_file
+from hf_ext.hub.credentials import find_credential
+from hf_ext.hub.files import files_to_push, matches, strings
+from hf_ext.hub.push import PushError, push_dataset, push_folder
+from tests.hub.fake_hub import FakeHub
+
+HEX_KEY = "0123456789abcdef" * 4
+HF_TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz12345678"
+GITHUB_TOKEN = "ghp_" + "a1B2c3D4e5F6" * 3
+AWS_KEY = "AKIA" + "QWERTYUIOPASDF12"
+PEM = "-----BEGIN " + "RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----\n"
+
+
+def write(root: Path, *names: str, text: str = "x") -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize("depth", ["", "a/", "a/b/"])
+@pytest.mark.parametrize("repo_type", ["model", "dataset"])
+def test_names_of_secrets_and_leftovers_stay_at_any_depth(tmp_path: Path, depth: str, repo_type: str) -> None:
+    names = (
+        ".env .env.local prod.env .envrc .ENV .netrc _netrc .pypirc .git-credentials .npmrc id_rsa id_ed25519.pub "
+        "Id_RSA server.pem labels.key labels.key.bak labels.KEY .ssh/known_hosts .aws/credentials .git/HEAD "
+        ".cache/huggingface/x .venv/bin/python __pycache__/m.pyc .hf-ext.lock .hf-ext/notes x.lock x.tmp "
+        "checkpoint-5/config.json checkpoint-5/deep/er bad_rows.jsonl bad_rows.rank1.jsonl training_args.json "
+        "trainer_state.json report/fresh_samples/x.json _saving/config.json _push-checkpoint-1/config.json"
+    )
+    write(tmp_path, "config.json", *(depth + name for name in names.split()))
+    assert set(files_to_push(tmp_path, repo_type=repo_type)) == {"config.json"}
+
+
+@pytest.mark.parametrize("depth", ["", "a/"])
+def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(tmp_path: Path, depth: str) -> None:
+    rows = [
+        "round-000/answers/shard-00000.jsonl", "round-000/pairs.jsonl", "round-000/train/config.json",
+        "rounds/round-1/predictions/train/data.arrow", "folds/0/x.json", "consensus.json", "original_losses/x.json",
+        "context_free/manifest.json", "answers.jsonl", "predictions/rows.csv", "samples/shard-00000.arrow",
+        "samples/manifest.json", "predictions.jsonl", "pairs.jsonl",
+    ]  # fmt: skip
+    write(tmp_path, "config.json", "sub/notes.md", *(depth + name for name in rows))
+    assert set(files_to_push(tmp_path)) == {"config.json", "sub/notes.md"}
+    assert {depth + "answers.jsonl", depth + "samples/manifest.json"} <= set(files_to_push(tmp_path, (), "dataset"))
+
+
+def test_names_that_only_resemble_those_go(tmp_path: Path) -> None:
+    names = {"environment.json", "env/a.txt", "keys.md", "monkey", "gitignore", ".gitattributes", ".gitignore",
+             "checkpoint.md", "roundness/a.txt", "lockfile", "1_Pooling/config.json", "sub/__init__.py"}  # fmt: skip
+    write(tmp_path, *names)
+    assert set(files_to_push(tmp_path)) == names
+
+
+def test_a_git_file_of_a_worktree_stays_as_the_folder_does(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", ".git", "sub/module/.git")
+    assert set(files_to_push(tmp_path)) == {"config.json"}
+
+
+def test_ignore_comes_on_top_of_what_stays_anyway(hub: FakeHub, tmp_path: Path) -> None:
+    write(tmp_path, "config.json", "mine.jsonl", "bad_rows.jsonl", "checkpoint-1/model.safetensors", ".env")
+    push_folder(tmp_path, "me/tiny", ignore="mine.jsonl")
+    assert set(hub.files("me/tiny")) == {"config.json"}
+    push_folder(tmp_path, "me/rows", repo_type="dataset", ignore=["mine.jsonl"])
+    assert set(hub.files("me/rows", "dataset")) == {"config.json"}
+    push_dataset(tmp_path, "me/more", ignore=("mine.jsonl",))
+    assert set(hub.files("me/more", "dataset")) == {"config.json", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("logs/", "logs/a logs/b/c sub/logs/a"),
+        ("sub/logs/", "sub/logs/a x/sub/logs/a"),
+        ("./logs/", "logs/a logs/b/c"),
+        ("/logs/", "logs/a logs/b/c"),
+        ("logs", "logs/a logs/b/c"),
+        ("logs/*", "logs/a logs/b/c"),
+        ("logs/**", "logs/a logs/b/c"),
+        ("**/logs", "logs/a logs/b/c sub/logs/a"),
+        ("**/a", "a logs/a sub/logs/a catalogs/a"),
+        ("a", "a"),
+        ("log?/", "logs/a logs/b/c sub/logs/a"),
+        ("a/", ""),
+        ("", ""),
+        ("/", ""),
+    ],
+)
+def test_a_pattern_means_the_file_or_the_folder_that_git_would_take_it_for(pattern: str, names: str) -> None:
+    every = ("a", "logs/a", "logs/b/c", "sub/logs/a", "catalogs/a", "logs.txt")
+    expected = set(names.split()) & set(every)
+    assert {name for name in every if matches(name, [pattern])} == expected
+
+
+@pytest.mark.parametrize("argument", ["ignore", "delete", "public_columns"])
+def test_a_text_is_one_pattern_and_no_list_of_letters(hub: FakeHub, tmp_path: Path, argument: str) -> None:
+    write(tmp_path / "first", "old-1.txt", "config.json", "data/rows.txt", "o", "b")
+    push_folder(tmp_path / "first", "me/rows", repo_type="dataset")
+    write(tmp_path / "second", "config.json", "logs/a.txt", "data/new.txt")
+    push_folder(tmp_path / "second", "me/rows", repo_type="dataset", **{argument: "old-*.txt"})
+    here = {"config.json", "logs/a.txt", "data/new.txt"}
+    expected = here | {"data/rows.txt", "o", "b"} | (set() if argument == "delete" else {"old-1.txt"})
+    assert set(hub.files("me/rows", "dataset")) == expected
+    assert strings("abc", argument) == ("abc",)
+    with pytest.raises(TypeError, match=f"{argument} takes a text or a list of texts; 3 is none"):
+        push_folder(tmp_path / "second", "me/rows", repo_type="dataset", **{argument: ["a", 3]})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "line"),
+    [
+        (HEX_KEY, "label privacy", 1),
+        (f"\n  {HEX_KEY.upper()}\n", "label privacy", 1),
+        (f"{HEX_KEY[:40]}\n{HEX_KEY[40:]}\r\n", "label privacy", 1),
+        (HEX_KEY * 2, "label privacy", 1),
+        (f"export HF_EXT_LABEL_KEY='{HEX_KEY}'", "label privacy", 1),
+        (f'{{"a": 1,\n "token": "{HF_TOKEN}"}}', "Hugging Face token", 2),
+        (f"# notes\n\nlog in with {HF_TOKEN}.", "Hugging Face token", 3),
+        (f"remote = https://x:{GITHUB_TOKEN}@github.com", "GitHub token", 1),
+        (f"a\naws_access_key_id={AWS_KEY}", "AWS access key", 2),
+        (PEM, "private key", 1),
+        ('{"private_key": "-----BEGIN PRIVATE' + ' KEY-----\\nMII"}', "private key", 1),
+        ("-----BEGIN PGP PRIVATE" + " KEY BLOCK-----", "private key", 1),
+    ],
+)
+@pytest.mark.parametrize("name", ["sub/other_name", "README.md", "rows.jsonl"])
+def test_a_key_or_token_inside_a_file_stops_the_push_and_is_not_repeated(
+    hub: FakeHub, tmp_path: Path, text: str, kind: str, line: int, name: str
+) -> None:
+    write(tmp_path, "config.json")
+    write(tmp_path, name, text=text)
+    for repo_type in ("model", "dataset"):
+        with pytest.raises(PushError, match=f"{name}, line {line}, holds .*{kind}") as caught:
+            push_folder(tmp_path, "me/tiny", repo_type=repo_type)
+        assert not {HEX_KEY, HF_TOKEN, GITHUB_TOKEN, AWS_KEY} & set(str(caught.value).split())
+    assert not hub.requests
+    push_folder(tmp_path, "me/tiny", ignore=name)
+    assert set(hub.files("me/tiny")) == {"config.json"}
+
+
+def test_every_key_that_we_make_is_known_whatever_its_file_is_called(tmp_path: Path) -> None:
+    for number in range(20):
+        path = tmp_path / f"file-{number}"
+        make_key_file(path)
+        assert find_credential(path) == ("a secret key for label privacy", 1)
+    (tmp_path / "wide").write_bytes(secrets.token_hex(64).encode("utf-16"))
+    assert find_credential(tmp_path / "wide") is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEX_KEY[:-2].encode(),  # too short for a key
+        f"{HEX_KEY}  model.safetensors\n".encode(),  # a checksum with its file
+        b"hf_" + b"x" * 34,  # a placeholder
+        b"hf_ext.data.relabeling.privatize_with_a_long_name",
+        b"AKIAIOSFODNN7EXAMPLE",  # of AWS's own documentation
+        b"-----BEGIN PUBLIC KEY-----\nMII",
+        b"\0" + HF_TOKEN.encode(),
+        gzip.compress(b"text"),
+        b"",
+    ],
+)
+def test_what_is_no_credential_is_pushed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert find_credential(tmp_path / "file") is None
+
+
+def test_links_out_of_the_folder_and_to_secrets_stay_and_links_inside_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    write(tmp_path, "outside.txt", "elsewhere/a.txt")
+    write(root, "config.json", ".env", "checkpoint-1/a.txt", "sub/real.txt")
+    targets = {"out.txt": tmp_path / "outside.txt", "folder": tmp_path / "elsewhere", "plain.txt": root / ".env",
+               "state.txt": root / "checkpoint-1" / "a.txt", "nothing": root / "absent", "up": root.parent,
+               "good.txt": root / "sub" / "real.txt"}  # fmt: skip
+    for name, target in targets.items():
+        (root / name).symlink_to(target)
+    assert set(files_to_push(root, repo_type="dataset")) == {"config.json", "sub/real.txt", "good.txt"}
+    said = caplog.text
+    assert all(name in said for name in ("out.txt", "folder/", "nothing", "up/", ".env", "plain.txt"))
+    (tmp_path / "way").symlink_to(root)
+    assert set(files_to_push(tmp_path / "way")) == {"config.json", "sub/real.txt", "good.txt"}
+
+
+def test_a_download_in_the_hubs_cache_made_of_links_is_pushed(hub: FakeHub, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    push_folder(folder, "me/tiny")
+    snapshot = Path(snapshot_download("me/tiny"))
+    assert (snapshot / "config.json").is_symlink()
+    push_folder(snapshot, "me/again")
+    assert hub.files("me/again") == hub.files("me/tiny")
+
+
+def test_what_stays_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "config.json", "sub/labels.key", "optimizer.pt", "checkpoint-1/a", "__pycache__/b")
+    with caplog.at_level(logging.INFO):
+        files_to_push(tmp_path)
+    warnings = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert "sub/labels.key (named like secrets)" in warnings
+    assert "optimizer.pt (pickles" in warnings
+    assert "checkpoint-1/" not in warnings
+    assert "__pycache__/, checkpoint-1/ (leftovers" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_no_folder_without_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "config.json", "closed/rows.txt")
+    import os
+
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        files_to_push(tmp_path)
+
+
+# --- who can see it --------------------------------------------------------------------------------------------------
+
+
+def push_rows(folder: Path, repo: str, **kwargs: Any) -> Any:
+    from datasets import Dataset
+
+    return push_dataset(
+        Dataset.from_dict({"text": ["a"]}), repo, folder=folder / f"rows-{len(list(folder.iterdir()))}", **kwargs
+    )
+
+
+def push_model(folder: Path, repo: str, **kwargs: Any) -> Any:
+    return push_folder(folder, repo, **kwargs)
+
+
+@pytest.mark.parametrize(("push", "kind"), [(push_rows, "dataset"), (push_model, "model")])
+@pytest.mark.parametrize("route", [{}, {"create_pr": True}, {"revision": "dev"}])
+def test_private_onto_a_public_repository_is_refused_before_anything_is_sent(
+    hub: FakeHub, folder: Path, push: Callable[..., Any], kind: str, route: dict[str, Any]
+) -> None:
+    hub.make_repo("me/open", kind)
+    hub.fail("info", 503)
+    with pytest.raises(PushError, match=f"{kind} me/open was not pushed: the repository is public"):
+        push(folder, "me/open", private=True, **route)
+    assert hub.repo("me/open", kind).refs.keys() == {"main"}
+    assert hub.count("preupload") == hub.count("commit") == 0
+    hub.make_repo("me/closed", kind, private=True)
+    push(folder, "me/closed", private=True)
+    push(folder, "me/closed", private=False, commit_message="again")  # stays private, which hurts nobody
+    assert hub.repo("me/closed", kind).private
+    push(folder, "me/open")
+    assert len(hub.titles("me/open", kind)) == 1
