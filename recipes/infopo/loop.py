@@ -6,12 +6,12 @@ import copy
 import gc
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig
 
+from hf_ext.data.run_settings import LOGGING, claim_run, described, settings_of, source_settings
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole
 from hf_ext.recipes.infopo.answers import (
@@ -24,17 +24,16 @@ from hf_ext.recipes.infopo.answers import (
     seed_of,
 )
 from hf_ext.recipes.infopo.rounds import PAIRS, Round, no_pairs_message, table
-from hf_ext.recipes.infopo.scoring import Scorer, reward_scorer, verifier_scorer
+from hf_ext.recipes.infopo.scoring import Scorer, reward_scorer, verifier_digest, verifier_scorer
 from hf_ext.recipes.launch import Recipe
 from hf_ext.recipes.loading import load_rows
 
-# Settings of training that change a round's result; a round that was begun goes on only under the same ones.
-TRAINING = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "bf16", "fp16", "max_length",
-    "loss_type", "loss_weights", "beta", "estimator", "length_normalized", "reference_free", "max_exponent", "seed",
+# What changes no result: `rounds` may grow, and the rows themselves are compared, not where they lie.
+FREE = (
+    "rounds", "dataset_name", "dataset_config", "dataset_data_dir", "dataset_train_split", "dataset_test_split",
+    "dataset_streaming", "eval_dataset_name", "max_train_rows", "max_eval_rows", "expected_num_processes",
 )  # fmt: skip
-MODEL = ("model_name_or_path", "model_revision", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_target_modules")
+MANIFEST = "online.json"
 
 
 class OnlineLoop:
@@ -65,10 +64,11 @@ class OnlineLoop:
 
     def run(self) -> None:
         """Every round that is not finished, the table after each, and at the end the last round's model."""
+        rows = {"questions": self.rows}
+        claim_run(self.output / MANIFEST, self._settings(), rows, state=self.state, stages="round-*")
         rounds: list[Round] = []
         for number in range(self.script.rounds):
-            one = Round.open(self.output, number, self._settings(number), self.state.is_main_process)
-            self.state.wait_for_everyone()  # every process has read the same manifest before the main one writes
+            one = Round(number, self.output / f"round-{number:03d}", self.state.is_main_process)
             rounds.append(one)
             if not one.has_done("trained"):
                 self._run_round(one, self._start(rounds))
@@ -216,15 +216,22 @@ class OnlineLoop:
             script.sample_batch_size, tuple(script.stop or ()),
         )  # fmt: skip
 
-    def _settings(self, number: int) -> dict[str, Any]:
-        script = ("dataset_name", "dataset_config", "dataset_train_split", "max_train_rows", "prompt_column",
-                  "prompt_template", "questions_per_round", "verifier", "reward_model", "reward_margin")  # fmt: skip
-        settings = {name: getattr(self.script, name) for name in script} | asdict(self._sampling(number))
-        settings |= {name: getattr(self.args, name) for name in TRAINING}
-        settings |= {name: getattr(self.model_args, name) for name in MODEL}
-        settings["num_processes"] = self.state.num_processes
-        return {name: value if isinstance(value, int | float | list | None) else str(value)
-                for name, value in settings.items()}  # fmt: skip
+    def _settings(self) -> dict[str, Any]:
+        # The guard counts logs, and may end a round by them.
+        counted = LOGGING if self.args.likelihood_guard == "stop" else ()
+        settings = {
+            "processes": self.state.num_processes,
+            **settings_of(self.args),
+            **{name: described(getattr(self.args, name, None)) for name in counted},
+            **settings_of(self.script, FREE),
+            **settings_of(self.model_args),
+            "model": source_settings(self.model_args.model_name_or_path, self.model_args.model_revision),
+        }
+        if self.script.reward_model is not None:
+            settings["reward_model files"] = source_settings(self.script.reward_model)
+        if self.script.verifier is not None:
+            settings["verifier file"] = verifier_digest(self.script.verifier)
+        return settings
 
     def _write_table(self, rounds: Sequence[Round]) -> None:
         if self.state.is_main_process:

@@ -1,9 +1,8 @@
-"""A round of the online recipe in its folder: what is done, under which settings, and what came of it."""
+"""A round of the online recipe in its folder: what is done, and what came of it."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 
 from hf_ext.guards.disk import write_whole
 
-logger = logging.getLogger(__name__)
-
-FORMAT_REVISION = 1
+FORMAT_REVISION = 2
 MANIFEST = "manifest.json"
 PAIRS = "pairs.jsonl"
 
@@ -42,35 +39,12 @@ class Round:
     Args:
         number (`int`): counted from 0.
         folder (`Path`): its place.
-        settings (`dict`): all that its result depends on.
         main (`bool`): whether this process writes.
     """
 
     number: int
     folder: Path
-    settings: dict[str, Any]
     main: bool = True
-
-    @classmethod
-    def open(cls, output_dir: Path, number: int, settings: dict[str, Any], main: bool = True) -> Round:
-        """
-        The round of that number, new or as a run before left it.
-
-        Raises:
-            ValueError: it was begun with other settings and is not finished.
-        """
-        self = cls(number, output_dir / f"round-{number:03d}", json.loads(json.dumps(settings)), main)
-        before = self.manifest.get("settings", self.settings)
-        changed = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
-        if changed and not self.has_done("trained"):
-            shown = "; ".join(f"{name} was {before.get(name)!r}, is {self.settings.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"{self.folder} was begun with other settings: {shown}. Run with the former ones to finish it, or "
-                "remove that folder (earlier rounds stay), or choose another output_dir."
-            )
-        if changed and main:
-            logger.warning("%s is finished, with other settings (%s): it is kept.", self.folder, ", ".join(changed))
-        return self
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -88,7 +62,7 @@ class Round:
         return phase in self.manifest.get("done", [])
 
     def begin(self, **results: Any) -> None:
-        """Write down the settings, unless that was done."""
+        """Write down what is known at the start, unless that was done."""
         if self.main and not self.manifest:
             self._write([], results)
 
@@ -103,7 +77,6 @@ class Round:
             "round": self.number,
             "done": done,
             "results": results,
-            "settings": self.settings,
         }
         write_whole(self.folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -133,8 +106,11 @@ def no_pairs_message(one: Round, counts: dict[str, int], mean_score: float) -> s
         remedies += "; start from a model that gets some answers right (SFT first), or lower reward_margin"
     if counts["unfinished"]:
         remedies += "; raise max_new_tokens, or name a text that ends an answer in stop"
+    start = f"Remove {one.folder.parent}"
+    if one.number > 0:  # its settings are those of the rounds before
+        start = f"Go on in another output_dir from {one.folder.parent / f'round-{one.number - 1:03d}' / 'model'}"
     return (
         f"round {one.number}: none of {total} questions gave a pair: {counts['ties']} ties (mean score "
         f"{mean_score:.3g}), {counts['unfinished']} where only a cut answer scored higher, {counts['empty']} with "
-        f"fewer than two answers that have text. Remove {one.folder} and {remedies}."
+        f"fewer than two answers that have text. {start}, and {remedies}."
     )

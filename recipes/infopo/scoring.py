@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from hf_ext.data.run_settings import file_hash
 
 Verifier = Callable[[Any, str, dict[str, Any]], float]
 """`(prompt, completion, row) -> float`: the score of an answer, larger is better; `row` is the dataset's whole row."""
@@ -94,6 +97,19 @@ def load_verifier(name: str) -> Verifier:
     if not callable(found):
         raise ValueError(f"verifier {name!r} is no function but a {type(found).__name__}")
     return found
+
+
+def verifier_digest(name: str) -> str | None:
+    """
+    Digest of the file that a verifier of one's own stands in, by which a run knows that it is the same.
+
+    Returns:
+        `str`, or `None` for ours and where there is no such file.
+    """
+    if name in VERIFIERS:
+        return None
+    source = inspect.getsourcefile(inspect.unwrap(load_verifier(name)))
+    return None if source is None else file_hash(Path(source))
 
 
 @contextmanager

@@ -141,16 +141,44 @@ def test_no_pair_at_all_is_a_sentence_that_says_what_to_do(work, capsys):
     assert not (work / "out" / "round-000" / "pairs.jsonl").exists()
 
 
-def test_a_round_that_was_begun_is_not_finished_under_other_settings(work, capsys):
+def test_a_run_goes_on_under_other_logs_and_is_refused_under_other_results(work, capsys):
+    """Finished or not: its rounds would be of two kinds."""
     assert run("--rounds", "1") == 0
-    path = work / "out" / "round-000" / "manifest.json"
-    begun = json.loads(path.read_text())
-    path.write_text(json.dumps(begun | {"done": ["sampled"]}))
-    status, line = error_of(capsys, "--rounds", "1", "--temperature", "0.5")
+    former = weights(work / "out")
+    status, line = error_of(capsys, "--rounds", "1", "--temperature", "0.5", "--adam_beta1", "0.1")
     assert status == 2
     assert "temperature was 1.0, is 0.5" in line
-    assert run("--rounds", "1") == 0
-    assert run("--rounds", "1", "--temperature", "0.5") == 0  # finished: kept, with a warning
+    assert "adam_beta1 was 0.9, is 0.1" in line
+    same_result = ["--logging_steps", "1", "--save_steps", "2", "--run_name", "x", "--dataset_num_proc", "1"]
+    (work / "train.jsonl").rename(work / "moved.jsonl")
+    assert run("--rounds", "1", *same_result, "--dataset_name", "moved.jsonl") == 0
+    assert same(former, weights(work / "out"))
+
+
+def test_other_rows_model_files_or_verifier_are_named(work, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(work))
+    (work / "judge.py").write_text("def check(prompt, completion, row):\n    return float(len(completion) % 2)\n")
+    more = ("--rounds", "1", "--verifier", "judge:check")
+    assert run(*more) == 0
+    rows = (work / "train.jsonl").read_text().splitlines(keepends=True)
+    config = (work / "original" / "generation_config.json").read_text()
+    changes = {
+        "train.jsonl": ("".join([*rows[:5], rows[6], rows[5], *rows[7:]]), "other questions (first in row 5, column"),
+        "judge.py": ("def check(prompt, completion, row):\n    return 0.5\n", "verifier file was"),
+        "original/generation_config.json": (
+            config.replace("{", '{"top_k": 3,', 1),
+            "model.generation_config.json was",
+        ),
+    }
+    for name, (content, words) in changes.items():
+        former = (work / name).read_text()
+        (work / name).write_text(content)
+        status, line = error_of(capsys, *more)
+        assert status == 2
+        assert words in line
+        assert ";" not in line, "nothing else is named"
+        (work / name).write_text(former)
+    assert run(*more) == 0
 
 
 @pytest.mark.parametrize(
@@ -179,7 +207,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(work, capsys, more, words):
 
 
 def test_the_table_shows_what_is_known(tmp_path):
-    known = Round(0, tmp_path, {})
+    known = Round(0, tmp_path)
     known.begin(questions=1200)
     known.finish("sampled", mean_score=0.25, chosen_delta=-0.01)
     head, rule, line = table([known]).splitlines()

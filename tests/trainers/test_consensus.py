@@ -120,14 +120,28 @@ def test_a_second_call_trains_nothing_and_gives_the_same(done: Any, rows: Datase
     assert [r.to_dict() for r in again.rounds] == [r.to_dict() for r in result.rounds]
 
 
-def test_other_settings_rows_or_weights_in_the_same_folder_are_refused(done: Any, rows: Dataset) -> None:
+def test_other_settings_rows_or_model_in_the_same_folder_are_refused(done: Any, rows: Dataset) -> None:
     folder, _ = done
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.005, is 0\.01"):
-        run(folder, rows, learning_rate=0.01)
-    with pytest.raises(ValueError, match="begun with other settings: rows was"):
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.005, is 0\.01; adam_epsilon was 1e-08, is 1\.0"):
+        run(folder, rows, learning_rate=0.01, adam_epsilon=1.0)
+    with pytest.raises(ValueError, match="begun with other settings: other training rows"):
         run(folder, labelled_rows(N, 0.3, 2))
+    swapped = rows.map(lambda row: {"input_ids": row["input_ids"][::-1] if row["id"] == "row-7" else row["input_ids"]})
+    with pytest.raises(ValueError, match=r"other training rows \(first in row 7, column 'input_ids'\)"):
+        run(folder, swapped)
+    with pytest.raises(ValueError, match=r"column 'weight' is new"):
+        run(folder, rows.add_column("weight", [1.0] * N))
     with pytest.raises(ValueError, match="initial_weights was"):
         run(folder, rows, init=lambda: tiny_bert(seed=1))
+    with pytest.raises(ValueError, match=r"config\.hidden_dropout_prob was 0\.0, is 0\.5"):
+        run(folder, rows, init=lambda: tiny_bert(hidden_dropout_prob=0.5))
+
+
+def test_logs_paths_and_the_pace_of_saving_may_change(done: Any, rows: Dataset, monkeypatch: Any) -> None:
+    folder, result = done
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = run(folder, rows, logging_steps=1, save_strategy="steps", save_steps=1, run_name="x", disable_tqdm=False)
+    assert again.report == result.report
 
 
 def test_equal_steps_are_the_first_rounds_and_at_most_four_times_its_epochs(rows: Dataset, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Any
 
@@ -125,13 +124,3 @@ def check_eval_rows(train: Dataset, held_out: Dataset | None, args: Any) -> None
         "every look at the evaluation spends privacy that no ledger counts: privatise them too. The recipe itself "
         "chooses by the noisy training labels."
     )
-
-
-def rows_digest(rows: Dataset, label: str) -> str:
-    """SHA-256 of the rows' labels and number, by which a run knows that it is resumed on the same ones."""
-    columns = labels_of(rows, label)
-    digest = hashlib.sha256(f"{len(rows)}".encode())
-    for values in columns:
-        if values is not None:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()

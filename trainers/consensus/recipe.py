@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,13 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.trainer_callback import ExportableState
 
 from hf_ext.data.provenance import model_hash
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.data.relabeling.columns import IGNORED_LABEL
 from hf_ext.data.relabeling.ranks import refuse_different_ranks
+from hf_ext.data.run_settings import claim_run, described, model_settings, settings_of
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole, writing
 from hf_ext.guards.rows import ROW_INDEX
@@ -31,7 +32,6 @@ from hf_ext.trainers.consensus.facts import (
     class_names_of,
     label_column_of,
     labels_of,
-    rows_digest,
 )
 from hf_ext.trainers.consensus.report import ConsensusResult, RoundReport, markdown_of
 from hf_ext.trainers.consensus.rounds import Fitted, Rounds, Shared, fold_of, in_order
@@ -39,14 +39,9 @@ from hf_ext.trainers.consensus.trainer import NoisyLabels, noisy_labels_trainer
 
 logger = logging.getLogger(__name__)
 
-FORMAT_REVISION = 1
 MANIFEST, TABLE = "consensus.json", "rounds.md"
-# Settings of training that change a result; a run that was begun goes on only under the same ones.
-SETTINGS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "bf16", "fp16", "seed", "data_seed",
-    "rounds", "mode", "round_loss", "cross_fit", "reinit", "budget", "select_on_noisy_eval", "selection_folds",
-)  # fmt: skip
+# Arguments that change no result, beside those of `run_settings.FREE`; the first three count as what they resolve to.
+FREE = ("channel_epsilon", "num_classes", "label_column", "min_rows_per_class")
 
 
 class ConsensusRecipe:
@@ -146,7 +141,7 @@ class ConsensusRecipe:
             [`ConsensusResult`].
 
         Raises:
-            ValueError: begun before with other settings, rows or weights; or a consensus that leaves no row.
+            ValueError: begun before with other settings, rows or model; or a consensus that leaves no row.
             PushError: the Hub did not take the model; it is saved by then.
         """
         self._open()
@@ -317,32 +312,23 @@ class ConsensusRecipe:
 
     def _open(self) -> None:
         """Refuse to go on with a run that was begun otherwise."""
-        path = self.output / MANIFEST
         set_seed(self.args.seed)
-        self._initial(None)
-        settings = {name: getattr(self.args, name, None) for name in SETTINGS}
-        settings |= {
+        model = self._initial(None)
+        stateful = [one for one in self.trainer_kwargs.get("callbacks") or () if isinstance(one, ExportableState)]
+        settings = {
             "trainer": self.trainer_class.__name__,
             "epsilon": None if self.channel is None else self.channel.epsilon,
             "num_classes": self.num_classes,
-            "rows": rows_digest(self.train_dataset, self.label),
-            "initial_weights": self.initial_weights,
+            "label": self.label,
             "processes": self.state.num_processes,
+            **settings_of(self.args, FREE),
+            **{name: described(value) for name, value in self.trainer_kwargs.items() if name != "callbacks"},
+            # The host's own callbacks that end a training say by what; others cannot be asked.
+            "callbacks": [described({"class": type(one), **one.state()["args"]}) for one in stateful],
+            **model_settings(model),
         }
-        plain = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in settings.items()}
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else plain
-        self.state.wait_for_everyone()
-        changed = [name for name in plain if before.get(name) != plain[name]]
-        if changed:
-            shown = "; ".join(f"{name} was {before.get(name)!r}, is {plain[name]!r}" for name in changed)
-            raise ValueError(
-                f"{self.output} was begun with other settings: {shown}. Run with the former ones to finish it, or "
-                "choose another output_dir."
-            )
-        if self.state.is_main_process:
-            content = {"format_revision": FORMAT_REVISION, "settings": plain}
-            write_whole(path, json.dumps(content, indent=1) + "\n")
-        self.state.wait_for_everyone()
+        rows = {"training rows": self.train_dataset, "evaluation rows": self.eval_dataset}
+        claim_run(self.output / MANIFEST, settings, rows, state=self.state, stages="rounds")
 
     def _facts(self, strategy: Strategy, choice: Choice | None) -> dict[str, Any]:
         """For the card: what the labels went through, what was done, and how right it is."""

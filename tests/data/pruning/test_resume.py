@@ -83,7 +83,7 @@ def stop_after(count, keep):
     return kept
 
 
-@pytest.mark.parametrize("change", ["k", "row", "center", "metric", "pool"])
+@pytest.mark.parametrize("change", ["k", "row", "turned row", "center", "metric", "pool"])
 def test_a_file_of_another_matching_is_refused(change, tmp_path, monkeypatch):
     rows, path = cloud(300, 5), tmp_path / "picks.npz"
     monkeypatch.setattr(_run._Group, "keep", stop_after(10, _run._Group.keep))
@@ -93,6 +93,8 @@ def test_a_file_of_another_matching_is_refused(change, tmp_path, monkeypatch):
     options = {"center": {"center": "mean"}, "metric": {"metric": "raw"}, "pool": {"engine": "pool"}}.get(change, {})
     if change == "row":
         rows[123] *= 1.001
+    if change == "turned row":  # as long as it was
+        rows[123] = rows[123, ::-1].copy()
     with pytest.raises(ValueError, match="other rows or with other settings"):
         gm_matching(rows, 99 if change == "k" else 100, resume_path=path, **options)
     path.write_bytes(b"nonsense")
