@@ -45,6 +45,8 @@ TOUCHED = (
     ("transformers.Trainer", "_save_checkpoint", "a checkpoint could be half-written and taken for whole"),
     ("transformers.Trainer", "_get_output_dir", "the folder of a checkpoint would not be known"),
     ("transformers.Trainer", "_load_best_model", "a damaged best checkpoint could be loaded"),
+    ("transformers.Trainer", "_clip_grad_norm", "gradients would be clipped before they are checked"),
+    ("transformers.Trainer", "_get_grad_norm", "a gradient that is not finite would reach the optimiser"),
     ("transformers.Trainer", "_init_training_state", "a finished run that is resumed would train one step more"),
     ("transformers.Trainer", "_finalize_training", "the random state of a finished run would not be restored"),
     ("transformers.Trainer", "_load_rng_state", "the random state of a finished run would not be restored"),

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import EarlyStoppingCallback, Trainer
 
 logger = logging.getLogger(__name__)
@@ -24,11 +30,30 @@ def restore_patience(trainer: Trainer) -> None:
         vars(stopper).update(attributes)
 
 
+def is_sharded(trainer: Trainer, model: Module) -> bool:
+    """Whether a process holds parts of parameters alone, so that the norm of a gradient is for the host to find."""
+    sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.XLA, DistributedType.MEGATRON_LM)
+    return trainer.accelerator.distributed_type in sharding or any(
+        hasattr(value, "to_local") for value in model.parameters()
+    )
+
+
+def checked_norm(trainer: StepSeam, model: Module) -> Tensor:
+    """The norm of the gradient as the host computes it, once the trainer has looked at it."""
+    trainer.accelerator.unscale_gradients()
+    norm = get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
+    trainer.check_gradient(norm, trainer.model.named_parameters())
+    return norm
+
+
 class StepSeam(Trainer):
     """
     Public hooks around the steps of any host trainer; stands before it in the bases.
 
-    - `has_steps_left()`: whether a run that goes on from a checkpoint trains at all.
+    - `has_steps_left()`: whether a run that goes on from a checkpoint trains at all;
+    - `see_batches(batches)`: the micro-batches of the optimiser step that comes, on this process;
+    - `check_gradient(norm, parameters)`: before every optimiser step, and before gradients are clipped;
+    - `check_result()`: after the last step, before anything is made of the weights.
     """
 
     finished_checkpoint: str | None = None
@@ -41,6 +66,43 @@ class StepSeam(Trainer):
             for callback in self.callback_handler.callbacks
         )
         return self.state.global_step < self.state.max_steps and not stopped
+
+    def see_batches(self, batches: list[dict[str, Any]]) -> None:
+        """Look at the micro-batches of a step before it; the default does not."""
+
+    def check_gradient(self, norm: Tensor | float, parameters: Iterable[tuple[str, Parameter]]) -> None:
+        """
+        Look at the norm of a step's gradient, over all parameters and processes; the default does not.
+
+        `parameters` by name, with their gradients; none where shards or clipping hide which one is to blame.
+        """
+
+    def check_result(self) -> None:
+        """Look at the weights after the last step; the default does not."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Draw the micro-batches of one optimiser step."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.see_batches(batches)
+        return batches, num_items
+
+    def _clip_grad_norm(self, model: Module) -> Any:
+        if is_sharded(self, model):
+            return super()._clip_grad_norm(model)  # checked in `_get_grad_norm`, which comes next
+        # The host's own two halves, with the check in between: clipping by a NaN makes every gradient NaN.
+        norm = checked_norm(self, model)
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
+
+    def _get_grad_norm(self, model: Module, grad_norm: Any = None) -> Any:
+        if not is_sharded(self, model):
+            return checked_norm(self, model) if grad_norm is None else grad_norm
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.is_deepspeed_enabled:  # which has taken its step in the backward pass, or left it out
+            self.check_gradient(grad_norm, ())
+        return grad_norm
 
     def _init_training_state(
         self,
@@ -71,6 +133,8 @@ class StepSeam(Trainer):
         return num_train_epochs, 0
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None):
+            self.check_result()
         if self.finished_checkpoint is None:
             return super()._finalize_training(trial, num_train_samples, start_time)
         self._load_rng_state(self.finished_checkpoint)  # the host restores it where an epoch is begun

@@ -51,6 +51,8 @@ PARAMETERS: dict[str, list[str]] = {
     "_init_training_state": [
         "self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
     ],
+    "_clip_grad_norm": ["self", "model"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "add_fused_lm_head": ["model"],
@@ -95,7 +97,8 @@ def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
     hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches", "push_checkpoint"}
     hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
     hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
-    hooks |= {"compute_ref_log_probs", "take_ratios", "has_steps_left"}
+    hooks |= {"compute_ref_log_probs", "take_ratios"}
+    hooks |= {"has_steps_left", "see_batches", "check_gradient", "check_result"}
     defined = {
         name
         for seam in (Seam, StepSeam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)

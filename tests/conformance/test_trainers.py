@@ -73,6 +73,13 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
     jobs += [
         {
+            "id": f"{method.name}/nan", "method": method.name, "folder": str(folder / method.name / "nan"), "rows": 32,
+            "changes": changes_of("sgd", 2, 1) | {"max_steps": 4}, "nan_at": 2,
+        }
+        for method in TRAINERS[:2]
+    ]  # fmt: skip
+    jobs += [
+        {
             "id": f"median/{n}", "method": "flow", "folder": str(folder / f"median{n}"), "rows": n,
             "changes": {"max_steps": 1},
         }
@@ -108,6 +115,16 @@ def test_batch_four_is_two_times_two_is_two_processes(
     tolerance = np.maximum(tolerance, method.rounding)
     assert (np.abs(np.subtract(whole, accumulated)) <= tolerance).all()
     assert (np.abs(np.subtract(whole, shared["losses"])) <= tolerance).all()
+
+
+@launches
+@pytest.mark.parametrize("name", [method.name for method in TRAINERS[:2]])
+def test_two_processes_stop_together_at_a_gradient_that_one_of_them_broke(name: str, two_processes: dict) -> None:
+    """The gradient is NaN on the last process alone; the error below is that of the first."""
+    broken = two_processes[f"{name}/nan"]
+    assert broken["stopped"] == [True, True]
+    assert "at step 2 on rank 0" in broken["error"]
+    assert (broken["finite"], broken["step"]) == (True, 2)
 
 
 def median_by_loop(n: int) -> float:

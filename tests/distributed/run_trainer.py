@@ -6,7 +6,8 @@ Run training jobs in a process of their own, or in two under `torchrun`, and wri
 
 A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to the config), and optionally `kill_at`
 (the process sends itself SIGKILL after that many steps), `resume` (from the newest checkpoint), `dropout`, `streaming`
-(the rows come from an `IterableDataset`) and `lora` (an adapter is trained).
+(the rows come from an `IterableDataset`), `lora` (an adapter is trained) and `nan_at` (after that many steps the
+gradient of the last process is NaN; `error` is then what training ended with).
 With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
 starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
 `state` (SHA-256 of what the next step would start from: optimiser, schedule and random numbers), `step` (the last one
@@ -47,6 +48,24 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class NanGradient(TrainerCallback):
+    """The gradient of the first trained parameter is NaN, while the loss is finite, from the step after `step` on."""
+
+    def __init__(self, step: int, steps: int = 1) -> None:
+        self.steps = range(step, step + steps)
+        self.hook: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            trained = next(value for value in model.parameters() if value.requires_grad)
+            self.hook = trained.register_hook(lambda gradient: gradient * float("nan"))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+
+
 def digest_of(model: torch.nn.Module) -> str:
     """SHA-256 of every parameter, in order."""
     digest = hashlib.sha256()
@@ -78,6 +97,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     trainer = method.build(Path(job["folder"]), rows, model=model, **job["changes"])
     if "kill_at" in job:
         trainer.add_callback(KillAt(job["kill_at"]))
+    if "nan_at" in job:
+        return run_into_nan(trainer, job["nan_at"])
     losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))
     mean = trainer.accelerator.gather(torch.tensor(losses, dtype=torch.float64)[None]).mean(dim=0).tolist()
     return {
@@ -89,6 +110,20 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "world": trainer.accelerator.num_processes,
         "exit": 0,
     }
+
+
+def run_into_nan(trainer: Any, step: int) -> dict[str, Any]:
+    """Train until a gradient of the last process is NaN; every process comes here, or the gathering would wait."""
+    if trainer.accelerator.is_last_process:
+        trainer.add_callback(NanGradient(step))
+    message = ""
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        message = str(error)
+    stopped = trainer.accelerator.gather(torch.tensor([bool(message)])).tolist()
+    finite = all(bool(torch.isfinite(value).all()) for value in trainer.model.parameters())
+    return {"error": message, "stopped": stopped, "finite": finite, "step": trainer.state.global_step, "exit": 0}
 
 
 def run_in_child(job: dict[str, Any], file: Path) -> dict[str, Any]:

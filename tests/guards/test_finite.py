@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from hf_ext.guards.finite import NonFiniteError, check_finite
+from hf_ext.guards.finite import NonFiniteError, check_finite, check_gradient, parameter_error
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -65,3 +65,56 @@ def test_scalar_names_every_row_of_the_batch_sorted_once_and_at_most_eight():
 def test_rows_that_are_not_known_are_said_to_be():
     with pytest.raises(NonFiniteError, match="dataset rows: not known"):
         check_finite("loss", torch.tensor(math.inf), step=0, rank=0)
+
+
+# --- gradients and parameters ----------------------------------------------------------------------------------------
+
+
+def parameters(**values: list[float] | None) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters by name with these gradients; `None` has none."""
+    named = [(name, torch.nn.Parameter(torch.zeros(3))) for name in values]
+    for (_, parameter), gradient in zip(named, values.values(), strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    return named
+
+
+def test_the_first_parameter_with_a_bad_gradient_is_named_with_the_rows_of_the_step():
+    named = parameters(frozen=None, sound=[1.0, 2.0, 3.0], guilty=[1.0, math.inf, math.nan], later=[math.nan] * 3)
+    rows = torch.tensor([7, -1, 3, 7])
+    with pytest.raises(NonFiniteError) as caught:
+        check_gradient(torch.tensor(math.nan), named, step=12, rank=1, row_index=rows)
+    error = caught.value
+    assert (error.name, error.step, error.rank, error.row_indices) == ("gradient", 12, 1, [3, 7])
+    assert "parameter 'guilty', where it has 2 of 3 values not finite, first inf at (1,)" in str(error)
+
+
+@pytest.mark.parametrize("norm", [0.0, 3e38, torch.tensor(5.0), torch.tensor(1e-30, dtype=torch.float64)])
+def test_a_finite_norm_passes_without_a_look_at_the_gradients(norm):
+    check_gradient(norm, iter(()), step=0, rank=0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([1, 2, 3]),
+        torch.tensor([3, 4], dtype=torch.uint8),
+        torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.empty(4, device="meta"),
+        torch.empty(0),
+        torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.1, 0, torch.qint8),
+    ],
+    ids=["integers", "bytes", "float8", "meta", "empty", "quantised"],
+)
+def test_a_parameter_that_cannot_be_read_as_numbers_hides_none_that_can(values):
+    sound, broken = ("sound", torch.ones(2)), ("broken", torch.tensor([[1.0, math.nan]]))
+    assert parameter_error([("odd", values), sound], step=0, rank=0) is None
+    error = parameter_error([("odd", values), sound, broken], step=3, rank=0, then="Look after it.")
+    assert error is not None
+    assert str(error).startswith(
+        "parameter 'broken' has 1 of 2 values not finite, first nan at (0, 1), after step 3 on"
+    )
+    assert str(error).endswith("Look after it.")
+
+
+def test_a_model_without_parameters_is_finite():
+    assert parameter_error([], step=0, rank=0) is None

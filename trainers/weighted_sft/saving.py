@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_ext._upstream import CheckpointSeam
-from hf_ext._upstream_steps import StepSeam
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
 from hf_ext.trainers.weighted_sft.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
+from hf_ext.trainers.weighted_sft.steps import SafeSteps
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PARTIAL = "_saving"  # begins like everything that no push takes along
 
 
-class SavesWithCard(StepSeam, CheckpointSeam):
+class SavesWithCard(SafeSteps, CheckpointSeam):
     """
     Saving and pushing for a trainer whose class names its `method`; stands before the host trainer in its bases.
 
@@ -63,6 +63,8 @@ class SavesWithCard(StepSeam, CheckpointSeam):
         Raises:
             DamagedCheckpointError: the checkpoint named is damaged, or none in `output_dir` is whole.
             DiskFullError: no room for a checkpoint; the earlier ones are intact.
+            NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
+                and after the last step.
             StoppedBySigterm: with `enable_jit_checkpoint`, after a SIGTERM, once its checkpoint is whole; a
                 `SystemExit`, so that nothing takes the weights so far for the result.
         """
@@ -78,6 +80,7 @@ class SavesWithCard(StepSeam, CheckpointSeam):
     @contextmanager
     def writing_checkpoint(self, folder: str) -> Iterator[None]:
         """Around the host's writing of a checkpoint: it gets its manifest, which makes it whole, after all else."""
+        self.check_weights()
         path = Path(folder)
         earlier = [found for found in checkpoints_in(path.parent) if found != path and is_sealed(found)]
         then = f"{earlier[0]} is whole" if earlier else "No earlier checkpoint is whole"
@@ -145,8 +148,11 @@ class SavesWithCard(StepSeam, CheckpointSeam):
 
         Raises:
             DiskFullError: no room for the model; what was in the folder is intact.
+            NonFiniteError: a parameter holds a NaN or an infinity; what was in the folder is intact.
         """
         folder = Path(output_dir or self.args.output_dir)
+        if not self.is_writing_checkpoint:  # which has checked them
+            self.check_weights()
         if self.is_writing_checkpoint or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super().save_model(str(folder), _internal_call=True)  # a manifest guards it; or many processes write
         else:

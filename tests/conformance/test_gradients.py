@@ -1,0 +1,164 @@
+"""No broken step: a gradient that is not finite never reaches the optimiser, a model that is not is never saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_ext.guards.checkpoints import checkpoints_in, find_damage
+from hf_ext.guards.finite import NonFiniteError
+from tests.conformance.registry import BY_NAME
+from tests.distributed.run_trainer import NanGradient
+from tests.trainers.runs import Snapshot
+
+every_method = pytest.mark.parametrize("method", BY_NAME.values(), ids=BY_NAME)
+SFT = BY_NAME["weighted_sft"]
+LAST = 3  # the step that is broken, of four: nothing after it would tell
+ORDER = {"train_sampling_strategy": "sequential", "save_strategy": "no", "max_steps": LAST + 1}
+
+
+def stopped(trainer: Any, callback: TrainerCallback, step: int = LAST) -> NonFiniteError:
+    """Train until the error comes: no parameter has moved in that step, bit for bit, and nothing is saved."""
+    snapshot = Snapshot()
+    trainer.add_callback(snapshot)
+    trainer.add_callback(callback)
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.train()
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, snapshot.weights[name]), f"{name} moved in the stopped step"
+    assert caught.value.name == "gradient"
+    assert caught.value.step == trainer.state.global_step == step
+    assert f"at step {step} on rank 0" in str(caught.value)
+    assert "The optimiser step was not taken." in str(caught.value)
+    assert not list(Path(trainer.args.output_dir).glob("**/*model*.safetensors"))
+    return caught.value
+
+
+@every_method
+def test_a_nan_gradient_stops_before_the_last_step_and_names_parameter_and_rows(method: Any, tmp_path: Path) -> None:
+    rows = method.rows(24)
+    if method.name == "consensus":  # the trainer of classifiers takes a user's own numbering
+        rows = rows.add_column("row_index", list(range(24)))
+    trainer = method.build(tmp_path, rows, **ORDER)
+    step, step_rows = trainer.training_step, []
+
+    def recorded(model: Any, inputs: dict[str, Any], *args: Any) -> Any:
+        step_rows.append({row for row in inputs["row_index"].flatten().tolist() if row >= 0})
+        return step(model, inputs, *args)
+
+    trainer.training_step = recorded
+    error = stopped(trainer, NanGradient(LAST))
+    first = next(name for name, _ in trainer.model.named_parameters())
+    assert f"first in parameter '{first}'" in str(error)
+    assert len(step_rows[LAST]) == 4
+    assert error.row_indices == sorted(step_rows[LAST])
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "without clipping": {"max_grad_norm": 0.0},
+    "with accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    "fused AdamW": {"optim": "adamw_torch_fused"},
+    "Adafactor": {"optim": "adafactor"},
+    "an adapter": {"kwargs": {"peft_config": SFT.adapter()}},
+    "without the host's filter": {"logging_nan_inf_filter": False},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_nan_gradient_stops_whatever_the_optimiser_and_the_clipping(what: str, tmp_path: Path) -> None:
+    trainer = SFT.build(tmp_path, SFT.plain(24), **(ORDER | CHANGES[what]))
+    error = stopped(trainer, NanGradient(LAST))
+    assert error.row_indices == [12, 13, 14, 15], "every micro-batch of the step, and no other"
+
+
+def test_a_gradient_too_large_to_be_squared_stops_though_each_of_its_values_is_finite(tmp_path: Path) -> None:
+    """1e30 squared is beyond float32: clipped by that norm the gradient would be zero, and the step lost."""
+    trainer = SFT.build(tmp_path, SFT.plain(24).add_column("weight", [1e30] * 24), normalize="tokens", **ORDER)
+    error = stopped(trainer, TrainerCallback(), step=0)
+    assert "no single value of it is to blame" in str(error)
+
+
+def test_float16_leaves_an_overflown_step_out_and_stops_when_there_is_nothing_left_to_halve(tmp_path: Path) -> None:
+    def train(steps: int) -> tuple[Any, bool]:
+        trainer = SFT.build(tmp_path, SFT.plain(24), **(ORDER | {"max_steps": 6}))
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        trainer.add_callback(NanGradient(1, steps))
+        try:
+            trainer.train()
+        except NonFiniteError as error:
+            return trainer, error.name == "gradient"
+        return trainer, False
+
+    trainer, is_stopped = train(1)
+    assert (is_stopped, trainer.accelerator.scaler.get_scale()) == (False, 2.0)
+    trainer, is_stopped = train(6)
+    assert (is_stopped, trainer.state.global_step) == (True, 3), "scales 4 and 2 are halved; at 1 it is the gradient"
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+
+
+# --- a model that is not finite --------------------------------------------------------------------------------------
+
+
+class BreakParameter(TrainerCallback):
+    """A parameter becomes infinite in a step, as by a learning rate that is far too high."""
+
+    def __init__(self, step: int, name: str) -> None:
+        self.step, self.name = step, name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                dict(model.named_parameters())[self.name].view(-1)[-1] = math.inf
+
+
+@every_method
+def test_a_model_broken_in_its_last_step_is_not_the_result(method: Any, tmp_path: Path) -> None:
+    trainer = method.build(tmp_path, 24, **ORDER)
+    name = [name for name, _ in trainer.model.named_parameters()][-1]
+    trainer.add_callback(BreakParameter(LAST + 1, name))
+    with pytest.raises(NonFiniteError, match=f"parameter '{name}'.*after step 4 on rank 0") as caught:
+        trainer.train()
+    assert caught.value.name == "parameter"
+    with pytest.raises(NonFiniteError, match=r"neither saved nor pushed\. No checkpoint is whole"):
+        trainer.save_model()
+    assert not list(Path(trainer.args.output_dir).glob("**/*model*.safetensors"))
+
+
+def test_a_broken_model_leaves_the_checkpoint_and_the_model_before_it_as_they_were(tmp_path: Path) -> None:
+    changes = ORDER | {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    trainer = SFT.build(tmp_path, 24, **changes)
+    trainer.save_model()
+    saved = (tmp_path / "out" / "model.safetensors").read_bytes()
+    trainer.add_callback(BreakParameter(4, "model.norm.weight"))
+    with pytest.raises(NonFiniteError, match="checkpoint-2 is whole: resume from it, with a lower learning rate"):
+        trainer.train()
+    (checkpoint,) = checkpoints_in(tmp_path / "out")
+    assert (checkpoint.name, find_damage(checkpoint)) == ("checkpoint-2", None)
+    for publish in (trainer.save_model, trainer.push_to_hub):
+        with pytest.raises(NonFiniteError):
+            publish()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == saved
+
+
+def test_the_best_model_is_the_result_though_the_last_one_broke(tmp_path: Path) -> None:
+    changes = ORDER | {
+        "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 5,
+        "load_best_model_at_end": True,
+    }  # fmt: skip
+    trainer = SFT.build(tmp_path, 24, kwargs={"eval_dataset": SFT.rows(8)}, **changes)
+
+    class BreakAtTheEnd(BreakParameter):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    trainer.add_callback(BreakAtTheEnd(5, "model.norm.weight"))
+    trainer.train()
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
