@@ -201,9 +201,9 @@ class RowRules:
             chosen |= {name: "free" for name in ("tools", "chat_template_kwargs") if name in self.columns}
         return chosen | ({"weight": "weight"} if "weight" in self.columns else {})
 
-    def __call__(self, row: Mapping[str, Any]) -> Found | None:
-        """Find the row's first defect."""
-        for column, role in self.roles().items():
+    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Role] | None = None) -> Found | None:
+        """Find the row's first defect; `roles`, where they are at hand, are [`roles`]."""
+        for column, role in (roles or self.roles()).items():
             if column not in row and role != "free":
                 return Found(column, f"missing in this row; its columns are {', '.join(map(repr, row))}")
             if problem := self._column_problem(row, column, role):

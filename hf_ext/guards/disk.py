@@ -6,8 +6,9 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -149,20 +150,33 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def append_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
     """
-    Append to a file, all or nothing: where there is no room the file ends as it did.
+    Append to a file, all or nothing: where a piece cannot be had or written, the file ends as it did.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file. With no piece it is not made.
+        pieces (`Iterable[bytes]`):
+            What to append, a write each: what another process appends meanwhile stands between pieces, not in one.
 
     Raises:
         OSError: as the system says.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pieces = iter(pieces)
+    first = next(pieces, None)
+    if first is None:
+        return
+    if not os.path.isdir(folder := os.path.dirname(path) or "."):
+        os.makedirs(folder, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
-        end, left = file.tell(), memoryview(content)
+        end = file.tell()
         try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError:
+            for piece in chain([first], pieces):
+                left = memoryview(piece)
+                while left:
+                    left = left[file.write(left) :]
+        except BaseException:
             file.truncate(end)
             raise
 

@@ -8,9 +8,7 @@ TRL meets a bad row in the middle of `Dataset.map`, with `AttributeError: 'NoneT
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -24,15 +22,15 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.fingerprint import Hasher
 
 from hf_ext.guards import _arrow
+from hf_ext.guards._bad_rows_file import ROW_INDEX, append_lines, line_of, rank
 from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
-from hf_ext.guards.disk import append_whole, writing
 
 logger = logging.getLogger(__name__)
 
 REVISION = "1"  # changes whenever the rows or columns that come out would: datasets hashes this, not the code
 BATCH_SIZE = 10_000
+ROWS_IN_MEMORY = 1000  # bad rows read at a time, whole
 FIRST_ROWS = 100  # of a stream: enough to see whether turns are strings or messages
-ROW_INDEX = "row_index"
 DEFAULT_FILE_NAME = "bad_rows.jsonl"
 
 
@@ -191,14 +189,20 @@ def handle_bad_rows(
         return
     if on_bad_row == "raise":
         raise _row_error(problems[0], len(problems) - 1, dataset_name, _remedy(bad_rows_path))
-    if _rank() != 0:
+    if rank() != 0:
         return
-    _append(problems, row_of, bad_rows_path)
-    first = problems[0]
+    numbered = ((problem, problem.row_index) for problem in problems)
+    append_lines((line_of(i, problem.column, problem.problem, row_of(i)) for problem, i in numbered), bad_rows_path)
+    _warn_of_dropped(len(problems), problems[0], bad_rows_path, dataset_name)
+
+
+def _warn_of_dropped(
+    count: int, first: RowProblem, bad_rows_path: str | os.PathLike[str] | None, dataset_name: str
+) -> None:
     logger.warning(
         "Dropped %s bad row(s) of the %s dataset and wrote them to %s. The first: row %s, column %r: %s. Fix them, or "
         'pass on_bad_row="raise" to stop instead.',
-        f"{len(problems):,}", dataset_name, bad_rows_path, f"{first.row_index:,}", first.column, first.problem,
+        f"{count:,}", dataset_name, bad_rows_path, f"{first.row_index:,}", first.column, first.problem,
     )  # fmt: skip
 
 
@@ -243,11 +247,10 @@ class IsGoodRow:
             return True
         problem = _problem(row, found, self.rules)
         path = self.bad_rows_path
-        if (
-            self.on_bad_row == "drop" and _rank() != 0
-        ):  # ranks may read different rows of a stream: each writes its own
-            name = Path(str(path))
-            _append([problem], lambda _: row, name.with_name(f"{name.stem}.rank{_rank()}{name.suffix}"))
+        if self.on_bad_row == "drop" and rank() != 0:
+            name = Path(str(path))  # ranks may read different rows of a stream: each writes its own
+            own_name = name.with_name(f"{name.stem}.rank{rank()}{name.suffix}")
+            append_lines([line_of(problem.row_index, problem.column, problem.problem, row)], own_name)
         else:
             handle_bad_rows([problem], lambda _: row, self.on_bad_row, path, self.dataset_name)
         return False
@@ -292,24 +295,52 @@ def _check_dataset(
 ) -> Dataset:
     dataset = _with_row_index(dataset)
     plain = dataset.with_format(None)
-    bad = dict(_find_all(plain, rules))
-    if bad and on_bad_row == "raise":  # a whole column may be bad: read the first row only
-        position, found = next(iter(bad.items()))
-        problem = _problem(plain[position], _with_column_type(found, plain, rules), rules)
-        raise _row_error(problem, len(bad) - 1, dataset_name, _remedy(bad_rows_path))
-    problems = [_problem(plain[i], _with_column_type(found, plain, rules), rules) for i, found in bad.items()]
-    positions = {problem.row_index: position for problem, position in zip(problems, bad, strict=True)}
-    handle_bad_rows(problems, lambda index: plain[positions[index]], on_bad_row, bad_rows_path, dataset_name)
-    if len(bad) == len(dataset):
-        raise ValueError(
-            f"Every one of the {len(dataset):,} rows of the {dataset_name} dataset is bad; the first: row "
-            f"{problems[0].row_index:,}, column {problems[0].column!r}: {problems[0].problem}. "
-            f"Fix the rows in {bad_rows_path}."
-        )
-    if bad:
-        dataset = dataset.select([i for i in range(len(dataset)) if i not in bad])
+    if on_bad_row == "raise":
+        bad = _find_all(plain, rules, list(rules.roles()))
+        first = next(bad, None)
+        if first is not None:
+            position, found, _ = first
+            more = sum(1 for _ in bad)
+            raise _row_error(_problem(plain[position], found, rules), more, dataset_name, _remedy(bad_rows_path))
+    else:
+        dropped = _Dropped(plain, rules)
+        dropped.write(bad_rows_path, dataset_name)
+        if len(dropped.positions) == len(dataset):
+            problem = dropped.first
+            raise ValueError(
+                f"Every one of the {len(dataset):,} rows of the {dataset_name} dataset is bad; the first: row "
+                f"{problem.row_index:,}, column {problem.column!r}: {problem.problem}. "
+                f"Fix the rows in {bad_rows_path}."
+            )
+        if dropped.positions:
+            dataset = dataset.select(np.delete(np.arange(len(dataset)), dropped.positions))
     _refuse_all_zero_weights(dataset, rules, dataset_name)
     return dataset
+
+
+class _Dropped:
+    """The bad rows of a dataset, each read once, and written while they are found: there may be millions."""
+
+    def __init__(self, plain: Dataset, rules: RowRules) -> None:
+        self.plain, self.rules = plain, rules
+        self.positions: list[int] = []
+
+    def write(self, bad_rows_path: str | os.PathLike[str] | None, dataset_name: str) -> None:
+        lines = self._lines()
+        if rank() == 0:
+            append_lines(lines, bad_rows_path)
+        else:
+            for _ in lines:
+                pass
+        if self.positions and rank() == 0:
+            _warn_of_dropped(len(self.positions), self.first, bad_rows_path, dataset_name)
+
+    def _lines(self) -> Iterator[str]:
+        for position, found, row in _find_all(self.plain, self.rules, self.plain.column_names):
+            if not self.positions:
+                self.first = _problem(row, found, self.rules)
+            self.positions.append(position)
+            yield line_of(_row_number(row), found.column, found.problem, row)
 
 
 def _with_row_index(dataset: Dataset) -> Dataset:
@@ -328,21 +359,27 @@ def _tables(dataset: Dataset, columns: list[str]) -> Iterator[Any]:
     return dataset.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_SIZE)
 
 
-def _find_all(dataset: Dataset, rules: RowRules) -> Iterator[tuple[int, Found]]:
-    """Position and defect of every bad row, in order."""
-    columns = list(rules.roles())
+def _find_all(
+    dataset: Dataset, rules: RowRules, read_columns: list[str]
+) -> Iterator[tuple[int, Found, dict[str, Any]]]:
+    """Position and defect of every bad row, in order, and the columns that are to be read of it."""
+    roles = rules.roles()
+    columns = list(roles)
     if not columns:
         return
-    selected = dataset.select_columns(columns)
+    selected = dataset.select_columns(read_columns)
+    types = {column: _column_type(column, dataset, rules) for column in columns}
     offset = 0
     for table in _tables(dataset, columns):
         suspects = (offset + np.flatnonzero(_arrow.suspects(table, rules))).tolist()
-        if suspects:
-            values = selected[suspects]
-            for i, position in enumerate(suspects):
-                found = rules({name: values[name][i] for name in columns})
+        for start in range(0, len(suspects), ROWS_IN_MEMORY):
+            positions = suspects[start : start + ROWS_IN_MEMORY]
+            values = selected[positions]  # one read for many rows: one for each costs ten times as much
+            for position, *row_values in zip(positions, *values.values(), strict=True):
+                row = dict(zip(values, row_values, strict=True))
+                found = rules(row, roles)
                 if found is not None:
-                    yield position, found
+                    yield position, Found(found.column, found.problem + types[found.column]), row
         offset += table.num_rows
 
 
@@ -368,13 +405,13 @@ def _refuse_all_zero_weights(dataset: Dataset, rules: RowRules, dataset_name: st
         )
 
 
-def _with_column_type(found: Found, dataset: Dataset, rules: RowRules) -> Found:
-    """Add the column's type where the type itself is the defect, for then it is every row's."""
-    kind = dataset.data.schema.field(found.column).type if found.column in dataset.column_names else None
+def _column_type(column: str, dataset: Dataset, rules: RowRules) -> str:
+    """The column's type for the message, where the type itself is the defect, for then it is every row's."""
+    kind = dataset.data.schema.field(column).type if column in dataset.column_names else None
     keys = ("from", "value") if rules.data_type == "conversations" else ("role", "content")
-    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[found.column], keys):
-        return found
-    return Found(found.column, f"{found.problem} (the column's type is {kind})")
+    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[column], keys):
+        return ""
+    return f" (the column's type is {kind})"
 
 
 def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProblem:
@@ -409,38 +446,3 @@ def _remedy(bad_rows_path: str | os.PathLike[str] | None) -> str:
         'Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" '
         f"(dropped rows are written to {Path(bad_rows_path or DEFAULT_FILE_NAME).name})."
     )
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _append(
-    problems: list[RowProblem], row_of: Callable[[int], dict[str, Any]], bad_rows_path: str | os.PathLike[str] | None
-) -> None:
-    """Append the rows in one write: a kill leaves whole lines, two readers do not mix theirs; else `DiskFullError`."""
-    lines = []
-    for problem in problems:
-        entry = {
-            "row_index": problem.row_index,
-            "column": problem.column,
-            "problem": problem.problem,
-            "row": {name: value for name, value in row_of(problem.row_index).items() if name != ROW_INDEX},
-        }
-        lines.append(json.dumps(_jsonable(entry), ensure_ascii=False) + "\n")
-    then = "Its lines are whole. Free some space, or set bad_rows_path to another disk, and run again."
-    with writing("the dropped rows", path := str(bad_rows_path), then=then):
-        append_whole(path, "".join(lines).encode())
-
-
-def _jsonable(value: Any) -> Any:
-    """A value as strict JSON can hold it: arrays as lists, NaN, dates, bytes and pictures as their `repr`."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)

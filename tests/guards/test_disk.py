@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,20 @@ def test_an_error_inside_leaves_the_old_file_and_no_temporary(tmp_path: Path) ->
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.json") as temporary:
         assert temporary.write_text("half of the n") / 0
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
-    append_whole(tmp_path / "a.json", b", and more")
+    append_whole(tmp_path / "a.json", [b", and", b" more"])
     assert (tmp_path / "a.json").read_text() == "old, and more"
+
+
+def test_where_a_piece_cannot_be_had_nothing_is_appended(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"first"
+        raise ZeroDivisionError
+
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        append_whole(tmp_path / "a", pieces())
+    append_whole(tmp_path / "b", [])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
 def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path: Path) -> None:

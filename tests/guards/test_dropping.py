@@ -53,6 +53,27 @@ def test_drop_logs_the_count_and_the_first_problem(tmp_path, caplog):
     assert "row 1, column 'text': expected a non-empty string, found an empty string" in record.getMessage()
 
 
+@pytest.mark.parametrize("on_bad_row", ["drop", "raise"])
+def test_many_bad_rows_are_read_together_and_not_one_by_one(tmp_path, monkeypatch, on_bad_row):
+    reads = []
+    read = Dataset.__getitem__
+
+    def counted(dataset: Dataset, key: Any) -> Any:
+        reads.append(key)
+        return read(dataset, key)
+
+    rows = Dataset.from_dict({"text": ["a"] + [""] * 12_345, "number": list(range(12_346))})
+    monkeypatch.setattr(Dataset, "__getitem__", counted)
+    path = tmp_path / "bad.jsonl"
+    if on_bad_row == "raise":
+        with pytest.raises(RowError, match=r"(?s)row 1, column 'text'.*12,344 more bad rows"):
+            check_sft_rows(rows, bad_rows_path=path)
+    else:
+        check_sft_rows(rows, on_bad_row="drop", bad_rows_path=path)
+        assert [line["row"]["number"] for line in read_lines(path)] == list(range(1, 12_346))
+    assert len(reads) < 20
+
+
 def test_dropping_every_row_is_refused_after_writing_them(tmp_path):
     path = tmp_path / "bad.jsonl"
     with pytest.raises(ValueError, match="Every one of the 2 rows"):
