@@ -14,6 +14,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 import hf_ext
 from hf_ext.cli.errors import exit_status
+from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
 from hf_ext.recipes.loading import check_model_name, first_rows, load_splits, pick_split
@@ -107,7 +108,11 @@ class Recipe:
 
         def command() -> int:
             try:
-                self.main(*parser.parse_args_and_config(argv))
+                arguments = parser.parse_args_and_config(argv)
+                # First, for processes that train apart would be refused as two runs.
+                check_world_size(arguments[0].expected_num_processes)
+                with claimed_output(arguments[1]):  # until the model is saved and pushed
+                    self.main(*arguments)
             except PushError as error:
                 print(f"{parser.prog}: error: {error}", file=sys.stderr)
                 return NOT_PUSHED

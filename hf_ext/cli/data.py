@@ -12,12 +12,12 @@ from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
     autocast_dtype,
-    check_output,
     model_and_tokenizer,
     option,
     rows_of,
     write_rows,
 )
+from hf_ext.cli.outputs import add_output_options, rows_output
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -42,7 +42,7 @@ def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
     )
     option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
     option(parser, "--revision", help="of the model")
-    option(parser, "--output", required=True, help="a .parquet or .jsonl file, or a folder (Arrow)")
+    add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)", required=True)
     option(parser, "--tau", default="median", help="'median', 'ess:SHARE' or nats per token (default: median)")
     option(parser, "--max-length", type=int, default=1024, help="of training, in tokens (default: 1024)")
     option(parser, "--assistant-only-loss", action="store_true", help="score assistant turns only, as in training")
@@ -78,12 +78,15 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, a row or the model cannot be used. Everything but rows is checked before scoring.
     """
+    with rows_output(options) as output:
+        return _flow_weights(options, output)
+
+
+def _flow_weights(options: argparse.Namespace, output: Path) -> int:
     import numpy as np
 
     from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature, temperature_of
 
-    output = Path(options.output)
-    check_output(output)
     tau = _tau(options.tau)
     if isinstance(tau, str):
         temperature_of(np.array([1.0, 2.0, 3.0]), tau)  # refuse a bad rule now, not after scoring
@@ -92,7 +95,7 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
     tau = flow_temperature(scored, tau) if isinstance(tau, str) else tau
     weighted = add_flow_weights(scored, tau)
-    write_rows(weighted, output)
+    write_rows(weighted, output, options.overwrite)
     _print_weights(np.asarray(weighted["weight"]), tau)
     print(f"{len(weighted):,} rows written to {output}")
     return 0
@@ -109,8 +112,8 @@ def run_context_free(options: argparse.Namespace) -> int:
 
     from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 
-    model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     folder = Path(options.output)
+    model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
     start = time.perf_counter()
     store = generate_context_free(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
+from hf_ext.cli.outputs import add_output_options, file_output, store_output
 
 SHOWN = 100  # characters of a text that is printed
 
@@ -26,7 +28,7 @@ def add_data_parser(actions: argparse._SubParsersAction) -> None:
     option(source, "--dataset", metavar="DATA", help="pairs: a file, a folder or a Hub name")
     option(source, "--beir", metavar="FOLDER", help="a folder with corpus.jsonl, queries.jsonl and qrels/")
     option(source, "--store", metavar="FOLDER", help="a pool made before, to look into")
-    option(parser, "--output", metavar="FOLDER", help="where the pool is written")
+    add_output_options(parser, "where the pool is written", metavar="FOLDER")
     option(parser, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
     option(parser, "--split", metavar="NAME", help="split to read (default: the only one; of a BEIR folder 'train')")
     option(parser, "--max-rows", type=int, metavar="N", help="take the first rows only (default: all)")
@@ -53,6 +55,13 @@ def run_exemplars(options: argparse.Namespace) -> int:
     """
     if options.output is None and not options.query:
         raise ValueError("nothing to do: give --output to write the pool, --query to look into it, or both")
+    from hf_ext.data.exemplars.files import CONFIG
+
+    with nullcontext() if options.output is None else store_output(options, (CONFIG,), "a pool"):
+        return _exemplars(options)
+
+
+def _exemplars(options: argparse.Namespace) -> int:
     store = _pool(options)
     if options.output is not None:
         provenance = {"license": options.license} if options.license else {}
@@ -119,7 +128,7 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
     option(parser, "--max-queries", type=int, metavar="N", help="take the first queries only (default: all)")
     option(parser, "--batch-size", type=int, default=32, help="texts a forward (default: 32)")
     option(parser, "--device", help="such as cuda:0 or cpu (default: the accelerator if there is one)")
-    option(parser, "--output", metavar="FILE", help="write the numbers there too, as JSON")
+    add_output_options(parser, "write the numbers there too, as JSON", metavar="FILE")
     option(parser, "--json", action="store_true", help="print them as JSON instead of the table")
     parser.set_defaults(run=lambda o: exit_status(lambda: run_retrieval(o), "hf-ext eval retrieval"))
 
@@ -131,6 +140,11 @@ def run_retrieval(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, the model or a file cannot be used.
     """
+    with nullcontext() if options.output is None else file_output(options):
+        return _retrieval(options)
+
+
+def _retrieval(options: argparse.Namespace) -> int:
     from hf_ext.evaluation.retrieval import RareInformationRetrievalEvaluator
 
     queries, corpus, judged = _task(options)

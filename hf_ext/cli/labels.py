@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.cli.options import add_rows_options, check_output, option, rows_of, write_rows
+from hf_ext.cli.options import add_rows_options, option, rows_of, write_rows
+from hf_ext.cli.outputs import add_output_options, rows_output
 
 
 def add_parsers(actions: argparse._SubParsersAction) -> None:
@@ -24,7 +25,7 @@ def _add_privatize(actions: argparse._SubParsersAction) -> None:
         "cost beside it. Refuses columns that give the label away. Make the key once, with --make-key FILE.",
     )
     option(parser, "--make-key", metavar="FILE", help="write a new secret key into FILE and stop")
-    option(parser, "--output", help="a .parquet or .jsonl file, or a folder (Arrow)")
+    add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)")
     option(parser, "--epsilon", type=float, metavar="NATS", help="budget of each label: 1 is strong, 8 is weak")
     option(parser, "--num-classes", type=int, metavar="K", help="classes (default: those of a ClassLabel)")
     option(parser, "--key-file", metavar="FILE", help="file of the key")
@@ -54,7 +55,7 @@ def _add_relabel(actions: argparse._SubParsersAction) -> None:
         description="Keep the rows whose prediction is the given label (consensus), or take the prediction (full), or "
         "weigh both (bayes, bayes_soft). predict_column writes the predictions.",
     )
-    option(parser, "--output", required=True, help="a .parquet or .jsonl file, or a folder (Arrow)")
+    add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)", required=True)
     option(
         parser,
         "--mode",
@@ -83,8 +84,7 @@ def run_privatize(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, a key, a column or a row cannot be used. FileExistsError: a key file that is there.
     """
-    from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, make_key_file, privatize
-    from hf_ext.data.relabeling.keys import HOW, weakness_of
+    from hf_ext.data.relabeling import make_key_file
 
     if options.make_key is not None:
         key = make_key_file(options.make_key)
@@ -93,8 +93,14 @@ def run_privatize(options: argparse.Namespace) -> int:
     missing = [name for name in ("dataset", "output", "epsilon") if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing")
-    output = Path(options.output)
-    check_output(output)
+    with rows_output(options) as output:
+        return _privatize(options, output)
+
+
+def _privatize(options: argparse.Namespace, output: Path) -> int:
+    from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, privatize
+    from hf_ext.data.relabeling.keys import HOW, weakness_of
+
     key = KeyRef(env=options.key_env, file=options.key_file)
     if weakness_of(key.read()) is not None:
         raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
@@ -113,7 +119,7 @@ def run_privatize(options: argparse.Namespace) -> int:
         public_columns=tuple(options.public_columns),
     )
     done = privatize(rows, mechanism)
-    write_rows(done, output)
+    write_rows(done, output, options.overwrite)
     spent = done["label_dp_epsilon"][:]
     most = f"{max(spent):g}" if len(spent) else "0"
     print(f"channel {mechanism.channel_id}: epsilon {options.epsilon:g} a label, {most} nats in the ledger at most")
@@ -130,10 +136,13 @@ def run_relabel(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, a column or a row cannot be used, or nothing is left.
     """
+    with rows_output(options) as output:
+        return _relabel(options, output)
+
+
+def _relabel(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling import RRChannel, relabel
 
-    output = Path(options.output)
-    check_output(output)
     rows = rows_of(options, options.dataset)
     channel = None if options.epsilon is None else RRChannel(options.epsilon, _num_classes(rows, options))
     done, report = relabel(
@@ -147,7 +156,7 @@ def run_relabel(options: argparse.Namespace) -> int:
         label=options.label,
         soft=options.soft,
     )
-    write_rows(done, output)
+    write_rows(done, output, options.overwrite)
     for name, value in report.summary():
         print(f"{name}: {value}")
     for note in report.notes:

@@ -96,24 +96,19 @@ def autocast_dtype(options: argparse.Namespace) -> Any:
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
 
 
-def check_output(output: Path) -> None:
+def write_rows(rows: Any, output: Path, overwrite: bool = False) -> None:
     """
-    Refuse a place to which rows cannot be written.
+    Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`.
+
+    A file that is there is replaced; a folder with something in it with `overwrite`. `rows_output` is asked before.
 
     Raises:
-        ValueError: another suffix, or a folder with something in it.
+        DiskFullError: no room; what was there is intact.
+        NotWritableError: the place cannot be written.
     """
-    if output.suffix not in ("", ".parquet", ".jsonl"):
-        raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
-    if output.is_dir() and (output.suffix or any(output.iterdir())):
-        raise ValueError(f"--output {str(output)!r} is a folder with something in it; name another")
-
-
-def write_rows(rows: Any, output: Path) -> None:
-    """Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`."""
     from hf_ext.guards.disk import replacing, writing
 
-    with writing("the rows", output), replacing(output) as temporary:
+    with writing("the rows", output), replacing(output, overwrite=overwrite) as temporary:
         if output.suffix == ".parquet":
             rows.to_parquet(temporary)
         elif output.suffix == ".jsonl":

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.cli.options import add_rows_options, check_output, option, rows_of, write_rows
+from hf_ext.cli.options import add_rows_options, option, rows_of, write_rows
+from hf_ext.cli.outputs import add_output_options, rows_output
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -19,7 +20,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "vectors come from a column or from a model; they are kept, and a killed command continues.",
     )
     option(parser, "--config", metavar="NAME", help="a YAML file of these options: of the package, or on disk")
-    option(parser, "--output", help="a .parquet or .jsonl file, or a folder (Arrow)")
+    add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)")
     option(parser, "--k", type=int, metavar="N", help="rows to keep")
     option(parser, "--fraction", type=float, metavar="SHARE", help="share of the rows to keep, in (0, 1]")
     option(parser, "--method", default="gm", help="gm, herding, random, moderate, el2n, ... (default: gm)")
@@ -64,10 +65,13 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     missing = [name for name in ("dataset", "output") if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing: name it on the command line or in --config")
+    with rows_output(options, report=("pruning.json", "pruning.md")) as output:
+        return _prune(options, output)
+
+
+def _prune(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.pruning import load_encoder, prune
 
-    output = Path(options.output)
-    check_output(output)
     method_options = dict(_named_value(text) for text in options.option)
     if options.resume_path is not None:
         method_options["resume_path"] = options.resume_path
@@ -88,7 +92,7 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
         cache_dir=options.cache_dir,
         **method_options,
     )
-    write_rows(pruned, output)
+    write_rows(pruned, output, options.overwrite)
     for name, value in report.summary():
         print(f"{name}: {value}")
     for note in report.notes:

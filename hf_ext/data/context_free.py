@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -22,12 +22,15 @@ from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.runs import InUseError, claimed_folder
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ContextFreeStore", "generate_context_free"]
+
+T = TypeVar("T")
 
 FORMAT_REVISION = 2
 READABLE = (1, 2)  # 1: a shard was one batch with a random stream of its own; read, never continued
@@ -204,7 +207,8 @@ def generate_context_free(
         [`ContextFreeStore`]: the complete store.
 
     Raises:
-        `ValueError`: a bad argument, no such start token, a folder of something else or of other settings.
+        `ValueError`: a bad argument, no such start token, a folder of something else or of other settings, or one that
+            another run samples into.
         `FloatingPointError`: the model's logits are not finite.
 
     Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
@@ -225,17 +229,44 @@ def generate_context_free(
         "autocast_dtype": None if autocast_dtype is None else _short(autocast_dtype),
     }
     batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
-    manifest = _open_manifest(folder, settings, batch_size * min(batches, MOST_BATCHES), model)
-    if _rank_and_world()[1] > 1:
-        torch.distributed.barrier()  # every process has read the same manifest before the main one writes
-    if not (manifest["complete"] and manifest["tokens"] >= num_tokens):
-        if manifest["format_revision"] != FORMAT_REVISION:
-            raise ValueError(
-                f"The store {folder} was made by an earlier version, which drew other rows from a seed: it is read, "
-                "but not continued. Pass another output_dir."
-            )
-        _fill(folder, manifest, model, num_tokens, autocast_dtype, show_progress)
+    # A complete store is read only: it may lie where nothing can be written.
+    with nullcontext() if _holds(folder, num_tokens) else _claimed(folder):
+        manifest = _open_manifest(folder, settings, batch_size * min(batches, MOST_BATCHES), model)
+        if _rank_and_world()[1] > 1:
+            torch.distributed.barrier()  # every process has read the same manifest before the main one writes
+        if not (manifest["complete"] and manifest["tokens"] >= num_tokens):
+            if manifest["format_revision"] != FORMAT_REVISION:
+                raise ValueError(
+                    f"The store {folder} was made by an earlier version, which drew other rows from a seed: it is "
+                    "read, but not continued. Pass another output_dir."
+                )
+            _fill(folder, manifest, model, num_tokens, autocast_dtype, show_progress)
     return ContextFreeStore(folder)
+
+
+def _holds(folder: Path, num_tokens: int) -> bool:
+    """Whether a complete store of so many sampled tokens is there."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = ContextFreeStore(folder).manifest
+    return bool(manifest["complete"] and manifest["tokens"] >= num_tokens)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the store for all processes that sample together; a refusal is raised on each."""
+    rank, world = _rank_and_world()
+    refusal: Exception | None = None
+    with ExitStack() as claim:
+        if rank == 0:
+            try:
+                claim.enter_context(claimed_folder(folder, then="or pass another output_dir"))
+            except (InUseError, OSError) as error:
+                refusal = error
+        for entry in _gathered(refusal, world):
+            if entry is not None:
+                raise entry
+        yield
 
 
 def _fill(
@@ -328,8 +359,8 @@ def _rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _gathered(value: dict[str, Any], world: int) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = [value] * world
+def _gathered(value: T, world: int) -> list[T]:
+    values = [value] * world
     if world > 1:
         torch.distributed.all_gather_object(values, value)
     return values

@@ -33,17 +33,12 @@ def is_refused(error: BaseException) -> bool:
     return isinstance(error, NotWritableError) or (isinstance(error, OSError) and error.errno in _REFUSED)
 
 
-def refuse_unwritable(error: BaseException, where: str | os.PathLike[str], what: str = "") -> None:
-    """
-    Say which place cannot be written, where that is what `error` means; else do nothing.
-
-    Raises:
-        NotWritableError: as in [`is_refused`].
-    """
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        reason = os.strerror(error.errno) + (f": {error.filename}" if error.filename is not None else "")
-        place = f"{what} to {where}" if what else where
-        raise NotWritableError(f"Cannot write {place} ({reason}). Name another place.") from error
+def unwritable(error: OSError, where: str | os.PathLike[str], what: str = "") -> NotWritableError:
+    """The sentence for a place that cannot be written because of `error`."""
+    reason = "a file is in the way" if error.errno == errno.EEXIST else error.strerror
+    if error.filename is not None:
+        reason = f"{reason}: {error.filename}"
+    return NotWritableError(f"Cannot write {what + ' to ' if what else ''}{where} ({reason}). Name another place.")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -91,7 +86,8 @@ def writing(
     try:
         yield
     except Exception as error:
-        refuse_unwritable(error, where, what)
+        if isinstance(error, OSError) and is_refused(error) and not isinstance(error, NotWritableError):
+            raise unwritable(error, where, what) from error
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
         free = free_bytes(where)
@@ -120,23 +116,29 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """
     A temporary name to write to; on leaving it is flushed to the disk and renamed to `path`.
 
-    A kill or an error leaves the old file, or none: never a part of the new one.
+    A kill or an error leaves the old file, or none: never a part of the new one. A file is replaced at once. A folder
+    is replaced where it is empty, or with `overwrite`: it is moved aside, and removed when the new one is there.
     """
     path = Path(path)
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this call alone: containers that share a disk may share process numbers, and threads do.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{token}.tmp")
+    former = path.with_name(f".{path.name}.{token}.former")
     try:
         yield temporary
         flush(temporary)
-        if temporary.is_dir() and path.is_dir():
+        if overwrite and path.is_dir():
+            os.replace(path, former)
+        elif temporary.is_dir() and path.is_dir():
             path.rmdir()  # an empty folder may be replaced, which not every system does by itself
         os.replace(temporary, path)
         flush_folder(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -9,13 +9,21 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from hf_ext.guards.disk import refuse_unwritable
+from hf_ext.guards.disk import is_refused, unwritable
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LOCK = ".hf-ext.lock"  # hidden: no push takes `.hf-ext*` along, and no check for an empty folder may count it
 _CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -55,8 +63,14 @@ def claimed_folder(
         NotWritableError: the place cannot be written: read-only, no permission, a file where a folder should be.
     """
     folder = Path(folder)
-    with _claimed(folder / LOCK, folder, waits, then):
-        yield
+    is_new = not os.path.exists(folder)  # unlike Path.exists it takes a name that is too long
+    try:
+        with _claimed(folder / LOCK, folder, waits, then):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # goes only where nothing was written
 
 
 @contextmanager
@@ -79,6 +93,46 @@ def claimed_file(
         yield
 
 
+@contextmanager
+def claimed_output(args: Any) -> Iterator[None]:
+    """
+    Hold the `output_dir` of a training for this run: the processes that train together are one.
+
+    Args:
+        args (`TrainingArguments`):
+            With `output_dir` and `should_save`: the processes that save claim it, one, or one on each machine.
+
+    Raises:
+        InUseError: another run writes there; on every process.
+        NotWritableError: the folder cannot be written.
+    """
+    from accelerate.utils import gather_object
+
+    refusal: Exception | None = None
+    with ExitStack() as stack:
+        if args.should_save:
+            try:
+                stack.enter_context(claimed_folder(args.output_dir, then="or choose another output_dir"))
+            except (InUseError, OSError) as error:
+                refusal = error
+        for found in gather_object([refusal]):
+            if found is not None:
+                raise found
+        yield
+
+
+def claims_output(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that trains, of an object with `args`: it holds their `output_dir`, as [`claimed_output`] does."""
+
+    @wraps(method)
+    def claiming(*args: P.args, **kwargs: P.kwargs) -> T:
+        owner: Any = args[0]
+        with claimed_output(owner.args):
+            return method(*args, **kwargs)
+
+    return claiming
+
+
 def is_lock(name: str) -> bool:
     """Whether a file's name is that of a lock."""
     return name.startswith(".hf-ext") and name.endswith(".lock")
@@ -86,7 +140,7 @@ def is_lock(name: str) -> bool:
 
 @contextmanager
 def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
-    from filelock import FileLock, Timeout  # imported here: `hf-ext --help` does without
+    from filelock import FileLock  # imported here: `hf-ext --help` does without
 
     key = str(lock.resolve()), threading.get_ident()
     if key in _held:
@@ -95,18 +149,19 @@ def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
     handle = FileLock(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle.acquire(timeout=0)
-        except Timeout:
-            if not waits:
-                raise InUseError(
-                    f"{place} is being written by {_holder(lock)}. Wait until it has ended, {then}."
-                ) from None
+        is_held = _acquired(handle)
+        if not is_held and not lock.exists():
+            lock.touch()  # refused where no file can be made: filelock takes that for a lock of somebody else
+            is_held = _acquired(handle)
+        if not is_held and not waits:
+            raise InUseError(f"{place} is being written by {_holder(lock)}. Wait until it has ended, {then}.")
+        if not is_held:
             logger.warning("%s is being written by %s: waiting until it has ended.", place, _holder(lock))
             handle.acquire()
     except OSError as error:
         if error.errno not in _CANNOT_LOCK:
-            refuse_unwritable(error, place)
+            if is_refused(error) or error.errno == errno.ENOENT:  # the folder is there: /proc answers so
+                raise unwritable(error, place) from error
             raise
         logger.warning(
             "The file system of %s knows no locks (%s): see yourself that no other process writes there.", place, error
@@ -125,6 +180,16 @@ def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
             with suppress(OSError):
                 lock.unlink()  # while it is held: who waits for it looks whether its file is still there
             handle.release()
+
+
+def _acquired(handle: FileLock) -> bool:
+    from filelock import Timeout
+
+    try:
+        handle.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _holder(lock: Path) -> str:

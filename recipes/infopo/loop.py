@@ -14,6 +14,7 @@ from trl import ModelConfig
 from hf_ext.data.run_settings import LOGGING, claim_run, described, settings_of, source_settings
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole
+from hf_ext.guards.runs import claims_output
 from hf_ext.recipes.infopo.answers import (
     Answer,
     Sampling,
@@ -62,6 +63,7 @@ class OnlineLoop:
                 f"the dataset has no column {self.column!r}; it has {rows.column_names}: see prompt_column"
             )
 
+    @claims_output
     def run(self) -> None:
         """Every round that is not finished, the table after each, and at the end the last round's model."""
         rows = {"questions": self.rows}

@@ -68,7 +68,7 @@ def test_the_result_trains_with_weighted_sft(work):
     ("arguments", "words"),
     [
         (["--output", "x.txt"], ["x.txt", ".parquet"]),
-        (["--output", "original"], ["original", "something in it"]),
+        (["--output", "original"], ["--output 'original' is the --model 'original' itself, which would be lost"]),
         (["--output", "x.jsonl", "--tau", "mean"], ["'median' or 'ess:SHARE'", "'mean'"]),
         (["--output", "x.jsonl", "--tau", "ess:2"], ["SHARE in (0, 1)"]),
         (["--output", "x.jsonl", "--tau", "-1"], ["tau must be a positive"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -11,9 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from transformers import Trainer, TrainerCallback
 
 from hf_ext.data.pruning import embed_rows, gm_matching
+from hf_ext.data.relabeling import RRChannel
+from hf_ext.trainers.consensus import ConsensusRecipe
+from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.reliability.two_at_once import GAPS, outcomes
+from tests.tiny import tiny_prompt_completion_dataset
+from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert
+from tests.trainers.runs import build, config_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks of POSIX")
 ROWS = 1500
@@ -39,8 +47,44 @@ def match(folder: Path) -> list[int]:
     return np.asarray(found.indices).tolist()
 
 
+class Slow(TrainerCallback):
+    """Makes a step long enough for another process to come into it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        time.sleep(0.03)
+
+
+def digest(folder: Path) -> list[str]:
+    """SHA-256 of the model in a folder."""
+    return [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()]
+
+
+def train(folder: Path) -> list[str]:
+    """A training with checkpoints, and its model."""
+    args = config_of(WeightedSFTConfig, folder / "out", save_strategy="steps", save_steps=2, max_steps=8)
+    trainer = build(WeightedSFTTrainer, args, tiny_prompt_completion_dataset(16), callbacks=[Slow()])
+    trainer.train()
+    trainer.save_model()
+    return digest(folder / "out")
+
+
+def retrain(folder: Path) -> list[str]:
+    """Two rounds of consensus, continued where they are begun."""
+    args = consensus_config(folder / "out", max_steps=3, select_on_noisy_eval=False, mode="consensus", budget="steps")
+    recipe = ConsensusRecipe(
+        Trainer, tiny_bert, args, labelled_rows(40, 0.3, 1), channel=RRChannel(1.2, 3), callbacks=[Slow()]
+    )
+    recipe.run()
+    return digest(folder / "out")
+
+
 # Whether the second process waits for the result of the first, or is refused, or may do either.
-KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {"embed": (embed, "waits"), "match": (match, "refused")}
+KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "embed": (embed, "waits"),
+    "match": (match, "refused"),
+    "train": (train, "refused"),
+    "retrain": (retrain, "refused"),
+}
 
 
 def check(name: str, folder: Path, gap: float) -> None:

@@ -23,6 +23,7 @@ from hf_ext.data.run_settings import claim_run, described, model_settings, setti
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole, writing
 from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.guards.runs import claims_output
 from hf_ext.hub.push import push_folder
 from hf_ext.trainers.consensus.choice import Choice, Strategy, candidates, choose_strategy
 from hf_ext.trainers.consensus.config import ConsensusConfig
@@ -133,6 +134,7 @@ class ConsensusRecipe:
 
     # --- what is to be done ------------------------------------------------------------------------------------------
 
+    @claims_output
     def run(self) -> ConsensusResult:
         """
         Train what is not trained yet, and leave the last round's model in `output_dir`; push it if `args` say so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from transformers.trainer_utils import sort_checkpoints
 from hf_ext._upstream import CheckpointSeam
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
+from hf_ext.guards.runs import claimed_folder, claims_output
 from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
 from hf_ext.trainers.weighted_sft.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
@@ -47,6 +48,7 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
 
     # --- resuming --------------------------------------------------------------------------------------------------
 
+    @claims_output
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
         Train as the host does; a checkpoint to resume from is whole, or it is not used.
@@ -65,6 +67,7 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
             DiskFullError: no room for a checkpoint; the earlier ones are intact.
             NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
                 and after the last step.
+            InUseError: another run trains into `output_dir`.
             StoppedBySigterm: with `enable_jit_checkpoint`, after a SIGTERM, once its checkpoint is whole; a
                 `SystemExit`, so that nothing takes the weights so far for the result.
         """
@@ -167,7 +170,9 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         needed = sum(value.numel() * value.element_size() for value in self.model.parameters() if value.requires_grad)
         remove = lambda: shutil.rmtree(partial, ignore_errors=True)  # noqa: E731  named for what it does, twice
         then = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
-        with writing("the model", folder, needed=needed, then=then, clean_up=remove):
+        # A run that has begun to train there in the meantime is waited for: these weights are nowhere else.
+        claim = claimed_folder(folder, waits=True) if self.args.should_save else nullcontext()
+        with claim, writing("the model", folder, needed=needed, then=then, clean_up=remove):
             if self.args.should_save:
                 remove()  # left by a killed run
             super().save_model(str(partial), _internal_call=True)

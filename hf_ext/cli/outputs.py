@@ -1,0 +1,185 @@
+"""Where a verb writes: checked before the work begins, held for this process, and nothing in it lost."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.options import option
+
+ROWS = ("", ".parquet", ".jsonl")
+# Options that name a file or folder which is read, or which is written beside the output.
+READ = ("dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
+        "key_file", "config", "context_free")  # fmt: skip
+KEPT = ("cache_dir", "resume_path")
+_SAVED_DATASET = ("dataset_info.json", "state.json")
+
+
+def add_output_options(parser: Any, what: str, required: bool = False, metavar: str | None = None) -> None:
+    """Add `--output`, whose help is `what`, and `--overwrite`."""
+    option(parser, "--output", required=required, metavar=metavar, help=what)
+    option(parser, "--overwrite", action="store_true", help="replace what is there; never something that is read")
+
+
+@contextmanager
+def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None) -> Iterator[Path]:
+    """
+    The place of `--output` for rows, a file or a folder, held for this process; and that of `--report`.
+
+    Args:
+        options (`argparse.Namespace`):
+            With `output`, `overwrite` and any of `report`, `READ` and `KEPT`.
+        report (`Sequence[str]`, *optional*):
+            Names of the files of `--report` where that is a folder; without them it is a file.
+
+    Raises:
+        ValueError: another suffix; something is there that may not be replaced; or the place is one that is read.
+        InUseError: another process writes there.
+        NotWritableError: it cannot be written.
+    """
+    output = Path(options.output)
+    if output.suffix not in ROWS:
+        raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
+    _refuse_what_is_read(options, "output")
+    if output.suffix:
+        _refuse_file(options, "output")
+    else:
+        _refuse_folder(options, "output", _SAVED_DATASET, "a dataset that save_to_disk wrote")
+    with ExitStack() as claims:
+        claims.enter_context(_held(output))
+        if getattr(options, "report", None) is not None:
+            _refuse_what_is_read(options, "report")
+            if _same(Path(options.report), output):
+                raise ValueError(f"--report {options.report!r} is the --output itself; name another")
+            if report is None:
+                _refuse_file(options, "report")
+                claims.enter_context(_held(Path(options.report)))
+            else:
+                _refuse_files_in(options, "report", report)
+        yield output
+
+
+@contextmanager
+def file_output(options: argparse.Namespace, name: str = "output") -> Iterator[Path]:
+    """
+    The place of an option that names a file to write, held for this process.
+
+    Raises:
+        ValueError: something is there and `--overwrite` is not given, or it is a place that is read.
+        InUseError: another process writes there.
+        NotWritableError: it cannot be written.
+    """
+    path = Path(getattr(options, name))
+    _refuse_what_is_read(options, name)
+    _refuse_file(options, name)
+    with _held(path):
+        yield path
+
+
+@contextmanager
+def store_output(options: argparse.Namespace, marks: Sequence[str], what: str) -> Iterator[Path]:
+    """
+    The folder of `--output`: new, empty, or with `--overwrite` one that holds all of `marks`; held for this process.
+
+    Raises:
+        ValueError: something else is there, or it is a place that is read.
+        InUseError: another process writes there.
+        NotWritableError: it cannot be written.
+    """
+    from hf_ext.guards.runs import claimed_folder
+
+    folder = Path(options.output)
+    _refuse_what_is_read(options, "output")
+    _refuse_folder(options, "output", marks, what)
+    with claimed_folder(folder):
+        yield folder
+
+
+def _held(path: Path) -> Any:
+    from hf_ext.guards.runs import claimed_file
+
+    return claimed_file(path)
+
+
+# --- what may not be there -------------------------------------------------------------------------------------------
+
+
+def _refuse_what_is_read(options: argparse.Namespace, name: str) -> None:
+    """Refuse an output that is, holds, or lies among what the command reads."""
+    output = Path(getattr(options, name))
+    if not output.name or output.name == "..":
+        raise ValueError(f"--{name} {str(output)!r} names no file or folder; give it a name of its own")
+    for other in (*READ, *KEPT):
+        value = getattr(options, other, None)
+        if not isinstance(value, str) or not Path(value).exists():  # a Hub name, or nothing yet
+            if other in KEPT and isinstance(value, str) and _same(Path(value), output):
+                raise ValueError(f"--{name} {str(output)!r} is the --{_hyphened(other)} too; name another")
+            continue
+        source = Path(value)
+        label = f"--{_hyphened(other)} {value!r}"
+        if _same(source, output):
+            raise ValueError(f"--{name} {str(output)!r} is the {label} itself, which would be lost; name another")
+        if output.is_dir() and _is_inside(source, output) and name == "output":
+            raise ValueError(f"--{name} {str(output)!r} holds the {label}, which would be lost; name another")
+        if other in ("dataset", "target", "beir") and source.is_dir() and _is_inside(output, source):
+            raise ValueError(
+                f"--{name} {str(output)!r} lies in the {label}, whose rows it would be among the next time; name "
+                "another"
+            )
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths are one place: by another spelling, a link or a hard link too."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _refuse_file(options: argparse.Namespace, name: str) -> None:
+    path = Path(getattr(options, name))
+    if path.is_dir():
+        raise ValueError(f"--{name} {str(path)!r} is a folder, and a file is to be written; name another")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--{name} {str(path)!r} is no ordinary file; name another")
+    if (path.exists() or path.is_symlink()) and not options.overwrite:
+        raise ValueError(f"--{name} {str(path)!r} is there already; name another, or pass --overwrite to replace it")
+
+
+def _refuse_folder(options: argparse.Namespace, name: str, marks: Sequence[str], what: str) -> None:
+    from hf_ext.guards.runs import is_lock
+
+    path = Path(getattr(options, name))
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--{name} {str(path)!r} is a file, and a folder is to be written; name another")
+    if path.is_symlink():
+        raise ValueError(f"--{name} {str(path)!r} is a link; name the folder itself, or another")
+    if not path.is_dir() or all(is_lock(inner.name) for inner in path.iterdir()):
+        return
+    if not all((path / mark).is_file() for mark in marks):
+        raise ValueError(f"--{name} {str(path)!r} is a folder with something in it; name another")
+    if not options.overwrite:
+        raise ValueError(
+            f"--{name} {str(path)!r} holds {what} already; name another, or pass --overwrite to replace it"
+        )
+
+
+def _refuse_files_in(options: argparse.Namespace, name: str, names: Sequence[str]) -> None:
+    folder = Path(getattr(options, name))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--{name} {str(folder)!r} is a file, and a folder is to be written; name another")
+    taken = [file for file in names if (folder / file).exists()]
+    if taken and not options.overwrite:
+        raise ValueError(
+            f"--{name} {str(folder)!r} holds {taken[0]} already; name another, or pass --overwrite to replace it"
+        )
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
