@@ -109,8 +109,7 @@ def push_folder(
         raise ValueError(f"create_pr opens a pull request against main: leave one out, create_pr or {revision=}.")
     to_delete = strings(delete, "delete")
     files = files_to_push(folder, ignore, repo_type)
-    if repo_type == "dataset":
-        check_label_privacy_of_files(files.values(), strings(public_columns, "public_columns"))
+    check_label_privacy_of_files(files, strings(public_columns, "public_columns"))
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)
     api = HfApi(endpoint=endpoint, token=token, library_name="hf-ext", library_version=version("hf-ext"))
     target = _Target(create_repo(api, repo_id, repo_type, private, retry), repo_type, revision, create_pr)

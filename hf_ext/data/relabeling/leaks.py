@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_ext.data.relabeling.views import views
 from hf_ext.guards._row_rules import plain, shorten
 
 __all__ = ["LabelLeakError", "Leak", "find_leaks", "refuse_leaks"]
@@ -27,7 +28,7 @@ EVIDENCE = 16.0  # rows with a twin, times the chance that a twin's label differ
 SURE = 5.0  # standard errors above chance
 NAMED = 0.5  # share of rows that hold their class's name and no other
 POSITIONS = 6  # words of an id, from its beginning
-_WORD = re.compile(r"[^0-9a-zA-Z]+")
+WORD = re.compile(r"[^0-9a-zA-Z]+")
 
 
 class LabelLeakError(ValueError):
@@ -68,13 +69,17 @@ class Leak:
 
 @dataclass(frozen=True)
 class Association:
-    """How often two rows with the same value have the same label; `chance` is that of any two rows."""
+    """
+    How often two rows with the same value have the same label; `chance` is that of any two rows.
+
+    `error` is the standard error of `same` for a column that has nothing to do with the label.
+    """
 
     same: float
     chance: float
     covered: int
     rows: int
-    pairs: int
+    error: float
 
     @property
     def determined(self) -> float:
@@ -84,9 +89,12 @@ class Association:
     @property
     def enough(self) -> bool:
         """Whether chance can be told from a rule."""
-        told = self.covered >= COVERED * self.rows and self.covered * (1 - self.chance) >= EVIDENCE
-        error = math.sqrt(max(self.chance * (1 - self.chance), 1e-12) / max(self.pairs, 1))
-        return told and self.same - self.chance >= SURE * error
+        return self.told and self.same - self.chance >= SURE * self.error
+
+    @property
+    def told(self) -> bool:
+        """Whether enough rows have a twin."""
+        return self.covered >= COVERED * self.rows and self.covered * (1 - self.chance) >= EVIDENCE
 
 
 def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association:
@@ -102,10 +110,13 @@ def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association
     twins = of_value > 1
     agreeing = (of_both[twins] - 1) / (of_value[twins] - 1)
     groups = np.bincount(value, minlength=1)
-    pairs = int((groups * (groups - 1)).sum()) // 2
+    groups = groups[groups > 1]
+    # A group of g rows has g (g - 1) / 2 pairs and weighs g.
+    weight = float((2 * groups / np.maximum(groups - 1, 1)).sum()) / max(int(groups.sum()), 1) ** 2
     of_label = np.bincount(label, minlength=1)
     chance = float((of_label * (of_label - 1)).sum() / max(n * (n - 1), 1))
-    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n, pairs)
+    error = math.sqrt(max(chance * (1 - chance), 1e-12) * weight)
+    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n, error)
 
 
 def find_leaks(
@@ -140,67 +151,68 @@ def find_leaks(
     Returns:
         `list[Leak]`: in the order of the columns, at most one a column.
     """
-    found = []
+    leaks = []
     for name, values in columns.items():
         if name == label or name in set(public):
             continue
-        leak = _leak(name, values, labels, names, determined, named)
-        if leak is not None:
-            found.append(leak)
-    return found
+        for path, view in views(name, values):
+            filled = np.array([value is not None for value in view], dtype=bool)
+            leak = _leak([value for value in view if value is not None], labels[filled], names, determined, named)
+            if leak is not None:
+                how, excerpt = leak
+                leaks.append(Leak(name, how if path == name else f"{how} ({path})", excerpt))
+                break
+    return leaks
 
 
 def _leak(
-    column: str,
     values: Sequence[Any],
     labels: NDArray[np.int64],
     names: Sequence[str] | None,
     determined: float,
     named: float,
-) -> Leak | None:
-    keys = [_key(value) for value in values]
-    if not keys or any(key is None for key in keys[:1]):
-        return None
+) -> tuple[str, str] | None:
+    """What values that no row lacks do, and an excerpt of them."""
+    keys = [comparable(value) for value in values]
     excerpt = shorten(plain(values[0]))
     measured = association(keys, labels)
     if measured.enough and measured.determined >= determined:
-        return Leak(column, f"determines the label: {_share(measured)}", excerpt)
+        return f"determines the label: {_share(measured)}", excerpt
     if isinstance(keys[0], str):
-        return _leak_in_text(column, [str(key) for key in keys], labels, names, (determined, named), excerpt)
+        return _leak_in_text([str(key) for key in keys], labels, names, (determined, named), excerpt)
     return None
 
 
 def _leak_in_text(
-    column: str,
     texts: list[str],
     labels: NDArray[np.int64],
     names: Sequence[str] | None,
     limits: tuple[float, float],
     excerpt: str,
-) -> Leak | None:
+) -> tuple[str, str] | None:
     if names:
-        held = _names_held(texts, labels, names)
-        if held >= limits[1]:
-            return Leak(column, f"holds the name of the label's class in {held:.0%} of the rows", excerpt)
+        share = _names_held(texts, labels, names)
+        if share >= limits[1]:
+            return f"holds the name of the label's class in {share:.0%} of the rows", excerpt
     if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
         return None  # a text, not an id: its words are features
-    parts = [_WORD.split(text) for text in texts]
+    parts = [WORD.split(text) for text in texts]
     for position in range(POSITIONS):
         words = [part[position] if position < len(part) else "" for part in parts]
         measured = association(words, labels)
         if measured.enough and measured.determined >= limits[0]:
             word = shorten(words[0], 40)
-            return Leak(column, f"holds the label: its part {position + 1}, such as {word}, determines it", excerpt)
+            return f"holds the label: its part {position + 1}, such as {word}, determines it", excerpt
     return None
 
 
 def _names_held(texts: list[str], labels: NDArray[np.int64], names: Sequence[str]) -> float:
     """Mean over rows of: the class's name is in the text, divided by the number of classes whose names are."""
-    plain_names = [f" {' '.join(_WORD.split(name.casefold())).strip()} " for name in names]
+    plain_names = [f" {' '.join(WORD.split(name.casefold())).strip()} " for name in names]
     wanted = [(i, name) for i, name in enumerate(plain_names) if name.strip()]
     total = 0.0
     for text, label in zip(texts, labels.tolist(), strict=True):
-        words = f" {' '.join(_WORD.split(text.casefold()))} "
+        words = f" {' '.join(WORD.split(text.casefold()))} "
         there = [i for i, name in wanted if name in words]
         total += (label in there) / max(len(there), 1)
     return total / max(len(texts), 1)
@@ -210,16 +222,14 @@ def _share(measured: Association) -> str:
     return f"of two rows with the same value {measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
 
 
-def _key(value: Any) -> Any:
-    """A value as a dictionary's key; `None` for what is not compared."""
+def comparable(value: Any) -> Any:
+    """A value as a dictionary's key: numbers and texts as they are, lists by their entries, anything else in words."""
     value = plain(value)
-    if isinstance(value, str | int | float | bytes):
+    if isinstance(value, str | int | float | bytes) or value is None:
         return value
-    if isinstance(value, list):
-        if all(isinstance(entry, int | float) for entry in value):
-            return np.asarray(value, dtype=np.float64).tobytes()
-        return repr(value) if all(isinstance(entry, str | int | float) for entry in value) else None
-    return None
+    if isinstance(value, list) and all(isinstance(entry, int | float) for entry in value):
+        return np.asarray(value, dtype=np.float64).tobytes()
+    return repr(value)
 
 
 def refuse_leaks(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
 from hf_ext.data.relabeling.columns import class_column, row_error
@@ -19,6 +20,7 @@ from hf_ext.data.relabeling.leaks import refuse_leaks
 from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger, rounded_up
 from hf_ext.data.relabeling.ledger import spent as spent_before
 from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
+from hf_ext.data.relabeling.views import SHORT_BYTES
 from hf_ext.guards._row_rules import describe, plain
 
 __all__ = ["HashColumn", "carry_ledger", "privatize"]
@@ -136,7 +138,7 @@ def arrow_columns(rows: Dataset, chosen: np.ndarray, without: tuple[str, ...] = 
     """
     Columns as stored, without decoding pictures or sound: numbers, texts, lists; the fields of a struct by path.
 
-    Bytes are left out: a picture that comes twice is a feature.
+    Long bytes are left out: a picture that comes twice is a feature.
     """
     names = [name for name in rows.column_names if name not in without]
     if not names:
@@ -145,20 +147,24 @@ def arrow_columns(rows: Dataset, chosen: np.ndarray, without: tuple[str, ...] = 
     found: dict[str, list[Any]] = {}
     for name in names:
         column = table.column(name)
-        for path, part in _flattened(name, column):
+        for path, part in flattened(name, column):
             found[path] = part.to_pylist()
     return found
 
 
-def _flattened(name: str, column: Any) -> list[tuple[str, Any]]:
+def flattened(name: str, column: Any) -> list[tuple[str, Any]]:
+    """A column, or those of a struct's fields by path; without pictures and sound."""
     kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
     if isinstance(column.type, pa.ExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=kind)
     if pa.types.is_struct(kind):
         parts = zip(kind, column.flatten(), strict=True)
-        return [found for field, part in parts for found in _flattened(f"{name}.{field.name}", part)]
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind):
+        return [found for field, part in parts for found in flattened(f"{name}.{field.name}", part)]
+    if pa.types.is_null(kind):
         return []
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        longest = pc.max(pc.binary_length(column)).as_py() or 0
+        return [] if longest > SHORT_BYTES else [(name, column)]
     return [(name, column)]
 
 
