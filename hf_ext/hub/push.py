@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ext.hub.files import files_to_push, matches, strings
 from hf_ext.hub.labels import check_label_privacy, check_label_privacy_of_files, label_privacy_facts
 from hf_ext.hub.retry import REQUEST_SECONDS, PushError, Retry
-from hf_ext.hub.rows import CARD, splits_of, write_rows_folder
+from hf_ext.hub.rows import CARD, refuse_unlike, splits_of, write_rows_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -332,7 +332,8 @@ def push_dataset(
     else:
         writes_card = True
         splits = splits_of(dataset)
-        check_label_privacy(splits, public_columns)
+        check_label_privacy(splits, public_columns)  # first: to a pusher a leak says more than columns that differ
+        refuse_unlike(splits)
         where = Path(folder or repo_id.split("/")[-1])
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}, "report": report}

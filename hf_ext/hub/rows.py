@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_ext.data.pruning.report import PruneReport
 
-__all__ = ["splits_of", "write_rows_folder"]
+__all__ = ["refuse_unlike", "splits_of", "write_rows_folder"]
 
 SHARD_BYTES = 500 * 1000**2
 CARD = "README.md"
@@ -33,7 +33,7 @@ def splits_of(dataset: Any) -> dict[str, Dataset]:
 
     Raises:
         TypeError: no rows at hand, as those of a stream.
-        ValueError: no split, one without rows, a name that `datasets` does not take, or columns that differ.
+        ValueError: no split, one without rows, or a name that `datasets` does not take.
     """
     from datasets import Dataset, IterableDataset
 
@@ -59,11 +59,16 @@ def splits_of(dataset: Any) -> dict[str, Dataset]:
             )
         if len(rows) == 0:
             raise ValueError(f"split {name!r} has no rows: there is nothing to push.")
-    _refuse_unlike(splits)
     return splits
 
 
-def _refuse_unlike(splits: Mapping[str, Dataset]) -> None:
+def refuse_unlike(splits: Mapping[str, Dataset]) -> None:
+    """
+    Refuse splits that `load_dataset` cannot read back beside each other.
+
+    Raises:
+        ValueError: names that are one where case does not count, or columns that differ.
+    """
     by_folded_name: dict[str, str] = {}
     first = next(iter(splits))
     for name, rows in splits.items():
