@@ -14,6 +14,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 import hf_ext
 from hf_ext.cli.errors import exit_status
+from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
@@ -104,6 +105,7 @@ class Recipe:
         Returns:
             `int`: the exit status, as of [`exit_status`], and `NOT_PUSHED` where the Hub did not take what was saved.
         """
+        end_with_launcher()
         parser = self.make_parser(prog=prog)
 
         def command() -> int:

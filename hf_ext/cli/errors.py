@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from hf_ext.guards.disk import is_disk_full, is_refused
+from hf_ext.guards.processes import forks_end_with_us
 
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -34,12 +35,33 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
 
     Returns:
         `int`: 2 after an error of the input, or a place that cannot be read or written (message on stderr, no
-        traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is full. Any other
-        error passes through, with its traceback.
+        traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is full, 130 after
+        Ctrl-C. Any other error passes through, with its traceback.
     """
+    try:
+        with forks_end_with_us():
+            return _status(command, prog)
+    except BaseException as error:
+        if not _is_interrupted(error):
+            raise
+        if os.environ.get("RANK", "0") == "0":  # one line, not one a process
+            print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C's, or was raised in cleaning up after it, as by the workers of `Dataset.map`."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _status(command: Callable[[], int | None], prog: str) -> int:
     try:
         return int(command() or 0)
     except Exception as error:
+        if _is_interrupted(error):
+            raise
         full = is_disk_full(error)
         if not (full or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
             raise

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
+from hf_ext.cli.launching import launch
 from hf_ext.recipes.files import MODULES, find_accelerate_config, read_settings, take_config
 
 LINES = {
@@ -103,8 +102,7 @@ def _launch(prog: str, module: str, arguments: Sequence[str], config: str | None
     command, promised = launch_command(module, arguments, config, processes)
     import_module(module).make_parser(prog=prog).check_arguments(arguments)  # one line now, not one a process later
     # The recipe compares this promise with the processes that really train together.
-    environment = {**os.environ, **({} if promised is None else {"HF_EXT_NUM_PROCESSES": str(promised)})}
-    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603  our own interpreter
+    return launch(command, {} if promised is None else {"HF_EXT_NUM_PROCESSES": str(promised)}, prog)
 
 
 def launch_command(

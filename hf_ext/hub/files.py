@@ -32,8 +32,8 @@ STATES = (
 )  # fmt: skip
 # Of a model's run: what it knows of every row. A dataset may well be called so.
 ROWS = (
-    "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "answers/",
-    "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow",
+    "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "online.json",
+    "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow",
 )  # fmt: skip
 
 BY_NAME = "named like secrets"

@@ -51,3 +51,22 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(error):
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3)])
 def test_the_result_is_the_status(result, status):
     assert exit_status(lambda: result, "hf-ext x") == status
+
+
+def _interrupted_and_then(error):
+    def command():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [raising(KeyboardInterrupt()), _interrupted_and_then(TimeoutError()), _interrupted_and_then(ValueError("x"))],
+)
+def test_ctrl_c_is_one_line_whatever_cleaning_up_raises(capsys, command):
+    assert exit_status(command, "hf-ext x") == 130
+    assert capsys.readouterr().err == "hf-ext x: interrupted\n"

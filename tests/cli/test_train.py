@@ -64,7 +64,7 @@ def test_wrong_arguments_are_a_line_and_status_2(capsys, arguments, word):
 
 
 def test_an_unknown_option_stops_before_anything_is_launched(monkeypatch, capsys):
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("launched"))
+    monkeypatch.setattr("hf_ext.cli.train.launch", lambda *args: pytest.fail("launched"))
     with pytest.raises(SystemExit) as stop:
         main(["train", "flow", "--num_processes", "2", "--config", "flow/gsm8k.yaml", "--taus", "1"])
     assert stop.value.code == 2
@@ -152,10 +152,10 @@ def test_a_config_for_the_cpu_starts_torchrun_even_where_there_are_accelerators(
 def test_the_launcher_gets_the_promise_and_its_status_is_ours(monkeypatch):
     seen = {}
 
-    def fake_run(command, env, check):
-        seen.update(promise=env["HF_EXT_NUM_PROCESSES"])
-        return subprocess.CompletedProcess(command, 7)
+    def fake_launch(command, environment, prog):
+        seen.update(environment)
+        return 7
 
-    monkeypatch.setattr(subprocess, "run", fake_run)
+    monkeypatch.setattr("hf_ext.cli.train.launch", fake_launch)
     assert main(["train", "flow", "--num_processes", "2"]) == 7
-    assert seen["promise"] == "2"
+    assert seen == {"HF_EXT_NUM_PROCESSES": "2"}

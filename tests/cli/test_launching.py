@@ -1,0 +1,106 @@
+"""What ends the launcher ends its workers: signals, a kill, and the status that comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+LINUX = sys.platform == "linux"
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("launches")
+    command = [sys.executable, "-m", "tests.cli.run_launches", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo" if LINUX else "lo0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "words"),
+    [
+        ("SIGTERM", 143, "hf-ext train x: ended by SIGTERM; its processes have ended"),
+        ("SIGINT", 130, "hf-ext train x: interrupted; its processes have ended"),
+        pytest.param(
+            "SIGKILL", -9, "", marks=pytest.mark.skipif(not LINUX, reason="a signal of Linux at a parent's end")
+        ),
+        ("saves at SIGTERM", 143, "ended by SIGTERM"),
+        ("no end, grace over", 143, "ended by SIGTERM"),
+        ("no end, twice", 130, "interrupted"),
+        ("status 3", 3, ""),
+        ("accelerate", 129, "hf-ext train x: ended by SIGHUP; its processes have ended"),
+        ("accelerate, status 3", 3, ""),
+    ],
+)
+def test_no_worker_is_left_and_the_status_says_why(
+    launches: dict[str, Any], case: str, status: int, words: str
+) -> None:
+    result = launches[case]
+    assert result["status"] == status, result["stderr"]
+    assert result["alive"] == 0
+    assert words in result["stderr"]
+    assert "Traceback" not in result["stderr"]
+
+
+def test_workers_that_save_at_sigterm_are_waited_for(launches: dict[str, Any]) -> None:
+    assert launches["saves at SIGTERM"]["ended"] == 2
+    assert launches["accelerate"]["ended"] == 1
+
+
+MAPPING = """
+import sys, time
+from datasets import Dataset
+from hf_ext.cli.errors import exit_status
+
+def slow(row):
+    open(sys.argv[1], "a").close()
+    time.sleep(60)
+
+sys.exit(exit_status(lambda: Dataset.from_dict({"a": [1, 2]}).map(slow, num_proc=2) and 0, "hf-ext data x"))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.skipif(not LINUX, reason="of Linux alone"))]
+)
+def test_workers_of_a_map_end_with_their_process(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MAPPING, str(tmp_path / "begun")]
+    # A session of its own, and the signal to all of it, as a terminal's Ctrl-C.
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _wait(lambda: (tmp_path / "begun").exists())
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=120)
+    if name == "SIGINT":
+        assert (process.returncode, err) == (130, "hf-ext data x: interrupted\n")
+    _, left = psutil.wait_procs(workers, timeout=20)
+    assert not left
+
+
+def _wait(condition: Any) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
