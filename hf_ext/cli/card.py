@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
+from hf_ext.guards.json_file import read_object
+from hf_ext.guards.markdown import unescape
+from hf_ext.hub.front_matter import names_in, sections_of
+from hf_ext.hub.methods import LIBRARIES
 from hf_ext.recipes.files import METHODS
 
 if TYPE_CHECKING:
@@ -59,27 +62,29 @@ def run_render(options: argparse.Namespace) -> int:
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{options.folder!r} holds no saved model: neither config.json nor adapter_config.json")
     metadata, body, _ = read_card(folder)
-    arguments = _read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
+    arguments = read_object(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
     report = _report(folder, options.report)
     if not options.force:
         _refuse_losses(metadata, body, report)
-    tags = _names(metadata.get("tags"))
+    tags = names_in(metadata.get("tags"))
     method = options.method or method_of(tags, arguments)
+    licence = options.license or _licence(arguments.get("model_license")) or _licence(metadata.get("license"))
     path = write_model_card(
         folder,
         method=method,
         base_model=options.base_model or _base_model(folder, metadata),
-        license=options.license or arguments.get("model_license") or _known(metadata.get("license")),
+        license=licence,
         settings=settings_of(method, arguments, body),
-        dataset_name=options.dataset or next(iter(_names(metadata.get("datasets"))), None),
+        dataset_name=options.dataset or next(iter(names_in(metadata.get("datasets"))), None),
         report=report,
         arm=options.arm,
-        tags=tags,
-        model_name=options.name or arguments.get("hub_model_id") or _title(body),
-        overwrite=options.force,
+        tags=[tag for tag in tags if tag not in METHODS],
+        usage=_usage(body) if method in LIBRARIES else None,
+        model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),
+        overwrite=options.force and "hf-ext" not in tags,
     )
     written = read_card(folder).metadata
-    unknown = [name for name in ("license", "base_model") if _known(written.get(name)) is None]
+    unknown = [name for name in ("license", "base_model") if _licence(written.get(name)) is None]
     print(f"card: {path} ({method}{'' if report is None else ', with the forgetting table'})")
     for name in unknown:
         print(f"not known: {name.replace('_', ' ')}; give it with --{name.replace('_', '-')}")
@@ -116,19 +121,16 @@ def method_of(tags: list[str], arguments: Mapping[str, Any]) -> str:
 
 def settings_of(method: str, arguments: Mapping[str, Any], body: str) -> dict[str, Any]:
     """The card's settings table: the method's own and the common ones, then rows that only the old card has."""
-    from dataclasses import fields
-
-    from trl import SFTConfig
-
     import hf_ext
-    from hf_ext.trainers.weighted_sft.card import COMMON, LEFT_OUT
+    from hf_ext.trainers.weighted_sft.card import COMMON, LEFT_OUT, own_settings
 
     configs = {"flow": "FlowSFTConfig", "context_free": "ContextFreeSFTConfig", "weighted_sft": "WeightedSFTConfig"}
-    stock = {field.name for field in fields(SFTConfig)}
-    own = [field.name for field in fields(getattr(hf_ext, configs[method])) if field.name not in stock]
+    configs |= {"infopo": "InfoPOConfig", "infopo_unpaired": "InfoPOUnpairedConfig", "rare": "RareConfig"}
+    own = own_settings(getattr(hf_ext, configs[method])) if method in configs else []
     shown = [name for name in (*own, *COMMON) if name not in LEFT_OUT]
-    table = re.findall(r"^\| `(\w+)` \| (.*) \|$", body, re.MULTILINE)
-    old = {name: value.replace("\\|", "|") for name, value in table}
+    table = dict(sections_of(body)).get("Training settings", "")
+    cells = re.findall(r"^\| ((?:\\.|[^|\\])+) \| ((?:\\.|[^|\\])*) \|$", table, re.MULTILINE)
+    old = {unescape(name): unescape(value) for name, value in cells[1:]}  # after the header
     return {**{name: arguments[name] for name in shown if name in arguments}, **_without(old, arguments, shown)}
 
 
@@ -149,13 +151,13 @@ def _report(folder: Path, given: str | None) -> Any:
             raise FileNotFoundError(f"there is no report {given!r}")
         return None
     try:
-        return ForgettingReport.from_dict(_read_json(path))
+        return ForgettingReport.from_dict(read_object(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} is no forgetting report: {type(error).__name__} {error}") from error
 
 
 def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any) -> None:
-    if (metadata or body.strip()) and "hf-ext" not in _names(metadata.get("tags")):
+    if (metadata or body.strip()) and "hf-ext" not in names_in(metadata.get("tags")):
         raise ValueError(f"{CARD} was not written by hf-ext; --force overwrites it")
     if metadata.get("model-index") and report is None:
         raise ValueError(
@@ -164,36 +166,29 @@ def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON: {type(error).__name__}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} must be a JSON object, found {type(values).__name__}")
-    return values
-
-
 def _base_model(folder: Path, metadata: Mapping[str, Any]) -> str | None:
-    named = _names(metadata.get("base_model"))
-    if len(named) == 1:
-        return named[0]
+    named = names_in(metadata.get("base_model"))
+    if named:
+        return named[0]  # the others of a list stay in the card
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
-        value = _read_json(folder / name).get(key) if (folder / name).is_file() else None
+        value = read_object(folder / name).get(key) if (folder / name).is_file() else None
         if isinstance(value, str) and value:
             return value
     return None
 
 
-def _names(value: Any) -> list[str]:
-    """A metadata field that may be one name or a list of them."""
-    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
+def _licence(value: Any) -> str | list[str] | None:
+    """A licence key or a list of them, where it is known."""
+    names = names_in(value)
+    return (names if isinstance(value, list) else names[0]) if names and names != ["unknown"] else None
 
 
-def _known(value: Any) -> str | None:
-    return value if isinstance(value, str) and value not in ("", "unknown") else None
+def _usage(body: str) -> str | None:
+    """What the old card says under `## Use`; of a method that makes no generator nothing else tells."""
+    _, _, text = dict(sections_of(body)).get("Use", "").partition("\n")
+    return text.strip() or None
 
 
 def _title(body: str) -> str | None:
     title = re.search(r"^# (.+)$", body, re.MULTILINE)
-    return title[1].strip() if title else None
+    return unescape(title[1].strip()) if title else None

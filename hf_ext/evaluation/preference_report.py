@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,12 +122,12 @@ class LikelihoodReport:
     def _caption(self) -> str:
         own = self.settings
         pairs, groups, column = own["num_pairs"], own["num_groups"], own["groups"]
-        draws = "pairs" if column is None else f"the {groups:,} values of `{column}`"
+        draws = "pairs" if column is None else f"the {groups:,} values of {code(column)}"
         per = " per token" if own["length_normalized"] else ""
         left_out = f" {own['left_out']:,} pairs had no token left and were left out." if own["left_out"] else ""
         return (
             f"Measured on {pairs:,} pairs ({own['chosen_tokens']:,} chosen and {own['rejected_tokens']:,} rejected "
-            f"tokens) against {own['reference']}. Intervals: bootstrap over {draws}. Bounds are of the critic "
+            f"tokens) against {escape(own['reference'])}. Intervals: bootstrap over {draws}. Bounds are of the critic "
             f"{own['beta']:g} x log-ratio{per}; a bound may be negative, and says nothing then.{left_out} The changes "
             "are on given responses, not on the model's own samples: no KL of the policy follows from them."
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.markdown import escape
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -120,10 +121,10 @@ class ForgettingReport:
             for group in self.original.group_loss
         }
         columns = {title: cells for title, cells in columns.items() if any(cells)}
-        lines = ["| " + " | ".join(["arm", *map(_escaped, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
+        lines = ["| " + " | ".join(["arm", *map(escape, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
         for i, model in enumerate(models):
             cells = ["" if cells[i] is None else str(cells[i]) for cells in columns.values()]
-            lines.append("| " + " | ".join([_escaped(model.name), *cells]) + " |")
+            lines.append("| " + " | ".join([escape(model.name), *cells]) + " |")
         return "\n".join(lines) + "\n\n" + self._caption() + "\n"
 
     def _caption(self) -> str:
@@ -259,10 +260,6 @@ class ForgettingReport:
         from huggingface_hub.repocard_data import eval_results_to_model_index
 
         return eval_results_to_model_index(model_name, self.eval_results(arm))
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:

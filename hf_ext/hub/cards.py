@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.json_file import read_object
+from hf_ext.guards.markdown import Markdown, code, escape, fenced, python_literal, well_formed
 from hf_ext.guards.yaml_file import YamlError, read_text
 from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
 from hf_ext.hub.methods import LIBRARIES, METHODS, PAPERS, TRAINERS
@@ -36,7 +38,7 @@ CHAT_USAGE = """\
 ```python
 from transformers import pipeline
 
-generator = pipeline("text-generation", model="{model_name}")
+generator = pipeline("text-generation", model={model_name})
 messages = [{{"role": "user", "content": "Which season do you like best, and why?"}}]
 print(generator(messages, max_new_tokens=128, return_full_text=False)[0]["generated_text"])
 ```"""
@@ -45,7 +47,7 @@ TEXT_USAGE = """\
 ```python
 from transformers import pipeline
 
-generator = pipeline("text-generation", model="{model_name}")
+generator = pipeline("text-generation", model={model_name})
 print(generator("The best season is", max_new_tokens=64)[0]["generated_text"])
 ```"""
 
@@ -140,16 +142,16 @@ def write_model_card(
     body = _render(
         f"{method}.jinja",
         model_name=model_name,
-        origin=f"It was fine-tuned from [{base}](https://huggingface.co/{base})." if base else "",
+        origin=Markdown(f"It was fine-tuned from {_link(base)}.") if base else "",
         dataset_name=_dataset_link(dataset_name),
-        results=report.to_markdown().strip() if report is not None else "",
-        usage=usage or _usage(folder, model_name),
-        settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
+        results=Markdown(report.to_markdown().strip()) if report is not None else "",
+        usage=Markdown(usage or _usage(folder, model_name)),
+        settings=[(name, value) for name, value in (settings or {}).items()],
         host=host,
         versions=_versions(host),
         paper=_paper(method, paper),
     )
-    return _write(folder, data.to_yaml(), body, license, overwrite)
+    return _write(folder, data.to_dict(), body, license, overwrite)
 
 
 def write_dataset_card(
@@ -229,18 +231,18 @@ def write_dataset_card(
         "dataset.jinja",
         dataset_name=dataset_name,
         context_free=sampled,
-        source=f"[{source}](https://huggingface.co/{source})" if source else "",
+        source=_link(source) if source else "",
         license_inherited=bool(sampled and inherited.get("license") and not license),
         splits=list((splits or {}).items()),
-        settings=[(name, _cell(value)) for name, value in (settings or {}).items()],
-        pruning=[(name, _cell(value)) for name, value in report.summary()] if report is not None else [],
-        pruned_by=_cell(report.by) if report is not None and report.by else "",
+        settings=[(name, value) for name, value in (settings or {}).items()],
+        pruning=[(name, value) for name, value in report.summary()] if report is not None else [],
+        pruned_by=report.by if report is not None and report.by else "",
         plot="report/pruning.png" if (folder / "report" / "pruning.png").is_file() and report is not None else "",
         paper=_paper("context_free" if sampled else "pruning", None) if sampled or by_matching else None,
-        label_privacy=[(name, _cell(value)) for name, value in privacy],
+        label_privacy=[(name, value) for name, value in privacy],
         versions=_versions(),
     )
-    return _write(folder, data.to_yaml(), body, license, overwrite)
+    return _write(folder, data.to_dict(), body, license, overwrite)
 
 
 def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | list[str] | None]:
@@ -332,11 +334,13 @@ def _licence(license: str | list[str] | None, inherited: Mapping[str, Any]) -> d
 
 
 def _write(
-    folder: Path, metadata_block: str, body: str, license: str | list[str] | None, overwrite: bool = False
+    folder: Path, values: dict[str, Any], body: str, license: str | list[str] | None, overwrite: bool = False
 ) -> Path:
     """Put a card into its folder, whole or not at all, with what a card that is there has to keep."""
+    from huggingface_hub.utils import yaml_dump
+
     path = folder / "README.md"
-    text = f"---\n{metadata_block}\n---\n\n{body}"
+    text = f"---\n{yaml_dump(_well_formed(values), sort_keys=False).strip()}\n---\n\n{body}"
     try:
         if not overwrite:
             text = merge_cards(text, read_text(path, MAX_CARD_BYTES), license=license)
@@ -351,6 +355,15 @@ def _write(
     return path
 
 
+def _well_formed(value: Any) -> Any:
+    """The metadata with texts that every reader of YAML takes."""
+    if isinstance(value, Mapping):
+        return {_well_formed(key): _well_formed(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_well_formed(entry) for entry in value]
+    return well_formed(value) if isinstance(value, str) else value
+
+
 def _names_aside(folder: Path) -> Iterator[Path]:
     return (folder / f"README.old{'' if number == 1 else f'-{number}'}.md" for number in itertools.count(1))
 
@@ -359,7 +372,9 @@ def _paper(method: str, given: Mapping[str, str] | None) -> dict[str, str] | Non
     """The paper with its address; a citation left out is filled in where the paper is the method's own."""
     own = PAPERS.get(method, {})
     paper = {"citation": "", **(own if not given or given.get("id") == own.get("id") else {}), **(given or {})}
-    return {**paper, "url": f"https://huggingface.co/papers/{paper['id']}"} if "id" in paper else None
+    if "id" not in paper:
+        return None
+    return {**paper, "url": Markdown(f"https://huggingface.co/papers/{quote(well_formed(str(paper['id'])), safe='')}")}
 
 
 def _is_hub_id(name: str) -> bool:
@@ -383,21 +398,24 @@ def _target_names(dataset_name: str | None) -> dict[str, str]:
 def _dataset_link(dataset_name: str | None) -> str:
     if not dataset_name or not _is_hub_id(dataset_name):
         return ""
-    return f"[{dataset_name}](https://huggingface.co/datasets/{dataset_name})"
+    return _link(dataset_name, "datasets/")
+
+
+def _link(name: str, kind: str = "") -> Markdown:
+    """A link to a repository whose name is one."""
+    return Markdown(f"[{escape(name)}](https://huggingface.co/{kind}{name})")
 
 
 def _usage(folder: Path, model_name: str) -> str:
     """A snippet that fits the saved files."""
-    config = folder / "tokenizer_config.json"
-    chat = (folder / "chat_template.jinja").is_file() or (
-        config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
-    )
-    snippet = (CHAT_USAGE if chat else TEXT_USAGE).format(model_name=model_name)
+    chat = (folder / "chat_template.jinja").is_file()
+    if not chat and (folder / "tokenizer_config.json").is_file():
+        try:
+            chat = bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
+        except (ValueError, OSError) as error:
+            logger.warning("The card shows no chat: %s", error)
+    snippet = (CHAT_USAGE if chat else TEXT_USAGE).format(model_name=python_literal(model_name))
     return snippet + ADAPTER_NOTE if (folder / "adapter_config.json").is_file() else snippet
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _versions(host: str = "trl") -> str:
@@ -411,11 +429,13 @@ def _render(template: str, **values: Any) -> str:
     folder = resources.files("hf_ext.model_cards")
     environment = Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-        autoescape=False,  # noqa: S701  Markdown, not HTML: escaping would write &quot; into code
+        autoescape=False,  # noqa: S701  that is for HTML, and would write &quot; into code
+        finalize=escape,  # every text that is not Markdown of ours
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"code": code, "fenced": fenced, "python": python_literal}
     text = environment.get_template(template).render(**values)
     lines: list[str] = []
     for line in text.splitlines():  # an absent block leaves blank lines behind; one is enough

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from hf_ext.guards.yaml_file import MAX_BYTES, YamlError, parse_yaml, read_text
 from hf_ext.hub.methods import METHODS, OWN_TAGS
 
-__all__ = ["LICENSE_KEYS", "MAX_CARD_BYTES", "CardText", "merge_cards", "names_in", "read_card", "split_card"]
+__all__ = [
+    "LICENSE_KEYS",
+    "MAX_CARD_BYTES",
+    "CardText",
+    "merge_cards",
+    "names_in",
+    "read_card",
+    "sections_of",
+    "split_card",
+]
 
 MAX_CARD_BYTES = 16 * MAX_BYTES
 BEGIN = "<!-- hf-ext writes what follows, up to its closing line, anew each time -->"
@@ -123,7 +132,7 @@ def merge_cards(written: str, existing: str, *, license: str | list[str] | None 
     generated = bool(tags & _GENERATED_TAGS) or _GENERATED_TEXT.search(old.body) is not None
     if generated and BEGIN not in old.body:
         values = _renewed(new.metadata, old.metadata, ours="hf-ext" in tags)
-        body = _with_sections(new.body, old.body) if "hf-ext" in tags else new.body
+        body = __with_sections(new.body, old.body) if "hf-ext" in tags else new.body
     else:
         values = _completed(new.metadata, old.metadata)
         body = _with_block(new.body, old.body)
@@ -230,15 +239,25 @@ def _with_block(new: str, old: str) -> str:
     return f"{head}{block}{tail}"
 
 
-def _with_sections(new: str, old: str) -> str:
+def __with_sections(new: str, old: str) -> str:
     """Our new text, and below it the sections of the old one that no template of ours has."""
-    ours = {*_HEADINGS, *(heading for heading, _ in _sections(new))}
-    added = [text for heading, text in _sections(old) if heading not in ours]
+    ours = {*_HEADINGS, *(heading for heading, _ in sections_of(new))}
+    added = [text for heading, text in sections_of(old) if heading not in ours]
     return "\n\n".join([new.strip(), *added])
 
 
-def _sections(body: str) -> list[tuple[str, str]]:
-    """Heading and text of each `## ` section; what stands in a fence is no heading."""
+def sections_of(body: str) -> list[tuple[str, str]]:
+    """
+    The sections of a card's body.
+
+    Args:
+        body (`str`):
+            Markdown.
+
+    Returns:
+        `list[tuple[str, str]]`: heading and text, with its heading, of each `## ` section; what stands in a fence is
+        no heading.
+    """
     sections: list[tuple[str, list[str]]] = []
     fence = ""
     for line in body.splitlines():

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-    from hf_ext.hub.tables import RowTable
+from hf_ext.guards.markdown import Markdown, code
+from hf_ext.hub.tables import RowTable
 
 __all__ = ["check_label_privacy", "check_label_privacy_of_files", "label_privacy_facts"]
 
@@ -126,13 +127,13 @@ def label_privacy_facts(splits: Mapping[str, Dataset], public_columns: Sequence[
         ("unit", "the label of one row (all labels of its tokens, if it has several)"),
         ("classes", ", ".join(map(str, classes)) or "not said"),
         ("mechanism", "; ".join(sorted({_mechanism(name) for name in channels})) or "not said"),
-        ("channels", ", ".join(f"`{name}`" for name in sorted(set(channels)))),
+        ("channels", Markdown(", ".join(map(code, sorted(set(channels)))))),
         ("rows with randomised labels", f"{len(epsilons):,}"),
     ]
     if without:
         facts.append(("rows whose labels are not randomised", f"{without:,}"))
     if public_columns:
-        facts.append(("columns said to be public anyway", ", ".join(f"`{name}`" for name in public_columns)))
+        facts.append(("columns said to be public anyway", Markdown(", ".join(map(code, public_columns)))))
     return facts
 
 
@@ -148,4 +149,4 @@ def _mechanism(name: str) -> str:
         "rr": "randomised response",
     }
     kind = next((text for prefix, text in kinds.items() if channel.startswith(prefix + "-")), "not said")
-    return f"{kind}, then relabelled from a model's predictions (`{mode}`)" if mode else kind
+    return f"{kind}, then relabelled from a model's predictions ({mode})" if mode else kind

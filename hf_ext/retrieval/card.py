@@ -7,6 +7,8 @@ from typing import Any
 
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 
+from hf_ext.guards.markdown import Markdown, code, escape, python_literal
+
 START, END = "<!-- exemplars: start -->", "<!-- exemplars: end -->"
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "rare", "in-context-retrieval")
 
@@ -21,11 +23,11 @@ class RareModelCardData(SentenceTransformerModelCardData):
 def section(model: Any) -> str:
     """Markdown on the exemplars of a [`RareEncoder`]: numbers and usage, never a row's text."""
     settings = model.effective_settings()
-    name = model.model_card_data.model_id or "user/model"
+    name = python_literal(model.model_card_data.model_id or "user/model")
     size = f"{len(model.exemplars):,}" if model.exemplars is not None else "none"
     formatter = settings.formatter
-    rows = {
-        "exemplars": f"{size}, " + (f"`{model.exemplars_source}`" if model.exemplars_source else "`exemplars/`"),
+    rows: dict[str, Any] = {
+        "exemplars": Markdown(f"{size}, {code(model.exemplars_source or 'exemplars/')}"),
         "licence of the exemplars": settings.provenance.get("license", "unknown"),
         "shown to a query": settings.k,
         "chosen by": "none" if model.exemplars is None else type(model.exemplars.retriever).__name__,
@@ -38,7 +40,7 @@ def section(model: Any) -> str:
     }
     rows |= {f"training: {key}": value for key, value in settings.training.items()}
     rows |= {f"exemplars: {key}": value for key, value in settings.provenance.items() if key != "license"}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows.items())
     return f"""\
 {START}
 ## Exemplars
@@ -48,20 +50,20 @@ Queries may be read with *exemplars*, past queries with their documents. Three w
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{name}")  # the bare query; nothing else to install
+model = SentenceTransformer({name})  # the bare query; nothing else to install
 ```
 
 ```python
 from hf_ext import RareEncoder  # pip install hf-ext[retrieval]
 
-model = RareEncoder("{name}")  # finds exemplars and reads them with the query
+model = RareEncoder({name})  # finds exemplars and reads them with the query
 vectors, shown = model.encode_query(["a question"], return_examples=True)
 ```
 
 ```python
 from hf_ext import QueryAugmenter  # strings only, for an endpoint that encodes
 
-texts = QueryAugmenter.from_pretrained("{name}")(["a question"])
+texts = QueryAugmenter.from_pretrained({name})(["a question"])
 ```
 
 | | |

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_ext.guards.markdown import python_literal
 from hf_ext.hub.cards import write_model_card
 from hf_ext.trainers.weighted_sft.card import COMMON
 
@@ -21,7 +22,7 @@ USAGE = """\
 ```python
 from transformers import pipeline
 
-classify = pipeline("{task}", model="{model_name}")
+classify = pipeline("{task}", model={model_name})
 print(classify({example}))
 ```"""
 OWN = ("mode", "round_loss", "budget", "rounds", "cross_fit", "reinit")
@@ -50,7 +51,7 @@ def card_of_classifier(
     kind = next((end for end in TASKS if type(model).__name__.endswith(end)), None)
     task, example = TASKS[kind] if kind else (getattr(model, "hub_task", "text-classification"), '"Where is it?"')
     name = model_name or trainer.card_name or trainer.args.hub_model_id or Path(folder).resolve().name
-    usage = getattr(model, "usage", USAGE).format(task=task, model_name=name, example=example)
+    usage = getattr(model, "usage", USAGE).format(task=task, model_name=python_literal(name), example=example)
     config = getattr(model, "config", None)
     own = {name: getattr(trainer.args, name) for name in (*OWN, *COMMON) if hasattr(trainer.args, name)}
     settings = {key: getattr(value, "value", value) for key, value in own.items()}

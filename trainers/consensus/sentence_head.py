@@ -13,7 +13,7 @@ USAGE = """\
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{model_name}")
+model = SentenceTransformer({model_name})
 logits = model.encode([{example}])  # one number a class
 print(logits.argmax(axis=1))
 ```

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hf_ext.guards.markdown import python_literal
 from hf_ext.hub.cards import write_model_card
 from hf_ext.trainers.weighted_sft.card import settings_of
 
@@ -12,7 +13,7 @@ USAGE = """\
 ```python
 from sentence_transformers import {encoder}
 
-model = {encoder}("{model_name}")
+model = {encoder}({model_name})
 queries = model.encode_query(["What does vitamin D do?"])
 documents = model.encode_document(["Vitamin D helps the body take up calcium."])
 print(model.similarity(queries, documents))
@@ -25,7 +26,7 @@ That reads the bare query. With exemplars from a pool of your own (`pip install 
 ```python
 from hf_ext import ExemplarStore, RareEncoder
 
-model = RareEncoder("{model_name}", exemplars=ExemplarStore.from_dataset(past_queries_with_documents))
+model = RareEncoder({model_name}, exemplars=ExemplarStore.from_dataset(past_queries_with_documents))
 queries = model.encode_query(["What does vitamin D do?"])
 ```"""
 
@@ -73,7 +74,7 @@ def card_of_retriever(
     encoder = trainer.encoder_class.__name__
     sparse = encoder == "SparseEncoder"
     name = model_name or trainer.args.hub_model_id or Path(folder).resolve().name
-    usage = USAGE.format(encoder=encoder, model_name=name)
+    usage = USAGE.format(encoder=encoder, model_name=python_literal(name))
     write_model_card(
         folder,
         method=trainer.method,
@@ -84,6 +85,6 @@ def card_of_retriever(
         tags=["sparse-encoder" if sparse else "sentence-transformers", "in-context-retrieval"]
         + ([tags] if isinstance(tags, str) else tags or []),
         model_name=name,
-        usage=usage if sparse else usage + WITH_EXEMPLARS.format(model_name=name),
+        usage=usage if sparse else usage + WITH_EXEMPLARS.format(model_name=python_literal(name)),
         task="feature-extraction" if sparse else None,
     )

@@ -27,11 +27,16 @@ HOSTS = ("trl.", "sentence_transformers.")
 LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
 
 
+def own_settings(config: type) -> list[str]:
+    """Fields of a method's config that its host library's has not."""
+    host = next(base for base in config.__mro__ if base.__module__.startswith(HOSTS))
+    stock = {field.name for field in fields(host)}
+    return [field.name for field in fields(config) if field.name not in stock and field.name not in LEFT_OUT]
+
+
 def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
     """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
-    host = next(base for base in type(trainer.args).__mro__ if base.__module__.startswith(HOSTS))
-    stock = {field.name for field in fields(host)}
-    own = [field.name for field in fields(trainer.args) if field.name not in stock and field.name not in LEFT_OUT]
+    own = own_settings(type(trainer.args))
     names = [name for name in (*getattr(trainer, "card_settings", ()), *own, *COMMON) if hasattr(trainer.args, name)]
     values = {name: getattr(trainer.args, name) for name in names}
     facts = {name: getattr(value, "value", value) for name, value in values.items()}

@@ -15,6 +15,7 @@ from hf_ext.data.pruning import _measure
 from hf_ext.data.pruning._rows import check_rows
 from hf_ext.data.pruning.groups import split_groups
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +193,7 @@ class PruneReport:
                 f"{self.mean_of('outliers_before'):.1%}",
             ),
             ("outlying rows among those kept", f"{self.mean_of('outliers_after'):.1%}"),
-            ("picks that `easy` would take too", f"{self.easy_overlap:.1%}"),
+            ("picks that 'easy' would take too", f"{self.easy_overlap:.1%}"),
         ]
         if self.mmd2 is not None:
             lines.append(("MMD² from all rows, unbiased (random rows)", f"{self.mmd2:.2g} ({self.mmd2_random:.2g})"))
@@ -212,7 +213,7 @@ class PruneReport:
         if self.typical:
             parts.append("Distances are from the label's geometric median, over the median distance of its rows.")
         if self.notes:
-            parts.append("### Notes\n\n" + "\n".join(f"- {note}" for note in self.notes))
+            parts.append("### Notes\n\n" + "\n".join(f"- {escape(note)}" for note in self.notes))
         return "\n\n".join(parts) + "\n"
 
     def _groups_table(self) -> str:
@@ -225,7 +226,7 @@ class PruneReport:
         ]  # fmt: skip
         rest = len(self.groups) - len(shown)
         more = f"\n\nand {rest:,} smaller labels; `pruning.json` has them." if rest else ""
-        return f"### Labels (`{self.by}`)\n\n" + _table(names, cells) + more
+        return f"### Labels ({code(self.by)})\n\n" + _table(names, cells) + more
 
     def save(self, folder: str | Path, plot: bool = True) -> Path:
         """
@@ -400,7 +401,5 @@ def _percent(value: float | None) -> str:
 
 def _table(names: list[str], rows: Any) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    lines += [
-        "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in row) + " |" for row in rows
-    ]
+    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
     return "\n".join(lines)

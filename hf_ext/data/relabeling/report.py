@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_ext.data.relabeling.estimates import Estimate
+from hf_ext.guards.markdown import escape
 
 __all__ = ["RelabelReport"]
 
@@ -98,11 +99,11 @@ class RelabelReport:
 
     def to_markdown(self) -> str:
         """Two tables: the figures, and labels a class."""
-        lines = ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in self.summary())]
+        lines = ["| what | value |", "|---|---|", *(f"| {name} | {escape(value)} |" for name, value in self.summary())]
         lines += ["", "| class | given | now |", "|---|---|---|"]
         for i, n in enumerate(self.given):
-            lines.append(f"| {self.name_of(i)} | {n:,} | {self.kept[i] if i < len(self.kept) else 0:,} |")
-        lines += ["", *(f"{note}." for note in self.notes)] if self.notes else []
+            lines.append(f"| {escape(self.name_of(i))} | {n:,} | {self.kept[i] if i < len(self.kept) else 0:,} |")
+        lines += ["", *(f"{escape(note)}." for note in self.notes)] if self.notes else []
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
