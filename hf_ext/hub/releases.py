@@ -223,7 +223,7 @@ class Release:
         assert self.same is not None
         key = self.same.key_of(rows, numbers)
         values = rows.column(key).slice(0, 3).to_pylist() if key else []
-        such = f", such as {', '.join(shorten(repr(value), 40) for value in values)}," if values else ""
+        such = f", such as {', '.join(shorten(value, 40) for value in values)}," if values else ""
         count = tally.ids + tally.same_texts
         every = ", ".join(repr(leak.column) for leak in leaks)
         ways = (

@@ -143,7 +143,7 @@ def _tables_by_head(
         return [table for member in _tar_members(name, open_file) for table in _tables(*member, None, depth + 1)]
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return [_parquet(name, _seekable(open_file, path))]
-    if head.startswith((b"ARROW1", b"FEA1")) or head.startswith(b"\xff\xff\xff\xff") or suffix == ".arrow":
+    if head.startswith(b"ARROW1") or head.startswith(b"\xff\xff\xff\xff") or suffix == ".arrow":
         return [_arrow(name, _seekable(open_file, path), head)]
     if head.startswith(b"SQLite format 3\x00"):
         return _sqlite(name, _seekable(open_file, path))
@@ -151,7 +151,7 @@ def _tables_by_head(
         return [RowTable(name, lambda: _numpy(_seekable(open_file, path)))]
     if head.startswith(b"ORC"):
         return [RowTable(name, lambda: _orc(_seekable(open_file, path)))]
-    if suffix in ROWS_OF_OTHERS or head.startswith((b"Obj\x01", b"\x89HDF", b"7z\xbc\xaf", b"Rar!")):
+    if suffix in ROWS_OF_OTHERS or head.startswith((b"FEA1", b"Obj\x01", b"\x89HDF", b"7z\xbc\xaf", b"Rar!")):
         raise UnreadableError(f"{name}: nothing here reads {suffix or 'such'} files")
     encoding = encoding_of(head)
     if encoding is None or not head.strip():
@@ -232,10 +232,6 @@ def _parquet(name: str, source: Any) -> RowTable:
 
 
 def _arrow(name: str, source: Any, head: bytes) -> RowTable:
-    if head.startswith(b"FEA1"):
-        from pyarrow import feather
-
-        return RowTable(name, lambda: _slices(feather.read_table(source)))
     kind = pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream
 
     def opened() -> Any:
