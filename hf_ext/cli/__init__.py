@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import NoReturn
+
+from hf_ext.cli.errors import ended_by_sigterm
 
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
@@ -88,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.verb is None:
             parser.print_help(sys.stderr)
             return 2
-        return int(options.run(options) or 0)
+        with nullcontext() if options.verb == "train" else ended_by_sigterm():  # trainers and launchers have their own
+            return int(options.run(options) or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

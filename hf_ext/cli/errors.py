@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from hf_ext.guards.disk import is_disk_full, is_refused
+from hf_ext.guards.disk import DiskFullError, is_disk_full, is_refused
 from hf_ext.guards.processes import forks_end_with_us
 
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 TRACEBACK_VARIABLE = "HF_EXT_TRACEBACK"
+SIGTERM_STATUS = 143  # 128 + 15, as a shell reports a process that ended by SIGTERM
 
 _KEY = re.compile(r"[0-9a-fA-F]{48,}")
 
@@ -21,6 +25,19 @@ _KEY = re.compile(r"[0-9a-fA-F]{48,}")
 def without_keys(text: str) -> str:
     """A message in which nothing that may be a secret key is repeated: it was typed in the wrong place."""
     return _KEY.sub("(not shown: it looks like a key)", text)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the process with status 143 by an exception, as Ctrl-C does: what is half-written goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_STATUS))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def exit_status(command: Callable[[], int | None], prog: str) -> int:
@@ -67,5 +84,11 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"{prog}: error: {without_keys(str(error))}", file=sys.stderr)
+        message = str(error)
+        if full and not isinstance(error, DiskFullError):  # of a host library's own file, such as a cache
+            message = (
+                f"no room on a disk ({message}). Free some space, or choose another disk by the command's options, "
+                "HF_DATASETS_CACHE, HF_HOME or TMPDIR, and run again."
+            )
+        print(f"{prog}: error: {without_keys(message)}", file=sys.stderr)
         return 1 if full or isinstance(error, FloatingPointError) else 2

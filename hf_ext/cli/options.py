@@ -106,11 +106,12 @@ def write_rows(rows: Any, output: Path, overwrite: bool = False) -> None:
         DiskFullError: no room; what was there is intact.
         NotWritableError: the place cannot be written.
     """
+    from hf_ext.data.media import write_parquet
     from hf_ext.guards.disk import replacing, writing
 
     with writing("the rows", output), replacing(output, overwrite=overwrite) as temporary:
         if output.suffix == ".parquet":
-            rows.to_parquet(temporary)
+            write_parquet(rows, temporary)
         elif output.suffix == ".jsonl":
             # Dataset.to_json rounds to ten digits after the point, and weights may be far smaller than that.
             with temporary.open("w", encoding="utf-8") as file:

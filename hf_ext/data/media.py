@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ext.guards.disk import parquet_sink
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -28,16 +30,20 @@ def write_parquet(rows: Dataset, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file that a row names is not there; the message says which row and column.
+        OSError: as the system says; the disk is full, for example.
     """
-    if not media_columns(rows):
-        rows.to_parquet(path)
-        return
-    import pyarrow.parquet as pq
+    with parquet_sink(path) as sink:
+        if not media_columns(rows):
+            rows.to_parquet(sink)
+            return
+        import pyarrow.parquet as pq
 
-    plain = rows.with_format("arrow")
-    with pq.ParquetWriter(path, rows.features.arrow_schema) as writer:
-        for start in range(0, len(rows), BATCH_ROWS):
-            writer.write_table(_embedded(plain, start))
+        plain = rows.with_format("arrow")
+        with pq.ParquetWriter(sink, rows.features.arrow_schema) as writer:
+            for start in range(0, len(rows), BATCH_ROWS):
+                writer.write_table(_embedded(plain, start))
+                if sink.error is not None:
+                    break
 
 
 def estimated_bytes(rows: Dataset) -> int:

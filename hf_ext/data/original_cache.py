@@ -67,7 +67,9 @@ def load_scores(path: Path) -> Scores:
         tensors = load_file(path)
         ends = np.cumsum(tensors["documents"])
         sums, counts = tensors["nll_sum"], tensors["num_tokens"]
-    except (SafetensorError, KeyError) as error:
+        if not (len(sums) == len(counts) == tensors["documents"].sum() and np.isfinite(sums).all()):
+            raise ValueError("its parts do not go together")
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"The losses under the original model in {path} are damaged ({error}). Delete the file and start from the "
             "original model; the scores are then computed again."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hf_ext.demo.model import check_room, embedded_model
 from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
 from hf_ext.guards.disk import write_whole
+from hf_ext.guards.runs import claimed_folder, is_lock
 
 if TYPE_CHECKING:
     from hf_ext.demo.arms import ArmRecord, Workplace
@@ -32,10 +33,14 @@ def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
 
     Raises:
         EmbeddedModelMissing: the model's wheel is not installed; the message holds the install line.
-        ValueError: `output` holds something else, or a run with other settings.
+        ValueError: `output` holds something else, or a run with other settings, or another process runs it.
         OSError: too little disk. MemoryError: too little memory.
     """
-    output = Path(output)
+    with claimed_folder(output, then="or pass another --output"):
+        return _run(Path(output), settings)
+
+
+def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
     print(_announcement(settings), flush=True)
     try:
         check_room(output, disk_bytes=settings.disk_bytes, memory_bytes=settings.memory_bytes, purpose="The demo")
@@ -88,7 +93,7 @@ def _claim(output: Path, settings: DemoSettings) -> None:
                 "Pass another --output, or remove the folder."
             )
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not all(is_lock(path.name) for path in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no demo. Pass another --output.")
     output.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted, indent=2) + "\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ class LikelihoodReport:
                 logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
             elif plot:
                 figure = self.plot()
-                figure.savefig(folder / "preference.svg", metadata={"Date": None})
-                figure.savefig(folder / "preference.png", dpi=160)
+                write_figure(folder / "preference.svg", figure, metadata={"Date": None})
+                write_figure(folder / "preference.png", figure, dpi=160)
         return folder
 
     def plot(self) -> Figure:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.markdown import escape
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class ForgettingReport:
             logger.warning("No plot of the report: it needs target and one of context_free and general_text.")
         elif plot:
             figure = self.plot()
-            figure.savefig(folder / "forgetting.svg", metadata={"Date": None})
-            figure.savefig(folder / "forgetting.png", dpi=160)
+            write_figure(folder / "forgetting.svg", figure, metadata={"Date": None})
+            write_figure(folder / "forgetting.png", figure, dpi=160)
         return folder
 
     def _forgetting_measure(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Libraries written in Rust and C++ raise errors of their own, without an errno.
@@ -146,10 +148,60 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
             temporary.unlink(missing_ok=True)
 
 
+class _Sink(io.RawIOBase):
+    """A file that remembers a failed write, and drops what follows, instead of raising."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.position = file, 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self.position += count
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return count
+
+    def tell(self) -> int:
+        return self.position
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextmanager
+def parquet_sink(path: str | os.PathLike[str]) -> Iterator[_Sink]:
+    """
+    A file to give to a Parquet writer in place of its path; a write that failed is raised at the end, or looked up.
+
+    pyarrow (25.0) aborts the process, with no error, no `finally` and no file removed, where a write inside a page
+    fails; so its writer hears of none, and goes on packing for nothing.
+
+    Raises:
+        OSError: a write that failed, as the system says.
+    """
+    with open(path, "wb") as file:
+        sink = _Sink(file)
+        try:
+            yield sink
+        finally:
+            if sink.error is not None:
+                raise sink.error
+
+
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file as [`replacing`] does; text is UTF-8, its line ends are kept."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_figure(path: str | os.PathLike[str], figure: Any, **options: Any) -> None:
+    """Write a figure of matplotlib as [`replacing`] does, in the format of the suffix; `options` are of `savefig`."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.removeprefix("."), **options)
 
 
 def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:

@@ -17,12 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 
 from hf_ext.cli.options import write_rows
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.original_cache import save_scores
-from hf_ext.guards.disk import is_disk_full, write_whole
+from hf_ext.guards.disk import is_disk_full, replacing, write_figure, write_whole, writing
 from hf_ext.guards.rows import check_sft_rows
 from tests.tiny import tiny_model
 from tests.trainers.runs import TOKENIZER
@@ -68,15 +72,39 @@ def drop(folder: Path, rows: int) -> None:
     check_sft_rows(Dataset.from_dict({"text": texts}), on_bad_row="drop", bad_rows_path=folder / "bad_rows.jsonl")
 
 
+def save_pool(folder: Path, rows: int) -> None:
+    """A pool of exemplars."""
+    texts = [f"{i} of {rows}: {i * 7919 % 10007}" for i in range(rows)]
+    ExemplarStore({"query": texts, "document": texts}).save(folder)
+
+
+def draw(path: Path, points: int) -> None:
+    """A figure."""
+    figure = Figure()
+    figure.subplots().scatter(range(points), np.random.default_rng(0).random(points))
+    write_figure(path, figure, metadata={"Date": None})
+
+
+def save_states(path: Path) -> None:
+    """What the optimiser of a checkpoint is saved by."""
+    with writing("the states", path), replacing(path) as temporary:
+        torch.save(torch.arange(100_000), temporary)
+
+
 def main() -> None:
     """Every case, in a folder of its own."""
     root = Path(sys.argv[1])
-    folders = {name: root / name for name in ("store", "cache", "bad_rows", "jsonl", "parquet", "folder", "text")}
+    names = ("store", "cache", "bad_rows", "jsonl", "parquet", "vectors", "folder", "pool", "figure", "torch", "text")
+    folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir(parents=True)
     sample(folders["store"], 100)
     drop(folders["bad_rows"], 4)
     write_whole(folders["text"] / "report.json", "the report before")
+    save_pool(folders["pool"], 5)
+    draw(folders["figure"] / "plot.svg", 5)
+    numbers = np.random.default_rng(0).random((2000, 200), dtype=np.float32)  # of many pages, which abort pyarrow
+    vectors = Dataset.from_dict({"vector": list(numbers)})
     rows = Dataset.from_dict({"text": [f"row {i}" * 20 for i in range(500)]})
     scores = [([1.0] * 40, [3] * 40)] * 40
     cases: dict[str, tuple[int, Callable[[], Any]]] = {
@@ -85,6 +113,10 @@ def main() -> None:
         "bad_rows": (600, lambda: drop(folders["bad_rows"], 40)),
         "jsonl": (10_000, lambda: write_rows(rows, folders["jsonl"] / "rows.jsonl")),
         "parquet": (1000, lambda: write_rows(rows, folders["parquet"] / "rows.parquet")),
+        "vectors": (100_000, lambda: write_rows(vectors, folders["vectors"] / "rows.parquet")),
+        "pool": (10_000, lambda: save_pool(folders["pool"], 2000)),
+        "figure": (40_000, lambda: draw(folders["figure"] / "plot.svg", 2000)),
+        "torch": (10_000, lambda: save_states(folders["torch"] / "states.pt")),
         "folder": (10_000, lambda: write_rows(rows.select(range(len(rows))), folders["folder"] / "rows")),
         "text": (100, lambda: write_whole(folders["text"] / "report.json", "the new report" * 100)),
     }

@@ -21,7 +21,7 @@ from tests.recipes.work import SMALL, make_work_folder
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 ROOT = Path(__file__).parents[2]
-CASES = ("store", "cache", "bad_rows", "jsonl", "parquet", "folder", "text")
+CASES = ("store", "cache", "bad_rows", "jsonl", "parquet", "vectors", "folder", "pool", "figure", "torch", "text")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,10 @@ def test_without_room_the_files_are_as_before_and_with_room_the_call_succeeds(na
         ("bad_rows", ("dropped rows", "bad_rows.jsonl", "bad_rows_path")),
         ("jsonl", ("the rows", "rows.jsonl")),
         ("parquet", ("the rows", "rows.parquet")),
+        ("vectors", ("the rows", "rows.parquet")),
         ("folder", ("the rows", "folder/rows")),
+        ("pool", ("the exemplars", "former store is as it was")),
+        ("torch", ("the states", "states.pt")),
         ("store", ("the context-free rows", "store", "Whole shards are intact")),
     ],
 )
@@ -182,4 +185,8 @@ def test_a_full_disk_is_status_1_in_one_line(error: OSError, capsys: pytest.Capt
         raise error
 
     assert exit_status(command, "hf-ext x") == 1
-    assert capsys.readouterr().err == f"hf-ext x: error: {error}\n"
+    message = capsys.readouterr().err
+    assert message.startswith("hf-ext x: error: ")
+    assert message.count("\n") == 1
+    assert str(error) in message
+    assert "Free some space" in message or isinstance(error, DiskFullError)

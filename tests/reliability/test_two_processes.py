@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,14 +16,19 @@ import pytest
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
+from hf_ext.cli import main
+from hf_ext.data.context_free import generate_context_free
+from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.pruning import embed_rows, gm_matching
 from hf_ext.data.relabeling import RRChannel
+from hf_ext.guards.runs import InUseError
 from hf_ext.trainers.consensus import ConsensusRecipe
+from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.reliability.two_at_once import GAPS, outcomes
-from tests.tiny import tiny_prompt_completion_dataset
+from tests.tiny import tiny_model, tiny_prompt_completion_dataset
 from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert
-from tests.trainers.runs import build, config_of
+from tests.trainers.runs import TOKENIZER, build, config_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks of POSIX")
 ROWS = 1500
@@ -78,12 +85,55 @@ def retrain(folder: Path) -> list[str]:
     return digest(folder / "out")
 
 
+def sample(folder: Path) -> list[list[int]]:
+    """Context-free rows, continued where they are begun."""
+    store = generate_context_free(
+        tiny_model(TOKENIZER), TOKENIZER, 600, output_dir=folder / "store", max_new_tokens=12, batch_size=4,
+        show_progress=False,
+    )  # fmt: skip
+    return store.to_dataset()["input_ids"][:]
+
+
+def build_pool(folder: Path) -> list[str]:
+    """A pool of exemplars, in many files, and read back at once."""
+    texts = [f"text {i}" for i in range(400)]
+    ExemplarStore({"query": texts, "document": texts}).save(folder / "pool", rows_per_file=20)
+    return list(ExemplarStore.load(folder / "pool").column("query"))
+
+
+def score(folder: Path) -> list[str]:
+    """A training by FLOW, whose losses under the original model are kept; each process has a folder of its own."""
+    args = config_of(FlowSFTConfig, folder / f"out-{os.getpid()}", original_cache_dir=str(folder / "losses"))
+    trainer = build(FlowSFTTrainer, args, tiny_prompt_completion_dataset(16))
+    trainer.train()
+    weights = [value.double().sum().item().hex() for value in trainer.model.parameters()]
+    shutil.rmtree(args.output_dir, ignore_errors=True)
+    return weights
+
+
+def command(folder: Path) -> list[int]:
+    """A data verb of the command line; the time it takes is spent in its encoder."""
+    source = folder.parent / "rows.parquet"
+    if not source.exists():
+        rng = np.random.default_rng(0)
+        Dataset.from_dict({"vector": list(rng.standard_normal((3000, 16)).astype(np.float32))}).to_parquet(source)
+    line = ["data", "prune", "--dataset", str(source), "--k", "500", "--column", "vector", "--overwrite", "--output"]
+    status = main([*line, str(folder / "kept.parquet"), "--report", str(folder / "report")])
+    if status:
+        raise InUseError(f"{folder}: as the command said on stderr")
+    return Dataset.from_parquet(str(folder / "kept.parquet"))["prune_rank"][:]
+
+
 # Whether the second process waits for the result of the first, or is refused, or may do either.
 KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "embed": (embed, "waits"),
     "match": (match, "refused"),
     "train": (train, "refused"),
     "retrain": (retrain, "refused"),
+    "sample": (sample, "refused"),
+    "pool": (build_pool, "waits"),
+    "score": (score, "waits"),
+    "command": (command, "refused"),
 }
 
 

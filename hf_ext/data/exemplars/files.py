@@ -27,8 +27,9 @@ from hf_ext.data.exemplars.retrievers import (
     Retriever,
 )
 from hf_ext.data.exemplars.text import WordSplitter
-from hf_ext.guards.disk import replacing, write_whole, writing
+from hf_ext.guards.disk import parquet_sink, replacing, write_whole, writing
 from hf_ext.guards.inside import file_in, read_json
+from hf_ext.guards.runs import claimed_folder
 from hf_ext.guards.unpacked import text_batches
 
 if TYPE_CHECKING:
@@ -53,10 +54,15 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     starts = range(0, len(store), rows_per_file)
     files = []
-    with writing("the exemplars", folder, needed=table.nbytes, then="The folder's former store is as it was."):
+    then = "The folder's former store is as it was: free some space or choose another folder, and run again."
+    # A folder is written by one process at a time: a second would remove the files that the first one names.
+    with (
+        claimed_folder(folder, waits=True),
+        writing("the exemplars", folder, needed=table.nbytes, then=then),
+    ):
         for number, start in enumerate(starts):
             part, name = table.slice(start, rows_per_file), f"exemplars-{number:05}-of-{len(starts):05}"
-            files.append(_write(folder, name, ".parquet", lambda path, part=part: pq.write_table(part, path)))
+            files.append(_write(folder, name, ".parquet", lambda path, part=part: _write_rows(part, path)))
         if store.vectors is not None:
             from safetensors.numpy import save_file
 
@@ -71,7 +77,7 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
         }
         text = _json({"format_version": FORMAT_VERSION, "store": described, **config})
         write_whole(folder / CONFIG, text)
-    _remove_others(folder, {file["name"] for file in files})
+        _remove_others(folder, {file["name"] for file in files})
 
 
 def save_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -83,9 +89,9 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
         ValueError: as in [`ExemplarStore.save`].
     """
     text = _json({"format_version": FORMAT_VERSION, "store": None, **config})
-    with writing("the settings of the exemplars", folder):
+    with claimed_folder(folder, waits=True), writing("the settings of the exemplars", folder):
         write_whole(folder / CONFIG, text)
-    _remove_others(folder, set())
+        _remove_others(folder, set())
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
@@ -93,6 +99,11 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
         for path in folder.glob(pattern):
             if path.name not in kept:
                 path.unlink()
+
+
+def _write_rows(table: pa.Table, path: Path) -> None:
+    with parquet_sink(path) as sink:
+        pq.write_table(table, sink)
 
 
 def _write(folder: Path, stem: str, suffix: str, write: Any) -> dict[str, Any]:

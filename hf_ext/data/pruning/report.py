@@ -14,7 +14,7 @@ import numpy as np
 from hf_ext.data.pruning import _measure
 from hf_ext.data.pruning._rows import check_rows
 from hf_ext.data.pruning.groups import split_groups
-from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
@@ -252,8 +252,8 @@ class PruneReport:
             logger.warning("No plot of the report: there were no vectors to measure with.")
         elif plot:
             figure = self.plot()
-            figure.savefig(folder / "pruning.svg", metadata={"Date": None})
-            figure.savefig(folder / "pruning.png", dpi=160)
+            write_figure(folder / "pruning.svg", figure, metadata={"Date": None})
+            write_figure(folder / "pruning.png", figure, dpi=160)
         return folder
 
     def plot(self) -> Figure:
