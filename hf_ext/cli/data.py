@@ -12,6 +12,7 @@ from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
     autocast_dtype,
+    check_columns,
     model_and_tokenizer,
     option,
     rows_of,
@@ -91,6 +92,7 @@ def _flow_weights(options: argparse.Namespace, output: Path) -> int:
     if isinstance(tau, str):
         temperature_of(np.array([1.0, 2.0, 3.0]), tau)  # refuse a bad rule now, not after scoring
     rows = rows_of(options, options.dataset)
+    check_columns(rows, output)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
     tau = flow_temperature(scored, tau) if isinstance(tau, str) else tau

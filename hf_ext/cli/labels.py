@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.cli.options import add_rows_options, option, rows_of, write_rows
+from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
 
 
@@ -105,6 +105,7 @@ def _privatize(options: argparse.Namespace, output: Path) -> int:
     if weakness_of(key.read()) is not None:
         raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
     rows = _prepared(rows_of(options, options.dataset), options, lambda name: HashColumn(name, key))
+    check_columns(rows, output)
     num_classes = _num_classes(rows, options)
     mechanism = RandomizedResponse(
         options.epsilon,
@@ -144,6 +145,7 @@ def _relabel(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling import RRChannel, relabel
 
     rows = rows_of(options, options.dataset)
+    check_columns(rows, output)
     channel = None if options.epsilon is None else RRChannel(options.epsilon, _num_classes(rows, options))
     done, report = relabel(
         rows,

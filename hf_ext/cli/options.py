@@ -96,19 +96,39 @@ def autocast_dtype(options: argparse.Namespace) -> Any:
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
 
 
+def check_columns(rows: Any, output: Path) -> None:
+    """
+    Refuse rows that the suffix of `output` has no words for, before they are worked on.
+
+    Raises:
+        ValueError: pictures, sound, film, bytes, times or decimals as `.jsonl`.
+    """
+    from hf_ext.data.media import non_json_columns
+
+    columns = non_json_columns(rows) if output.suffix == ".jsonl" else []
+    if columns:
+        raise ValueError(
+            f"--output {str(output)!r}: JSON cannot hold column {columns[0]!r}, {rows.features[columns[0]]}. Name a "
+            ".parquet file or a folder without a suffix"
+        )
+
+
 def write_rows(rows: Any, output: Path, overwrite: bool = False) -> None:
     """
     Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`.
 
-    A file that is there is replaced; a folder with something in it with `overwrite`. `rows_output` is asked before.
+    The bytes of pictures, sound and film go along, wherever they lie. A file that is there is replaced; a folder with
+    something in it with `overwrite`. `rows_output` is asked before.
 
     Raises:
         DiskFullError: no room; what was there is intact.
         NotWritableError: the place cannot be written.
+        ValueError: columns that JSON has no words for.
     """
     from hf_ext.data.media import write_parquet
     from hf_ext.guards.disk import replacing, writing
 
+    check_columns(rows, output)
     with writing("the rows", output), replacing(output, overwrite=overwrite) as temporary:
         if output.suffix == ".parquet":
             write_parquet(rows, temporary)

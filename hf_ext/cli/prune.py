@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.errors import exit_status
-from hf_ext.cli.options import add_rows_options, option, rows_of, write_rows
+from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
 
 
@@ -76,6 +76,7 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
     if options.resume_path is not None:
         method_options["resume_path"] = options.resume_path
     rows = rows_of(options, options.dataset)
+    check_columns(rows, output)
     pruned, report = prune(
         rows,
         options.k,

@@ -10,7 +10,7 @@ from hf_ext.guards.disk import parquet_sink
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["estimated_bytes", "media_columns", "write_parquet"]
+__all__ = ["estimated_bytes", "media_columns", "non_json_columns", "write_parquet"]
 
 BATCH_ROWS = 100  # rows in memory, with their pictures, at a time; also a row group of the file, as in `datasets`
 
@@ -20,6 +20,24 @@ def media_columns(rows: Dataset) -> list[str]:
     from datasets.features.features import require_storage_embed
 
     return [name for name, feature in rows.features.items() if require_storage_embed(feature)]
+
+
+def non_json_columns(rows: Dataset) -> list[str]:
+    """Columns that JSON has no words for: pictures, sound, film, bytes, times and decimals, at any depth."""
+    return [name for name, feature in rows.features.items() if not _is_json(feature)]
+
+
+def _is_json(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return all(_is_json(part) for part in feature.values())
+    if isinstance(feature, list):
+        return all(_is_json(part) for part in feature)
+    inner = getattr(feature, "feature", None)  # of List, LargeList and Sequence
+    if inner is not None:
+        return _is_json(inner)
+    kind = getattr(feature, "dtype", "")
+    beyond = ("binary", "large_binary", "timestamp", "date", "time", "duration", "decimal")
+    return not (hasattr(feature, "embed_storage") or str(kind).startswith(beyond))
 
 
 def write_parquet(rows: Dataset, path: str | Path) -> None:

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 # Names of files and folders at any depth, without case; a slash at the end: only of folders.
 SECRETS = (
     ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials",
-    ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*", "*.ppk", "*.p12",
-    "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
+    ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*", "*.releases.jsonl",
+    "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
 )  # fmt: skip
 LEFTOVERS = (
     ".git", ".hg", ".svn", ".cache", ".venv", "__pycache__", ".ipynb_checkpoints", ".ds_store", ".hf-ext*", "*.lock",

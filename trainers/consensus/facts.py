@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.data.relabeling.columns import ClassColumn, class_column
-from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_ledger
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_spent
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def channel_of(rows: Dataset, label: str, channel: RRChannel | None, args: Any) 
 
 def _ledger(rows: Dataset) -> float | None:
     """Epsilon of the ledger, or `None` without one."""
-    if not has_ledger(rows.column_names):
+    if not has_spent(rows):
         return None
     plain = rows.with_format(None)
     names = sorted({str(name) for name in plain[CHANNEL]}) if CHANNEL in rows.column_names else []
@@ -112,7 +112,7 @@ def check_eval_rows(train: Dataset, held_out: Dataset | None, args: Any) -> None
     Raises:
         ValueError: `load_best_model_at_end` by rows without a ledger, beside training rows with one.
     """
-    if held_out is None or not has_ledger(train.column_names) or has_ledger(held_out.column_names):
+    if held_out is None or not has_spent(train) or has_spent(held_out):
         return
     if args.load_best_model_at_end:
         raise ValueError(

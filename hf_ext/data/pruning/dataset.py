@@ -14,6 +14,7 @@ from hf_ext.data.pruning.median import GeometricMedian, not_converged
 from hf_ext.data.pruning.report import PruneReport, make_report
 from hf_ext.data.pruning.selectors import select_rows
 from hf_ext.data.pruning.vectors import column_vectors, label_values, refuse_bad_vectors, score_values
+from hf_ext.data.splits import with_split
 from hf_ext.guards._row_rules import excerpt_of
 
 if TYPE_CHECKING:
@@ -222,19 +223,14 @@ def keep_rows(dataset: Dataset, matching: Matching) -> Dataset:
 def _prune_split(
     splits: Any, split: str, k: int | None, fraction: float | None, return_report: bool, shared: dict[str, Any]
 ) -> Any:
-    from datasets import DatasetDict, Value
-
     if split not in splits:
         raise ValueError(f"split={split!r}: the splits are {list(splits)}. Name the one to prune.")
     found = _prune(splits[split], k, fraction, return_report, shared)
     pruned, report = found if return_report else (found, None)
-    out = DatasetDict()
-    for name, rows in splits.items():
-        if name == split:
-            out[name] = pruned
-            continue
-        rows = rows.remove_columns(RANK) if RANK in rows.column_names else rows
-        out[name] = rows.add_column(RANK, [None] * len(rows), feature=Value("int32"))  # one schema for all splits
+    without_ranks = {
+        name: rows.remove_columns(RANK) if RANK in rows.column_names else rows for name, rows in splits.items()
+    }
+    out = with_split(without_ranks, split, pruned)
     return (out, report) if return_report else out
 
 

@@ -24,6 +24,7 @@ from hf_ext.data.relabeling.ledger import CHANNEL, TRUE_LABEL
 from hf_ext.data.relabeling.privatize import class_names
 from hf_ext.data.relabeling.ranks import refuse_different_ranks
 from hf_ext.data.relabeling.report import RelabelReport
+from hf_ext.data.splits import with_split
 from hf_ext.guards._row_rules import plain
 
 __all__ = ["OUT_OF_FOLD", "ConsensusFilter", "bayes_posterior", "relabel"]
@@ -142,7 +143,8 @@ def relabel(
 
     Args:
         dataset (`Dataset` or `DatasetDict`):
-            With `label`, and what [`predict_column`] writes. Of a `DatasetDict` only `split` is relabelled.
+            With `label`, and what [`predict_column`] writes. Of a `DatasetDict` only `split` is relabelled;
+            the others get the columns that it gains, a `weight` of 1 among them.
         mode (`str`, *optional*, defaults to `"consensus"`):
             See above.
         channel ([`RRChannel`], or a mapping of names to them, *optional*):
@@ -178,7 +180,7 @@ def relabel(
         done, report = relabel(
             dataset[split], mode, channel, prediction, probs, min_prob, True, label=label, soft=soft
         )
-        splits = DatasetDict({name: done if name == split else rows for name, rows in dataset.items()})
+        splits = with_split(dataset, split, done, {"weight": 1.0})
         return (splits, report) if return_report else splits
     if not isinstance(dataset, Dataset):
         raise TypeError(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHANNEL", "EPSILON", "TRUE_LABEL", "PrivacyBudgetError", "channel_id", "has_ledger", "spent"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "CHANNEL", "EPSILON", "NOTHING_SPENT", "TRUE_LABEL", "PrivacyBudgetError", "channel_id", "has_ledger", "has_spent",
+    "spent",
+]  # fmt: skip
 
 EPSILON = "label_dp_epsilon"
 """Column of the nats spent on the label, float32, never below what was spent."""
@@ -24,6 +30,10 @@ TRUE_LABEL = "true-label"
 """In `CHANNEL`: the label is the true one; the budget was spent on copies released elsewhere."""
 
 
+NOTHING_SPENT = {EPSILON: 0.0, CHANNEL: ""}
+"""The ledger of a row whose label was never randomised, beside rows whose labels were."""
+
+
 class PrivacyBudgetError(ValueError):
     """A second draw from a label whose budget is spent, without word on what the draw is from."""
 
@@ -36,6 +46,14 @@ def channel_id(mechanism: str, num_classes: int, facts: bytes) -> str:
 def has_ledger(columns: Iterable[str]) -> bool:
     """Whether one of the ledger's columns is among these."""
     return bool({EPSILON, CHANNEL} & set(columns))
+
+
+def has_spent(rows: Dataset) -> bool:
+    """Whether the ledger says of any row that its label has cost something; the columns alone do not."""
+    plain = rows.with_format(None)
+    epsilons = plain[EPSILON][:] if EPSILON in rows.column_names else []
+    channels = plain[CHANNEL][:] if CHANNEL in rows.column_names else []
+    return any(x is not None and x > 0 for x in epsilons) or any(channels)
 
 
 def spent(batch: Mapping[str, Any], rows: int) -> tuple[NDArray[np.float64], list[str]]:

@@ -17,10 +17,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from hf_ext.data.relabeling.columns import class_column, row_error
 from hf_ext.data.relabeling.keys import KeyRef, check_key
 from hf_ext.data.relabeling.leaks import refuse_leaks
-from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL, has_ledger, rounded_up
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, NOTHING_SPENT, TRUE_LABEL, has_ledger, rounded_up
 from hf_ext.data.relabeling.ledger import spent as spent_before
 from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
 from hf_ext.data.relabeling.views import SHORT_BYTES
+from hf_ext.data.splits import with_split
 from hf_ext.guards._row_rules import describe, plain
 
 __all__ = ["HashColumn", "carry_ledger", "privatize"]
@@ -43,8 +44,8 @@ def privatize(
 
     Args:
         dataset (`Dataset`, `DatasetDict` or `IterableDataset`):
-            Rows. Of a `DatasetDict` only `split` is randomised. Of a stream every batch is checked on its own, which
-            cannot see an id that comes twice.
+            Rows. Of a `DatasetDict` only `split` is randomised; the ledger of the others says that nothing was spent.
+            Of a stream every batch is checked on its own, which cannot see an id that comes twice.
         mechanism ([`RandomizedResponse`]):
             Noise, key and columns.
         split (`str`, *optional*, defaults to `"train"`):
@@ -65,7 +66,7 @@ def privatize(
         if split not in dataset:
             raise ValueError(f"no split {split!r}; there are {list(dataset)}.")
         done = privatize(dataset[split], mechanism, num_proc=num_proc)
-        return DatasetDict({name: done if name == split else rows for name, rows in dataset.items()})
+        return with_split(dataset, split, done, NOTHING_SPENT)
     if isinstance(dataset, IterableDataset):
         return dataset.map(mechanism, batched=True)
     if not isinstance(dataset, Dataset):
