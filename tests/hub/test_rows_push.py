@@ -54,7 +54,7 @@ def test_files_beside_the_rows_stop_the_push_and_stay_as_they_are(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / beside).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "mine" / beside).write_text("id,label\n1,true\n")
-    with pytest.raises(FileExistsError, match=f"would be pushed along with the rows: {beside}"):
+    with pytest.raises(FileExistsError, match=f"would be pushed along with the rows, or overwritten: {beside}"):
         push_dataset(rows(), "me/mine")
     assert not hub.repos
     assert {path.name for path in (tmp_path / "mine").rglob("*")} == set(Path(beside).parts)
