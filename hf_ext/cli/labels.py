@@ -36,7 +36,12 @@ def _add_privatize(actions: argparse._SubParsersAction) -> None:
         group, "--label", default="label", metavar="NAME", help="of class numbers, or lists of them (default: label)"
     )
     option(group, "--id-column", default="id", metavar="NAME", help="unique ids (default: id)")
-    option(group, "--number-rows", action="store_true", help="write ids 0, 1, ... first, by the order of the rows")
+    option(
+        group,
+        "--number-rows",
+        action="store_true",
+        help="write ids 0, 1, ... first; needs --salt",
+    )
     option(group, "--prior-column", metavar="NAME", help="a public prior over the classes, for each row")
     option(group, "--public-columns", nargs="+", default=[], metavar="NAME", help="may give the label away")
     option(group, "--drop-columns", nargs="+", default=[], metavar="NAME", help="leave out")
@@ -93,6 +98,11 @@ def run_privatize(options: argparse.Namespace) -> int:
     missing = [name for name in ("dataset", "output", "epsilon") if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing")
+    if options.number_rows and not options.salt:
+        raise ValueError(
+            "--number-rows needs --salt with a name for this dataset: another one that is numbered alike would get "
+            "the same noise under the same key, and who knows the labels of one could read off those of the other"
+        )
     with rows_output(options) as output:
         return _privatize(options, output)
 
@@ -100,10 +110,14 @@ def run_privatize(options: argparse.Namespace) -> int:
 def _privatize(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, privatize
     from hf_ext.data.relabeling.keys import HOW, weakness_of
+    from hf_ext.data.relabeling.releases import RECORD_ENV, record_path
 
     key = KeyRef(env=options.key_env, file=options.key_file)
     if weakness_of(key.read()) is not None:
         raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
+    record = record_path(key)
+    if record is not None and output.resolve() == record.resolve():
+        raise ValueError(f"--output {str(output)!r} is the record of what was released under the key; name another")
     rows = _prepared(rows_of(options, options.dataset), options, lambda name: HashColumn(name, key))
     check_columns(rows, output)
     num_classes = _num_classes(rows, options)
@@ -126,6 +140,7 @@ def _privatize(options: argparse.Namespace, output: Path) -> int:
     print(f"channel {mechanism.channel_id}: epsilon {options.epsilon:g} a label, {most} nats in the ledger at most")
     if options.prior_column is None:
         print(f"a label stays as it is with probability {mechanism.channel.p:.4f}")
+    print(f"release recorded in {record}" if record else f"release not recorded: set {RECORD_ENV} to a file")
     print(f"{len(done):,} rows written to {output}; the true labels are still in {options.dataset}")
     return 0
 

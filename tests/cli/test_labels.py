@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,11 +95,51 @@ def test_leaks_are_refused_dropped_hashed_or_said_to_be_public(rows, capsys):
     assert "name" in load_rows("b.jsonl").column_names
 
 
-def test_rows_without_ids_are_numbered(rows):
+def test_rows_without_ids_are_numbered_under_a_salt_of_their_own(rows, capsys):
     rows.remove_columns("id").to_parquet("rows.parquet")
-    assert main([*shlex.split(RUN), "a.jsonl", "--number-rows"]) == 0
+    assert main([*shlex.split(RUN), "a.jsonl", "--number-rows"]) == 2
+    assert "--number-rows needs --salt" in capsys.readouterr().err
+    assert main([*shlex.split(RUN), "a.jsonl", "--number-rows", "--salt", "train"]) == 0
     numbered = rows.remove_columns("id").add_column("id", list(range(N)))
-    assert load_rows("a.jsonl")["label"][:] == privatize(numbered, RandomizedResponse(1.5, K, key()))["label"][:]
+    expected = privatize(numbered, RandomizedResponse(1.5, K, key(), salt="train"))
+    assert load_rows("a.jsonl")["label"][:] == expected["label"][:]
+
+
+def test_two_files_that_are_numbered_alike_are_released_under_two_salts_with_independent_noise(rows, capsys):
+    rng = np.random.default_rng(5)
+    true = {}
+    for name in ("train", "test"):
+        true[name] = rng.integers(0, K, 4000)
+        part = Dataset.from_dict({"x": rng.normal(size=4000), "label": true[name]})
+        part.cast_column("label", ClassLabel(names=list("abcd"))).to_parquet(f"{name}.parquet")
+        command = f"data privatize --dataset {name}.parquet --epsilon 1.5 --key-file secret.key --number-rows"
+        assert main([*shlex.split(command), "--salt", name, "--output", f"{name}.jsonl"]) == 0
+    train, test = (np.array(load_rows(f"{name}.jsonl")["label"][:]) == true[name] for name in true)
+    p = RRChannel(1.5, K).p
+    assert abs(train[test].mean() - p) < 5 * (p * (1 - p) / test.sum()) ** 0.5
+    command = "data privatize --dataset test.parquet --epsilon 1.5 --key-file secret.key --number-rows --salt train"
+    assert main([*shlex.split(command), "--output", "again.jsonl"]) == 2
+    assert "would get the same noise" in capsys.readouterr().err
+
+
+def test_the_record_beside_the_key_refuses_a_silent_second_release_and_adds_up_a_stated_one(rows, capsys):
+    assert main([*shlex.split(RUN), "a.jsonl"]) == 0
+    assert "recorded in" in capsys.readouterr().out
+    assert main([*shlex.split(RUN), "b.jsonl"]) == 0, "the same release again"
+    assert load_rows("a.jsonl")[:] == load_rows("b.jsonl")[:]
+    second = [*shlex.split(RUN.replace("1.5", "0.5")), "c.jsonl", "--salt", "second"]
+    assert main(second) == 2
+    err = capsys.readouterr().err
+    assert "holds epsilon 1.5" in err
+    assert "adds up to 2" in err
+    assert "--compose" in err
+    assert not os.path.exists("c.jsonl")
+    assert main([*second, "--compose"]) == 0
+    assert set(load_rows("c.jsonl")["label_dp_epsilon"]) == {2.0}
+    record = Path("secret.key.releases.jsonl").read_text()
+    assert main([*shlex.split(RUN), "secret.key.releases.jsonl", "--overwrite"]) == 2
+    assert "is the record of what was released" in capsys.readouterr().err
+    assert Path("secret.key.releases.jsonl").read_text() == record
 
 
 def test_a_second_draw_is_refused_composed_or_degraded(rows, capsys):
@@ -134,7 +175,10 @@ def test_priors_are_read(rows, capsys):
         (["--epsilon", "1", "--output", "x.txt", "--key-file", "secret.key"], ["x.txt"]),
         (["--epsilon", "1", "--output", "x.jsonl", "--key-file", "secret.key", "--label", "x"], ["--num-classes"]),
         (["--epsilon", "1", "--output", "x.jsonl", "--key-file", "secret.key", "--drop-columns", "y"], ["column 'y'"]),
-        (["--epsilon", "1", "--output", "x.jsonl", "--key-file", "secret.key", "--number-rows"], ["already"]),
+        (
+            ["--epsilon", "1", "--output", "x.jsonl", "--key-file", "secret.key", "--number-rows", "--salt", "a"],
+            ["already"],
+        ),
         (["--epsilon", "1", "--output", "x.jsonl", "--key-file", "secret.key", "--num-classes", "3"], ["0 to 2"]),
     ],
 )

@@ -49,8 +49,8 @@ def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(t
     rows = [
         "round-000/answers/shard-00000.jsonl", "round-000/pairs.jsonl", "round-000/train/config.json",
         "rounds/round-1/predictions/train/data.arrow", "folds/0/x.json", "consensus.json", "original_losses/x.json",
-        "context_free/manifest.json", "answers.jsonl", "predictions/rows.csv", "samples/shard-00000.arrow",
-        "samples/manifest.json", "predictions.jsonl", "pairs.jsonl", "online.json",
+        "context_free/manifest.json", "online.json", "answers.jsonl", "predictions/rows.csv", "samples/shard-00000.arrow",
+        "samples/manifest.json", "predictions.jsonl", "pairs.jsonl",
     ]  # fmt: skip
     write(tmp_path, "config.json", "sub/notes.md", *(depth + name for name in rows))
     assert set(files_to_push(tmp_path)) == {"config.json", "sub/notes.md"}

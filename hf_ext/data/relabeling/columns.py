@@ -33,6 +33,14 @@ class ClassColumn(NamedTuple):
         labelled = (self.flat != IGNORED_LABEL).astype(np.int64)
         return labelled if self.lengths is None else per_row(labelled, self.lengths)
 
+    def sums(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Sums over each row of values of the labelled entries, shape `(rows,)`."""
+        if self.lengths is None:
+            return values
+        entries = np.zeros(len(self.flat), dtype=values.dtype)
+        entries[self.flat != IGNORED_LABEL] = values
+        return per_row(entries, self.lengths)
+
     def rows(self, values: NDArray[Any]) -> Any:
         """Values of shape `(entries, ...)` back in rows: an array, or for tokens a list of arrays."""
         return values if self.lengths is None else np.split(values, np.cumsum(self.lengths)[:-1])

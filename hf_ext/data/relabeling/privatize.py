@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
-from hf_ext.data.relabeling.columns import class_column, row_error
+from hf_ext.data.relabeling.columns import ClassColumn, class_column, row_error
 from hf_ext.data.relabeling.keys import KeyRef, check_key
 from hf_ext.data.relabeling.leaks import refuse_leaks
 from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, NOTHING_SPENT, TRUE_LABEL, has_ledger, rounded_up
 from hf_ext.data.relabeling.ledger import spent as spent_before
 from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
+from hf_ext.data.relabeling.releases import RECORD_ENV, record_of, release_of
 from hf_ext.data.relabeling.views import SHORT_BYTES
 from hf_ext.data.splits import with_split
 from hf_ext.guards._row_rules import describe, plain
@@ -28,6 +29,7 @@ __all__ = ["HashColumn", "carry_ledger", "privatize"]
 
 logger = logging.getLogger(__name__)
 
+_RECORD = f"Without one a second release is not noticed: use KeyRef(file=...), or set {RECORD_ENV} to a file."
 SAMPLE = 20_000  # rows that are enough to see whether a column gives the label away
 
 
@@ -53,13 +55,19 @@ def privatize(
         num_proc (`int`, *optional*):
             Processes of `map`; the result does not depend on it.
 
+    Every release is entered into the record beside the key's file (`<file>.releases.jsonl`, or the file that
+    `HF_EXT_LABEL_RECORD` names), two processes one after the other. The same release again is the same labels, and
+    costs nothing. Streams and plain `map` are not recorded.
+
     Returns:
         The dataset with noisy labels. The true ones stay in the rows that were given, and in their cache: keep those.
 
     Raises:
         RowError: a label outside 0..K-1; an id that is missing or not unique.
         LabelLeakError: another column gives the label away.
-        PrivacyBudgetError: the labels are randomised already.
+        PrivacyBudgetError: the labels are randomised already; or the record holds another release of them, and the
+            mechanism does not say `compose`; or it holds other labels under the same ids and the same noise.
+        ValueError: the record is damaged, or cannot be written.
         TypeError: no dataset.
     """
     if isinstance(dataset, DatasetDict):
@@ -68,10 +76,28 @@ def privatize(
         done = privatize(dataset[split], mechanism, num_proc=num_proc)
         return with_split(dataset, split, done, NOTHING_SPENT)
     if isinstance(dataset, IterableDataset):
+        logger.warning("No record is kept of what is drawn from a stream. %s", _RECORD)
         return dataset.map(mechanism, batched=True)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"privatize needs a Dataset, IterableDataset or DatasetDict, got {type(dataset).__name__}.")
-    _check_rows(dataset, mechanism)
+    batch, classes = _check_rows(dataset, mechanism)
+    if mechanism.after is not None:  # made from noisy labels: nothing is spent
+        return _mapped(dataset, mechanism, num_proc)
+    with record_of(mechanism.key) as record:
+        if record is None:
+            logger.warning("No record is kept of this release, whose key is in an environment variable. %s", _RECORD)
+            return _mapped(dataset, mechanism, num_proc)
+        likely = None if mechanism.prior_column is None else _likely(dataset, mechanism)
+        release = release_of(mechanism, list(mechanism.messages(batch, classes)), classes, likely)
+        recorded = record.check(release)
+        if recorded.any() and mechanism.compose:
+            dataset = _with_recorded(dataset, classes.sums(recorded))
+        done = _mapped(dataset, mechanism, num_proc)
+        record.enter(release)  # before anybody sees the labels
+    return done
+
+
+def _mapped(dataset: Dataset, mechanism: RandomizedResponse, num_proc: int | None) -> Dataset:
     decoded = {name: f for name, f in dataset.features.items() if getattr(f, "decode", False)}
     for name, feature in decoded.items():  # a map that looks through the columns would decode every picture
         dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
@@ -81,24 +107,43 @@ def privatize(
     return done
 
 
-def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:
+def _likely(dataset: Dataset, mechanism: RandomizedResponse) -> Iterator[bytes]:
+    """The classes that the prior of each label lets through, a batch in memory at a time."""
+    columns = [name for name in (mechanism.label, mechanism.prior_column) if name in dataset.column_names]
+    for batch in dataset.with_format(None).select_columns(columns).iter(batch_size=1000):
+        likely = mechanism.likely(batch, class_column(batch, mechanism.label, mechanism.num_classes))
+        assert likely is not None
+        yield from likely.encoded()
+
+
+def _with_recorded(dataset: Dataset, recorded: np.ndarray) -> Dataset:
+    """Rows whose ledger says at least what the record does."""
+    ledger = {name: dataset.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in dataset.column_names}
+    stated, channels = spent_before(ledger, len(dataset))
+    if (stated >= recorded * (1 - 1e-6)).all():
+        return dataset
+    values = np.maximum(stated, recorded)
+    names = [name or (TRUE_LABEL if value > 0 else "") for name, value in zip(channels, values, strict=True)]
+    return _with_ledger(dataset, values, names)
+
+
+def _with_ledger(dataset: Dataset, values: np.ndarray, channels: list[str]) -> Dataset:
+    rows = dataset.remove_columns([name for name in (EPSILON, CHANNEL) if name in dataset.column_names])
+    return rows.add_column(EPSILON, rounded_up(values)).add_column(CHANNEL, channels)
+
+
+def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> tuple[dict[str, Any], ClassColumn]:
+    """What a single batch does not show; returns the ids with the labels, and the labels as classes."""
     rows = dataset.with_format(None)
     for name, why in ((mechanism.label, "labels"), (mechanism.id_column, "ids, to which the noise is tied")):
         if name not in rows.column_names:
             raise ValueError(f"no column {name!r} with the {why}; the rows have {rows.column_names}. {_IDS}")
-    ids = rows[mechanism.id_column][:]
-    batch = {mechanism.id_column: ids, mechanism.label: rows[mechanism.label][:]}
+    batch = {mechanism.id_column: rows[mechanism.id_column][:], mechanism.label: rows[mechanism.label][:]}
     classes = class_column(batch, mechanism.label, mechanism.num_classes)
     if not mechanism.compose:
         ledger = {name: rows[name][:] for name in (EPSILON, CHANNEL) if name in rows.column_names}
         mechanism.ledger_after(batch | ledger, classes, len(rows))
-    first: dict[str, int] = {}
-    for i, value in enumerate(ids):
-        if first.setdefault(str(value), i) != i:
-            problem = (
-                f"the id {describe(value)} is that of row {first[str(value)]:,} too; both would get the same noise"
-            )
-            raise row_error(batch, i, mechanism.id_column, problem, _IDS)
+    mechanism.messages(batch, classes)
     if classes.lengths is None:
         public = (*mechanism.public_columns, EPSILON, CHANNEL, *filter(None, [mechanism.prior_column]))
         chosen = sample_of(len(rows))
@@ -106,6 +151,7 @@ def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> None:
         names = class_names(rows, mechanism.label)
         refuse_leaks(columns, mechanism.label, labels=classes.flat[chosen], names=names, public=public)
         _warn_of_order(classes.flat)
+    return batch, classes
 
 
 def _warn_of_order(labels: np.ndarray) -> None:
@@ -255,6 +301,4 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id", *, 
             name: private.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in private.column_names
         }
         values += spent_before(ledger, len(private))[0]
-    private = private.remove_columns([name for name in (EPSILON, CHANNEL) if name in private.column_names])
-    channels = [TRUE_LABEL if value > 0 else "" for value in values]
-    return private.add_column(EPSILON, rounded_up(values)).add_column(CHANNEL, channels)
+    return _with_ledger(private, values, [TRUE_LABEL if value > 0 else "" for value in values])

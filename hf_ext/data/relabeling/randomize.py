@@ -155,7 +155,7 @@ class RandomizedResponse:
         epsilons, channels = self.ledger_after(batch, classes, rows)
         refuse_leaks(batch, self.label, public=self._public())
         labelled = classes.flat != IGNORED_LABEL
-        likely = self._likely(batch, classes, labelled)
+        likely = self.likely(batch, classes)
         messages = self.messages(batch, classes)
         if likely is not None:
             messages = map(bytes.__add__, messages, likely.encoded())
@@ -231,9 +231,13 @@ class RandomizedResponse:
         # An id read as a number by one format and as a text by another stays the same id.
         return _messages(list(seen), classes)
 
-    def _likely(
-        self, batch: Mapping[str, Any], classes: ClassColumn, labelled: NDArray[np.bool_]
-    ) -> LikelyClasses | None:
+    def likely(self, batch: Mapping[str, Any], classes: ClassColumn) -> LikelyClasses | None:
+        """
+        The classes that the prior of each label lets through; `None` without priors.
+
+        Raises:
+            RowError: a prior that is none. ValueError: no column of priors.
+        """
         if self.prior_column is None:
             return None
         if self.prior_column not in batch:
@@ -249,8 +253,8 @@ class RandomizedResponse:
                 raise row_error(batch, i, self.prior_column, problem, "A uniform prior is [1, 1, ..., 1].")
             priors.append(prior / prior.sum())
         rows = np.array(priors).reshape(-1, self.num_classes)
-        entries = (rows if classes.lengths is None else rows.repeat(classes.lengths, axis=0))[labelled]
-        return LikelyClasses(*likely_classes(self.epsilon, entries))
+        entries = rows if classes.lengths is None else rows.repeat(classes.lengths, axis=0)
+        return LikelyClasses(*likely_classes(self.epsilon, entries[classes.flat != IGNORED_LABEL]))
 
     def _draw(self, labels: IntArray, noise: NDArray[np.uint64], likely: LikelyClasses | None) -> IntArray:
         """Noisy classes from two words each: the label, or a class that the noise alone chooses."""
