@@ -13,6 +13,7 @@ from hf_ext.cli import main
 from hf_ext.cli.card import method_of, read_card
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.hub.cards import write_model_card
 from tests.recipes.work import SMALL, make_work_folder
 
 REPORT = ForgettingReport(
@@ -115,6 +116,70 @@ def test_options_win_over_what_the_card_says(model):
     assert "weighted supervised fine-tuning" in card.text
     assert render(model) == 0  # and what an option said stays
     assert ModelCard.load(model / "README.md").data.license == "apache-2.0"
+
+
+def test_lists_names_and_what_somebody_added_survive_a_rendering(model):
+    text = text_of(model)
+    text = text.replace(
+        "license: unknown",
+        "license: [mit, other]\nlicense_name: terms\nlicense_link: LICENSE\nlanguage: [de, en]\n"
+        "base_model: [me/a, me/b]\ndatasets: [me/x, me/y]\nthumbnail: x.png",
+    )
+    text = text.replace("| `seed` |", "| longest query, in \\|tokens\\| &lt;all&gt; | 12 \\| 13 |\n| `seed` |")
+    (model / "README.md").write_text(text + "\n## Intended use\n\nPoems.\n", encoding="utf-8")
+    for _ in range(2):
+        assert render(model) == 0
+        values = ModelCard.load(model / "README.md").data.to_dict()
+        assert (values["license"], values["license_name"], values["license_link"]) == (
+            ["mit", "other"],
+            "terms",
+            "LICENSE",
+        )
+        assert (values["language"], values["thumbnail"]) == (["de", "en"], "x.png")
+        assert (values["base_model"], values["datasets"]) == (["me/a", "me/b"], ["me/x", "me/y"])
+        assert "| longest query, in \\|tokens\\| &lt;all&gt; | 12 \\| 13 |" in text_of(model)
+        assert text_of(model).rstrip().endswith("## Intended use\n\nPoems.")
+
+
+@pytest.mark.parametrize("method", ["infopo", "infopo_unpaired", "rare", "consensus"])
+def test_cards_of_the_other_methods_are_rendered_with_their_settings_and_use(tmp_path, method):
+    usage = "```python\nuse_it()\n```"
+    (tmp_path / "config.json").write_text("{}")
+    write_model_card(
+        tmp_path, method=method, model_name="me/m", base_model="me/base", settings={"beta": 0.1, "x y": 2}, usage=usage
+    )
+    before = text_of(tmp_path)
+    assert render(tmp_path) == 0
+    assert "| `beta` | 0.1 |\n| `x y` | 2 |" in text_of(tmp_path)
+    if method in ("rare", "consensus"):  # no snippet of a generator stands in for what is not known
+        assert text_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["training_args.json", "config.json", "adapter_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, '"a"', '{"a": ' + "9" * 5000 + "}", "\x00", "null"])
+def test_json_that_is_none_is_one_line_or_passed_over(tmp_path, capsys, name, content):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    status = render(tmp_path, "--method", "flow")
+    if name == "tokenizer_config.json":  # it only tells which snippet fits
+        assert status == 0
+        return
+    assert status == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert name in err
+
+
+@pytest.mark.parametrize("value", [5, [1], {"a": 1}, None, True, "", ["mit", 5]])
+@pytest.mark.parametrize("key", ["model_license", "hub_model_id", "tau", "base_model_name_or_path", "_name_or_path"])
+def test_a_value_of_another_type_in_json_is_no_licence_and_no_name(tmp_path, key, value):
+    for name in ("config.json", "adapter_config.json", "training_args.json"):
+        (tmp_path / name).write_text(json.dumps({key: value}))
+    assert render(tmp_path, "--method", "flow") == 0
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license in ("unknown", ["mit"])
+    assert card.text.strip().splitlines()[0].startswith("# ")
 
 
 @pytest.mark.parametrize(
