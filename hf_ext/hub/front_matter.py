@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_ext.guards.disk import write_whole
 from hf_ext.guards.yaml_file import MAX_BYTES, YamlError, parse_yaml, read_text
 from hf_ext.hub.methods import METHODS, OWN_TAGS
 
@@ -19,6 +21,7 @@ __all__ = [
     "read_card",
     "sections_of",
     "split_card",
+    "without_host_card",
 ]
 
 MAX_CARD_BYTES = 16 * MAX_BYTES
@@ -148,6 +151,35 @@ def merge_cards(written: str, existing: str, *, license: str | list[str] | None 
 def names_in(value: Any) -> list[str]:
     """The names in a metadata field, which may be one name or a list of them; what is no text is left out."""
     return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
+
+
+@contextmanager
+def without_host_card(folder: str | Path) -> Iterator[None]:
+    """
+    Around a host library's saving: the card that was in `folder` is there afterwards, or none.
+
+    PEFT 0.21 and sentence-transformers 6.2 write one of their own, the latter the base model's, word for word: that
+    would be taken for somebody's.
+
+    Args:
+        folder (`str` or `Path`):
+            Where the model is saved.
+    """
+    path = Path(folder) / "README.md"
+    try:
+        card = path.read_bytes()
+    except FileNotFoundError:
+        card = None
+    except OSError:  # a folder, or no permission: the host cannot write it either
+        yield
+        return
+    try:
+        yield
+    finally:
+        if card is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != card:
+            write_whole(path, card)
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import yaml
 
 from hf_ext.guards.yaml_file import YamlError
 from hf_ext.hub.cards import write_dataset_card, write_model_card
-from hf_ext.hub.front_matter import merge_cards, split_card
+from hf_ext.hub.front_matter import merge_cards, split_card, without_host_card
 
 BY_HAND = """\
 ---
@@ -160,3 +160,22 @@ def test_overwriting_asked_for_keeps_nothing(by_hand: Path) -> None:
 def test_an_anchor_that_went_with_its_entry_leaves_valid_yaml(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nconfigs: &a [x]\nmine: *a\n---\n# T\n")
     assert dataset_card(tmp_path)[0]["mine"] == ["x"]
+
+
+def test_a_card_that_a_host_library_writes_while_saving_does_not_stay(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    with without_host_card(tmp_path):
+        card.write_text("the host's")
+    assert not card.exists()
+    card.write_text("somebody's")
+
+    def host_fails() -> None:
+        with without_host_card(tmp_path):
+            card.write_text("the host's")
+            raise RuntimeError("the host's own")
+
+    with pytest.raises(RuntimeError, match="the host's own"):
+        host_fails()
+    assert card.read_text() == "somebody's"
+    with without_host_card(tmp_path / "not there"):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,28 @@ def test_a_trained_rare_encoder_is_saved_without_the_rows_of_its_pool(tmp_path: 
     files = [path.name for path in Path(made.args.output_dir).rglob("*") if path.is_file()]
     assert files.count("rare_config.json") == 3, "two checkpoints and the model"
     assert not [name for name in files if name.endswith(".parquet")]
+
+
+def test_the_base_model_s_own_card_is_not_passed_on_as_the_tuned_model_s(tmp_path: Path) -> None:
+    """sentence-transformers writes the card of the folder it loaded a model from into every folder it saves."""
+    shutil.copytree(encoder_folder(), tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text(
+        "---\nlicense: mit\ntags: [theirs]\n---\n# The base\n\nNot for tuned ones.\n"
+    )
+    model = SentenceTransformer(str(tmp_path / "base"), device="cpu")
+    trainer(tmp_path, 8, model=model).save_model(str(tmp_path / "saved"))
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "license: mit" in card
+    assert "theirs" not in card
+    assert "Not for tuned ones" not in card
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"---\na: 2024-13-40\n---\n", b"---\na: &a [*a]\n---\n", b"---\nx: [\n---\n"]
+)
+def test_a_strange_card_of_the_base_model_stops_no_retriever(tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(encoder_folder(), tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_bytes(content)
+    model = SentenceTransformer(str(tmp_path / "base"), device="cpu")
+    trainer(tmp_path, 8, model=model).save_model(str(tmp_path / "saved"))
+    assert "license: unknown" in (tmp_path / "saved" / "README.md").read_text()

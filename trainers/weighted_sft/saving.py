@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hf_ext._upstream import CheckpointSeam
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.guards.runs import claimed_folder, claims_output
+from hf_ext.hub.front_matter import without_host_card
 from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
 from hf_ext.trainers.weighted_sft.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
@@ -157,13 +158,17 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         if not self.is_writing_checkpoint:  # which has checked them
             self.check_weights()
         if self.is_writing_checkpoint or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super().save_model(str(folder), _internal_call=True)  # a manifest guards it; or many processes write
+            with self._without_host_card(folder):
+                super().save_model(str(folder), _internal_call=True)  # a manifest guards it; or many processes write
         else:
             self._save_beside(folder)
         if self.is_world_process_zero():
             self.write_card(str(folder))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _without_host_card(self, folder: Path) -> AbstractContextManager[None]:
+        return without_host_card(folder) if self.args.should_save else nullcontext()
 
     def _save_beside(self, folder: Path) -> None:
         partial = folder / PARTIAL
@@ -175,7 +180,8 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         with claim, writing("the model", folder, needed=needed, then=then, clean_up=remove):
             if self.args.should_save:
                 remove()  # left by a killed run
-            super().save_model(str(partial), _internal_call=True)
+            with self._without_host_card(partial):
+                super().save_model(str(partial), _internal_call=True)
             if self.args.should_save:
                 publish(partial, folder)
 
