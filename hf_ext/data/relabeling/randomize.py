@@ -263,10 +263,10 @@ class RandomizedResponse:
             stays = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
             return np.where(stays, labels, below(which, self.num_classes))
         place = np.argmax(likely.order == labels[:, None], axis=1)  # of the true class among the likely ones
-        sizes, size_of = np.unique(likely.count, return_inverse=True)
-        thresholds = np.array([self._threshold(int(m)) for m in sizes], dtype=np.uint64)[size_of]
-        stays = (place < likely.count) & (keep < thresholds)
-        chosen = below(which, likely.count.astype(np.uint64))
+        numbers, number_of = np.unique(likely.sizes, return_inverse=True)
+        thresholds = np.array([self._threshold(int(m)) for m in numbers], dtype=np.uint64)[number_of]
+        stays = (place < likely.sizes) & (keep < thresholds)
+        chosen = below(which, likely.sizes.astype(np.uint64))
         return likely.order[np.arange(len(labels)), np.where(stays, place, chosen)]
 
     def _threshold(self, k: int) -> int:
@@ -277,7 +277,7 @@ class LikelyClasses(NamedTuple):
     """Classes by falling prior, `(entries, K)`, and how many of them can come out, `(entries,)`."""
 
     order: IntArray
-    count: IntArray
+    sizes: IntArray
 
     def encoded(self) -> Iterator[bytes]:
         """
@@ -285,8 +285,8 @@ class LikelyClasses(NamedTuple):
 
         Two priors that let other classes through are two channels, whose noise must be independent.
         """
-        for order, count in zip(self.order.astype(">u4"), self.count.tolist(), strict=True):
-            yield encoded(count) + order[:count].tobytes()
+        for order, size in zip(self.order.astype(">u4"), self.sizes.tolist(), strict=True):
+            yield encoded(size) + order[:size].tobytes()
 
 
 def _messages(ids: list[str], classes: ClassColumn) -> Iterator[bytes]:
