@@ -15,6 +15,7 @@ from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.json_file import read_object
 from hf_ext.guards.markdown import Markdown, code, escape, fenced, python_literal, well_formed
 from hf_ext.guards.yaml_file import YamlError, read_text
+from hf_ext.hub.files import strings
 from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
 from hf_ext.hub.methods import LIBRARIES, METHODS, PAPERS, TRAINERS
 
@@ -65,7 +66,7 @@ def write_model_card(
     dataset_name: str | None = None,
     report: ForgettingReport | None = None,
     arm: str | None = None,
-    tags: Iterable[str] = (),
+    tags: str | Iterable[str] = (),
     model_name: str | None = None,
     usage: str | None = None,
     task: str | None = None,
@@ -98,7 +99,7 @@ def write_model_card(
             Its table goes into the text, and the numbers of `arm` into the `model-index`.
         arm (`str`, *optional*):
             Which arm of `report` this model is; needed if it has several.
-        tags (`Iterable[str]`, *optional*):
+        tags (`str` or `Iterable[str]`, *optional*):
             Tags beside `hf-ext`, the method and, where TRL's trainer is behind it, `trl`.
         model_name (`str`, *optional*):
             Name in the title and the usage snippet, best a Hub id; the folder's name by default.
@@ -134,7 +135,7 @@ def write_model_card(
         language=inherited.get("language"),
         base_model=base,
         datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
-        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *tags])),
+        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *strings(tags, "tags")])),
         pipeline_tag=task or method_task,
         model_name=model_name,
         eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
@@ -166,7 +167,7 @@ def write_dataset_card(
     settings: Mapping[str, Any] | None = None,
     report: PruneReport | None = None,
     label_privacy: Iterable[tuple[str, str]] = (),
-    tags: Iterable[str] = (),
+    tags: str | Iterable[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """
@@ -196,7 +197,7 @@ def write_dataset_card(
             How the rows were pruned: a section with its numbers, and its plot if `report/pruning.png` is there.
         label_privacy (`Iterable[tuple[str, str]]`, *optional*):
             What randomised labels cost, from [`~hf_ext.hub.labels.label_privacy_facts`]: a section with these rows.
-        tags (`Iterable[str]`, *optional*):
+        tags (`str` or `Iterable[str]`, *optional*):
             Tags beside `hf-ext` and, for context-free rows, `synthetic`.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether a card that is there is replaced, whoever wrote it.
@@ -222,7 +223,7 @@ def write_dataset_card(
     by_matching = report is not None and report.method in ("gm", "gm_official")
     data = DatasetCardData(
         **_licence(license, inherited if sampled else {}),
-        tags=list(dict.fromkeys(["hf-ext", *kind_tags, *tags])),
+        tags=list(dict.fromkeys(["hf-ext", *kind_tags, *strings(tags, "tags")])),
         # Of other rows nobody has said what they are for: they may be labelled images, pairs or exemplars.
         task_categories=["text-generation"] if sampled else None,
         configs=[{"config_name": "default", "data_files": files}] if files else None,

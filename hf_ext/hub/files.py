@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatch, fnmatchcase
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from hf_ext.hub.credentials import find_credential
+from hf_ext.hub.credentials import any_of, find_credential, is_secret_name
 from hf_ext.hub.pickles import is_pickle
 from hf_ext.hub.retry import PushError
 
@@ -17,11 +17,6 @@ __all__ = ["files_that_could_go", "files_to_push", "matches", "strings"]
 logger = logging.getLogger(__name__)
 
 # Names of files and folders at any depth, without case; a slash at the end: only of folders.
-SECRETS = (
-    ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials",
-    ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*", "*.releases.jsonl",
-    "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
-)  # fmt: skip
 LEFTOVERS = (
     ".git", ".hg", ".svn", ".cache", ".venv", "__pycache__", ".ipynb_checkpoints", ".ds_store", ".hf-ext*", "*.lock",
     "*.tmp", "cache-*.arrow", "_saving/", "_push-*/", "_data/",
@@ -36,10 +31,12 @@ ROWS = (
     "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow",
 )  # fmt: skip
 
-BY_NAME = "named like secrets"
 LINK = "links to folders, to nothing or to somewhere else"
 PICKLE = "pickles, which run code when loaded, or named like them"
+NAMED_SO = "named like secrets"
 STAYS = "leftovers, states and rows of a run"
+
+_STAYS = {"dataset": any_of((*LEFTOVERS, *STATES)), "model": any_of((*LEFTOVERS, *STATES, *ROWS))}
 
 
 def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_type: str = "model") -> dict[str, Path]:
@@ -72,7 +69,7 @@ def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_typ
         raise NotADirectoryError(f"{folder} is no folder: save the model or the dataset first, then push it.")
     files: dict[str, Path] = {}
     staying: dict[str, list[str]] = {}
-    for name, path, reason in _entries(root, repo_type == "model"):
+    for name, path, reason in _entries(root, repo_type):
         if matches(name, patterns):
             continue
         if reason is None and is_pickle(path):
@@ -95,7 +92,7 @@ def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_typ
 
 def files_that_could_go(folder: Path) -> list[str]:
     """Paths of a dataset's files that no name of theirs keeps here; what is in them is not looked at."""
-    return [name for name, _, reason in _entries(folder, is_model=False) if reason is None]
+    return [name for name, _, reason in _entries(folder, "dataset") if reason is None]
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -128,44 +125,44 @@ def strings(value: str | Iterable[str] | None, argument: str) -> tuple[str, ...]
     return entries
 
 
-def _entries(root: Path, is_model: bool) -> Iterator[tuple[str, Path, str | None]]:
+def _entries(root: Path, repo_type: str) -> Iterator[tuple[str, Path, str | None]]:
     """Every file below `root` with the reason why it stays, if any; a folder that stays is named and not entered."""
-    kinds = ((BY_NAME, SECRETS), (STAYS, (*LEFTOVERS, *STATES, *(ROWS if is_model else ()))))
     for parent, folder_names, file_names in os.walk(root, onerror=_raise):
         here = Path(parent)
-        if is_model and here != root and any(name.endswith(".arrow") for name in file_names):
+        inside = "" if here == root else f"{here.relative_to(root).as_posix()}/"
+        if repo_type == "model" and inside and any(name.endswith(".arrow") for name in file_names):
             folder_names.clear()  # a store or a saved dataset: its manifest says nothing without it
-            yield f"{here.relative_to(root).as_posix()}/", here, STAYS
+            yield inside, here, STAYS
             continue
         for name in sorted(folder_names):
-            reason = LINK if (here / name).is_symlink() else _reason(f"{name}/", kinds, here == root)
+            reason = LINK if (here / name).is_symlink() else _reason(f"{name}/", repo_type, at_top=not inside)
             if reason is not None:
                 folder_names.remove(name)
-                yield f"{(here / name).relative_to(root).as_posix()}/", here / name, reason
+                yield f"{inside}{name}/", here / name, reason
         folder_names.sort()
         for name in sorted(file_names):
             path = here / name
-            reason = _reason(name, kinds, here == root)
+            reason = _reason(name, repo_type, at_top=not inside)
             if path.is_symlink():
-                reason = reason or _link_reason(path, root, kinds)
+                reason = reason or _link_reason(path, root, repo_type)
             elif not path.is_file():
                 continue  # a socket or a pipe
-            yield path.relative_to(root).as_posix(), path, reason
+            yield inside + name, path, reason
 
 
 def _raise(error: OSError) -> None:
     raise error  # os.walk alone would pass over a folder that it cannot read
 
 
-def _reason(name: str, kinds: Iterable[tuple[str, tuple[str, ...]]], at_top: bool = False) -> str | None:
-    folded = name.casefold()
-    for reason, patterns in kinds:
-        if any(fnmatchcase(folded, pattern) or fnmatchcase(folded, f"{pattern}/") for pattern in patterns):
-            return reason
-    return STAYS if at_top and name.startswith("_") else None
+def _reason(name: str, repo_type: str, at_top: bool = False) -> str | None:
+    """Why a file stays, or a folder with a slash behind its name."""
+    if is_secret_name(name):
+        return NAMED_SO
+    stays = _STAYS["model" if repo_type == "model" else "dataset"].match(name.casefold()) is not None
+    return STAYS if stays or (at_top and name.startswith("_")) else None
 
 
-def _link_reason(link: Path, root: Path, kinds: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+def _link_reason(link: Path, root: Path, repo_type: str) -> str | None:
     """A link may point into the folder, at what may go itself; or, from the Hub's cache, at its own blobs."""
     target = link.resolve()
     if not target.is_file():
@@ -175,18 +172,14 @@ def _link_reason(link: Path, root: Path, kinds: Iterable[tuple[str, tuple[str, .
     if not target.is_relative_to(root):
         return LINK
     inside = target.relative_to(root)
-    for part in [f"{parent.name}/" for parent in inside.parents if parent.name] + [inside.name]:
-        reason = _reason(part, kinds)
-        if reason is not None:
-            return reason
-    return None
+    names = [f"{parent.name}/" for parent in inside.parents if parent.name] + [inside.name]
+    return next(filter(None, (_reason(name, repo_type) for name in names)), None)
 
 
 def _refuse_credential(name: str, path: Path, folder: str | Path) -> None:
     credential = find_credential(path)
     if credential is not None:
-        kind, line = credential
         raise PushError(
-            f"{folder} was not pushed: {name}, line {line}, holds {kind}. Take it out of the file, or leave the file "
-            f"out with ignore={name!r}. If it ever was where others can read it, have it replaced."
+            f"{folder} was not pushed: {name}, {credential.place}, holds {credential.kind}. Take it out of the file, "
+            f"or leave the file out with ignore={name!r}. If it ever was where others can read it, have it replaced."
         )

@@ -37,7 +37,7 @@ def _card(folder: Path, **kwargs: Any) -> ModelCard:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -> None:
     card = _card(
-        tmp_path, method=method, base_model="org/base", license="apache-2.0", settings={"tau": 0.5}, tags=["demo"]
+        tmp_path, method=method, base_model="org/base", license="apache-2.0", settings={"tau": 0.5}, tags="demo"
     )
     data = card.data.to_dict()
     retriever = method == "rare"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 import secrets
+import tarfile
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,7 +158,7 @@ def test_every_key_that_we_make_is_known_whatever_its_file_is_called(tmp_path: P
     for number in range(20):
         path = tmp_path / f"file-{number}"
         make_key_file(path)
-        assert find_credential(path) == ("a secret key for label privacy", 1)
+        assert find_credential(path) == ("a secret key for label privacy", "line 1")
     (tmp_path / "wide").write_bytes(secrets.token_hex(64).encode("utf-16"))
     assert find_credential(tmp_path / "wide") is not None
 
@@ -176,6 +180,54 @@ def test_every_key_that_we_make_is_known_whatever_its_file_is_called(tmp_path: P
 def test_what_is_no_credential_is_pushed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     assert find_credential(tmp_path / "file") is None
+
+
+def _zip(path: Path, members: dict[str, str]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+
+
+def _tar(path: Path, members: dict[str, str]) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".zip", _zip), (".tar", _tar), (".tgz", _tar)])
+def test_an_archive_with_a_secret_in_it_stops_the_push_and_one_without_goes(
+    hub: FakeHub, tmp_path: Path, suffix: str, pack: Callable[[Path, dict[str, str]], None]
+) -> None:
+    harmless = {"a/rows.csv": "id,label\n1,2\n", "b.txt": "x" * 5_000_000}
+    write(tmp_path / "folder", "config.json")
+    archive = tmp_path / "folder" / f"all{suffix}"
+    for member, text, kind in (
+        ("a/.env", "A=1", "what is named like a secret"),
+        (".ssh/known_hosts", "x", "what is named like a secret"),
+        ("deep/er/notes.txt", f"\nlog in with {HF_TOKEN}", "a Hugging Face token"),
+        ("key", HEX_KEY, "a secret key for label privacy"),
+    ):
+        pack(archive, harmless | {member: text})
+        with pytest.raises(PushError, match=f"all{suffix}, member '{member}'.* holds {kind}"):
+            push_folder(tmp_path / "folder", "me/tiny")
+    assert not hub.requests
+    pack(archive, harmless)
+    push_folder(tmp_path / "folder", "me/tiny")
+    assert set(hub.files("me/tiny")) == {"config.json", f"all{suffix}"}
+
+
+def test_a_compressed_text_is_looked_into_and_no_more_of_a_bomb_than_a_bound_is_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(f"a\n{HF_TOKEN}".encode()))
+    assert find_credential(tmp_path / "notes.gz") == ("a Hugging Face token", "line 2")
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000_000), 1))
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"some text" * 1000)[:-20])
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
+    start = time.process_time()
+    for name in ("bomb.gz", "cut.gz", "cut.zip"):
+        assert find_credential(tmp_path / name) is None
+    assert time.process_time() - start < 5
 
 
 def test_links_out_of_the_folder_and_to_secrets_stay_and_links_inside_go(
