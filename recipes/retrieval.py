@@ -60,7 +60,7 @@ class RetrievalArguments(RecipeArguments):
         """
         try:
             sources = json.loads(self.sources) if isinstance(self.sources, str) else self.sources
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"sources is no JSON: {error}") from error
         if not isinstance(sources, dict) or not sources:
             raise ValueError(f"sources must map names to path, config, split and columns; found {sources!r:.80}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
-from hf_ext.guards.json_file import read_object
+from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import unescape
 from hf_ext.hub.front_matter import names_in, sections_of
 from hf_ext.hub.methods import LIBRARIES
@@ -62,7 +62,7 @@ def run_render(options: argparse.Namespace) -> int:
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{options.folder!r} holds no saved model: neither config.json nor adapter_config.json")
     metadata, body, _ = read_card(folder)
-    arguments = read_object(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
+    arguments = read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
     report = _report(folder, options.report)
     if not options.force:
         _refuse_losses(metadata, body, report)
@@ -151,7 +151,7 @@ def _report(folder: Path, given: str | None) -> Any:
             raise FileNotFoundError(f"there is no report {given!r}")
         return None
     try:
-        return ForgettingReport.from_dict(read_object(path))
+        return ForgettingReport.from_dict(read_json(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} is no forgetting report: {type(error).__name__} {error}") from error
 
@@ -171,7 +171,7 @@ def _base_model(folder: Path, metadata: Mapping[str, Any]) -> str | None:
     if named:
         return named[0]  # the others of a list stay in the card
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
-        value = read_object(folder / name).get(key) if (folder / name).is_file() else None
+        value = read_json(folder / name).get(key) if (folder / name).is_file() else None
         if isinstance(value, str) and value:
             return value
     return None

@@ -22,6 +22,7 @@ from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.inside import read_json
 from hf_ext.guards.runs import InUseError, claimed_folder
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class ContextFreeStore:
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest as it is on disk now: settings, provenance, shards and whether the store is complete."""
-        return json.loads((Path(self.path) / MANIFEST).read_text(encoding="utf-8"))
+        return read_json(Path(self.path) / MANIFEST)
 
     def to_dataset(self) -> Dataset:
         """

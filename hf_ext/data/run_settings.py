@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hf_ext.data.provenance import model_hash, tokenizer_hash
 from hf_ext.data.row_digest import code_digest, rows_change, rows_digest
 from hf_ext.guards.disk import write_whole
+from hf_ext.guards.inside import read_json
 
 FORMAT_REVISION = 2  # 1: labels and two dozen settings alone were compared
 LOGGING = ("logging_strategy", "logging_steps", "logging_first_step")
@@ -161,9 +162,9 @@ def source_settings(name: str, revision: str | None = None) -> dict[str, Any]:
         files = [path for path in files if path.suffix != ".bin"]
     found: dict[str, Any] = {path.name: file_hash(path) for path in files}
     if (folder / "adapter_config.json").is_file():
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = read_json(folder / "adapter_config.json")
         base_name = base.get("base_model_name_or_path")
-        if base_name and Path(base_name) != folder:
+        if isinstance(base_name, str) and base_name and Path(base_name) != folder:
             found["base"] = source_settings(base_name, base.get("revision"))
     return found
 
@@ -235,7 +236,7 @@ def _read(path: Path, stages: str) -> dict[str, Any] | None:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         revision = recorded["format_revision"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): the run cannot go on. {remedy}") from error
     if revision != FORMAT_REVISION:
         raise ValueError(

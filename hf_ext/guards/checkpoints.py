@@ -237,7 +237,7 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]] | Damage:
         values = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         check = values.pop("check")
         files, revision = values["files"], values["format_revision"]
-    except (ValueError, KeyError, AttributeError, TypeError):  # a decoding error of either kind is a ValueError
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):  # a decoding error is a ValueError
         return Damage(root, MANIFEST, "is damaged: it is not the JSON that was written")
     if check != _check(values):
         return Damage(root, MANIFEST, "is damaged: its content is not what was written")
@@ -294,8 +294,13 @@ def _malformed_json(path: Path, size: int) -> str | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return f"is cut short: {size:,} bytes that are no JSON"
+    except RecursionError:
+        return "is nested too deeply to be read"
     if path.name.endswith(".index.json") and isinstance(values, dict):
-        missing = {name for name in values.get("weight_map", {}).values() if not (path.parent / name).is_file()}
+        weights = values.get("weight_map", {})
+        if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+            return "has no 'weight_map' of names of files"
+        missing = {name for name in weights.values() if not (path.parent / name).is_file()}
         return f"names {min(missing)}, which is missing" if missing else None
     return None
 
@@ -306,8 +311,8 @@ def _malformed_safetensors(path: Path, size: int) -> str | None:
         text = file.read(length) if size >= 8 and length <= size else b""
     try:
         entries = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, KeyError, AttributeError, TypeError):
+        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return f"is cut short: {size:,} bytes without a whole header"
     expected = 8 + length + max(ends, default=0)
     return None if size == expected else f"has {size:,} bytes; its header says {expected:,}"

@@ -119,7 +119,7 @@ def require_links_inside(folder: str | os.PathLike[str]) -> None:
                 require_inside(path, folder)
 
 
-def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict, *, what: str = "a JSON file") -> Any:
+def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict, *, what: str | None = None) -> Any:
     """
     A JSON file, whole.
 
@@ -128,7 +128,7 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
             The file.
         kind (`type`, *optional*, defaults to `dict`):
             What it must hold.
-        what (`str`, *optional*, defaults to `"a JSON file"`):
+        what (`str`, *optional*):
             What it is for, as the message names it.
 
     Raises:
@@ -139,13 +139,16 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
     size = path.stat().st_size
     if size > MOST_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read of a JSON file.")
+    verdict = f"{path} is no JSON" if what is None else f"{path} is not {what}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError(f"{path} is not {what}: it is nested too deeply to be read.") from None
+        raise ValueError(f"{verdict}: it is nested too deeply to be read.") from None
     except ValueError as error:  # no UTF-8, or no JSON
-        raise ValueError(f"{path} is not {what}: {error}.") from error
+        raise ValueError(f"{verdict}: {error}.") from error
     if not isinstance(values, kind):
         expected = " or a ".join(word.__name__ for word in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{path} is not {what}: it holds a {type(values).__name__}, expected a {expected}.")
+        if what is None and kind is dict:
+            raise ValueError(f"{path} must be a JSON object, found {type(values).__name__}.")
+        raise ValueError(f"{verdict}: it holds a {type(values).__name__}, expected a {expected}.")
     return values

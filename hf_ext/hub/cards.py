@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from hf_ext.guards.disk import write_whole, writing
-from hf_ext.guards.json_file import read_object
+from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import Markdown, code, escape, fenced, python_literal, well_formed
 from hf_ext.guards.yaml_file import YamlError, read_text
 from hf_ext.hub.files import strings
@@ -412,7 +412,7 @@ def _usage(folder: Path, model_name: str) -> str:
     chat = (folder / "chat_template.jinja").is_file()
     if not chat and (folder / "tokenizer_config.json").is_file():
         try:
-            chat = bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
+            chat = bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
         except (ValueError, OSError) as error:
             logger.warning("The card shows no chat: %s", error)
     snippet = (CHAT_USAGE if chat else TEXT_USAGE).format(model_name=python_literal(model_name))

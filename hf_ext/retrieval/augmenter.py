@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_ext.data.exemplars import (
     Formatted,
     TokenCounter,
 )
+from hf_ext.guards.inside import read_json
 from hf_ext.retrieval.repository import Where, file_of, read_exemplars
 from hf_ext.retrieval.settings import EncoderSettings
 
@@ -226,7 +226,7 @@ def _as_exemplars(examples: Sequence[Any]) -> list[Exemplar]:
 
 def _json(where: Where, name: str, default: Any) -> Any:
     path = file_of(where, name)
-    return default if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return default if path is None else read_json(path, type(default))
 
 
 def _pools_tokens(where: Where) -> bool:

@@ -333,3 +333,22 @@ def test_checking_costs_a_part_of_saving(tmp_path: Path) -> None:
     seal(folder)
     sealed = time.perf_counter() - start
     assert sealed < written
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", "[" * 100_000),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}'),
+        ("model.safetensors.index.json", '{"weight_map": {"w": 5}}'),
+        ("hf_ext_checkpoint.json", "[" * 100_000),
+        ("hf_ext_checkpoint.json", "[1]"),
+        ("hf_ext_checkpoint.json", '{"check": 1}'),
+    ],
+)
+def test_json_of_another_shape_in_a_checkpoint_is_damage(tmp_path, name, content):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / name).write_text(content)
+    damage = find_damage(tmp_path / "checkpoint-1")
+    assert damage is not None
+    assert name in str(damage)

@@ -191,7 +191,7 @@ class RareSettings:
         if isinstance(self.instruction, str) and self.instruction.startswith("{"):
             try:
                 self.instruction = json.loads(self.instruction)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"instruction begins like JSON and is none: {error}") from error
         for name, known in (("example_retriever", RETRIEVERS), ("on_bad_row", ("raise", "drop"))):
             if getattr(self, name) not in known:
