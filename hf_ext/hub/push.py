@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ext.hub.adapters import adapter_config_to_push
 from hf_ext.hub.files import files_to_push, matches, strings
 from hf_ext.hub.labels import check_label_privacy, check_label_privacy_of_files, label_privacy_facts
 from hf_ext.hub.retry import REQUEST_SECONDS, PushError, Retry
@@ -189,7 +190,8 @@ class _Commit:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         prefix = f"{self.path_in_repo}/" if self.path_in_repo else ""
-        added: dict[str, str | bytes] = {prefix + name: str(path) for name, path in self.files.items()}
+        contents = {name: adapter_config_to_push(path) or str(path) for name, path in self.files.items()}
+        added: dict[str, str | bytes] = {prefix + name: content for name, content in contents.items()}
         there: list[str] = []
         if self.delete or self.merge_card:
             there = self.api.list_repo_files(revision=self.target.revision, **self.target.repo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import logging
 import secrets
 import tarfile
@@ -53,8 +54,8 @@ def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(t
     rows = [
         "round-000/answers/shard-00000.jsonl", "round-000/pairs.jsonl", "round-000/train/config.json",
         "rounds/round-1/predictions/train/data.arrow", "folds/0/x.json", "consensus.json", "original_losses/x.json",
-        "context_free/manifest.json", "online.json", "answers.jsonl", "predictions/rows.csv", "samples/shard-00000.arrow",
-        "samples/manifest.json", "predictions.jsonl", "pairs.jsonl",
+        "context_free/manifest.json", "online.json", "answers.jsonl", "predictions/rows.csv", "samples/manifest.json",
+        "samples/shard-00000.arrow", "predictions.jsonl", "pairs.jsonl",
     ]  # fmt: skip
     write(tmp_path, "config.json", "sub/notes.md", *(depth + name for name in rows))
     assert set(files_to_push(tmp_path)) == {"config.json", "sub/notes.md"}
@@ -319,3 +320,35 @@ def test_private_onto_a_public_repository_is_refused_before_anything_is_sent(
     assert hub.repo("me/closed", kind).private
     push(folder, "me/open")
     assert len(hub.titles("me/open", kind)) == 1
+
+
+# --- where the base model lies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", ["", "checkpoint/adapter/"])
+def test_an_adapter_names_its_base_model_as_the_hub_does_and_no_place_of_this_machine(
+    hub: FakeHub, tmp_path: Path, depth: str
+) -> None:
+    def pushed(base: str) -> Any:
+        write(
+            tmp_path / "out", f"{depth}adapter_config.json", text=json.dumps({"base_model_name_or_path": base, "r": 2})
+        )
+        push_folder(tmp_path / "out", "me/adapter")
+        local = json.loads((tmp_path / "out" / f"{depth}adapter_config.json").read_text())
+        assert local["base_model_name_or_path"] == base, "here the base model must still be found"
+        content = json.loads(hub.files("me/adapter")[f"{depth}adapter_config.json"])
+        assert content["r"] == 2
+        return content["base_model_name_or_path"]
+
+    base = tmp_path / "secret-place" / "base"
+    write(base, "README.md", text="---\nbase_model: org/original\n---\n")
+    assert pushed(str(base)) == "org/original"
+    (base / "README.md").unlink()
+    assert pushed(str(base)) == "base"
+    assert pushed("/gone/since/base") == "base"
+    assert pushed("C:\\Users\\me\\base") == "base"
+    assert pushed("../up/base") == "base"
+    assert pushed("org/original") == "org/original"
+    write(tmp_path / "out", f"{depth}adapter_config.json", text="no JSON")
+    push_folder(tmp_path / "out", "me/adapter")
+    assert hub.files("me/adapter")[f"{depth}adapter_config.json"] == b"no JSON"
