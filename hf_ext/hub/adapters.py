@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path, PureWindowsPath
 
-from hf_ext.guards.json_file import read_object
+from hf_ext.guards.inside import read_json
 
 __all__ = ["adapter_config_to_push"]
 
@@ -29,7 +29,7 @@ def adapter_config_to_push(path: Path) -> bytes | None:
     from hf_ext.hub.cards import base_model_metadata
 
     try:
-        values = read_object(path)
+        values = read_json(path)
     except ValueError:
         return None  # somebody's file of that name
     base = values.get(_BASE)
