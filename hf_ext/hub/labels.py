@@ -70,10 +70,11 @@ def check_label_privacy_of_files(
 
 def _check(tables: list[RowTable], public_columns: Sequence[str], closed: Sequence[tuple[str, str]] = ()) -> None:
     from hf_ext.data.relabeling.ledger import has_ledger
+    from hf_ext.hub.files import strings
     from hf_ext.hub.releases import Release, unreadable
     from hf_ext.hub.tables import read_batches
 
-    public = {public_columns} if isinstance(public_columns, str) else set(public_columns)
+    public = set(strings(public_columns, "public_columns"))
     closed = list(closed)
     heads: dict[int, pa.Table] = {}
     for number, table in enumerate(tables):
@@ -108,7 +109,9 @@ def label_privacy_facts(splits: Mapping[str, Dataset], public_columns: Sequence[
             Columns that were said to be public.
     """
     from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON
+    from hf_ext.hub.files import strings
 
+    public_columns = strings(public_columns, "public_columns")
     epsilons: list[float] = []
     channels: list[str] = []
     without = 0
