@@ -50,7 +50,6 @@ class Release:
             LabelLeakError: a column gives the true label away.
         """
 
-        self.name = self.name or table.name
         label = _label_column(head, table, _num_classes(head))
         if label is not None:
             self.label = self.label or label
@@ -67,6 +66,7 @@ class Release:
         if self.ledger.size - first == rows:
             self.places[table.name] = (first, rows)
         if sample.size:
+            self.name = self.name or table.name
             self._refuse_columns_beside(table, sample.table(), label)
 
     def _refuse_true_labels(self, table: RowTable, batch: pa.Table, label: str | None) -> None:

@@ -30,7 +30,6 @@ from tests.hub.fake_hub import FakeHub
 
 SECRET = hashlib.sha256(b"a key for the whole path").hexdigest()
 os.environ["HF_EXT_WHOLE_PATH_KEY"] = SECRET
-KEY = KeyRef(env="HF_EXT_WHOLE_PATH_KEY")
 N = 1200
 ONE_IN_A_MILLION = 4.75  # standard errors
 
@@ -50,7 +49,7 @@ def stripped(rows: Dataset) -> Dataset:
 
 def detours(true: Dataset, mechanism: RandomizedResponse, k: int) -> Iterator[tuple[str, Callable[[], Dataset]]]:
     """What users do before they push, each as a function that gives rows or is refused."""
-    epsilon = mechanism.epsilon
+    epsilon, key = mechanism.epsilon, mechanism.key
     noisy = privatize(true, mechanism)
     yield "plain", lambda: noisy
     yield "again on lost ledgers", lambda: privatize(stripped(noisy), mechanism)
@@ -63,9 +62,9 @@ def detours(true: Dataset, mechanism: RandomizedResponse, k: int) -> Iterator[tu
     yield "in pieces", lambda: concatenate_datasets([privatize(true.select(half), mechanism) for half in halves])
     yield "a second file", lambda: privatize(true.shuffle(seed=3).select(range(N // 2)), mechanism)
     yield "true beside noisy", lambda: concatenate_datasets([noisy, true.select(range(50))])
-    again = RandomizedResponse(epsilon / 2, k, KEY, compose=True, salt="second")
+    again = RandomizedResponse(epsilon / 2, k, key, compose=True, salt="second")
     yield "a second epsilon", lambda: privatize(carry_ledger(true, noisy), again)
-    other = RandomizedResponse(epsilon, k, KEY, salt="third")
+    other = RandomizedResponse(epsilon, k, key, salt="third")
     yield "a second salt", lambda: privatize(true, other)
     yield "a second salt, twice", lambda: privatize(stripped(privatize(true, other)), other)
 
@@ -116,7 +115,13 @@ def test_no_guess_from_all_that_is_published_beats_the_stated_channels(
         true = true.add_column("prior", [prior.tolist()] * N)
     truth = dict(zip(true["id"], true["label"], strict=True))
     settings = {"prior_column": "prior"} if shares == "prior" else {}
-    mechanism = RandomizedResponse(epsilon, k, KEY, **settings)
+    if shares == "uneven":  # beside a key's file a record holds what was released, and refuses more detours
+        (tmp_path / "labels.key").write_text(SECRET)
+        (tmp_path / "labels.key").chmod(0o600)
+        key = KeyRef(file=str(tmp_path / "labels.key"))
+    else:
+        key = KeyRef(env="HF_EXT_WHOLE_PATH_KEY")
+    mechanism = RandomizedResponse(epsilon, k, key, **settings)
     repositories, refused = [], set()
     for i, (name, make) in enumerate(detours(true, mechanism, k)):
         try:
@@ -125,6 +130,7 @@ def test_no_guess_from_all_that_is_published_beats_the_stated_channels(
         except (PrivacyBudgetError, LabelLeakError):
             refused.add(name)
     assert {"on its own ledger", "true beside noisy"} <= refused
+    assert ("a second salt" in refused) == (shares == "uneven")
     assert not {"plain", "a second epsilon"} & refused
 
     releases, texts = published(hub, repositories, tmp_path / "got")

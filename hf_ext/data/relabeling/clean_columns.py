@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -39,7 +39,11 @@ NOISE_NAME = re.compile(
     r"correct|right|wrong|clean|true|corrupted|mislabell?ed)(_?labels?)?"
 )
 LINE = 0.9  # of the way from an unrelated column to the true label, by pairs
-DOUBT = 2.0  # standard errors that a column may fall short and still be the true label
+DOUBT = 2.5  # standard errors that a column may fall short and still be the true label
+NEVER_BELOW = 0.6  # of the way, however few the rows: below are features
+BINNED_LINE = 0.75  # bins of a number's ranks go over the borders of classes
+MANY_CLASSES = 8  # so many values, and just as many as there are classes, are no chance
+FEW_COPIES = 16  # rows
 PAIRS_SURE, SPELT_SURE = 5.0, 4.0  # standard errors above chance
 ONE_IN_A_MILLION = 1e-6
 Where = Literal["beside", "elsewhere", "in order"]
@@ -103,12 +107,15 @@ class Measure:
     sure: float
     line: float
     made_from_noisy: bool = False
+    has_classes: bool = False  # as many values as there are classes, and many: only evidence against it lets it pass
 
     @property
     def true(self) -> bool:
         """The column goes with the noisy label as the true one would."""
-        enough = self.above_chance >= self.sure and self.place >= min(self.line, 1 - DOUBT * self.error)
-        return enough and not self.made_from_noisy
+        if self.made_from_noisy:
+            return False
+        line = max(min(self.line, 1 - DOUBT * self.error), NEVER_BELOW)
+        return (self.above_chance >= self.sure and self.place >= line) or (self.has_classes and not self.never)
 
     @property
     def never(self) -> bool:
@@ -156,8 +163,8 @@ def find_clean_columns(
             if how is not None:
                 leaks[column] = Leak(column, how if path == column else f"{how} ({path})", excerpt)
                 break
-            codes = _few_values(view) if noisy is not None else None
-            if codes is not None and len(few) < JOINT_COLUMNS:
+            codes = _few_values(view) if noisy is not None and len(few) < JOINT_COLUMNS else None
+            if codes is not None and noisy is not None and not any(m.place > 0.5 for m in _pairs(codes, noisy, "")):
                 few[path] = (column, codes)
     if noisy is not None:
         for leak in _jointly({path: entry for path, entry in few.items() if entry[0] not in leaks}, noisy):
@@ -178,8 +185,9 @@ def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | Non
     if not values:
         return None
     spelt = classes_spelt(values, labels)
-    if spelt is not None and (spelt == labels.classes).all() and labels.cannot_all_be_true(len(values)):
-        return None  # a copy of the noisy label
+    equal = spelt is not None and bool((spelt == labels.classes).all())
+    if (equal and labels.cannot_all_be_true(len(values))) or (where == "beside" and _copies(values, labels)):
+        return None  # a copy of the noisy label, which says nothing that does not stand beside it
     if where == "elsewhere" and label is not None and name == label.casefold():
         return "it is called as the noisy label is, and is no copy of it"
     if where != "in order" and NOISE_NAME.fullmatch(name) and _marks_the_noise(values, labels):
@@ -202,18 +210,27 @@ def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | Non
 
 def _measures(values: list[Any], noisy: NoisyLabels, spelt: NDArray[np.int64] | None) -> Iterator[Measure]:
     """How closely values, or what can be made of them, go with the labels."""
+    other_numbers = False
     if spelt is not None:
         measure = _spelling(spelt, noisy, "spells the label's class")
+        other_numbers = measure is not None and measure.never
         if measure is not None:
             yield measure
             if measure.above_chance >= SPELT_SURE:
                 return  # pairs would say the same, less precisely
     keys = [comparable(value) for value in values]
     codes = _codes(keys)
-    yield from _pairs(codes, noisy, "determines the label")
+    shaped = (
+        not other_numbers
+        and codes.max() + 1 == noisy.num_classes >= MANY_CLASSES
+        and len(values) >= 2 * noisy.num_classes
+    )
+    yield from (replace(measure, has_classes=shaped) for measure in _pairs(codes, noisy, "determines the label"))
     numeric = all(isinstance(value, int | float) for value in values)
     if numeric and codes.max() >= len(values) / 4:
-        yield from _pairs(_bins(values, noisy.num_classes), noisy, "determines the label by its size", binned=True)
+        for bins in (16, 4):  # a class: finer ones are purer, coarser ones hold more pairs
+            ranks = _bins(values, bins * noisy.num_classes)
+            yield from _pairs(ranks, noisy, "determines the label by its size", binned=True)
     if all(isinstance(value, str | int) for value in values):
         yield from _in_words([str(value) for value in values], noisy)
 
@@ -290,7 +307,7 @@ def _pairs(codes: NDArray[np.int64], noisy: NoisyLabels, text: str, binned: bool
     )
     closer_than_true = place > 1 + 5 * error and not noisy.has_prior
     made_from_noisy = closer_than_true and (binned or _same_relation(codes, noisy))
-    yield Measure(place, error, above, how, PAIRS_SURE, LINE, made_from_noisy)
+    yield Measure(place, error, above, how, PAIRS_SURE, BINNED_LINE if binned else LINE, made_from_noisy)
 
 
 def _same_relation(codes: NDArray[np.int64], noisy: NoisyLabels) -> bool:
@@ -304,8 +321,7 @@ def _copies(values: list[Any], noisy: NoisyLabels) -> bool:
     """Whether the values are the noisy labels under other names, one for one."""
     codes = _codes([comparable(value) for value in values])
     pairs = len(np.unique(codes * (int(noisy.classes.max()) + 1) + noisy.classes))
-    one_for_one = pairs == int(codes.max()) + 1 == len(np.unique(noisy.classes))
-    return one_for_one and noisy.cannot_all_be_true(len(values) - pairs)
+    return bool(pairs == int(codes.max()) + 1 == len(np.unique(noisy.classes))) and len(values) >= pairs + FEW_COPIES
 
 
 def _marks_the_noise(values: list[Any], noisy: NoisyLabels) -> bool:
@@ -382,10 +398,10 @@ def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
-def _bins(values: list[Any], num_classes: int) -> NDArray[np.int64]:
-    """Ranks in at most 16 bins a class, of 8 rows at least."""
+def _bins(values: list[Any], most: int) -> NDArray[np.int64]:
+    """Ranks in at most so many bins, of 8 rows at least."""
     order = np.argsort(np.nan_to_num(np.asarray(values, dtype=np.float64)), kind="stable")
-    bins = max(1, min(16 * num_classes, len(values) // LARGE_BIN))
+    bins = max(1, min(most, len(values) // LARGE_BIN))
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[order] = np.arange(len(values)) * bins // len(values)
     return ranks
