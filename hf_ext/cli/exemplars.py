@@ -55,9 +55,9 @@ def run_exemplars(options: argparse.Namespace) -> int:
     """
     if options.output is None and not options.query:
         raise ValueError("nothing to do: give --output to write the pool, --query to look into it, or both")
-    from hf_ext.data.exemplars.files import CONFIG
+    from hf_ext.data.exemplars.files import CONFIG, FILES
 
-    with nullcontext() if options.output is None else store_output(options, (CONFIG,), "a pool"):
+    with nullcontext() if options.output is None else store_output(options, (CONFIG,), "a pool", FILES):
         return _exemplars(options)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.options import option
+from hf_ext.guards.runs import claimed_file, claimed_folder, is_lock
 
 ROWS = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.
@@ -49,16 +51,19 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
     else:
         _refuse_folder(options, "output", _SAVED_DATASET, "a dataset that save_to_disk wrote")
     with ExitStack() as claims:
-        claims.enter_context(_held(output))
+        claims.enter_context(claimed_file(output))
         if getattr(options, "report", None) is not None:
             _refuse_what_is_read(options, "report")
             if _same(Path(options.report), output):
                 raise ValueError(f"--report {options.report!r} is the --output itself; name another")
             if report is None:
                 _refuse_file(options, "report")
-                claims.enter_context(_held(Path(options.report)))
+                claims.enter_context(claimed_file(Path(options.report)))
             else:
                 _refuse_files_in(options, "report", report)
+                claims.callback(_remove_if_empty, Path(options.report))
+                for name in report:
+                    claims.enter_context(claimed_file(Path(options.report) / name))
         yield output
 
 
@@ -75,33 +80,34 @@ def file_output(options: argparse.Namespace, name: str = "output") -> Iterator[P
     path = Path(getattr(options, name))
     _refuse_what_is_read(options, name)
     _refuse_file(options, name)
-    with _held(path):
+    with claimed_file(path):
         yield path
 
 
 @contextmanager
-def store_output(options: argparse.Namespace, marks: Sequence[str], what: str) -> Iterator[Path]:
+def store_output(
+    options: argparse.Namespace, marks: Sequence[str], what: str, files: Sequence[str] = ()
+) -> Iterator[Path]:
     """
     The folder of `--output`: new, empty, or with `--overwrite` one that holds all of `marks`; held for this process.
+
+    Hidden files and those that match `files` may be what a killed process left before its marks: they count as none.
 
     Raises:
         ValueError: something else is there, or it is a place that is read.
         InUseError: another process writes there.
         NotWritableError: it cannot be written.
     """
-    from hf_ext.guards.runs import claimed_folder
-
     folder = Path(options.output)
     _refuse_what_is_read(options, "output")
-    _refuse_folder(options, "output", marks, what)
+    _refuse_folder(options, "output", marks, what, files)
     with claimed_folder(folder):
         yield folder
 
 
-def _held(path: Path) -> Any:
-    from hf_ext.guards.runs import claimed_file
-
-    return claimed_file(path)
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 # --- what may not be there -------------------------------------------------------------------------------------------
@@ -152,22 +158,30 @@ def _refuse_file(options: argparse.Namespace, name: str) -> None:
         raise ValueError(f"--{name} {str(path)!r} is there already; name another, or pass --overwrite to replace it")
 
 
-def _refuse_folder(options: argparse.Namespace, name: str, marks: Sequence[str], what: str) -> None:
-    from hf_ext.guards.runs import is_lock
-
+def _refuse_folder(
+    options: argparse.Namespace, name: str, marks: Sequence[str], what: str, files: Sequence[str] = ()
+) -> None:
     path = Path(getattr(options, name))
     if path.exists() and not path.is_dir():
         raise ValueError(f"--{name} {str(path)!r} is a file, and a folder is to be written; name another")
     if path.is_symlink():
         raise ValueError(f"--{name} {str(path)!r} is a link; name the folder itself, or another")
-    if not path.is_dir() or all(is_lock(inner.name) for inner in path.iterdir()):
+    if not path.is_dir():
         return
-    if not all((path / mark).is_file() for mark in marks):
+    is_marked = all((path / mark).is_file() for mark in marks)
+    if not is_marked and all(_is_leftover(inner.name, files) for inner in path.iterdir()):
+        return
+    if not is_marked:
         raise ValueError(f"--{name} {str(path)!r} is a folder with something in it; name another")
     if not options.overwrite:
         raise ValueError(
             f"--{name} {str(path)!r} holds {what} already; name another, or pass --overwrite to replace it"
         )
+
+
+def _is_leftover(name: str, files: Sequence[str]) -> bool:
+    is_ours = is_lock(name) or (name.startswith(".") and name.endswith(".tmp"))
+    return is_ours or any(fnmatch(name, pattern) for pattern in files)
 
 
 def _refuse_files_in(options: argparse.Namespace, name: str, names: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     missing = [name for name in ("dataset", "output") if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing: name it on the command line or in --config")
-    with rows_output(options, report=("pruning.json", "pruning.md")) as output:
+    with rows_output(options, report=("pruning.json", "pruning.md", "pruning.svg", "pruning.png")) as output:
         return _prune(options, output)
 
 

@@ -23,7 +23,7 @@ from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mo
 from hf_ext.data.slots import can_refill
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.inside import read_json
-from hf_ext.guards.runs import InUseError, claimed_folder
+from hf_ext.guards.runs import InUseError, claimed_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -262,6 +262,8 @@ def _claimed(folder: Path) -> Iterator[None]:
         if rank == 0:
             try:
                 claim.enter_context(claimed_folder(folder, then="or pass another output_dir"))
+                for pattern in ("shard-*", MANIFEST):
+                    remove_leftovers(folder, pattern)
             except (InUseError, OSError) as error:
                 refusal = error
         for entry in _gathered(refusal, world):

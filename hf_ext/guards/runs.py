@@ -88,9 +88,14 @@ def claimed_file(
     """
     path = Path(path)
     with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, then):
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        remove_leftovers(path.parent, glob.escape(path.name))
         yield
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left of writing files of that name; who calls holds the claim to write them."""
+    for leftover in folder.glob(f".{pattern}.*.tmp"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from hf_ext.data.exemplars.retrievers import (
 from hf_ext.data.exemplars.text import WordSplitter
 from hf_ext.guards.disk import parquet_sink, replacing, write_whole, writing
 from hf_ext.guards.inside import file_in, read_json
-from hf_ext.guards.runs import claimed_folder
+from hf_ext.guards.runs import claimed_folder, remove_leftovers
 from hf_ext.guards.unpacked import text_batches
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG = "rare_config.json"
+FILES = ("exemplars-*.parquet", "embeddings-*.safetensors")
 FORMAT_VERSION = 1
 OWN_KEYS = ("format_version", "store")
 LIBRARIES = ("hf-ext", "bm25s", "pyarrow")
@@ -95,10 +96,12 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    for pattern in ("exemplars-*.parquet", "embeddings-*.safetensors"):
+    for pattern in FILES:
         for path in folder.glob(pattern):
             if path.name not in kept:
                 path.unlink()
+    for pattern in ("exemplars-*", "embeddings*", CONFIG):
+        remove_leftovers(folder, pattern)
 
 
 def _write_rows(table: pa.Table, path: Path) -> None:
@@ -109,7 +112,7 @@ def _write_rows(table: pa.Table, path: Path) -> None:
 def _write(folder: Path, stem: str, suffix: str, write: Any) -> dict[str, Any]:
     """Write a file under a temporary name, then under one with its hash."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{stem}.{os.getpid()}.unnamed{suffix}"
+    temporary = folder / f".{stem}.{os.getpid()}.unnamed.tmp"
     try:
         write(temporary)
         digest, size = _sha256(temporary), temporary.stat().st_size
