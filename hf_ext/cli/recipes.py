@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from hf_ext.cli.errors import exit_status
+from hf_ext.guards.disk import write_whole, writing
 from hf_ext.recipes.files import ACCELERATE_FOLDER, DATA_FOLDERS, did_you_mean, method_of, package_folder, recipe_names
 
 
@@ -68,8 +69,8 @@ def run_copy(options: argparse.Namespace) -> int:
         destination = destination / path.name
     if destination.exists() and not options.force:
         raise FileExistsError(f"{destination} is there already; --force overwrites it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    destination.write_bytes(path.read_bytes())
+    with writing("the recipe", destination):
+        write_whole(destination, path.read_bytes())
     named = destination.as_posix()
     named = f"./{named}" if named in recipe_names() else named  # else the package's own would be taken
     method, how = method_of(f"{path.parent.name}/{path.name}"), f"--config {named}"
