@@ -216,25 +216,43 @@ def test_the_table_shows_what_is_known(tmp_path):
     assert "| -0.0100 | - |" in line
 
 
+def run_killed(work: Path, *more: str) -> dict:
+    """Where the runs of `run_online` were killed, and their exit statuses."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.recipes.run_online", *more, str(work), *ONLINE, "--max_steps", "4"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((work / "killed.json").read_text())
+
+
+def assert_same_files(whole: Path, cut: Path) -> None:
+    for name in ("model.safetensors", "rounds.md", *(f"round-00{i}/pairs.jsonl" for i in range(2))):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    for number in range(2):
+        assert manifest(whole, number)["results"] == manifest(cut, number)["results"]
+
+
 @pytest.mark.timeout(900)
 def test_killed_again_and_again_it_ends_in_the_same_files(work):
     """SIGKILL in sampling, pairing, training and saving, of either round, changes no byte of the result."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.recipes.run_online", str(work), *ONLINE, "--max_steps", "4"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    killed = json.loads((work / "killed.json").read_text())
+    killed = run_killed(work)
     assert killed["statuses"][:-1] == [-9] * len(killed["places"])
     assert "step" in killed["places"]
     places = [Path(place) for place in killed["places"] if place != "step"]
     rounds = {part for place in places for part in place.relative_to(work / "cut").parts[:1] if "round-" in part}
     assert rounds == {"round-000", "round-001"}
     assert {"answers", "manifest.json", "model"} <= {part for place in places for part in place.parts}
-    for name in ("model.safetensors", "rounds.md", *(f"round-00{i}/pairs.jsonl" for i in range(2))):
-        assert (work / "whole" / name).read_bytes() == (work / "cut" / name).read_bytes(), name
-    for number in range(2):
-        assert manifest(work / "whole", number)["results"] == manifest(work / "cut", number)["results"]
+    assert_same_files(work / "whole", work / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_ten_random_moments_it_ends_in_the_same_files(work):
+    killed = run_killed(work, "--random", "10")
+    assert killed["statuses"] == [-9, 0] * 10
+    print(killed["places"])
+    for number in range(10):
+        assert_same_files(work / "whole", work / f"cut-{number}")
 
 
 @pytest.mark.slow  # tests/recipes/test_training.py starts two processes by the same launcher

@@ -4,10 +4,13 @@ Run the consensus recipe in processes that may be killed, and write what came of
     python -m tests.trainers.run_consensus jobs.json results.json
     torchrun --nproc_per_node 2 -m tests.trainers.run_consensus jobs.json results.json
 
-A job: `id`, `folder`, `changes` (to the config), `rows`, and optionally `kill_at` (the process sends itself SIGKILL
-after that many optimiser steps of the whole run), `kill_in` (in the n-th saving of predictions: half of them written),
-`uneven` (each process gets labels of its own). With one process each job runs in a forked child.
-A result: `exit`, `weights` (SHA-256 of the model's file in `output_dir`), `table` (rounds.md), `steps` (taken here).
+A job: `id`, `folder`, `changes` (to the config), `rows`, and optionally where the process sends itself SIGKILL:
+`kill_at` (after that many optimiser steps of the whole run), `kill_end` (where the n-th training ends, before anything
+is made of it), `kill_moment` (at the n-th moment: a training begins, takes a step or ends, or a file of the run is
+about to take its name), `kill_in` (in the n-th saving of predictions: half of them written). `uneven`: each process
+gets labels of its own. With one process each job runs in a forked child.
+A result: `exit`, `weights` (SHA-256 of the file in `output_dir`), `table` (rounds.md), `steps` (taken here), and
+`moments` (passed here).
 """
 
 from __future__ import annotations
@@ -32,15 +35,40 @@ EPSILON = 1.2
 
 
 class KillAt(TrainerCallback):
-    """The power cut after so many steps, whichever round they belong to."""
+    """The power cut after so many steps, ends of trainings, or moments, whichever round they belong to."""
 
-    def __init__(self, step: int) -> None:
-        self.step, self.taken = step, 0
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.taken, self.ends, self.moments = job, 0, 0, 0
+        for name in ("replace", "rename"):
+            original = getattr(os, name)
+
+            def hooked(source: Any, target: Any, *, original: Any = original, **kwargs: Any) -> None:
+                if str(target).startswith(job["folder"]):
+                    self.moment()
+                original(source, target, **kwargs)
+
+            setattr(os, name, hooked)
+
+    def moment(self) -> None:
+        self.moments += 1
+        self.cut("kill_moment", self.moments)
+
+    def cut(self, name: str, count: int) -> None:
+        if self.job.get(name) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.moment()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.taken += 1
-        if self.taken == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.cut("kill_at", self.taken)
+        self.moment()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends += 1
+        self.cut("kill_end", self.ends)
+        self.moment()
 
 
 def kill_in_saving(number: int) -> None:
@@ -64,7 +92,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         kill_in_saving(job["kill_in"])
     seed = 1 + (int(os.environ.get("RANK", "0")) if job.get("uneven") else 0)
     rows = labelled_rows(job["rows"], 0.3, seed)
-    counter = KillAt(job.get("kill_at", -1))
+    counter = KillAt(job)
     folder = Path(job["folder"])
     try:
         ConsensusRecipe(
@@ -79,7 +107,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         return {"exit": 1, "error": str(error)}
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     table = (folder / "rounds.md").read_text(encoding="utf-8")
-    return {"exit": 0, "weights": digest, "table": table, "steps": counter.taken}
+    return {"exit": 0, "weights": digest, "table": table, "steps": counter.taken, "moments": counter.moments}
 
 
 if __name__ == "__main__":

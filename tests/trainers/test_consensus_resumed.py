@@ -23,12 +23,21 @@ COMMON: dict[str, Any] = {"num_train_epochs": 1, "save_strategy": "steps", "save
 CASES: dict[str, dict[str, Any]] = {
     # first round, then two of retraining
     "rounds": {"mode": "consensus", "budget": "steps", "select_on_noisy_eval": False, "rounds": 2},
+    # the last step of a round is in the middle of an epoch
+    "max_steps": {
+        "mode": "consensus",
+        "budget": "steps",
+        "select_on_noisy_eval": False,
+        "max_steps": 4,
+        "save_steps": 4,
+    },
     # two folds of three strategies, and then the one that was chosen
     "choice": {"mode": "consensus", "selection_folds": 2},
     "cross_fit": {"mode": "full", "select_on_noisy_eval": False, "cross_fit": 2},
 }
 KILLS: dict[str, list[dict[str, Any]]] = {
     "rounds": [{"kill_at": 1}, {"kill_at": 11}, {"kill_in": 2}],
+    "max_steps": [{"kill_end": 1}, {"kill_end": 2}],
     "choice": [{"kill_at": 9}],
     "cross_fit": [{"kill_at": 9}],
 }
@@ -90,11 +99,15 @@ def test_killed_recipe_resumes_in_the_right_round_to_the_same_weights(case: str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
-def test_killed_recipe_resumes_from_nineteen_places(case: str, tmp_path: Path) -> None:
-    steps = {"rounds": 18, "choice": 24, "cross_fit": 17}[case]
-    kills = [{"kill_at": random.Random(seed).randrange(1, steps)} for seed in range(16)]
-    kills += [{"kill_in": n} for n in (1, 2, 3)]
+def test_killed_recipe_resumes_from_ten_random_moments_and_three_half_written_files(case: str, tmp_path: Path) -> None:
+    """A step, beginning or end of a training, a file about to take its name: between rounds and in publishing too."""
+    whole = launch([job_of(case, "whole", tmp_path / "count")], tmp_path / "first")[0]["whole"]
+    rng = random.Random(case)
+    kills: list[dict[str, Any]] = [{"kill_moment": rng.randint(1, whole["moments"])} for _ in range(10)]
+    kills += [{"kill_moment": whole["moments"]}, *({"kill_in": n} for n in (1, 2, 3) if n <= 2 or case != "max_steps")]
+    print(f"{case}: {len(kills)} kills: {kills}")
     assert_resumed(launch(jobs_of(case, kills, tmp_path), tmp_path)[0], case, kills)
 
 
