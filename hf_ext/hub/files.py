@@ -164,7 +164,10 @@ def _reason(name: str, repo_type: str, at_top: bool = False) -> str | None:
 
 def _link_reason(link: Path, root: Path, repo_type: str) -> str | None:
     """A link may point into the folder, at what may go itself; or, from the Hub's cache, at its own blobs."""
-    target = link.resolve()
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # to nothing; in a circle
+        return LINK
     if not target.is_file():
         return LINK
     if root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_unlike", "splits_of", "write_rows_folder"]
 
+logger = logging.getLogger(__name__)
+
+PROBED_ROWS = 100
 SHARD_BYTES = 500 * 1000**2
 CARD = "README.md"
 STAGING = "_data"  # everything is written there first; no push takes it along
@@ -119,6 +124,7 @@ def write_rows_folder(
 
     with claimed_folder(folder, then="or pass folder= another one"):
         _refuse_other_files(folder, report is not None, overwrite_card)
+        _warn_of_paths(splits)
         staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
         clean_up = lambda: shutil.rmtree(staging, ignore_errors=True)  # noqa: E731  named for what it does, twice
@@ -142,6 +148,21 @@ def _write_split(rows: Dataset, folder: Path, name: str) -> None:
     for index in range(shards):
         part = rows.shard(shards, index, contiguous=True)
         write_parquet(part, folder / f"{name}-{index:05d}-of-{shards:05d}.parquet")
+
+
+def _warn_of_paths(splits: Mapping[str, Dataset]) -> None:
+    """Texts are pushed as they are; those that are paths of files here are mostly there by mistake."""
+    for name, rows in splits.items():
+        texts = [column for column, feature in rows.features.items() if getattr(feature, "dtype", "") == "string"]
+        first = rows.with_format(None).select_columns(texts)[:PROBED_ROWS] if texts else {}
+        for column, values in first.items():
+            place = next((text for text in values if text and os.path.isabs(text) and os.path.exists(text)), None)
+            if place is not None:
+                logger.warning(
+                    "Split %r, column %r holds paths of this machine, such as %.80r, which are published with it. "
+                    "Drop it with dataset.remove_columns(%r) unless that is meant.",
+                    name, column, place, [column],
+                )  # fmt: skip
 
 
 def _refuse_other_files(folder: Path, has_report: bool, overwrite_card: bool) -> None:
@@ -169,10 +190,19 @@ def _publish(staging: Path, folder: Path) -> None:
         )
     if not data.exists():
         (staging / "data").rename(data)
-    for path in sorted((staging / "report").glob("*")):
+    for path in sorted(_changed_report(staging / "report", folder / "report")):
         (folder / "report").mkdir(exist_ok=True)
         path.replace(folder / "report" / path.name)
     (staging / CARD).replace(folder / CARD)
+
+
+def _changed_report(new: Path, old: Path) -> list[Path]:
+    """The report's files to replace: none if its numbers are the same, for a plot is never the same bytes twice."""
+    numbers = "pruning.json"
+    paths = list(new.glob("*"))
+    if not paths or not all((old / path.name).is_file() for path in paths):
+        return paths
+    return [] if (new / numbers).read_bytes() == (old / numbers).read_bytes() else paths
 
 
 def _hold_the_same(new: Path, old: Path) -> bool:

@@ -242,6 +242,7 @@ def test_links_out_of_the_folder_and_to_secrets_stay_and_links_inside_go(
                "good.txt": root / "sub" / "real.txt"}  # fmt: skip
     for name, target in targets.items():
         (root / name).symlink_to(target)
+    (root / "circle").symlink_to(root / "circle")
     assert set(files_to_push(root, repo_type="dataset")) == {"config.json", "sub/real.txt", "good.txt"}
     said = caplog.text
     assert all(name in said for name in ("out.txt", "folder/", "nothing", "up/", ".env", "plain.txt"))

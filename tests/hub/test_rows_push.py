@@ -29,6 +29,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image as Picture
 
 from hf_ext.data.context_free import generate_context_free
+from hf_ext.data.pruning import prune
 from hf_ext.hub.push import PushError, push_dataset
 from tests.hub.fake_hub import FOR_EVER, FakeHub
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -341,6 +342,27 @@ def test_few_rows_chosen_from_many_are_written_into_files_that_all_hold_rows(
     push_dataset(rows(3), "me/three", folder=tmp_path / "three")
     parts = [content for name, content in hub.files("me/three", "dataset").items() if name != "README.md"]
     assert [pq.read_table(io.BytesIO(part)).num_rows for part in parts] == [1, 1, 1]
+
+
+def test_the_same_call_with_a_report_makes_one_commit(hub: FakeHub, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32).tolist()
+    source = Dataset.from_dict({"embedding": vectors, "text": [f"row {i}" for i in range(40)]})
+    kept, report = prune(source, 8, return_report=True, show_progress=False)
+    for _ in range(2):
+        push_dataset(kept, "me/kept", folder=tmp_path / "kept", report=report)
+    assert len(hub.titles("me/kept", "dataset")) == 1
+    with pytest.raises(FileExistsError, match=r"report/pruning\.json"):  # it would be pushed along
+        push_dataset(kept, "me/kept", folder=tmp_path / "kept")
+
+
+def test_a_column_of_paths_of_this_machine_is_warned_of(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.flac").touch()
+    columns = {"file": [None, str(tmp_path / "a.flac")], "text": ["/no/such/file", "a"], "x": [1, 2]}
+    push_dataset(Dataset.from_dict(columns), "me/rows", folder=tmp_path / "rows")
+    assert "column 'file' holds paths of this machine" in caplog.text
+    assert "column 'text'" not in caplog.text
 
 
 # --- pictures and sound ----------------------------------------------------------------------------------------------
