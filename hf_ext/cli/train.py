@@ -84,9 +84,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_config(arguments: Sequence[str]) -> None:
     """Refuse a file that is no YAML now, and not after the seconds that the recipe's imports take."""
+    from hf_ext.cli.schema import ENVIRONMENT, problem_of
+
     _, name = take_config(arguments)
-    if name is not None:
-        read_settings(name)
+    if name is None:
+        return
+    path, settings = read_settings(name)
+    problem = problem_of(settings.get("env", {}), ENVIRONMENT)
+    if problem:
+        raise ValueError(f"{path}: env: {problem}")
 
 
 def _print_schema(module: str, title: str) -> int:

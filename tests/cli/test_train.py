@@ -140,6 +140,9 @@ def test_a_broken_config_is_said_before_the_recipe_is_imported(tmp_path, monkeyp
     for flag in (["--config", str(tmp_path / "c.yaml")], [f"--config={tmp_path / 'c.yaml'}"]):
         assert main(["train", "flow", *flag]) == 2
         assert "'tau' is given twice" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("env: {A: [1]}\n")
+    assert main(["train", "flow", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "env: A: expected string or number or boolean" in capsys.readouterr().err
 
 
 def test_a_config_for_the_cpu_starts_torchrun_even_where_there_are_accelerators(tmp_path):
