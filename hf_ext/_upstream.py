@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -125,8 +126,17 @@ class Seam(Trainer):
 
     - `push_checkpoint(checkpoint)`: the push of a checkpoint's folder while training goes on;
     - `add_ratio`, `add_metric`: metrics that join the host's next log line;
-    - saved arguments are JSON, not a pickle.
+    - saved arguments are JSON, not a pickle;
+    - where nothing else holds its models they go with the trainer, at once.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        models: list[Any] = [self.model, getattr(self, "ref_model", None)]
+        for model in models:
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            if base is not None:
+                release_with(self, base)
 
     def push_checkpoint(self, checkpoint: str) -> None:
         """Push the folder of a checkpoint that was just saved; the default is the stock push, pickles and all."""
@@ -317,6 +327,28 @@ def fused_lm_head(model: Any) -> Iterator[None]:
             del base.forward
         else:
             base.forward = before
+
+
+def release_with(trainer: Trainer, model: Any) -> None:
+    """
+    Give `model` its own forward back when `trainer` is dropped.
+
+    The fused head that TRL puts on it is a method, kept in the model itself (trl 1.16): a cycle, so that model and
+    gradients stay in memory until the garbage collector comes by.
+    """
+    function = getattr(vars(model).get("forward"), "__func__", None)
+    code: Any = getattr(function, "__code__", None)
+    if function is None or "original_forward" not in getattr(code, "co_freevars", ()):
+        return
+    original = function.__closure__[code.co_freevars.index("original_forward")].cell_contents
+    if getattr(original, "__func__", None) is type(model).forward:  # else another trainer's head lies below
+        weakref.finalize(trainer, _restore_forward, weakref.ref(model), weakref.ref(function)).atexit = False
+
+
+def _restore_forward(model: weakref.ref[Any], function: weakref.ref[Any]) -> None:
+    alive = model()
+    if alive is not None and getattr(vars(alive).get("forward"), "__func__", None) is function():
+        del alive.forward
 
 
 __all__ = [

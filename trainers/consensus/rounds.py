@@ -133,7 +133,7 @@ class Rounds:
         shared.state.wait_for_everyone()
         if not self.keep and shared.state.is_main_process:
             shutil.rmtree(place.folder / "train", ignore_errors=True)
-        self.trainer = fitted.trainer
+        self.trainer = fitted.trainer if self.keep else None  # one model a fold would stay in memory
         self._log(report)
         return report
 

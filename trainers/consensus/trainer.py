@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -106,7 +107,7 @@ class _Loss:
     """`compute_loss_func` of [`NoisyLabels`]: the logits through the channel of each row."""
 
     def __init__(self, trainer: NoisyLabels, channel: RRChannel | Mapping[str, RRChannel] | None) -> None:
-        self.trainer, self.channel = trainer, channel
+        self._trainer, self.channel = weakref.ref(trainer), channel  # the trainer holds its loss
         self.carried: dict[str, Tensor] = {}
         self.names: tuple[str, ...] = ()
         self.matrices: Tensor | None = None
@@ -115,6 +116,12 @@ class _Loss:
                 raise ValueError("channel is an empty mapping: name at least one channel, as label_dp_channel does.")
             self.names = tuple(sorted(channel))
             self.matrices = torch.stack([torch.as_tensor(channel[name].matrix()) for name in self.names])
+
+    @property
+    def trainer(self) -> NoisyLabels:
+        trainer = self._trainer()
+        assert trainer is not None, "a loss is computed by a living trainer"
+        return trainer
 
     def take(self, carried: dict[str, Tensor]) -> None:
         """Columns of the batch whose loss comes next."""
