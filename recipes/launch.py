@@ -18,7 +18,7 @@ from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
-from hf_ext.recipes.loading import check_model_name, first_rows, load_splits, pick_split
+from hf_ext.recipes.loading import check_files, check_model_name, first_rows, load_splits, pick_split
 from hf_ext.recipes.parser import RecipeParser
 
 NOT_PUSHED = 3
@@ -260,6 +260,11 @@ def load_train_and_eval(
 
     name = script_args.dataset_name or "datasets"
     if dataset_args.datasets:
+        for part in dataset_args.datasets:
+            files = part.data_files or []
+            files = [files] if isinstance(files, str) else files.values() if isinstance(files, dict) else files
+            for path in (part.path, *(file for file in files if isinstance(file, str))):
+                check_files(Path(path), part.name, part.data_dir)
         splits = get_dataset(dataset_args)
     else:
         splits = load_splits(

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from hf_ext.guards.inside import file_in, read_json, require_inside, require_links_inside, require_path_inside
+from hf_ext.guards.models import first_line, loading_model
+from hf_ext.guards.unpacked import require_modest, require_shallow
+
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
@@ -46,9 +50,10 @@ def load_splits(
 
     path = Path(name)
     kind = file_format(name)
-    if kind is not None and not path.is_file():
+    if kind is not None and not path.exists():
         raise ValueError(f"dataset {name!r}: there is no such file")
     try:
+        check_files(path, config, data_dir)
         if kind is not None:
             return load_dataset(kind, data_files={"train": str(path)}, streaming=streaming)
         if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
@@ -63,7 +68,51 @@ def load_splits(
     except Exception as error:  # readers raise what they like: BadZipFile, ArrowInvalid, EOFError, no connection...
         # what went wrong while rows were read is behind a DatasetGenerationError that does not say it
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"dataset {name!r} cannot be loaded: {_first_line(cause)}") from error
+        raise ValueError(f"dataset {name!r} cannot be loaded: {first_line(cause)}") from error
+
+
+def check_files(path: Path, config: str | None, data_dir: str | None) -> None:
+    """Refuse, by its name, a local file that lies outside of the folder given, is none, or would fill the memory."""
+    if path.is_dir():
+        for marker in ("state.json", "dataset_dict.json"):
+            if (path / marker).exists():
+                _check_saved(path, path, marker)
+                return
+        require_links_inside(path)
+        from datasets import load_dataset_builder
+
+        data_files = load_dataset_builder(str(path), name=config, data_dir=data_dir).config.data_files or {}
+        for file in {str(file) for files in data_files.values() for file in files}:
+            if "://" not in file:
+                require_inside(file, path)
+                _check_file(Path(file))
+    elif file_format(path.name) is not None:
+        _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    require_modest(path)
+    if file_format(path.name) == "json":
+        require_shallow(path)
+
+
+def _check_saved(path: Path, root: Path, marker: str) -> None:
+    """What `save_to_disk` wrote: its lists of splits and of files name nothing outside of it."""
+    values = read_json(file_in(root, str((path / marker).relative_to(root)), root), what=f"a {marker} of datasets")
+    if marker == "dataset_dict.json":
+        names = values.get("splits")
+        for split in names if isinstance(names, list) else [names]:
+            require_path_inside(split, path / marker)
+            _check_saved(path / split, root, "state.json")
+        return
+    files = values.get("_data_files")
+    for file in files if isinstance(files, list) else [files]:
+        name = file.get("filename") if isinstance(file, dict) else file
+        require_path_inside(name, path / marker)
+        file_in(root, str((path / str(name)).relative_to(root)), path / marker)
+    for other in (f"{marker}", "dataset_info.json"):
+        if (path / other).exists():
+            read_json(path / other, what=f"a {other} of datasets")
 
 
 def load_rows(
@@ -181,22 +230,18 @@ def first_rows(dataset: AnyDataset, count: int | None) -> AnyDataset:
 
 def check_model_name(name: str | None, revision: str | None = None, trust_remote_code: bool = False) -> str:
     """
-    Check that a model's config can be read, before anything long starts.
+    Check that a model's config can be read, and the tokenizer of a folder, before anything long starts.
 
     Raises:
         ValueError: it cannot; the message has the name and the reason in a line.
     """
     if not name:
         raise ValueError("no model given: pass --model_name_or_path, a folder or the name of a Hub model")
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    try:
+    with loading_model(name):
         AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if any((Path(name) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        with loading_model(name, "tokenizer"):
+            AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     return name
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
+from hf_ext.guards.models import loading_model
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded
 from hf_ext.recipes.loading import load_rows, rename_columns
 
@@ -126,11 +127,12 @@ def load_original(training_args: Any, model_args: ModelConfig) -> PreTrainedMode
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
 
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        **{"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs},
-        quantization_config=get_quantization_config(model_args),
-    )
+    with loading_model(model_args.model_name_or_path):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path,
+            **{"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs},
+            quantization_config=get_quantization_config(model_args),
+        )
     return model.to(training_args.device)
 
 
@@ -155,11 +157,12 @@ def sample_context_free_rows(
         return
     if training_args.context_free_path is None:
         training_args.context_free_path = str(Path(training_args.output_dir) / "context_free")
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        trust_remote_code=training_args.trust_remote_code,
-    )
+    with loading_model(model_args.model_name_or_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            trust_remote_code=training_args.trust_remote_code,
+        )
     hf_ext.generate_context_free(
         load_original(training_args, model_args),
         tokenizer,

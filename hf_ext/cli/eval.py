@@ -148,11 +148,15 @@ def _policy(options: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError(f'{options.model!r} is a PEFT adapter; run: pip install "hf-ext[peft]"') from error
     from transformers import AutoTokenizer
 
-    base = PeftConfig.from_pretrained(options.model).base_model_name_or_path
+    from hf_ext.guards.models import loading_model
+
+    with loading_model(options.model, "adapter"):
+        base = PeftConfig.from_pretrained(options.model).base_model_name_or_path
     model, tokenizer = model_and_tokenizer(base, options.dtype, options.device)
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-    return PeftModel.from_pretrained(model, options.model), tokenizer
+    with loading_model(options.model, "adapter"):
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+        return PeftModel.from_pretrained(model, options.model), tokenizer
 
 
 def run_forgetting(options: argparse.Namespace) -> int:

@@ -72,6 +72,7 @@ def model_and_tokenizer(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from hf_ext.guards.models import loading_model
     from hf_ext.recipes.loading import check_model_name
 
     check_model_name(name, revision)
@@ -81,11 +82,10 @@ def model_and_tokenizer(
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-    except OSError as error:
-        raise ValueError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    with loading_model(name):
+        # Said aloud: without it transformers asks on a terminal whether to run code that came with the model.
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, trust_remote_code=False)
     return model.to(where), tokenizer
 
 

@@ -22,7 +22,7 @@ from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
 from hf_ext.guards.disk import write_whole, writing
-from hf_ext.guards.inside import read_json
+from hf_ext.guards.inside import file_in, read_json
 from hf_ext.guards.runs import InUseError, claimed_folder, remove_leftovers
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ContextFreeStore:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        if not (Path(self.path) / MANIFEST).is_file():
+        if not (Path(self.path) / MANIFEST).exists():
             raise FileNotFoundError(
                 f"{self.path} is no context-free store: it has no {MANIFEST}. "
                 "Make one with generate_context_free(model, tokenizer, num_tokens, output_dir=...)."
@@ -95,6 +95,8 @@ class ContextFreeStore:
                 f"The store {self.path} has format revision {revision!r}; this version reads {READABLE}. "
                 "Generate it again into another folder."
             )
+        if not _is_manifest(self.manifest):
+            raise ValueError(f"{Path(self.path) / MANIFEST} is not a manifest that generate_context_free wrote.")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -115,8 +117,16 @@ class ContextFreeStore:
                 "tokens. Run the same generate_context_free call again; it continues after the last whole shard."
             )
         _check_shards(Path(self.path), manifest["shards"])
-        files = [str(Path(self.path) / shard["file"]) for shard in manifest["shards"]]
-        return concatenate_datasets([Dataset.from_file(file) for file in files])
+        return concatenate_datasets([self._rows(Path(self.path) / shard["file"]) for shard in manifest["shards"]])
+
+    def _rows(self, file: Path) -> Dataset:
+        try:
+            rows = Dataset.from_file(str(file))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{file} holds no context-free rows: {str(error).splitlines()[0]}.") from error
+        if not rows.data.schema.remove_metadata().equals(SCHEMA):
+            raise ValueError(f"{file} holds other columns than context-free rows have: {rows.column_names}.")
+        return rows
 
     def check_model(self, model: nn.Module) -> None:
         """
@@ -401,10 +411,15 @@ def _open_manifest(folder: Path, settings: dict[str, Any], rows_per_shard: int, 
 
 def _check_shards(folder: Path, shards: list[dict[str, Any]]) -> None:
     for shard in shards:
-        file = folder / shard["file"]
-        if not file.is_file():
+        try:
+            file = file_in(folder, shard["file"], folder / MANIFEST)
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except FileNotFoundError:
+            digest = None
+        if digest is None:
             problem = "is missing"
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != shard["sha256"]:
+        elif digest != shard["sha256"]:
             problem = f"is damaged ({file.stat().st_size:,} bytes with another hash than the manifest's)"
         else:
             continue
@@ -412,6 +427,15 @@ def _check_shards(folder: Path, shards: list[dict[str, Any]]) -> None:
             f"{shard['file']} of the store {folder} {problem}. Restore the file, or delete the folder and run "
             "generate_context_free again: the same call samples the same rows."
         )
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    """Whether what is read of a manifest has the types it was written with."""
+    kinds = {"complete": bool, "shards": list, "model_hash": str, "tokenizer_hash": str, "dtype": str}
+    return all(isinstance(manifest.get(name), kind) for name, kind in kinds.items()) and all(
+        isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("sha256"), str)
+        for shard in manifest["shards"]
+    )
 
 
 def _write_shard(folder: Path, number: int, table: pa.Table) -> dict[str, Any]:

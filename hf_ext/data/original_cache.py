@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hf_ext.guards.disk import replacing, writing
+from hf_ext.guards.inside import require_file
 
 REVISION = "1"  # changes whenever the scores would
 
@@ -64,12 +65,13 @@ def load_scores(path: Path) -> Scores:
         ValueError: the file is damaged; it says to delete it, since scores can be computed again before training.
     """
     try:
-        tensors = load_file(path)
+        tensors = load_file(require_file(path))
         ends = np.cumsum(tensors["documents"])
         sums, counts = tensors["nll_sum"], tensors["num_tokens"]
-        if not (len(sums) == len(counts) == tensors["documents"].sum() and np.isfinite(sums).all()):
+        whole = sums.shape == counts.shape == (tensors["documents"].sum(),) and (tensors["documents"] >= 0).all()
+        if not (whole and np.isfinite(sums).all()):
             raise ValueError("its parts do not go together")
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(
             f"The losses under the original model in {path} are damaged ({error}). Delete the file and start from the "
             "original model; the scores are then computed again."

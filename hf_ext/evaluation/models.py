@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hf_ext.guards.models import loading_model
+
 __all__ = ["Model", "check_adapters_off", "free_memory", "loaded", "ready"]
 
 Model = Any  # a PreTrainedModel or PeftModel
@@ -63,7 +65,8 @@ def loaded(model: Model | str | Path, like: Any) -> Model:
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     else:
         device = like.get_input_embeddings().weight.device
-    return AutoModelForCausalLM.from_pretrained(model).to(device)
+    with loading_model(model):
+        return AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False).to(device)
 
 
 def free_memory() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class LikelihoodReport:
     @classmethod
     def load(cls, folder: str | Path) -> LikelihoodReport:
         """The report that `save` wrote into `folder`, without its rows."""
-        return cls.from_dict(json.loads((Path(folder) / "preference.json").read_text(encoding="utf-8")))
+        return read_as(Path(folder) / "preference.json", cls.from_dict, "a report that hf-ext wrote")
 
     def __str__(self) -> str:
         """The report as a Markdown table."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import escape
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class ForgettingReport:
     @classmethod
     def load(cls, folder: str | Path) -> ForgettingReport:
         """The report that `save` wrote into `folder`."""
-        return cls.from_dict(json.loads((Path(folder) / "forgetting.json").read_text(encoding="utf-8")))
+        return read_as(Path(folder) / "forgetting.json", cls.from_dict, "a report that hf-ext wrote")
 
     def to_markdown(self) -> str:
         """The report as a Markdown table, one row an arm, the original model first; units in the header."""

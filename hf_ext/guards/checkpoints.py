@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.guards.disk import flush, flush_folder, write_whole
+from hf_ext.guards.inside import require_file, require_inside, require_path_inside
+from hf_ext.guards.torch_files import torch_file_problem
 
 MANIFEST = "hf_ext_checkpoint.json"
 """File that makes a folder a whole checkpoint: size and CRC-32 of every other file. It is written last."""
@@ -22,6 +24,7 @@ FORMAT_REVISION = 1
 CHUNK = 8 * 1024**2
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
+NEVER_LOADED = ("training_args.bin",)  # a pickle that transformers writes for people; nothing reads it back
 
 
 class DamagedCheckpointError(ValueError):
@@ -186,7 +189,25 @@ def require_whole(checkpoint: str | os.PathLike[str], folder: str | os.PathLike[
 
 
 def _cannot_resume(checkpoint: str | os.PathLike[str]) -> Damage | None:
-    return find_damage(checkpoint) or find_missing_state(checkpoint)
+    return find_damage(checkpoint) or find_missing_state(checkpoint) or find_foreign(checkpoint)
+
+
+def find_foreign(checkpoint: str | os.PathLike[str]) -> Damage | None:
+    """A file that no trainer saves: a link out of the folder, a torch file that would run code or is packed."""
+    root = Path(checkpoint)
+    for path in sorted(root.iterdir()):
+        if path.is_dir():
+            continue
+        problem = None
+        try:
+            require_inside(require_file(path), root)
+        except (ValueError, FileNotFoundError) as error:
+            return Damage(root, path.name, f"is not what was saved: {error}")
+        if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_LOADED:
+            problem = torch_file_problem(path)
+        if problem is not None:
+            return Damage(root, path.name, problem)
+    return None
 
 
 def _unfinished(checkpoint: Path) -> Damage:
@@ -250,6 +271,11 @@ def _differs_from_manifest(root: Path) -> Damage | None:
     saved = _read_manifest(root)
     if isinstance(saved, Damage):
         return saved
+    for name in saved:
+        try:
+            require_path_inside(name, MANIFEST)
+        except ValueError as error:
+            return Damage(root, MANIFEST, f"is not what was written: {error}")
     for name, facts in saved.items():  # sizes first: they cost nothing
         if not (root / name).is_file():
             return Damage(root, name, f"is missing; it was saved with {facts['size']:,} bytes")
@@ -300,6 +326,11 @@ def _malformed_json(path: Path, size: int) -> str | None:
         weights = values.get("weight_map", {})
         if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
             return "has no 'weight_map' of names of files"
+        for name in set(weights.values()):
+            try:
+                require_path_inside(name, path.name)
+            except ValueError as error:
+                return f"is not what was saved: {error}"
         missing = {name for name in weights.values() if not (path.parent / name).is_file()}
         return f"names {min(missing)}, which is missing" if missing else None
     return None

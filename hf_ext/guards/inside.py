@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 MOST_JSON_BYTES = 256 * 2**20
 """Of a JSON file that is read whole: the largest known `tokenizer.json` has 34 MB."""
@@ -152,3 +152,21 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
             raise ValueError(f"{path} must be a JSON object, found {type(values).__name__}.")
         raise ValueError(f"{verdict}: it holds a {type(values).__name__}, expected a {expected}.")
     return values
+
+
+T = TypeVar("T")
+
+
+def read_as(path: str | os.PathLike[str], build: Callable[[dict[str, Any]], T], what: str) -> T:
+    """
+    What `build` makes of a JSON file's object.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: as of [`read_json`], or its values are not those that `build` takes.
+    """
+    values = read_json(path, what=what)
+    try:
+        return build(values)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not {what}: {type(error).__name__}: {error}.") from error

@@ -15,7 +15,8 @@ from hf_ext.data.exemplars import (
     Formatted,
     TokenCounter,
 )
-from hf_ext.guards.inside import read_json
+from hf_ext.guards.inside import read_json, require_file
+from hf_ext.guards.models import loading_model
 from hf_ext.retrieval.repository import Where, file_of, read_exemplars
 from hf_ext.retrieval.settings import EncoderSettings
 
@@ -103,7 +104,8 @@ class QueryAugmenter:
             path = file_of(where, "tokenizer.json", _first_module(where)) or file_of(where, "tokenizer.json")
             if path is None:
                 raise FileNotFoundError(f"{name} has no tokenizer.json, which the budgets of its exemplars need.")
-            tokenizer = TokenCounter(Tokenizer.from_file(str(path)))
+            with loading_model(path, "tokenizer"):
+                tokenizer = TokenCounter(Tokenizer.from_file(str(require_file(path))))
         if not found.settings.pool_examples and _pools_tokens(where):
             logger.warning(
                 "%s leaves exemplars out of its pooling, and an endpoint that encodes finished strings does not: its "

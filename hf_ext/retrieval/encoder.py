@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_ext._upstream_encoder import EncoderSeam
 from hf_ext.data.exemplars import ExemplarStore, Formatted, TokenCounter
+from hf_ext.guards.models import loading_model
 from hf_ext.retrieval.augmenter import Examples, QueryAugmenter
 from hf_ext.retrieval.cache import VectorCache
 from hf_ext.retrieval.card import RareModelCardData, with_section
@@ -81,7 +82,8 @@ class RareEncoder(EncoderSeam):
         self.cache = VectorCache(cache_size)
         self._shows_exemplars = True
         self._where = Where("", None, kwargs.get("token"), kwargs.get("cache_folder"), False)
-        super().__init__(model_name_or_path, **kwargs)
+        with nullcontext() if model_name_or_path is None else loading_model(model_name_or_path):
+            super().__init__(model_name_or_path, **kwargs)
         self._pools_tokens = leave_exemplars_out(self)
         self._take_exemplars()
 

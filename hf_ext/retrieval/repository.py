@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.exemplars.files import CONFIG, read_config, save_config
+from hf_ext.guards.inside import file_in, require_path_inside
 from hf_ext.retrieval.settings import EncoderSettings
 
 FOLDER = "exemplars"
@@ -52,13 +53,12 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
     Raises:
         ValueError: the path leads out of the repository.
     """
-    inside = PureWindowsPath(folder, name)  # knows the separators of both worlds
-    if inside.anchor or ".." in inside.parts:
-        raise ValueError(f"{str(inside)!r} is no path inside a repository.")
+    require_path_inside(name, where.name)
+    if folder:
+        require_path_inside(folder, where.name)
     local = Path(where.name)
     if local.is_dir():
-        path = local / folder / name
-        return path if path.is_file() else None
+        return file_in(local, str(Path(folder, name)), local) if (local / folder / name).exists() else None
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -109,7 +109,10 @@ def read_exemplars(
     path = file_of(where, CONFIG, FOLDER) if where.name else None  # without a name the model is in memory
     config = {} if path is None else read_config(path.parent)
     if settings is None:
-        settings = EncoderSettings.from_dict(config.get(SETTINGS, {}))
+        try:
+            settings = EncoderSettings.from_dict(config.get(SETTINGS, {}))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: {SETTINGS!r} holds no settings that hf-ext wrote: {error}.") from error
     if isinstance(exemplars, ExemplarStore):
         return Found(settings, exemplars)
     loading: dict[str, Any] = {"encode": encode, "encoder_name": encoder_name}

@@ -7,6 +7,8 @@ from typing import Any
 
 from trl import ModelConfig
 
+from hf_ext.guards.models import loading_model
+
 IGNORED = -100
 # What is classified -> its column by default.
 KINDS = {"text": "text", "sentence": "text", "tokens": "tokens", "image": "image"}
@@ -47,12 +49,8 @@ class Inputs:
 
         name, revision = self.model_args.model_name_or_path, self.model_args.model_revision
         kind = AutoImageProcessor if self.script.kind == "image" else AutoTokenizer
-        try:
-            return kind.from_pretrained(name, revision=revision)
-        except (OSError, ValueError) as error:
-            what = "picture processor" if self.script.kind == "image" else "tokenizer"
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"model {name!r} has no {what} that can be loaded: {first}") from error
+        with loading_model(name, "picture processor of" if self.script.kind == "image" else "tokenizer of"):
+            return kind.from_pretrained(name, revision=revision, trust_remote_code=False)
 
     def model(self) -> Any:
         """A fresh model with a head of as many classes."""
@@ -71,16 +69,18 @@ class Inputs:
             )
         heads = {"text": "SequenceClassification", "tokens": "TokenClassification", "image": "ImageClassification"}
         names = self.names or [f"LABEL_{i}" for i in range(self.classes)]
-        return getattr(transformers, f"AutoModelFor{heads[self.script.kind]}").from_pretrained(
-            name,
-            revision=revision,
-            dtype=self.model_args.dtype or "float32",
-            attn_implementation=self.model_args.attn_implementation,
-            num_labels=self.classes,
-            id2label=dict(enumerate(names)),
-            label2id={label: i for i, label in enumerate(names)},
-            ignore_mismatched_sizes=True,  # a head of other classes is replaced
-        )
+        with loading_model(name):
+            return getattr(transformers, f"AutoModelFor{heads[self.script.kind]}").from_pretrained(
+                name,
+                revision=revision,
+                trust_remote_code=False,
+                dtype=self.model_args.dtype or "float32",
+                attn_implementation=self.model_args.attn_implementation,
+                num_labels=self.classes,
+                id2label=dict(enumerate(names)),
+                label2id={label: i for i, label in enumerate(names)},
+                ignore_mismatched_sizes=True,  # a head of other classes is replaced
+            )
 
     def prepare(self, rows: Any) -> Any:
         """Rows as the trainer reads them; the ledger and ids stay beside."""

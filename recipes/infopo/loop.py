@@ -117,11 +117,16 @@ class OnlineLoop:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from hf_ext.guards.models import loading_model
+
         kwargs = {**self.args.model_init_kwargs, "trust_remote_code": self.args.trust_remote_code}
         if one.number > 0:
             kwargs["revision"] = None
-        tokenizer = AutoTokenizer.from_pretrained(start, revision=kwargs["revision"])
-        model = AutoModelForCausalLM.from_pretrained(start, **kwargs).to(self.args.device)
+        with loading_model(start):
+            tokenizer = AutoTokenizer.from_pretrained(
+                start, revision=kwargs["revision"], trust_remote_code=self.args.trust_remote_code
+            )
+            model = AutoModelForCausalLM.from_pretrained(start, **kwargs).to(self.args.device)
         sample_answers(
             model,
             tokenizer,

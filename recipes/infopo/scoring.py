@@ -158,11 +158,12 @@ def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"reward model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    from hf_ext.guards.models import loading_model
+
+    with loading_model(name, "reward model"):
+        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        model = model.to(device).eval()
     if model.config.num_labels > 2:
         raise ValueError(f"reward model {name!r} has {model.config.num_labels} labels; a score needs one, or two")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

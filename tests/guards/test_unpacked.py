@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import random
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_ext.guards._pages import unpacked_bytes
-from hf_ext.guards.unpacked import text_batches
+from hf_ext.guards.unpacked import _depths, npz_arrays, require_shallow, text_batches
 
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -149,3 +156,47 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, problem: str) -> N
     damage(path)
     with pytest.raises(ValueError, match=rf"rows\.parquet.*{problem}"):
         list(text_batches(path, ["a"]))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("line_ends", ["", "\n"])
+def test_json_that_is_nested_deeper_than_a_parser_bears_is_refused(
+    tmp_path: Path, packed: bool, line_ends: str
+) -> None:
+    write = gzip.compress if packed else bytes
+    hidden = r'{"a": "]]]]\\\"]", "b": ["\\"]}' + "\n"  # brackets in strings, behind escapes, do not count
+    for depth, good in ((999, True), (1001, False)):
+        text = hidden * 3 + ("[" + line_ends) * depth + "]" * depth + "\n" + hidden
+        (tmp_path / "a.jsonl").write_bytes(write(text.encode()))
+        if good:
+            require_shallow(tmp_path / "a.jsonl")
+        else:
+            with pytest.raises(ValueError, match=r"a\.jsonl is nested deeper than 1,000 levels"):
+                require_shallow(tmp_path / "a.jsonl")
+
+
+@given(st.recursive(st.text('[]{}\\"a\n', max_size=5), lambda inner: st.lists(inner, max_size=3)))
+def test_the_depth_of_json_is_that_of_its_values(value: Any) -> None:
+    def depth(value: Any) -> int:
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    depths = _depths(json.dumps(value).encode())
+    assert max(depths, default=0) == depth(value)
+
+
+def test_arrays_of_a_file_are_bounded_by_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(6).reshape(2, 3), b=np.array("text"))
+    arrays = npz_arrays(path)
+    assert arrays["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert str(arrays["b"]) == "text"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"a\.npz .*claims more than its"):
+        npz_arrays(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(2**28 + 1))
+    with pytest.raises(ValueError, match=r"a\.npz has [\d,]+ bytes and unpacks to more than"):
+        npz_arrays(path)

@@ -78,8 +78,12 @@ class SentenceHead(nn.Module):
         """
         from sentence_transformers import SentenceTransformer
 
+        from hf_ext.guards.models import loading_model
+
         revision = kwargs.pop("revision", None)
-        return cls(SentenceTransformer(str(name), device="cpu", revision=revision), num_labels, **kwargs)
+        with loading_model(name):
+            encoder = SentenceTransformer(str(name), device="cpu", revision=revision)
+        return cls(encoder, num_labels, **kwargs)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from hf_ext.guards.unpacked import require_modest
 
 QUERY_NAMES = ("query", "anchor", "question", "sentence1")
 DOCUMENT_NAMES = ("document", "positive", "answer", "passage", "context", "sentence2")
@@ -150,13 +153,22 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
     plain, packed = folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"
     if not plain.is_file() and not packed.is_file():
         raise FileNotFoundError(f"{plain} is missing, and so is {packed.name}.")
-    with plain.open("rb") if plain.is_file() else gzip.open(packed, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                row["_id"], row["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{name}, line {number:,}: expected an object with '_id' and 'text'.") from error
-            yield row
+    path = plain if plain.is_file() else packed
+    require_modest(path)
+    number = 0
+    with plain.open("rb") if path is plain else gzip.open(packed, "rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _beir_row(line, name, number)
+        except (EOFError, OSError, zlib.error) as error:  # no gzip, or cut short
+            raise ValueError(f"{path} cannot be unpacked after line {number:,}: {error}. Fetch it again.") from error
+
+
+def _beir_row(line: bytes, name: str, number: int) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+        row["_id"], row["text"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{name}, line {number:,}: expected an object with '_id' and 'text'.") from error
+    return row

@@ -15,6 +15,7 @@ import xxhash
 
 from hf_ext.data.pruning._rows import BLOCK_ROWS, Rows
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.unpacked import npz_arrays
 
 
 def fingerprint(rows: Rows, settings: dict[str, Any]) -> str:
@@ -48,12 +49,12 @@ class Saved:
 
     def _read(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                identity = str(file["identity"])
-                for name in file.files:
-                    if "/" in name:
-                        group, field = name.split("/", 1)
-                        self.groups.setdefault(group, {})[field] = file[name]
+            arrays = npz_arrays(path)
+            identity = str(arrays["identity"])
+            for name, values in arrays.items():
+                if "/" in name:
+                    group, field = name.split("/", 1)
+                    self.groups.setdefault(group, {})[field] = values
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"{path} is no file of a matching under way ({error}). Give another resume_path."

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from hf_ext.guards.models import loading_model
+
 Encode: TypeAlias = Callable[[Any], Any]
 REVISION = "1"  # changes whenever the vectors would
 
@@ -105,7 +107,7 @@ def load_encoder(name: str | Path, device: str | None = None) -> Any:
 
     found = torch.accelerator.current_accelerator(check_available=True)
     where = torch.device(device) if device is not None else found or torch.device("cpu")
-    try:
+    with loading_model(name, "encoder"):
         modules = cached_file(
             str(name), "modules.json",
             _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
@@ -121,10 +123,8 @@ def load_encoder(name: str | Path, device: str | None = None) -> Any:
             return SentenceTransformer(str(name), device=str(where))
         from transformers import AutoModel, AutoProcessor
 
-        model = AutoModel.from_pretrained(str(name), dtype=torch.float32)
-        return model.to(where).eval(), AutoProcessor.from_pretrained(str(name))
-    except (OSError, KeyError) as error:
-        raise ValueError(f"encoder {str(name)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        model = AutoModel.from_pretrained(str(name), dtype=torch.float32, trust_remote_code=False)
+        return model.to(where).eval(), AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
 
 
 def _is(value: Any, module: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from hf_ext.data.pruning import _measure
 from hf_ext.data.pruning._rows import check_rows
 from hf_ext.data.pruning.groups import split_groups
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class PruneReport:
     @classmethod
     def load(cls, folder: str | Path) -> PruneReport:
         """The report that `save` wrote into `folder`."""
-        return cls.from_dict(json.loads((Path(folder) / "pruning.json").read_text(encoding="utf-8")))
+        return read_as(Path(folder) / "pruning.json", cls.from_dict, "a report that hf-ext wrote")
 
     def without_dropped_rows(self) -> PruneReport:
         """The report to publish: of the rows worth looking at only those that were kept."""
