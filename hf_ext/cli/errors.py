@@ -40,6 +40,16 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+def _is_of_chat_template(error: Exception) -> bool:
+    """Whether it came up while transformers (5.23) rendered a template: that came with the model, and is no bug."""
+    step = error.__traceback__
+    while step is not None:
+        if os.path.basename(step.tb_frame.f_code.co_filename) == "chat_template_utils.py":
+            return True
+        step = step.tb_next
+    return False
+
+
 def exit_status(command: Callable[[], int | None], prog: str) -> int:
     """
     Run a command and turn its errors into a message and an exit status.
@@ -51,9 +61,9 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
             Name in front of the message.
 
     Returns:
-        `int`: 2 after an error of the input, or a place that cannot be read or written (message on stderr, no
-        traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is full, 130 after
-        Ctrl-C. Any other error passes through, with its traceback.
+        `int`: 2 after an error of the input or of a chat template, or a place that cannot be read or written (message
+        on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is
+        full, 130 after Ctrl-C. Any other error passes through, with its traceback.
     """
     try:
         with forks_end_with_us():
@@ -79,12 +89,14 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
     except Exception as error:
         if _is_interrupted(error):
             raise
-        full = is_disk_full(error)
-        if not (full or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
+        full, in_template = is_disk_full(error), _is_of_chat_template(error)
+        if not (full or in_template or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         message = str(error)
+        if in_template:
+            message = f"the tokenizer's chat template fails: {type(error).__name__}: {message}"
         if full and not isinstance(error, DiskFullError):  # of a host library's own file, such as a cache
             message = (
                 f"no room on a disk ({message}). Free some space, or choose another disk by the command's options, "

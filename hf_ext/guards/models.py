@@ -16,13 +16,15 @@ from hf_ext.guards.inside import file_in, read_json, require_file, require_insid
 LISTS = ("modules.json",)  # every other JSON file of a model holds an object
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 MOST_FILES = 100_000
+MOST_CHARACTERS = 500  # of what a host library says
 
 # The largest numbers a configuration may hold, by how their names end; several times those of any known model. The
 # hosts build layers, labels and tables of positions from them before they look at the weights.
 LIMITS = (
     (r"layers?|depth", 10_000),
-    (r"labels|experts|heads?|channels|groups?", 1_000_000),
-    (r"size|dim|d_model|d_ff|embd|inner|width|positions?|position_embeddings|length|ctx", 100_000_000),
+    (r"labels|experts|heads?|channels|groups?|r|rank", 1_000_000),
+    (r"size|dim|dimension|features|d_model|d_ff|embd|inner|width", 100_000_000),
+    (r"positions?|position_embeddings|length|ctx", 100_000_000),
 )
 HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 BESIDE = (*HIDDEN, "vocab_size", "intermediate_size", "ffn_dim", "n_inner", "d_ff", "hidden_dim")
@@ -58,11 +60,17 @@ def loading_model(name: object, what: str = "model") -> Iterator[None]:
         panic = type(error).__name__ == "PanicException"
         if not (panic or isinstance(error, Exception)) or is_disk_full(error) or _is_out_of_memory(error):
             raise
-        raise ModelFilesError(f"{what} {str(name)!r} cannot be loaded: {first_line(error)}") from error
+        raise ModelFilesError(f"{what} {str(name)!r} cannot be loaded: {_sentence(error)}") from error
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says, on one line: the hosts name the remedy in a later line than the problem."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + '...'}"
 
 
 def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says; what is said of a [`ValueError`] of ours stands alone."""
+    """An error's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
@@ -110,7 +118,7 @@ def _check_json(path: Path) -> None:
             raise ValueError(f"{path} names a module outside of its folder.")
     elif path.name in OBJECTS and not isinstance(values, dict):
         raise ValueError(f"{path} holds a list; expected an object.")
-    if path.name == "config.json" and isinstance(values, dict):
+    if path.name in ("config.json", "adapter_config.json") and isinstance(values, dict):
         _check_sizes(path, values)
     if path.name == "tokenizer.json":
         _check_tokenizer(path, values)

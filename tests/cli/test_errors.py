@@ -10,6 +10,7 @@ from hf_ext.cli.errors import exit_status
 from hf_ext.guards.disk import NotWritableError
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
+from tests.tiny import tiny_tokenizer
 
 
 def raising(error):
@@ -40,6 +41,27 @@ def test_what_the_system_refuses_is_a_line_and_not_a_traceback(capsys, tmp_path)
     assert exit_status((tmp_path / "file" / "a").touch, "hf-ext x") == 2
     assert exit_status(raising(OSError(errno.EROFS, "Read-only file system", "/a")), "hf-ext x") == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ raise_exception('no system turn') }}", "TemplateError: no system turn"),
+        ("{{ messages | nonsense }}", "TemplateAssertionError: "),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError: "),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError: "),
+        ("{{ 1 + messages }}", "TypeError: "),
+        ("{% if", "TemplateSyntaxError: "),
+    ],
+)
+def test_a_chat_template_that_fails_is_a_line_and_not_a_traceback(capsys, template, problem):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    rows = [{"role": "user", "content": "a"}]
+    assert exit_status(lambda: tokenizer.apply_chat_template(rows, tokenize=False), "hf-ext x") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hf-ext x: error: the tokenizer's chat template fails: {problem}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("bug"), TypeError("bug"), PermissionError("disk")])

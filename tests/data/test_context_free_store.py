@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -261,3 +262,31 @@ def test_progress_is_shown_in_tokens_and_only_when_asked(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     generate(tmp_path / "shown", show_progress=True)
     assert "tok/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("../shard.arrow", "which is no path inside its folder"),
+        ("/etc/hosts", "which is no path inside its folder"),
+        ("link.arrow", r"link\.arrow is a link that leads out of"),
+        ("pipe.arrow", r"pipe\.arrow is a named pipe"),
+        ("folder.arrow", r"folder\.arrow is a folder"),
+        ("other.arrow", r"other\.arrow holds other columns than context-free rows have: \['a'\]"),
+        (3, "is not a manifest that generate_context_free wrote"),
+    ],
+)
+def test_a_store_from_elsewhere_is_held_to_its_folder_and_its_columns(tmp_path, name, problem):
+    store = tmp_path / "store"
+    (store / "folder.arrow").mkdir(parents=True)
+    (tmp_path / "shard.arrow").write_bytes(b"x")
+    (store / "link.arrow").symlink_to(tmp_path / "shard.arrow")
+    os.mkfifo(store / "pipe.arrow")
+    with pa.ipc.new_stream(str(store / "other.arrow"), pa.schema([("a", pa.int64())])) as writer:
+        writer.write_table(pa.table({"a": [1]}))
+    digest = hashlib.sha256((store / "other.arrow").read_bytes()).hexdigest()
+    manifest = {"format_revision": 2, "complete": True, "shards": [{"file": name, "sha256": digest}]}
+    facts = {"model_hash": "x", "tokenizer_hash": "x", "dtype": "float32"}
+    (store / "manifest.json").write_text(json.dumps(manifest | facts))
+    with pytest.raises(ValueError, match=problem):
+        ContextFreeStore(store).to_dataset()

@@ -93,6 +93,14 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "many layers": (config(num_hidden_layers=10**9), "'num_hidden_layers' is 1,000,000,000"),
     "many layers inside": (config(text_config={"num_hidden_layers": 10**9}), "'num_hidden_layers' is"),
     "many positions": (config(max_position_embeddings=10**12), "'max_position_embeddings' is"),
+    "wide pooling": (
+        lambda folder: [
+            (folder / "1_Pooling").mkdir(),
+            (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 1000000000}'),
+        ],
+        "'word_embedding_dimension' is 1,000,000,000",
+    ),
+    "adapter of a high rank": (written("adapter_config.json", '{"r": 1000000000}'), "'r' is 1,000,000,000"),
     "many words": (config(vocab_size=10**8), "'vocab_size' 100,000,000 does not fit the weights"),
     "shard outside": (index("../x.safetensors"), r"index\.json names '\.\./x\.safetensors', which is no path inside"),
     "shard of the system": (index("/etc/hosts"), "which is no path inside"),
