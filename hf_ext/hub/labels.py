@@ -72,24 +72,37 @@ def _check(tables: list[RowTable], public_columns: Sequence[str], closed: Sequen
     from hf_ext.data.relabeling.ledger import has_ledger
     from hf_ext.hub.files import strings
     from hf_ext.hub.releases import Release, unreadable
-    from hf_ext.hub.tables import read_batches
+    from hf_ext.hub.tables import UnreadableError, read_batches
 
     public = set(strings(public_columns, "public_columns"))
     closed = list(closed)
     heads: dict[int, pa.Table] = {}
-    for number, table in enumerate(tables):
+
+    def has_randomised_rows(number: int) -> bool:
+        columns = tables[number].columns
+        if columns is None:
+            columns = heads[number].column_names if read_head(number) else ()
+        return has_ledger(columns)
+
+    def read_head(number: int) -> bool:
         try:
-            head = next(read_batches(table), None)
-        except ValueError as error:
-            closed.append((table.name, str(error)))
-            continue
+            head = next(read_batches(tables[number]), None)
+        except UnreadableError as error:
+            closed.append((tables[number].name, str(error)))
+            return False
         if head is not None:
             heads[number] = head
-    with_ledger = [n for n, head in heads.items() if has_ledger(head.column_names)]
+        return head is not None
+
+    with_ledger = [number for number in range(len(tables)) if has_randomised_rows(number)]
     if not with_ledger:
         return
+    for number in range(len(tables)):
+        if number not in heads and tables[number].columns is not None:
+            read_head(number)
+    with_ledger = [number for number in with_ledger if number in heads]
     if closed:
-        raise unreadable(*closed[0], tables[with_ledger[0]].name)
+        raise unreadable(*closed[0], tables[with_ledger[0]].name if with_ledger else "another file")
     released = Release(public)
     for number in with_ledger:
         released.add(tables[number], heads[number])

@@ -79,7 +79,7 @@ class Release:
             )
 
     def _labels_of(self, rows: pa.Table, label: str | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Class of each row, -1 where nobody knows or a row has several, and `p - q`, NaN where nobody knows."""
+        """Class of each row, below 0 where nobody knows or a row has several, and `p - q`, NaN where nobody knows."""
         contrasts = np.full(len(rows), np.nan)
         if label is None or label not in rows.column_names:
             return np.full(len(rows), -1, dtype=np.int64), contrasts
@@ -100,8 +100,8 @@ class Release:
 
     def _codes_of(self, column: Any) -> NDArray[np.int64]:
 
-        if _is_list(column):
-            return np.full(len(column), -1, dtype=np.int64)
+        if _is_list(column):  # below 0, and how many they are
+            return np.array([-1 - len(value or ()) for value in column.to_pylist()], dtype=np.int64)
         numbers = numbers_of(column, np.nan)
         if np.isfinite(numbers).all():
             return numbers.astype(np.int64)
@@ -186,6 +186,7 @@ class Release:
         if tally.is_the_same(self.ledger.size, table.is_text):
             columns, noisy, _ = self._joined(matched.table(), matched.all_numbers())
             leaks = find_clean_columns(columns, noisy, public=self.public, label=self.label, where="elsewhere")
+            leaks += [] if leaks else self._tokens_elsewhere(matched.table(), matched.all_numbers())
             if leaks:
                 raise self._same_rows_elsewhere(table, leaks, tally, matched.table(), matched.all_numbers())
             if table.is_text and Path(table.name).suffix.lower() in MARKED_UP:
@@ -201,6 +202,20 @@ class Release:
         assert self.same is not None
         columns = {name: rows.column(name).to_pylist() for name in rows.column_names}
         return (*self._known(columns, self.same.labels[numbers], self.same.contrasts[numbers]), numbers)
+
+    def _tokens_elsewhere(self, rows: pa.Table, numbers: NDArray[np.int64]) -> list[Leak]:
+        """Columns with one class number for each labelled token of rows whose tokens' labels are randomised."""
+        assert self.same is not None
+        counts = (-1 - self.same.labels[numbers]).tolist()
+        leaks = []
+        for name in rows.column_names:
+            values = rows.column(name).to_pylist() if _is_list(rows.column(name)) else []
+            classes = {IGNORED_LABEL, *range(self.num_classes)}
+            if name not in self.public and any(counts) and self.num_classes and len(values) == len(counts):
+                pairs = zip(values, counts, strict=True)
+                if all(count == len(value or ()) and classes.issuperset(value or ()) for value, count in pairs):
+                    leaks.append(Leak(name, "it holds a class number for each token", shorten(values[0])))
+        return leaks
 
     def _refuse_in_order(self, table: RowTable, sample: Any, rows: int) -> None:
         """Rows without any id, but as many as a table with a ledger has: line by line they may be the same."""

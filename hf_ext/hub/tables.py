@@ -10,7 +10,7 @@ import sqlite3
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hf_ext.data.relabeling.views import SHORT_BYTES
 from hf_ext.guards._row_rules import shorten
 from hf_ext.hub.text_tables import BATCH, UnreadableError, encoding_of, records_as_tables, text_batches
 
@@ -63,6 +64,8 @@ class RowTable:
             Reads them, each time anew.
         features (`datasets.Features`, *optional*):
             Of rows that `datasets` wrote.
+        columns (`Sequence[str]`, *optional*):
+            Their names, where a schema says them before anything is read.
         is_text (`bool`, *optional*, defaults to `False`):
             Whether the columns are the words of lines, which may be prose.
     """
@@ -70,13 +73,15 @@ class RowTable:
     name: str
     batches: Callable[[], Iterator[pa.Table]]
     features: Features | None = None
+    columns: Sequence[str] | None = None
     is_text: bool = False
 
 
 def table_of_rows(name: str, rows: Dataset) -> RowTable:
-    """A split, as stored: pictures and sound are not decoded."""
-    stored = rows.with_format("arrow")
-    return RowTable(name, lambda: iter(stored.iter(batch_size=BATCH)), rows.features)
+    """A split, without pictures and sound."""
+    columns = [column for column, feature in rows.features.items() if not hasattr(feature, "decode")]
+    stored = rows.select_columns(columns).with_format("arrow")
+    return RowTable(name, lambda: iter(stored.iter(batch_size=BATCH)), rows.features, rows.column_names)
 
 
 def read_batches(table: RowTable) -> Iterator[pa.Table]:
@@ -222,13 +227,28 @@ def _tar_members(name: str, open_file: Callable[[], IO[bytes]]) -> Iterator[tupl
 def _parquet(name: str, source: Any) -> RowTable:
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(source)
+    file = pq.ParquetFile(source)
+    columns = _without_pictures(file)
 
     def batches() -> Iterator[pa.Table]:
-        for batch in pq.ParquetFile(source).iter_batches(BATCH):
+        for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=columns):
             yield pa.Table.from_batches([batch])
 
-    return RowTable(name, batches, _features(schema))
+    return RowTable(name, batches, _features(file.schema_arrow), file.schema_arrow.names)
+
+
+def _without_pictures(file: Any) -> list[str]:
+    """Columns and fields, but those whose bytes are long on average: thousands of pictures at once fill the memory."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    columns = []
+    for i in range(len(file.schema)):
+        column = file.schema.column(i)
+        size = sum(group.column(i).total_uncompressed_size for group in groups)
+        values = sum(group.column(i).num_values for group in groups)
+        is_bytes = column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "NONE"
+        if not (is_bytes and size > 2 * SHORT_BYTES * values):
+            columns.append(column.path)
+    return columns
 
 
 def _arrow(name: str, source: Any, head: bytes) -> RowTable:
@@ -243,7 +263,8 @@ def _arrow(name: str, source: Any, head: bytes) -> RowTable:
         for batch in parts:
             yield from _slices(pa.Table.from_batches([batch]))
 
-    return RowTable(name, batches, _features(opened().schema))
+    schema = opened().schema
+    return RowTable(name, batches, _features(schema), schema.names)
 
 
 def _features(schema: pa.Schema) -> Features | None:

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from pyarrow import feather
 
 from hf_ext.data.relabeling import HashColumn, KeyRef, LabelLeakError, RandomizedResponse, privatize
@@ -120,6 +120,51 @@ def test_a_copy_of_the_noisy_labels_may_stand_elsewhere(released: Dataset) -> No
     check_label_privacy({"train": released, "copy": copy})
     with pytest.raises(LabelLeakError, match="keep their ledger"):  # four equal labels may be chance
         check_label_privacy({"train": released, "copy": copy.select(range(4))})
+
+
+def test_splits_that_privatize_left_alone_are_judged_by_their_rows() -> None:
+    mechanism = RandomizedResponse(1.0, K, KEY)
+    check_label_privacy(privatize(DatasetDict({"validation": clean(N, 2 * N), "train": clean()}), mechanism))
+    with pytest.raises(LabelLeakError, match=r"split 'validation', .* 25 of its rows.* randomised in split 'train'"):
+        check_label_privacy(privatize(DatasetDict({"validation": clean(5, 30), "train": clean()}), mechanism))
+
+
+def test_labels_of_tokens_are_looked_for_beside_and_elsewhere() -> None:
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 5, rng.integers(3, 9)).tolist() for _ in range(400)]
+    words = [[f"w{rng.integers(99)}" for _ in row] for row in labels]
+    numbers = [rng.integers(50, 99, len(row)).tolist() for row in labels]
+    columns = {"id": [f"s{i}" for i in range(400)], "words": words, "sizes": numbers, "label": labels}
+    true = Dataset.from_dict(columns)
+    noisy = privatize(true, RandomizedResponse(1.0, 5, KEY))
+    check_label_privacy({"train": noisy, "features": true.remove_columns("label")})
+    leaking = (
+        {"train": noisy.add_column("tags2", labels)},
+        {"train": noisy, "other": true},
+        {"train": noisy, "other": true.rename_column("label", "kinds")},
+    )
+    for splits, column in zip(leaking, ("tags2", "label", "kinds"), strict=True):
+        with pytest.raises(LabelLeakError, match=f"column '{column}'"):
+            check_label_privacy(splits)
+
+
+def test_pictures_are_not_read_and_the_names_of_their_files_are(released: Dataset, tmp_path: Path) -> None:
+    def with_pictures(names: list[str]) -> Dataset:
+        pictures = [{"bytes": bytes([i]) * 1000, "path": name} for i, name in enumerate(names)]
+        return released.add_column("image", pictures, feature=Image(decode=False))
+
+    for names, leaks in (
+        ([f"{i}.png" for i in range(N)], False),
+        ([f"{NAMES[y]}/{i}.png" for i, y in enumerate(TRUE)], True),
+    ):
+        with_pictures(names).to_parquet(tmp_path / "rows.parquet")
+        (table,) = tables_in("rows.parquet", tmp_path / "rows.parquet")
+        assert "image.bytes" not in next(read_batches(table)).column_names
+        if leaks:
+            with pytest.raises(LabelLeakError, match=r"column 'image\.path'"):
+                check_label_privacy_of_files({"rows.parquet": tmp_path / "rows.parquet"})
+        else:
+            check_label_privacy_of_files({"rows.parquet": tmp_path / "rows.parquet"})
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
