@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yaml import Event, Node
 
-__all__ = ["MAX_BYTES", "YamlError", "parse_yaml", "read_text", "read_yaml"]
+__all__ = ["MAX_BYTES", "YamlError", "fast_loader", "parse_yaml", "read_text", "read_yaml"]
 
 MAX_BYTES = 2**20
 """Longest YAML read, in bytes. The longest metadata of a card that we know, some 700 kB of MTEB results, fits."""
@@ -124,7 +124,8 @@ def _line(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
-def _base() -> Any:
+def fast_loader() -> Any:
+    """The safe loader on libyaml where PyYAML has it; it sets no bounds: for what [`parse_yaml`] has read."""
     import yaml
 
     # libyaml reads ten times as fast; its events and its faults are the same
@@ -138,7 +139,7 @@ def _check_size(text: str, name: str) -> None:
     sizes: dict[str | None, int] = {}  # anchor -> values it stands for, once it is closed
     opened: list[tuple[str | None, int]] = []  # anchor and values so far, outermost first
     total = 0
-    for event in yaml.parse(text, Loader=_base()):
+    for event in yaml.parse(text, Loader=fast_loader()):
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, 1))
             if len(opened) > MAX_DEPTH:
@@ -175,7 +176,7 @@ def _loader() -> Any:
     """The safe loader, with keys given twice and values that are none refused where they stand."""
     from yaml.constructor import ConstructorError
 
-    base: Any = _base()
+    base: Any = fast_loader()
 
     class Loader(base):
         def construct_object(self, node: Node, deep: bool = False) -> Any:

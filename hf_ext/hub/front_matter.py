@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_ext.guards.disk import write_whole
-from hf_ext.guards.yaml_file import MAX_BYTES, YamlError, parse_yaml, read_text
+from hf_ext.guards.yaml_file import MAX_BYTES, YamlError, fast_loader, parse_yaml, read_text
 from hf_ext.hub.methods import METHODS, OWN_TAGS
 
 __all__ = [
@@ -244,7 +244,7 @@ def _written_entries(card: CardText) -> dict[str, str]:
     """Each key of a card's metadata to the lines it stands on, where it stands on lines of its own."""
     import yaml
 
-    root = yaml.compose(card.block, Loader=yaml.SafeLoader) if card.block else None
+    root = yaml.compose(card.block, Loader=fast_loader()) if card.block else None
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         return {}
     lines = card.block.splitlines()
