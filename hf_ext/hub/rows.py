@@ -175,8 +175,9 @@ def _refuse_other_files(folder: Path, has_report: bool, overwrite_card: bool) ->
         named = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
         card = " overwrite_card=True replaces the card." if others == [CARD] else ""
         raise FileExistsError(
-            f"{folder} holds files that would be pushed along with the rows, or overwritten: {named}. Pass folder= a "
-            f"new one; or, to push that folder as it is, push_dataset({str(folder)!r}, ...).{card}"
+            f"{folder} holds files that would be pushed along with the rows, or overwritten; nothing was written "
+            f"or sent. Pass folder= a new one; or, to push that folder as it is, push_dataset({str(folder)!r}, "
+            f"...).{card} The files: {named}."
         )
 
 

@@ -55,7 +55,7 @@ def test_files_beside_the_rows_stop_the_push_and_stay_as_they_are(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / beside).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "mine" / beside).write_text("id,label\n1,true\n")
-    with pytest.raises(FileExistsError, match=f"would be pushed along with the rows, or overwritten: {beside}"):
+    with pytest.raises(FileExistsError, match=f"would be pushed along with the rows.* The files: {beside}"):
         push_dataset(rows(), "me/mine")
     assert not hub.repos
     assert {path.name for path in (tmp_path / "mine").rglob("*")} == set(Path(beside).parts)
@@ -179,7 +179,7 @@ def test_a_card_here_that_somebody_wrote_stops_the_push_and_stays(hub: FakeHub, 
     card = tmp_path / "rows" / "README.md"
     card.parent.mkdir()
     card.write_text(MINE)
-    with pytest.raises(FileExistsError, match=r"overwritten: README\.md\. Pass folder=.*overwrite_card=True"):
+    with pytest.raises(FileExistsError, match=r"or overwritten;.*Pass folder=.*overwrite_card=True.*README\.md"):
         push_dataset(rows(), "me/rows", folder=tmp_path / "rows")
     assert card.read_text() == MINE
     assert not hub.repos
