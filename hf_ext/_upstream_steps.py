@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,18 @@ def restore_patience(trainer: Trainer) -> None:
     stoppers = [callback for callback in callbacks if type(callback) is EarlyStoppingCallback]
     for stopper, attributes in zip(stoppers, counts, strict=False):
         vars(stopper).update(attributes)
+
+
+def place_in_stream(trainer: Trainer, checkpoint: str) -> tuple[int, int]:
+    """
+    Whole passes over a stream that a checkpoint has behind it, and micro-batches of the pass it is in.
+
+    The host takes the steps so far for those of one pass, and would skip to the stream's end (transformers 5.23). The
+    epoch it saves counts passes, and in the last one micro-batches as shares of `max_steps`, for want of a length.
+    """
+    saved = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    share, passes = math.modf(float(saved.epoch or 0))
+    return int(passes), round(share * saved.max_steps * trainer.args.gradient_accumulation_steps)
 
 
 def is_sharded(trainer: Trainer, model: Module) -> bool:
@@ -120,7 +135,10 @@ class StepSeam(Trainer):
             return begin
         restore_patience(self)
         if self.has_steps_left():
-            return begin
+            is_stream = not has_length(self.train_dataset)
+            return (
+                begin if not is_stream or self.args.ignore_data_skip else place_in_stream(self, resume_from_checkpoint)
+            )
         # The host looks for the end after a step, never before one: it would train the step after the last one, where
         # that is not an epoch's first (transformers 5.23). No epoch is begun instead.
         self.finished_checkpoint = resume_from_checkpoint

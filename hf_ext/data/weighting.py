@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from trl import SFTConfig
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
 from hf_ext.data.provenance import adapters_off
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
+from hf_ext.guards.weights import LEAST_WEIGHT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +36,8 @@ __all__ = [
     "prepare_sft_rows",
     "score_rows",
 ]
+
+logger = logging.getLogger(__name__)
 
 SCORE_COLUMNS = ("original_nll_sum", "original_num_tokens")
 
@@ -353,6 +357,40 @@ class FlowWeights:
         return np.exp(-means / self.tau)
 
 
+def check_temperature(means: NDArray[np.float64], tau: float) -> None:
+    """
+    Refuse a temperature at which every document's weight vanishes, and say how many vanish at it.
+
+    Args:
+        means (`numpy.ndarray` of shape `(documents,)`):
+            Mean losses under the original model, nats per token.
+        tau (`float`):
+            Temperature, nats per token.
+
+    Raises:
+        ValueError: no weight reaches what float32, in which losses are computed, can hold.
+    """
+    vanish = means > vanish_at(tau)
+    if not vanish.any():
+        return
+    reach = f"weights vanish in float32 where the mean loss under the original model is beyond {vanish_at(tau):.3g}"
+    remedy = "Raise tau, or take 'median'; where rows are alike, an 'ess:SHARE' rule gives a tiny tau."
+    if vanish.all():
+        raise ValueError(
+            f"tau={tau:.3g} nats per token is too small: {reach}, and the easiest document's is {means.min():.3g}, so "
+            f"that nothing would be learned. {remedy}"
+        )
+    logger.warning(
+        "tau=%.3g nats per token: %s nats per token, as for %s of %s documents, which teach nothing. %s",
+        tau, reach, f"{int(vanish.sum()):,}", f"{len(means):,}", remedy,
+    )  # fmt: skip
+
+
+def vanish_at(tau: float) -> float:
+    """Mean loss, nats per token, beyond which a weight vanishes at the temperature `tau`."""
+    return -math.log(LEAST_WEIGHT) * tau
+
+
 def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDataset:
     """
     Fill `weight` by FLOW, from the scores [`add_original_losses`] added.
@@ -365,9 +403,14 @@ def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDat
 
     Returns:
         The dataset with `weight`; a column of that name is replaced.
+
+    Raises:
+        ValueError: `tau` is so small that every weight vanishes (not checked on streams).
     """
     if isinstance(tau, str):
         if not isinstance(dataset, Dataset):
             raise TypeError(f"tau={tau!r} needs a Dataset, got {type(dataset).__name__}. Pass tau as a number.")
         tau = flow_temperature(dataset, tau)
+    if isinstance(dataset, Dataset) and len(dataset):
+        check_temperature(mean_losses(dataset), tau)
     return dataset.map(FlowWeights(tau), batched=True)

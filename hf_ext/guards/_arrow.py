@@ -5,6 +5,7 @@ They only save time. What is wrong with a row, if anything, is decided by `_row_
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -170,8 +171,8 @@ def _supervised(column: Any, entries: Any) -> Mask:
     return (_numpy(entries) != IGNORED_LABEL) & ~first
 
 
-def weight_is_all_zero(table: Any) -> bool:
-    """Whether every `weight` of a batch, or every entry of every list, is zero (a null counts as zero)."""
+def largest_weight(table: Any) -> float:
+    """The largest `weight` of a batch, or entry of its lists (a null counts as zero); infinity where they are none."""
     column = table.column("weight").combine_chunks()
     entries = pc.list_flatten(column) if _is_list(column.type) else column
-    return _is_number(entries.type) and not np.any(_numpy(entries))
+    return float(np.max(_numpy(entries), initial=0.0)) if _is_number(entries.type) else math.inf

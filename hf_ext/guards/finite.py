@@ -160,14 +160,14 @@ def parameter_error(
 @torch.no_grad()
 def first_not_finite(values: Iterable[tuple[str, Tensor]]) -> tuple[str, Tensor] | None:
     """The first of some named tensors with a NaN or an infinity, with one synchronisation for all of them."""
-    readable = [(name, part) for name, tensor in values if (part := _readable(tensor)) is not None]
+    readable = [(name, part) for name, tensor in values if (part := readable_part(tensor)) is not None]
     if not readable:
         return None
     flags = torch.stack([torch.isfinite(part).all().cpu() for _, part in readable])
     return None if bool(flags.all()) else readable[int((~flags).nonzero()[0])]
 
 
-def _readable(values: Tensor) -> Tensor | None:
+def readable_part(values: Tensor) -> Tensor | None:
     """The values on this process where they can be read as numbers: not quantised, not on the meta device."""
     values = values.detach()
     if hasattr(values, "to_local"):

@@ -117,7 +117,7 @@ def check_preference_rows(
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
-        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero.
+        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero or vanishes.
     """
     return _check(dataset, "preference", PAIRS, on_bad_row, bad_rows_path, dataset_name)
 

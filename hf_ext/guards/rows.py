@@ -24,6 +24,7 @@ from datasets.fingerprint import Hasher
 from hf_ext.guards import _arrow
 from hf_ext.guards._bad_rows_file import ROW_INDEX, append_lines, line_of, rank
 from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
+from hf_ext.guards.weights import refuse_vanishing_weights
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,8 @@ def check_sft_rows(
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"` (a stream: when the row is read), where a column is
         missing, or where a `row_index` that is there is no integer (its own `row_index` is then -1).
-        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero (not checked on
-        streams).
+        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero or vanishes (not
+            checked on streams).
     """
     _check_arguments(dataset, on_bad_row, bad_rows_path)
     first_rows = _first_rows(dataset)
@@ -314,7 +315,8 @@ def _check_dataset(
             )
         if dropped.positions:
             dataset = dataset.select(np.delete(np.arange(len(dataset)), dropped.positions))
-    _refuse_all_zero_weights(dataset, rules, dataset_name)
+    if "weight" in rules.columns:
+        refuse_vanishing_weights(dataset, dataset_name)
     return dataset
 
 
@@ -395,14 +397,6 @@ def _check_stream(
         dataset = dataset.map(AddRowIndex(), with_indices=True, features=features)
     path = None if bad_rows_path is None else os.fspath(bad_rows_path)
     return dataset.filter(IsGoodRow(rules, on_bad_row, path, dataset_name))
-
-
-def _refuse_all_zero_weights(dataset: Dataset, rules: RowRules, dataset_name: str) -> None:
-    if "weight" in rules.columns and all(_arrow.weight_is_all_zero(table) for table in _tables(dataset, ["weight"])):
-        raise ValueError(
-            f"Every weight of the {dataset_name} dataset is 0, so nothing would be learned. Remove the column "
-            "'weight' (then every row counts 1), or fill it again."
-        )
 
 
 def _column_type(column: str, dataset: Dataset, rules: RowRules) -> str:

@@ -254,4 +254,4 @@ def _reduce(losses: Tensor, kept: Tensor, weights: Tensor | None, denominator: T
     losses = torch.where(kept, losses, 0) * counted
     denominator = counted.sum() if denominator is None else denominator
     denominator = torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)
-    return losses.sum() / torch.where(denominator > 0, denominator, 1)
+    return losses.sum() / torch.where(denominator < torch.finfo(denominator.dtype).tiny, 1, denominator)

@@ -19,7 +19,8 @@ def weighted_nll(log_probs: Tensor, weights: Tensor, denominator: Tensor | float
             Unitless, non-negative; any finite value where a position is not supervised.
         denominator (`torch.Tensor` or `float`):
             $D \ge 0$ of the whole accumulated, gathered batch: tokens, or $\sum w$. A micro-batch's own sum is wrong
-            under accumulation. Where it is 0 every weight is 0, and so is the loss.
+            under accumulation. Where it is 0 every weight is 0, and so is the loss; below the least normal number of
+            its type, where dividing by it would overflow, the loss is as good as 0 too.
 
     Returns:
         `torch.Tensor`: scalar, nats per token (or per unit of weight).
@@ -33,4 +34,6 @@ def weighted_nll(log_probs: Tensor, weights: Tensor, denominator: Tensor | float
     (arXiv 2502.02797).
     """
     denominator = torch.as_tensor(denominator, device=log_probs.device, dtype=log_probs.dtype)
-    return (-log_probs * weights).sum() / torch.where(denominator > 0, denominator, 1)
+    return (-log_probs * weights).sum() / torch.where(
+        denominator < torch.finfo(denominator.dtype).tiny, 1, denominator
+    )

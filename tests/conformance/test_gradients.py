@@ -162,3 +162,58 @@ def test_the_best_model_is_the_result_though_the_last_one_broke(tmp_path: Path) 
     trainer.add_callback(BreakAtTheEnd(5, "model.norm.weight"))
     trainer.train()
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+
+
+# --- a step that moves nothing ---------------------------------------------------------------------------------------
+
+ZERO, STILL = "is zero: its rows teach nothing", "Training has moved no parameter in 4 steps"
+
+
+def test_a_step_of_weights_zero_is_said_once_and_moves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = Snapshot()
+    trainer = SFT.build(tmp_path, SFT.plain(16).add_column("weight", [1.0] * 4 + [0.0] * 8 + [1.0] * 4), **ORDER)
+    trainer.add_callback(snapshot)
+    seen: list[bool] = []
+
+    class Compare(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            now = dict(model.named_parameters())
+            seen.append(any(not torch.equal(value, now[name]) for name, value in snapshot.weights.items()))
+
+    trainer.add_callback(Compare())
+    trainer.train()
+    assert seen == [True, False, False, True]
+    assert [record.message.count(ZERO) for record in caplog.records].count(1) == 1
+    assert f"The gradient of step 2 {ZERO}" in caplog.text
+    assert STILL not in caplog.text
+
+
+def test_a_stream_of_weights_that_vanish_says_that_nothing_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a stream the weights are not known beforehand."""
+    rows = SFT.plain(16).add_column("weight", [1e-46] * 16).to_iterable_dataset()
+    SFT.build(tmp_path, rows, max_steps=4).train()
+    assert ZERO in caplog.text
+    assert STILL in caplog.text
+
+
+@every_method
+def test_a_learning_rate_of_zero_says_that_nothing_moved_and_any_other_does_not(
+    method: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method.build(tmp_path / "still", 24, learning_rate=0.0).train()
+    assert STILL in caplog.text
+    caplog.clear()
+    method.build(tmp_path / "moving", 24).train()
+    assert "moved no parameter" not in caplog.text
+    assert ZERO not in caplog.text
+
+
+def test_a_classifier_whose_weights_all_vanish_is_refused(tmp_path: Path) -> None:
+    method = BY_NAME["consensus"]
+    for weight in (0.0, 1e-46):
+        with pytest.raises(ValueError, match="nothing would be learned"):
+            method.build(tmp_path, method.rows(8).add_column("weight", [weight] * 8))

@@ -29,6 +29,7 @@ CASES = [
     if variant in method.variants
 ]
 SEEDS = 20
+KILLS = 100  # spread evenly over the cases; each at a step of its own, the last one and the end of training included
 
 
 def kill_step(seed: int) -> int:
@@ -116,3 +117,35 @@ def test_killed_run_resumes_to_the_same_weights_with_twenty_seeds(case: str, tmp
     for seed in range(SEEDS):
         assert_resumed_to_the_same_weights(results, case, seed)
         assert_nothing_is_trained_after_the_last_step(results, case, seed)
+
+
+def random_kills() -> dict[str, list[int]]:
+    """Steps to be killed after, by case: before the first checkpoint too, and 0 for after the last step."""
+    draw, kills = random.Random(2026), {case: [0] for case in CASES}
+    for i in range(KILLS - len(CASES)):
+        kills[CASES[i % len(CASES)]].append(draw.randint(1, LAST))
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_hundred_random_kills_over_all_trainers_change_nothing(case: str, tmp_path: Path) -> None:
+    method, _, variant = case.partition("+")
+    changes = {"max_steps": LAST, "save_strategy": "steps", "save_steps": SAVE_EVERY, "save_total_limit": 2}
+    changes |= {"optim": "adamw_torch", "learning_rate": 3e-3, "lr_scheduler_type": "linear", "seed": 60}
+    extra = VARIANTS[variant]
+    job = (
+        {"method": method, "rows": EPOCH * 4, "dropout": 0.1} | extra | {"changes": changes | extra.get("changes", {})}
+    )
+    jobs = [job | {"id": "whole", "folder": str(tmp_path / "whole")}]
+    for i, step in enumerate(random_kills()[case]):
+        place = str(tmp_path / str(i))
+        jobs += [
+            job | {"id": f"{i}/killed", "folder": place, "kill_at": step},
+            job | {"id": f"{i}/resumed", "folder": place, "resume": True},
+        ]
+    results = launch(jobs, tmp_path)
+    for i in range(len(random_kills()[case])):
+        assert results[f"{i}/killed"]["exit"] == -9
+        for what in ("weights", "state", "step"):
+            assert results[f"{i}/resumed"][what] == results["whole"][what]

@@ -5,7 +5,8 @@ Run training jobs in a process of their own, or in two under `torchrun`, and wri
     torchrun --nproc_per_node 2 -m tests.distributed.run_trainer jobs.json results.json
 
 A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to the config), and optionally `kill_at`
-(the process sends itself SIGKILL after that many steps), `resume` (from the newest checkpoint), `dropout`, `streaming`
+(the process sends itself SIGKILL after that many steps, at 0 after the last one and all that training does after it),
+`resume` (from the newest checkpoint, if there is one), `dropout`, `streaming`
 (the rows come from an `IterableDataset`), `lora` (an adapter is trained) and `nan_at` (after that many steps the
 gradient of the last process is NaN; `error` is then what training ended with).
 With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
@@ -45,6 +46,10 @@ class KillAt(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -99,7 +104,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         trainer.add_callback(KillAt(job["kill_at"]))
     if "nan_at" in job:
         return run_into_nan(trainer, job["nan_at"])
-    losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))
+    resume = job.get("resume") and any(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    losses = train(trainer, **({"resume_from_checkpoint": True} if resume else {}))
     mean = trainer.accelerator.gather(torch.tensor(losses, dtype=torch.float64)[None]).mean(dim=0).tolist()
     return {
         "losses": mean,

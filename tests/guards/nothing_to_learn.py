@@ -98,6 +98,7 @@ DEFECTS = [
         settings={**SHORT, "on_bad_row": "drop"},
     ),
     Defect("every weight 0", turns(0.0, 0.0)),
+    Defect("every weight too small for float32", turns(1e-46, 1e-300)),
     Defect("a row of weight 0", turns(0.0, 1.0), "the row is read and teaches nothing"),
     Defect(
         "a whole step of weight 0, other steps not",
@@ -113,6 +114,12 @@ DEFECTS = [
         "FLOW: every row as easy as every other",
         {"text": [SENTENCE] * 4},
         "all weights are equal, as in plain SFT, and a warning says so",
+        method="flow",
+    ),
+    Defect(
+        "FLOW: a tau so small that every weight vanishes",
+        {"text": [SENTENCE, SENTENCE + " And 8 pears."]},
+        settings={"tau": "1e-9"},
         method="flow",
     ),
     Defect("FLOW: rows that bring their own weight", turns(1.0, 0.5), method="flow"),
@@ -132,6 +139,7 @@ DEFECTS = [
         method="infopo",
     ),
     Defect("InfoPO: every weight 0", PAIRS | {"weight": [0.0, 0.0]}, method="infopo"),
+    Defect("InfoPO: every weight too small for float32", PAIRS | {"weight": [1e-46, 1e-300]}, method="infopo"),
     Defect("InfoPO without pairs: every response is good", answers(True, True), method="infopo_unpaired"),
     Defect("InfoPO without pairs: every response is bad", answers(False, False), method="infopo_unpaired"),
 ]

@@ -18,6 +18,7 @@ from hf_ext.data.relabeling.consensus import LABEL_PROBS
 from hf_ext.data.relabeling.ledger import CHANNEL
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX, RowError
+from hf_ext.guards.weights import refuse_vanishing_weights
 from hf_ext.losses.label_noise import forward_corrected_nll, soft_nll
 from hf_ext.trainers.consensus.card import card_of_classifier
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
@@ -45,6 +46,9 @@ class NoisyLabels(SavesWithCard, LabelSeam):
         self.noise = _Loss(self, channel)
         self.card_facts_of_run: dict[str, Any] = {}
         self.card_name: str | None = None
+        rows = kwargs.get("train_dataset")
+        if isinstance(rows, Dataset) and WEIGHT in rows.column_names:
+            refuse_vanishing_weights(rows)
         kwargs = self._with_channel_index(kwargs)
         super().__init__(*args, **kwargs, compute_loss_func=self.noise)
         self.loss_is_scaled_for_ga = True
@@ -180,7 +184,8 @@ class ForwardCorrectedTrainer(NoisyLabels, Trainer):
     `Trainer(compute_loss_func=forward_loss_func(channel))`.
 
     Raises:
-        ValueError: a loss function or label smoothing beside it, or a channel that has no name in the mapping.
+        ValueError: a loss function or label smoothing beside it, a channel that has no name in the mapping, or weights
+            that are all zero or vanish.
         RowError: a row of the dataset whose channel is not in the mapping.
         NonFiniteError: a logit, weight or loss is not finite; the optimiser step is not taken.
 

@@ -16,6 +16,7 @@ from hf_ext.data.provenance import model_hash
 from hf_ext.data.weighting import (
     FlowWeights,
     attach_scores,
+    check_temperature,
     effective_sample_size_ratio,
     mean_losses,
     score_rows,
@@ -47,7 +48,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     start-up (FSDP, ZeRO-3): there, run `hf-ext data flow-weights` first and train with [`WeightedSFTTrainer`].
 
     Raises:
-        ValueError: one of these is not met, or a resumed run does not find the scores of the original model.
+        ValueError: one of these is not met, every weight vanishes at `tau`, or a resumed run does not find the scores
+            of the original model.
 
     Metrics: `flow/tau` (nats per token), `flow/ess_ratio` (effective sample size over documents; above 0.95 FLOW
     does next to nothing, and a warning says so), `flow/easiest_decile_share` (share of the weight held by the easiest
@@ -65,6 +67,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     }
     config_class = FlowSFTConfig
     method = "flow"
+    weight_remedy = "Raise tau: the smaller it is, the more documents' weights vanish."
     args: FlowSFTConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -171,6 +174,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         scored = attach_scores(dataset, scores)
         means = mean_losses(scored)
         flow = FlowWeights(self.args.tau_number or temperature_of(means, self.args.tau))
+        check_temperature(means, flow.tau)
         weights = np.sort(flow.of_means(means))[::-1]
         tenth = max(1, len(weights) // 10)
         self.flow_statistics = {

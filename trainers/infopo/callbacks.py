@@ -48,19 +48,21 @@ class LikelihoodGuardCallback(TrainerCallback):
             raise ValueError(f"tolerance must be at least 0 and patience at least 1, got {tolerance!r}, {patience!r}.")
         self.mode, self.tolerance, self.patience = mode, tolerance, patience
         self.verdict = "no value yet"
-        self._said = False
+        self._said = self._has_fallen = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on with the verdict of a run that is resumed."""
-        self._judge(args, state)
+        """Go on with the verdict of a run that is resumed, as if it had seen each of its logs."""
+        entries = self._entries(args, state)
+        for count in range(1, len(entries) + 1):
+            self._judge(entries[:count])
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Count, and act."""
-        if self._key(args) not in (logs or {}) or not self._judge(args, state):
+        if self._key(args) not in (logs or {}) or not self._judge(self._entries(args, state)):
             return
         if not self._said:
             self._said = True
@@ -71,24 +73,29 @@ class LikelihoodGuardCallback(TrainerCallback):
 
     def has_stopped(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether the run whose log this is was stopped by it."""
-        return self.mode == "stop" and self._judge(args, state)
+        return self.mode == "stop" and self._judge(self._entries(args, state))
 
     @staticmethod
     def _key(args: TrainingArguments) -> str:
         strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
         return ("" if strategy == "no" else "eval_") + CHOSEN_DELTA
 
-    def _judge(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Whether it is to act on the last values of the log's history; sets the verdict."""
-        entries = [entry for entry in state.log_history if self._key(args) in entry]
-        last = [entry[self._key(args)] for entry in entries[-self.patience :]]
+    def _entries(self, args: TrainingArguments, state: TrainerState) -> list[tuple[float, int]]:
+        """Values in the log's history, nats per token, with their steps."""
+        key = self._key(args)
+        return [(entry[key], entry.get("step", state.global_step)) for entry in state.log_history if key in entry]
+
+    def _judge(self, entries: list[tuple[float, int]]) -> bool:
+        """Whether it is to act on the last of these values; sets the verdict, which stays once they have fallen."""
+        last = [value for value, _ in entries[-self.patience :]]
         is_low = len(last) == self.patience and max(last) < -self.tolerance
         if is_low:
+            self._has_fallen = True
             self.verdict = (
                 f"chosen responses fell: {', '.join(f'{value:+.4f}' for value in last)} nats per token against the "
-                f"reference at the last {len(last)} logs before step {state.global_step}"
+                f"reference at the last {len(last)} logs before step {entries[-1][1]}"
             )
-        elif entries and not self._said:
+        elif entries and not self._has_fallen:
             self.verdict = f"chosen responses at {last[-1]:+.4f} nats per token against the reference"
         return is_low
 

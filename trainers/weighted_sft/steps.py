@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from hf_ext._upstream_steps import StepSeam
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
-from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error
+from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part
 from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.guards.weights import LEAST_WEIGHT
+
+logger = logging.getLogger(__name__)
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a value
 
 
 class SafeSteps(StepSeam):
@@ -22,10 +29,20 @@ class SafeSteps(StepSeam):
     Batches may carry `row_index`: the rows that an error names.
     """
 
+    weight_remedy = "Look at the column 'weight', where there is one: 1 is usual."
     _step_rows: tuple[Tensor, ...] = ()
+    _first_values: tuple[int, int] | None = None  # the step that training began after, and the parameters' checksum
+    _said_that_a_step_vanished = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the host does, from here on."""
+        self._first_values = None  # of a training that ended in an error
+        return super().train(*args, **kwargs)
 
     def see_batches(self, batches: list[dict[str, Any]]) -> None:
         """Keep which rows the step is made of: a loss takes the column out of its batch."""
+        if self._first_values is None:
+            self._first_values = self.state.global_step, checksum(self.model)
         self._step_rows = tuple(batch[ROW_INDEX] for batch in batches if ROW_INDEX in batch)
 
     def check_gradient(self, norm: Tensor | float, parameters: Iterable[tuple[str, Parameter]]) -> None:
@@ -33,11 +50,14 @@ class SafeSteps(StepSeam):
         Stop before the optimiser step when the gradient is not finite.
 
         With float16 the scaler leaves such a step out and halves its scale. At a scale of 1 nothing is left to halve.
+        A gradient that is zero is said once.
 
         Raises:
             NonFiniteError: the gradient's norm is a NaN or an infinity.
         """
-        if bool(torch.isfinite(torch.as_tensor(norm))):
+        if math.isfinite(size := float(norm)):
+            if size < LEAST_WEIGHT:
+                self._say_that_the_step_vanished()
             return
         scaler = self.accelerator.scaler
         if scaler is None or not scaler.is_enabled() or scaler.get_scale() <= 1:
@@ -45,12 +65,23 @@ class SafeSteps(StepSeam):
 
     def check_result(self) -> None:
         """
-        Stop after the last step when the model is not finite.
+        Stop after the last step when the model is not finite; say so when training has moved no parameter.
 
         Raises:
             NonFiniteError: a parameter holds a NaN or an infinity.
         """
         self.check_weights()
+        (start, first_values), self._first_values = self._first_values or (self.state.global_step, 0), None
+        num_steps = self.state.global_step - start
+        # Of ZeRO-3 no process holds a whole parameter to sum.
+        is_known = num_steps > 0 and self.is_world_process_zero() and not self.is_deepspeed_enabled
+        if is_known and checksum(self.model) == first_values:
+            logger.warning(
+                "Training has moved no parameter in %s steps: the model is what it was. Either the gradient vanished "
+                "(every weight 0, or too small for float32), or learning_rate is 0 or too small for the parameters' "
+                "type, or nothing that the loss depends on is trained. %s",
+                f"{num_steps:,}", self.weight_remedy,
+            )  # fmt: skip
 
     def check_weights(self) -> None:
         """
@@ -73,6 +104,16 @@ class SafeSteps(StepSeam):
         if error is not None:
             raise error
 
+    def _say_that_the_step_vanished(self) -> None:
+        if self._said_that_a_step_vanished or not self.is_world_process_zero():
+            return
+        self._said_that_a_step_vanished = True
+        logger.warning(
+            "The gradient of step %s is zero: its rows teach nothing. Their weights are 0 or vanish in float32, or "
+            "their loss is constant. Said once; further steps may be alike. %s",
+            f"{self.state.global_step + 1:,}", self.weight_remedy,
+        )  # fmt: skip
+
     def _place(self) -> dict[str, Any]:
         """Where the run is: step, process, rows of the step."""
         rows = [values.detach().flatten().cpu() for values in self._step_rows]
@@ -81,6 +122,16 @@ class SafeSteps(StepSeam):
             "rank": self.accelerator.process_index,
             "row_index": torch.cat(rows) if rows else None,
         }
+
+
+def checksum(model: Module) -> int:
+    """Sum of the bit patterns of every trained parameter (on this process): one that moves changes it."""
+    total = 0
+    for value in model.parameters():
+        part = readable_part(value) if value.requires_grad else None
+        if part is not None and part.dtype.itemsize in _BITS:
+            total += int(part.contiguous().view(_BITS[part.dtype.itemsize]).sum(dtype=torch.int64))
+    return total
 
 
 __all__ = ["SafeSteps"]

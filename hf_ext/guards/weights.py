@@ -1,0 +1,49 @@
+"""Weights from which nothing can be learned: zero, or so small that float32, the type of losses, loses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_ext.guards import _arrow
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LEAST_WEIGHT = float(np.finfo(np.float32).tiny)
+"""The least weight that counts, 1.2e-38: below it float32 drops digits, down to none, and 1 / weight overflows."""
+
+
+def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> None:
+    """
+    Refuse rows whose every `weight` is zero or vanishes.
+
+    Args:
+        dataset (`Dataset`):
+            Rows with a column `weight`: a number, or a list of them.
+        dataset_name (`str`, *optional*, defaults to `"train"`):
+            For the message.
+
+    Raises:
+        ValueError: no weight reaches [`LEAST_WEIGHT`].
+    """
+    tables = dataset.select_columns(["weight"]).with_format("arrow").iter(batch_size=10_000)
+    largest = 0.0
+    for table in tables:
+        largest = max(largest, _arrow.largest_weight(table))
+        if largest >= LEAST_WEIGHT:
+            return
+    if largest == 0:
+        raise ValueError(
+            f"Every weight of the {dataset_name} dataset is 0, so nothing would be learned. Remove the column "
+            "'weight' (then every row counts 1), or fill it again."
+        )
+    raise ValueError(
+        f"Every weight of the {dataset_name} dataset vanishes in float32, the type of losses, so nothing would be "
+        f"learned: the largest is {largest:.2g}, and below {LEAST_WEIGHT:.2g} a weight counts nothing. Multiply all "
+        "of them by one number, so that the largest is about 1."
+    )
+
+
+__all__ = ["LEAST_WEIGHT", "refuse_vanishing_weights"]
