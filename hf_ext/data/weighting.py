@@ -411,6 +411,7 @@ def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDat
         if not isinstance(dataset, Dataset):
             raise TypeError(f"tau={tau!r} needs a Dataset, got {type(dataset).__name__}. Pass tau as a number.")
         tau = flow_temperature(dataset, tau)
+    weights = FlowWeights(tau)
     if isinstance(dataset, Dataset) and len(dataset):
         check_temperature(mean_losses(dataset), tau)
-    return dataset.map(FlowWeights(tau), batched=True)
+    return dataset.map(weights, batched=True)
