@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -34,6 +35,13 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# What is taken over of a stranger's metadata: the Hub refuses a card whose licence or language is no such key.
+MAX_NAME = 200
+MAX_NAMES = 1000
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_WEB = re.compile(r"https?://[!-~]{1,500}")
+_FILE_BESIDE = re.compile(r"(?:\./)?[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}")
 
 CHAT_USAGE = """\
 ```python
@@ -283,15 +291,12 @@ def base_model_card(base_model: str | Path | None) -> tuple[str | None, dict[str
         values = _card_metadata(Path(base_model) / "README.md")
         parents = names_in(values.get("base_model"))
         known = len(parents) == 1 and _is_hub_id(parents[0])
-        return (parents[0] if known else None), _taken_over(values)
+        parent = parents[0] if known else None
+        return parent, _taken_over(values, parent)
     if not isinstance(base_model, str) or not _is_hub_id(base_model):
         return None, {}
     cached = try_to_load_from_cache(base_model, "README.md")
-    values = _taken_over(_card_metadata(Path(cached))) if isinstance(cached, str) else {}
-    link = values.get("license_link")
-    if link is not None and "://" not in link:  # a file beside that card
-        values["license_link"] = f"https://huggingface.co/{base_model}/blob/main/{link.removeprefix('./')}"
-    return base_model, values
+    return base_model, (_taken_over(_card_metadata(Path(cached)), base_model) if isinstance(cached, str) else {})
 
 
 def _is_folder(name: str | Path) -> bool:
@@ -310,9 +315,16 @@ def _card_metadata(card: Path) -> dict[str, Any]:
         return {}
 
 
-def _taken_over(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Licence and languages of a base model's card, where they have the type they should."""
-    taken = {key: values[key] for key in LICENSE_KEYS[1:] if isinstance(values.get(key), str) and values[key]}
+def _taken_over(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """Licence and languages of a base model's card, where they are what they should be; `model` is its Hub id."""
+    taken = {}
+    name, link = values.get("license_name"), values.get("license_link")
+    if isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable() and name:
+        taken["license_name"] = name
+    if isinstance(link, str) and _WEB.fullmatch(link):
+        taken["license_link"] = link
+    elif isinstance(link, str) and model is not None and _FILE_BESIDE.fullmatch(link):
+        taken["license_link"] = f"https://huggingface.co/{model}/blob/main/{link.removeprefix('./')}"
     licence, languages = values.get("license"), values.get("language")
     if isinstance(languages, list):
         languages = ["no" if language is False else language for language in languages]  # YAML's way with Norwegian
@@ -320,7 +332,8 @@ def _taken_over(values: Mapping[str, Any]) -> dict[str, Any]:
         languages = "no" if languages is False else languages
     for key, value in (("license", licence), ("language", languages)):
         names = names_in(value)
-        if names and names == (value if isinstance(value, list) else [value]):
+        entries = value if isinstance(value, list) else [value]
+        if names and names == entries and len(names) <= MAX_NAMES and all(map(_KEY.fullmatch, names)):
             taken[key] = value
     if taken.get("license") in (None, "unknown"):
         taken = {key: value for key, value in taken.items() if key not in LICENSE_KEYS}

@@ -26,13 +26,19 @@ SECRET_NAMES = (
     "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
 )  # fmt: skip
 BY_NAME = "what is named like a secret"
+LABEL_KEY = "a secret key for label privacy"
 
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-_LABEL_KEY = re.compile(r"[0-9a-fA-F\s]+")
+_HEX_ONLY = re.compile(r"[0-9a-fA-F\s]+")
 LABEL_KEY_DIGITS = range(64, 129, 2)  # as `data.relabeling.keys` reads them: 32 to 64 bytes
 _KINDS = {
-    "a secret key for label privacy": re.compile(r"LABEL_KEY\b[\"']?\s*[=:]\s*[\"']?[0-9a-fA-F]{64,128}\b"),
-    "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])hf_(?!(.)\1{9})[A-Za-z0-9]{30,}"),
+    # Between the two stands what a language or a format puts there: ` = "`, `\"] = \"`, `,`, a space, a line's end.
+    LABEL_KEY: re.compile(
+        r"LABEL_KEY\b\W{1,40}(?:value\W{1,9})?(?!(.)\1{9})[0-9a-f]{64,128}\b", re.IGNORECASE | re.ASCII
+    ),
+    "a Hugging Face token": re.compile(
+        r"(?<![A-Za-z0-9])hf_(?:(?!(.)\1{9})[A-Za-z0-9]{30,}|(?:oauth|jwt)_eyJ[A-Za-z0-9_-]{12,})"
+    ),
     "a private key": re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"),
     "an AWS access key": re.compile(r"(?<![\w+/])(?:AKIA|ASIA)[A-Z0-9]{9}(?!EXAMPLE)[A-Z0-9]{7}(?![\w+/])", re.ASCII),
     "a GitHub token": re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})"),
@@ -74,9 +80,9 @@ def find_credential(path: str | Path) -> Credential | None:
     The first credential in a text of up to 4 MiB, or in a member of a zip, tar or gzip file of up to 64 MiB.
 
     Known are a key of [`~hf_ext.data.relabeling.KeyRef`] (a file of 64 to 128 hexadecimal digits and nothing else, or
-    an assignment to a name that ends in `LABEL_KEY`), tokens of Hugging Face and GitHub, AWS access keys, and private
-    keys in PEM or OpenPGP armour; in an archive also members that are named like secrets. Other binary files are not
-    read.
+    such digits behind a name that ends in `LABEL_KEY`, in any language or format), tokens of Hugging Face and GitHub,
+    AWS access keys, and private keys in PEM or OpenPGP armour; in an archive also members that are named like secrets.
+    Other binary files are not read.
 
     Args:
         path (`str` or `Path`):
@@ -104,8 +110,10 @@ def _in_text(content: bytes) -> Credential | None:
     if len(content) > SCANNED_BYTES or (encoding is None and b"\0" in content):
         return None
     text = content.decode(encoding or "utf-8", errors="replace")
-    if _LABEL_KEY.fullmatch(text) and len("".join(text.split())) in LABEL_KEY_DIGITS:
-        return Credential("a secret key for label privacy", "line 1")
+    # Decimal digits alone are labels or numbers, one a line, and no key that `data.relabeling.keys` would take.
+    digits = "".join(text.split()) if _HEX_ONLY.fullmatch(text) else ""
+    if len(digits) in LABEL_KEY_DIGITS and not digits.isdecimal():
+        return Credential(LABEL_KEY, "line 1")
     for kind, pattern in _KINDS.items():
         match = pattern.search(text)
         if match is not None:

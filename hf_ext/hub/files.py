@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from hf_ext.hub.credentials import any_of, find_credential, is_secret_name
+from hf_ext.hub.credentials import LABEL_KEY, any_of, find_credential, is_secret_name
 from hf_ext.hub.pickles import is_pickle
 from hf_ext.hub.retry import PushError
 
@@ -35,6 +36,7 @@ LINK = "links to folders, to nothing or to somewhere else"
 PICKLE = "pickles, which run code when loaded, or named like them"
 NAMED_SO = "named like secrets"
 STAYS = "leftovers, states and rows of a run"
+UNDERSCORE = "at the top and begin with an underscore, as what is private does; rename what should go"
 
 _STAYS = {"dataset": any_of((*LEFTOVERS, *STATES)), "model": any_of((*LEFTOVERS, *STATES, *ROWS))}
 
@@ -158,8 +160,9 @@ def _reason(name: str, repo_type: str, at_top: bool = False) -> str | None:
     """Why a file stays, or a folder with a slash behind its name."""
     if is_secret_name(name):
         return NAMED_SO
-    stays = _STAYS["model" if repo_type == "model" else "dataset"].match(name.casefold()) is not None
-    return STAYS if stays or (at_top and name.startswith("_")) else None
+    if _STAYS["model" if repo_type == "model" else "dataset"].match(name.casefold()) is not None:
+        return STAYS
+    return UNDERSCORE if at_top and name.startswith("_") else None
 
 
 def _link_reason(link: Path, root: Path, repo_type: str) -> str | None:
@@ -181,8 +184,11 @@ def _link_reason(link: Path, root: Path, repo_type: str) -> str | None:
 
 def _refuse_credential(name: str, path: Path, folder: str | Path) -> None:
     credential = find_credential(path)
-    if credential is not None:
-        raise PushError(
-            f"{folder} was not pushed: {name}, {credential.place}, holds {credential.kind}. Take it out of the file, "
-            f"or leave the file out with ignore={name!r}. If it ever was where others can read it, have it replaced."
-        )
+    if credential is None:
+        return
+    checksum = " If it is a checksum, write the name of its file beside it." if credential.kind == LABEL_KEY else ""
+    raise PushError(
+        f"{folder} was not pushed: {name}, {credential.place}, holds {credential.kind}. Take it out of the file, or "
+        f"leave the file out with ignore={glob.escape(name)!r}. If it ever was where others can read it, have it "
+        f"replaced.{checksum}"
+    )

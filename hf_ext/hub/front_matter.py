@@ -217,8 +217,9 @@ def _completed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]
     if "configs" in new:
         values.pop("dataset_info", None)
     values |= {key: new[key] for key in ("configs", "model-index") if key in new}
-    tags = [tag for tag in names_in(old.get("tags")) if tag not in METHODS]
-    values["tags"] = list(dict.fromkeys([*tags, *names_in(new.get("tags"))]))
+    new_tags = names_in(new.get("tags"))
+    tags = [tag for tag in names_in(old.get("tags")) if tag not in METHODS or tag in new_tags]
+    values["tags"] = list(dict.fromkeys([*tags, *new_tags]))
     return values
 
 
@@ -264,10 +265,10 @@ def _with_block(new: str, old: str) -> str:
     """Somebody's text, and ours without its title between the two comments."""
     _, _, block = new.strip().partition("\n")
     block = f"{BEGIN}\n\n{block.strip()}\n\n{END}"
-    head, begin, rest = old.partition(BEGIN)
-    if not begin:
-        return f"{old.strip()}\n\n{block}"
-    tail = rest.partition(END)[2]
+    head, _, rest = old.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:  # without its closing line nobody knows where ours ended and somebody's begins
+        return f"{(head + rest).strip()}\n\n{block}"
     return f"{head}{block}{tail}"
 
 

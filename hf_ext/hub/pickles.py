@@ -15,6 +15,11 @@ __all__ = ["PICKLE_SUFFIXES", "is_pickle"]
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".pt2"})
 """Names that promise a pickle: torch's archives, the trainer's states, and pickles proper, compressed or not."""
 
+TEXT_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".parquet", ".arrow"})
+"""Names of tables and texts: in `train.pt.jsonl` the language is Portuguese. Their content is looked at as ever."""
+
+COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip"})
+
 PROBED_OPCODES = 64  # so many valid opcodes in a row are no accident
 MEMBER_BYTES = 1 << 20  # how much of a member of an archive is looked at
 
@@ -31,12 +36,20 @@ def is_pickle(path: str | Path) -> bool:
             The file.
 
     Returns:
-        `bool`: true also for a name in [`PICKLE_SUFFIXES`], whatever it holds: the Hub's scanner goes by names too.
+        `bool`: true also for a name in [`PICKLE_SUFFIXES`], whatever it holds: the Hub's scanner goes by names too. A
+        name that ends as a table's or a text's does (`train.pt.jsonl`) is none of these.
     """
-    if PICKLE_SUFFIXES & {suffix.lower() for suffix in Path(path).suffixes}:
+    if _is_named_like_one(path):
         return True
     with open(path, "rb") as file:
         return _holds_pickle(file)
+
+
+def _is_named_like_one(name: str | Path) -> bool:
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return bool(PICKLE_SUFFIXES & set(suffixes)) and suffixes[-1] not in TEXT_SUFFIXES
 
 
 def _holds_pickle(file: BinaryIO, depth: int = 0) -> bool:
@@ -53,7 +66,7 @@ def _zip_holds_pickle(file: BinaryIO, depth: int) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
-                if PICKLE_SUFFIXES & {suffix.lower() for suffix in Path(name).suffixes}:
+                if _is_named_like_one(name):
                     return True
                 with archive.open(name) as member:
                     if _holds_pickle(io.BytesIO(member.read(MEMBER_BYTES)), depth + 1):

@@ -175,6 +175,43 @@ def test_a_licence_file_beside_a_hub_models_card_is_linked_where_it_lies(
     assert values["license_link"] == "https://huggingface.co/org/base/blob/main/LICENSE"
 
 
+@pytest.mark.parametrize(
+    ("link", "in_card"),
+    [
+        ("LICENSE", "https://huggingface.co/org/m/blob/main/LICENSE"),
+        ("./LICENSE.md", "https://huggingface.co/org/m/blob/main/LICENSE.md"),
+        ("/home/me/secret/LICENSE", None),
+        ("../LICENSE", None),
+        ("javascript:alert(1)", None),
+        ("https://a.b/ x", None),
+    ],
+)
+def test_a_licence_link_of_a_folders_card_is_an_address_that_others_can_open(
+    tmp_path: Path, link: str, in_card: str | None
+) -> None:
+    text = f"---\nlicense: other\nlicense_name: terms\nlicense_link: '{link}'\nbase_model: org/m\n---\n"
+    (tmp_path / "README.md").write_text(text)
+    assert _card(tmp_path / "out", base_model=tmp_path).data.to_dict().get("license_link") == in_card
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "license: 'my own, weird'",
+        "license: 'm\u202eit'",
+        f"license: {'a' * 100_000}",
+        "license: [mit, '<b>']",
+        "license: unknown\nlanguage: ['<script>']",
+        f"license: unknown\nlanguage: [{', '.join(['en'] * 5000)}]",
+    ],
+)
+def test_no_licence_or_language_that_the_hub_would_refuse_is_taken_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(f'---\n{text}\nlicense_name: "a\\nb"\n---\n', encoding="utf-8")
+    values = _card(tmp_path / "out", base_model=tmp_path).data.to_dict()
+    assert values["license"] == "unknown"
+    assert not {"language", "license_name"} & set(values)
+
+
 def test_no_task_is_claimed_that_nobody_named(tmp_path: Path) -> None:
     rows = write_dataset_card(tmp_path / "rows", dataset_name="me/rows", splits={"train": 3})
     assert "task_categories" not in ModelCard.load(rows).data.to_dict()

@@ -131,6 +131,16 @@ def test_a_text_is_one_pattern_and_no_list_of_letters(hub: FakeHub, tmp_path: Pa
         (f"{HEX_KEY[:40]}\n{HEX_KEY[40:]}\r\n", "label privacy", 1),
         (HEX_KEY * 2, "label privacy", 1),
         (f"export HF_EXT_LABEL_KEY='{HEX_KEY}'", "label privacy", 1),
+        (f'import os\nos.environ["HF_EXT_LABEL_KEY"] = "{HEX_KEY}"', "label privacy", 2),
+        (json.dumps({"source": [f'os.environ["HF_EXT_LABEL_KEY"] = "{HEX_KEY}"\n']}), "label privacy", 1),
+        (json.dumps({"source": [f"%env HF_EXT_LABEL_KEY {HEX_KEY}"]}), "label privacy", 1),
+        (f'os.environ.setdefault("HF_EXT_LABEL_KEY", "{HEX_KEY}")', "label privacy", 1),
+        (f"name,value\nHF_EXT_LABEL_KEY,{HEX_KEY}", "label privacy", 2),
+        (f"env:\n- name: HF_EXT_LABEL_KEY\n  value: {HEX_KEY}", "label privacy", 2),
+        (f"env:\n  HF_EXT_LABEL_KEY: >-\n    {HEX_KEY}", "label privacy", 2),
+        (f"hf_ext_label_key: {HEX_KEY}", "label privacy", 1),
+        (f"$ echo $HF_EXT_LABEL_KEY\n{HEX_KEY}", "label privacy", 1),
+        ("token=hf_" + "jwt_eyJhbGciOiJFZERTQSJ9.eyJyZWFk", "Hugging Face token", 1),
         (f'{{"a": 1,\n "token": "{HF_TOKEN}"}}', "Hugging Face token", 2),
         (f"# notes\n\nlog in with {HF_TOKEN}.", "Hugging Face token", 3),
         (f"remote = https://x:{GITHUB_TOKEN}@github.com", "GitHub token", 1),
@@ -151,6 +161,8 @@ def test_a_key_or_token_inside_a_file_stops_the_push_and_is_not_repeated(
             push_folder(tmp_path, "me/tiny", repo_type=repo_type)
         assert not {HEX_KEY, HF_TOKEN, GITHUB_TOKEN, AWS_KEY} & set(str(caught.value).split())
     assert not hub.requests
+    if "label" in kind:
+        assert str(caught.value).endswith("If it is a checksum, write the name of its file beside it.")
     push_folder(tmp_path, "me/tiny", ignore=name)
     assert set(hub.files("me/tiny")) == {"config.json"}
 
@@ -171,6 +183,11 @@ def test_every_key_that_we_make_is_known_whatever_its_file_is_called(tmp_path: P
         f"{HEX_KEY}  model.safetensors\n".encode(),  # a checksum with its file
         b"hf_" + b"x" * 34,  # a placeholder
         b"hf_ext.data.relabeling.privatize_with_a_long_name",
+        b"HF_EXT_LABEL_KEY=" + b"0" * 64,
+        f"HF_EXT_LABEL_KEY is in the environment; sha256: {HEX_KEY}".encode(),
+        json.dumps({"sha256": HEX_KEY, "vocab": {HEX_KEY[::-1]: 1}}).encode(),
+        "".join(f"{row % 2}\n" for row in range(100)).encode(),  # labels, one a line
+        " ".join(map(str, range(10, 50))).encode(),
         b"AKIAIOSFODNN7EXAMPLE",  # of AWS's own documentation
         b"-----BEGIN PUBLIC KEY-----\nMII",
         b"\0" + HF_TOKEN.encode(),
@@ -261,13 +278,15 @@ def test_a_download_in_the_hubs_cache_made_of_links_is_pushed(hub: FakeHub, fold
 
 
 def test_what_stays_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(tmp_path, "config.json", "sub/labels.key", "optimizer.pt", "checkpoint-1/a", "__pycache__/b")
+    write(tmp_path, "config.json", "sub/labels.key", "optimizer.pt", "checkpoint-1/a", "__pycache__/b",
+          "_pictures/a.png", "_notes.md")  # fmt: skip
     with caplog.at_level(logging.INFO):
         files_to_push(tmp_path)
     warnings = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "sub/labels.key (named like secrets)" in warnings
     assert "optimizer.pt (pickles" in warnings
     assert "checkpoint-1/" not in warnings
+    assert "_pictures/, _notes.md (at the top" in warnings
     assert "__pycache__/, checkpoint-1/ (leftovers" in caplog.text
 
 

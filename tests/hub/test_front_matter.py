@@ -83,6 +83,20 @@ def test_a_hand_written_model_card_is_kept_by_a_trainer_that_saves_there(tmp_pat
     assert "# Words\n\nof mine\n" in text
     assert "| `tau` | 1 |" in text
     assert "# me/tuned" not in text
+    again = write_model_card(tmp_path, method="flow", model_name="me/tuned", settings={"tau": 1})
+    assert again.read_text() == text
+
+
+def test_words_below_ours_stay_where_somebody_took_our_closing_line_away(by_hand: Path) -> None:
+    _, body, text = dataset_card(by_hand, splits={"train": 2})
+    begin, end = (line for line in body.splitlines() if line.startswith("<!-- hf-ext"))
+    (by_hand / "README.md").write_text(text.replace(end, "## Thanks\n\nTo the attic."), encoding="utf-8")
+    first = dataset_card(by_hand, splits={"train": 7})[2]
+    assert "## Thanks\n\nTo the attic." in first
+    assert "The attic.\n" in first
+    assert first.count(begin) == first.count(end) == 1
+    assert "| `train` | 7 |" in first.partition(begin)[2]
+    assert dataset_card(by_hand, splits={"train": 7})[2] == first
 
 
 def test_what_somebody_added_to_a_card_of_ours_stays(tmp_path: Path) -> None:

@@ -81,10 +81,31 @@ def test_what_is_no_pickle_is_let_through(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["training_args.bin", "optimizer.pt", "rng_state.pth", "a.PKL", "b.pickle", "c.ckpt", "d.pkl.gz", "e.joblib"],
+    [
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "a.PKL",
+        "b.pickle",
+        "c.ckpt",
+        "d.pkl.gz",
+        "e.joblib",
+        "f.pt.zip",
+    ],
 )
 def test_a_name_that_promises_a_pickle_is_enough(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("harmless")
+    assert is_pickle(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train.pt.jsonl", "wiki.pt.parquet", "opus.en-pt.pt.txt", "common.PT.json", "a.bin.csv", "rows.pt.jsonl.gz"],
+)
+def test_a_text_or_table_in_portuguese_is_no_pickle_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("olá")
+    assert not is_pickle(tmp_path / name)
+    (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
     assert is_pickle(tmp_path / name)
 
 
