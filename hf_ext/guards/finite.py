@@ -134,7 +134,8 @@ def parameter_error(
 
     Args:
         parameters (iterable of `str` and `torch.Tensor`):
-            By name. Of a sharded one the part on this process is read; what is quantised or on the meta device is not.
+            By name, and running statistics. Of a sharded one the part on this process is read; what is quantised or
+            on the meta device is not.
         step (`int`):
             Optimiser steps taken so far.
         rank (`int`):

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerCallback
 
+from hf_ext import ForwardCorrectedTrainer
 from hf_ext.guards.checkpoints import checkpoints_in, find_damage
 from hf_ext.guards.finite import NonFiniteError
 from tests.conformance.registry import BY_NAME
 from tests.distributed.run_trainer import NanGradient
+from tests.trainers.classifiers import CHANNEL, CLASSES, WORDS, consensus_config, labelled_rows
 from tests.trainers.runs import Snapshot
 
 every_method = pytest.mark.parametrize("method", BY_NAME.values(), ids=BY_NAME)
@@ -162,6 +166,56 @@ def test_the_best_model_is_the_result_though_the_last_one_broke(tmp_path: Path) 
     trainer.add_callback(BreakAtTheEnd(5, "model.norm.weight"))
     trainer.train()
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+
+
+class WithStatistics(nn.Module):
+    """A plain module with batch normalisation, of vectors that are `scale` times as long as is usual."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.words = nn.Embedding(WORDS + 1, 8)
+        self.normalise = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, CLASSES)
+        self.mask = nn.Parameter(torch.full((2, 2), -math.inf), requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(self.normalise(self.scale * self.words(input_ids).mean(dim=1)))}
+
+
+def train_with_statistics(scale: float, folder: Path) -> Any:
+    rows = labelled_rows(16).select_columns(["input_ids", "label"]).rename_column("label", "labels")
+    args = consensus_config(folder, max_steps=2)
+    return ForwardCorrectedTrainer(model=WithStatistics(scale), args=args, train_dataset=rows, channel=CHANNEL)
+
+
+def test_a_variance_that_overflows_is_not_saved_though_every_parameter_is_finite(tmp_path: Path) -> None:
+    """Divided by an infinite variance all rows are alike in evaluation; training sees those of the batch alone."""
+    trainer = train_with_statistics(1e25, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"'normalise\.running_var' has 8 of 8 values not finite.*after step 2"):
+        trainer.train()
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters() if value.requires_grad)
+    with pytest.raises(NonFiniteError, match="neither saved nor pushed"):
+        trainer.save_model()
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_statistics_that_a_stopped_step_broke_are_not_saved(tmp_path: Path) -> None:
+    trainer = train_with_statistics(math.nan, tmp_path)
+    with pytest.raises(NonFiniteError, match="logits"):
+        trainer.train()
+    with pytest.raises(NonFiniteError, match=r"normalise\.running_"):
+        trainer.save_model()
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_a_plain_module_with_a_mask_of_infinities_is_trained_and_saved(tmp_path: Path) -> None:
+    trainer = train_with_statistics(1.0, tmp_path)
+    trainer.train()
+    trainer.save_model()
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved.pop("mask"), torch.full((2, 2), -math.inf))
+    assert all(torch.isfinite(value).all() for value in saved.values())
 
 
 # --- a step that moves nothing ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hf_ext.guards.weights import LEAST_WEIGHT
 
 logger = logging.getLogger(__name__)
 
+STATISTICS = ("running_mean", "running_var")  # of a normalisation layer: buffers that every forward changes
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a value
 
 
@@ -68,7 +69,7 @@ class SafeSteps(StepSeam):
         Stop after the last step when the model is not finite; say so when training has moved no parameter.
 
         Raises:
-            NonFiniteError: a parameter holds a NaN or an infinity.
+            NonFiniteError: as of [`check_weights`].
         """
         self.check_weights()
         (start, first_values), self._first_values = self._first_values or (self.state.global_step, 0), None
@@ -77,23 +78,26 @@ class SafeSteps(StepSeam):
         is_known = num_steps > 0 and self.is_world_process_zero() and not self.is_deepspeed_enabled
         if is_known and checksum(self.model) == first_values:
             logger.warning(
-                "Training has moved no parameter in %s steps: the model is what it was. Either the gradient vanished "
+                "Training has moved no parameter in %s step%s: the model is what it was. Either the gradient vanished "
                 "(every weight 0, or too small for float32), or learning_rate is 0 or too small for the parameters' "
                 "type, or nothing that the loss depends on is trained. %s",
-                f"{num_steps:,}", self.weight_remedy,
+                f"{num_steps:,}", "s" if num_steps > 1 else "", self.weight_remedy,
             )  # fmt: skip
 
     def check_weights(self) -> None:
         """
         Stop before the model is saved, pushed or handed on when it is not finite.
 
+        What no training changes is not looked at: a mask of infinities among frozen parameters is the model's own.
+
         Raises:
-            NonFiniteError: a parameter holds a NaN or an infinity; names it, and the last whole checkpoint.
+            NonFiniteError: a trained parameter, or a running statistic that this process saves, holds a NaN or an
+                infinity; names it, and the last whole checkpoint.
         """
         whole = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
         then = f"{whole[0]} is whole: resume from it" if whole else "No checkpoint is whole: start again"
         then += ", with a lower learning rate."
-        error = parameter_error(self.model.named_parameters(), **self._place(), then=then)
+        error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), then=then)
         if self.is_fsdp_enabled:  # each process has seen its own shards, and all of them must stop
             flags = torch.tensor([error is not None], device=self.accelerator.device)
             is_bad_somewhere = bool(self.accelerator.gather(flags).any())
@@ -122,6 +126,21 @@ class SafeSteps(StepSeam):
             "rank": self.accelerator.process_index,
             "row_index": torch.cat(rows) if rows else None,
         }
+
+
+def changing_values(model: Module, with_statistics: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """
+    What training changes of a model, by name: trained parameters, and running means and variances.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
+        with_statistics (`bool`, *optional*, defaults to `True`):
+            Whether running statistics count. Each process has its own, and those of the one that saves are saved.
+    """
+    yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    if with_statistics:
+        yield from ((name, value) for name, value in model.named_buffers() if name.rpartition(".")[2] in STATISTICS)
 
 
 def checksum(model: Module) -> int:
