@@ -317,7 +317,7 @@ def _card_metadata(card: Path) -> dict[str, Any]:
 
 def _taken_over(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
     """Licence and languages of a base model's card, where they are what they should be; `model` is its Hub id."""
-    taken = {}
+    taken: dict[str, Any] = {}
     name, link = values.get("license_name"), values.get("license_link")
     if isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable() and name:
         taken["license_name"] = name

@@ -21,9 +21,10 @@ TAR_END = 256 << 20  # where reading a compressed tar stops: to skip a member it
 
 # Names of files and folders at any depth, without case.
 SECRET_NAMES = (
-    ".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials",
-    ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*", "*.releases.jsonl",
-    "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
+    ".env", ".env.*", ".env~", "*.env", ".envrc*", ".netrc*", "_netrc*", ".pgpass*", ".pypirc*", ".npmrc*", ".my.cnf",
+    ".git-credentials*", ".htpasswd*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.key.*",
+    "*.key~", "*.releases.jsonl", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", ".ssh", ".aws", ".azure",
+    ".gnupg", ".kube", ".docker", ".dockercfg", ".s3cfg", ".boto", ".*_history", "kaggle.json", "secrets.toml",
 )  # fmt: skip
 BY_NAME = "what is named like a secret"
 LABEL_KEY = "a secret key for label privacy"

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 # Names of files and folders at any depth, without case; a slash at the end: only of folders.
 LEFTOVERS = (
-    ".git", ".hg", ".svn", ".cache", ".venv", "__pycache__", ".ipynb_checkpoints", ".ds_store", ".hf-ext*", "*.lock",
-    "*.tmp", "cache-*.arrow", "_saving/", "_push-*/", "_data/",
+    ".git", ".hg", ".svn", ".cache", ".*_cache/", ".venv", "__pycache__", ".ipynb_checkpoints", ".ds_store", ".idea/",
+    ".vscode/", "node_modules/", ".hf-ext*", "*.lock", "*.tmp", "*~", "*.sw[op]", ".#*", "#*#", "cache-*.arrow",
+    "_saving/", "_push-*/", "_data/",
 )  # fmt: skip
 STATES = (
     "checkpoint-*/", "bad_rows*.jsonl", "fresh_samples/", "training_args.json", "trainer_state.json",
@@ -29,7 +30,7 @@ STATES = (
 # Of a model's run: what it knows of every row. A dataset may well be called so.
 ROWS = (
     "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "online.json",
-    "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow",
+    "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "*.arrow", "wandb/",
 )  # fmt: skip
 
 LINK = "links to folders, to nothing or to somewhere else"

@@ -43,7 +43,10 @@ def test_names_of_secrets_and_leftovers_stay_at_any_depth(tmp_path: Path, depth:
         "Id_RSA server.pem labels.key labels.key.bak labels.KEY .ssh/known_hosts .aws/credentials .git/HEAD "
         ".cache/huggingface/x .venv/bin/python __pycache__/m.pyc .hf-ext.lock .hf-ext/notes x.lock x.tmp "
         "checkpoint-5/config.json checkpoint-5/deep/er bad_rows.jsonl bad_rows.rank1.jsonl training_args.json "
-        "trainer_state.json report/fresh_samples/x.json _saving/config.json _push-checkpoint-1/config.json"
+        ".env~ .envrc.local .netrc.bak .pypirc~ labels.key~ .bash_history .python_history kaggle.json .s3cfg "
+        ".streamlit/secrets.toml config.json~ .config.json.swp .#config.json .vscode/x.json .ruff_cache/x "
+        "node_modules/a/b.js trainer_state.json report/fresh_samples/x.json _saving/config.json "
+        "_push-checkpoint-1/config.json"
     )
     write(tmp_path, "config.json", *(depth + name for name in names.split()))
     assert set(files_to_push(tmp_path, repo_type=repo_type)) == {"config.json"}
@@ -55,7 +58,7 @@ def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(t
         "round-000/answers/shard-00000.jsonl", "round-000/pairs.jsonl", "round-000/train/config.json",
         "rounds/round-1/predictions/train/data.arrow", "folds/0/x.json", "consensus.json", "original_losses/x.json",
         "context_free/manifest.json", "online.json", "answers.jsonl", "predictions/rows.csv", "samples/manifest.json",
-        "samples/shard-00000.arrow", "predictions.jsonl", "pairs.jsonl",
+        "samples/shard-00000.arrow", "predictions.jsonl", "pairs.jsonl", "wandb/run-1/files/wandb-metadata.json",
     ]  # fmt: skip
     write(tmp_path, "config.json", "sub/notes.md", *(depth + name for name in rows))
     assert set(files_to_push(tmp_path)) == {"config.json", "sub/notes.md"}
@@ -64,7 +67,8 @@ def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(t
 
 def test_names_that_only_resemble_those_go(tmp_path: Path) -> None:
     names = {"environment.json", "env/a.txt", "keys.md", "monkey", "gitignore", ".gitattributes", ".gitignore",
-             "checkpoint.md", "roundness/a.txt", "lockfile", "1_Pooling/config.json", "sub/__init__.py"}  # fmt: skip
+             "checkpoint.md", "roundness/a.txt", "lockfile", "1_Pooling/config.json", "sub/__init__.py",
+             "history.json", "a.swph", "cache/a.txt"}  # fmt: skip
     write(tmp_path, *names)
     assert set(files_to_push(tmp_path)) == names
 
