@@ -56,6 +56,10 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
             _refuse_what_is_read(options, "report")
             if _same(Path(options.report), output):
                 raise ValueError(f"--report {options.report!r} is the --output itself; name another")
+            if _is_inside(Path(options.report), output):  # the folder of rows is put in its place as a whole
+                raise ValueError(
+                    f"--report {options.report!r} lies in the --output, which is to hold the rows alone; name another"
+                )
             if report is None:
                 _refuse_file(options, "report")
                 claims.enter_context(claimed_file(Path(options.report)))

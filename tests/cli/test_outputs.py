@@ -148,6 +148,14 @@ def test_one_place_is_not_written_twice(more: str, place: Path, capsys: pytest.C
     refused(f"{VERBS['privatize']} --dataset rows.jsonl --output secret.key", capsys)
 
 
+def test_a_report_inside_the_folder_of_rows_is_refused_before_the_work(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for verb, report in (("prune", "r/report"), ("relabel", "r/deep/report.json")):
+        refused(f"{VERBS[verb]} --dataset rows.parquet --output r --report {report}", capsys, "lies in the --output")
+        assert not (place / "r").exists()
+
+
 def test_a_report_that_is_there_is_kept(place: Path, capsys: pytest.CaptureFixture) -> None:
     for verb, report in (("prune", "report"), ("relabel", "report.json")):
         command = f"{VERBS[verb]} --dataset rows.parquet --report {report} --output"
