@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import xxhash
 from datasets import Dataset, IterableDataset
 
 MOST_BLOCKS = 1024  # one short digest each: a change is placed in a row of small data, in a thousandth of large data
+_DEEPEST = 4  # of functions inside functions
+_PLAIN = (str, bytes, int, float, tuple, type(None))  # what a digest of code takes as it is
 STREAMED = 1000  # rows of a stream that are read: it may have no end
 
 
@@ -107,19 +110,38 @@ def _first_difference(recorded: Mapping[str, Any], rows: Dataset | IterableDatas
     return f"row {block:,}" if size == 1 else f"rows {block * size:,} to {(block + 1) * size - 1:,}"
 
 
-def code_digest(function: Any) -> str:
-    """Name and digest of a function's code, its defaults and what it closes over."""
+def code_digest(function: Any, depth: int = 0) -> str:
+    """
+    Name and digest of a function's code, its defaults and what it closes over.
+
+    Of what is closed over, numbers, texts, tuples and functions count; a list or an object may change while it runs.
+
+    Args:
+        function (`Callable`):
+            Any; of one without Python code the name alone counts.
+        depth (`int`, *optional*, defaults to 0):
+            Of functions closed over by functions, which may name each other in a circle.
+    """
     inner = getattr(function, "__func__", function)
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
     code = getattr(inner, "__code__", None)
-    if code is None:
+    if code is None or depth > _DEEPEST:
         return name
     digest = _new("")
     _feed_code(code, digest.update)
-    cells = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
-    plain = [value for value in (*(inner.__defaults__ or ()), *cells) if isinstance(value, str | int | float | None)]
+    values = [*(inner.__defaults__ or ()), *sorted((inner.__kwdefaults__ or {}).items())]
+    for cell in inner.__closure__ or ():
+        with suppress(ValueError):  # an empty one: its variable is not set yet
+            values.append(cell.cell_contents)
+    plain = [_plain(value, depth) for value in values if isinstance(value, _PLAIN) or hasattr(value, "__code__")]
     digest.update(repr(plain).encode())
     return f"{name} {digest.hexdigest()[:12]}"
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(item, depth) for item in value if isinstance(item, _PLAIN) or hasattr(item, "__code__"))
+    return code_digest(value, depth + 1) if hasattr(value, "__code__") else value
 
 
 def _feed_code(code: Any, update: Callable[[bytes], object]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 
-from hf_ext.data.row_digest import MOST_BLOCKS, _feed, rows_change, rows_digest
+from hf_ext.data.row_digest import MOST_BLOCKS, _feed, code_digest, rows_change, rows_digest
 
 COLUMNS: dict[str, list[Any]] = {
     "text": ["a", "", None, "bc", "d\0e", "é"],
@@ -148,3 +148,46 @@ def test_arrow_types_beyond_those_of_datasets_are_hashed_by_content() -> None:
     for array in arrays:
         assert fed(pa.concat_arrays([array, array]).slice(4, 4)) == fed(array), array.type
         assert fed(array.take(pa.array([1, 0, 2, 3]))) != fed(array), array.type
+
+
+def scaled_by(scale: Any) -> dict[str, Any]:
+    """Functions of the same code that give other values for another `scale`."""
+
+    def by_default(batch: Any, scale: Any = scale) -> Any:
+        return batch, scale
+
+    def by_keyword(batch: Any, *, scale: Any = scale) -> Any:
+        return batch, scale
+
+    def by_tuple(batch: Any, _of: Any = None, scales: Any = (1, (scale,))) -> Any:
+        return batch, scales
+
+    def closed(batch: Any) -> Any:
+        return batch, scale
+
+    def by_function(batch: Any) -> Any:
+        return closed(batch)
+
+    def circular(batch: Any, left: int = 1) -> Any:
+        return circular(batch, left - 1) if left else closed(batch)
+
+    return {
+        function.__name__: function for function in (by_default, by_keyword, by_tuple, closed, by_function, circular)
+    }
+
+
+@pytest.mark.parametrize("name", scaled_by(1))
+def test_a_function_counts_with_what_it_was_made_with(name: str) -> None:
+    once, again, other = (scaled_by(scale)[name] for scale in (2, 2, 3))
+    assert once("x") == again("x") != other("x")
+    assert code_digest(once) == code_digest(again) != code_digest(other)
+
+
+def test_a_function_that_names_what_is_not_there_yet_has_a_digest() -> None:
+    def early() -> Any:
+        return late
+
+    digest = code_digest(early)
+    late = 1
+    assert early() == 1
+    assert digest.startswith(f"{__name__}.")
