@@ -217,7 +217,7 @@ class SameRows:
             if not _is_key_type(table.column(name).type):
                 continue
             row, source = self._rows_of(table.column(name))
-            is_number = _spells_numbers(table.column(name))
+            is_number = _spells_numbers(table.column(name), name)
             same_name = np.array([column == name for column in self.columns], dtype=bool)[source]
             source_is_id = np.array([bool(ID_NAME.fullmatch(column)) for column in self.columns], dtype=bool)[source]
             if name in self.columns and not is_number and not ID_NAME.fullmatch(name):
@@ -257,10 +257,11 @@ class SameRows:
         return np.where(hit, self.rows[place].astype(np.int64), nowhere), self.sources[place]
 
 
-def _spells_numbers(column: Any) -> bool:
+def _spells_numbers(column: Any, name: str) -> bool:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return True
-    values = [value for value in column.slice(0, 100).to_pylist() if value is not None]
+    # The first line of a file of cells is read as a row too, for it may be one: there the name of the column stands.
+    values = [value for value in column.slice(0, 100).to_pylist() if value is not None and str(value).strip() != name]
     return all(_number(value, np.nan) == _number(value, np.nan) for value in values)
 
 

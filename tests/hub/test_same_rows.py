@@ -335,6 +335,32 @@ def test_labels_alone_in_the_order_of_the_rows_are_found(tmp_path: Path, name: s
             check_label_privacy_of_files(files)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_numbers_in_a_file_are_ids_by_name_alone_and_rows_numbered_alike_are_told_apart_by_texts(
+    tmp_path: Path, suffix: str
+) -> None:
+    def write(rows: pd.DataFrame, path: Path) -> None:
+        if suffix == "parquet":
+            rows.to_parquet(path)
+        elif suffix == "jsonl":
+            rows.to_json(path, orient="records", lines=True)
+        else:
+            rows.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
+
+    numbered = clean().remove_columns("id").add_column("id", list(range(N)))
+    noisy = tmp_path / "noisy.parquet"
+    privatize(numbered, RandomizedResponse(1.0, K, KEY, salt="numbered")).to_parquet(noisy)
+    other = pd.DataFrame({"id": range(40), "text": [f"other words {i}" for i in range(40)], "label": TRUE[:40]})
+    names = pd.DataFrame({"label": range(K), "name": NAMES})
+    same = numbered.to_pandas()[:40]
+    for name, rows in (("test", other), ("classes", names), ("rows", same), ("ids", same[["id", "label"]])):
+        write(rows, tmp_path / f"{name}.{suffix}")
+    check_label_privacy_of_files([noisy, tmp_path / f"test.{suffix}", tmp_path / f"classes.{suffix}"])
+    for name in ("rows", "ids"):
+        with pytest.raises(LabelLeakError, match=f"{name}.{suffix}, column 'label'"):
+            check_label_privacy_of_files([noisy, tmp_path / f"{name}.{suffix}"])
+
+
 def test_every_batch_of_a_long_file_is_read(tmp_path: Path) -> None:
     n = 20_500
     lines = [json.dumps({"id": i, "t": f"text {i}"}) for i in range(n)]
