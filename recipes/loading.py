@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -52,10 +53,13 @@ def load_splits(
     kind = file_format(name)
     if kind is not None and not path.exists():
         raise ValueError(f"dataset {name!r}: there is no such file")
+    if kind is None and path.suffix and path.is_file():  # without one it may be a name on the Hub as well
+        raise ValueError(f"dataset {name!r} is a file of none of the kinds that are read: {', '.join(FORMATS)}")
     try:
         check_files(path, config, data_dir)
         if kind is not None:
-            return load_dataset(kind, data_files={"train": str(path)}, streaming=streaming)
+            literal = glob.escape(str(path))  # `datasets` takes a pattern: `rows[12].jsonl` would be `rows1.jsonl`
+            return load_dataset(kind, data_files={"train": literal}, streaming=streaming)
         if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             saved = load_from_disk(str(path))
             saved = DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved

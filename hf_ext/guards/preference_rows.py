@@ -65,6 +65,8 @@ class PreferenceRules(RowRules):
 
     def _column_problem(self, row: Mapping[str, Any], column: str, role: Role) -> str | None:
         value = plain(row.get(column))
+        if role == "string":
+            return string_problem(value, may_be_empty=column == "prompt")
         if role == "label":
             return None if isinstance(value, bool | np.bool_) else f"expected true or false, found {describe(value)}"
         if role == "row_weight":
@@ -75,8 +77,6 @@ class PreferenceRules(RowRules):
             return None if math.isfinite(value) else f"expected a finite number of nats, found {float(value)}"
         if role == "messages" and isinstance(value, str):
             return f"expected a list of messages as in the other turns, found {describe(value)}"
-        if role == "string" and column == "prompt":
-            return string_problem(value, may_be_empty=True)
         return super()._column_problem(row, column, role)
 
     def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:

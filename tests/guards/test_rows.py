@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 
@@ -197,6 +198,27 @@ def test_same_rows_give_the_same_fingerprint_so_that_later_maps_are_cached(tmp_p
     one, two = check_sft_rows(rows, **options), check_sft_rows(rows, **options)
     assert one._fingerprint == two._fingerprint != rows._fingerprint
     assert check_sft_rows(Dataset.from_dict({"text": ["a", "b"]}))._fingerprint != one._fingerprint
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [range(3000), range(2999, -1, -1), range(0, 3000, 2), [2996, 7, 7, 1001, 6]],
+    ids=["as they are", "backwards", "every other", "picked"],
+)
+@pytest.mark.parametrize("period", [1, 2, 7])
+def test_dropped_rows_are_written_whole_and_in_order_whether_they_stand_together_or_apart(tmp_path, positions, period):
+    rows = [
+        {"text": None if i % period == 0 else "x", "more": {"list": [i, None], "word": f"é{i}"}} for i in range(3000)
+    ]
+    rows.append({"text": "good", "more": {"list": [0], "word": ""}})
+    picked = [rows[i] for i in (*positions, 3000)]
+    path = tmp_path / "bad.jsonl"
+    good = check_sft_rows(Dataset.from_list(rows).select([*positions, 3000]), on_bad_row="drop", bad_rows_path=path)
+    written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["row_index"], line["row"]) for line in written] == [
+        (i, row) for i, row in enumerate(picked) if row["text"] is None
+    ]
+    assert good["row_index"] == [i for i, row in enumerate(picked) if row["text"] is not None]
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

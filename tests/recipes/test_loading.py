@@ -67,6 +67,21 @@ def test_braces_in_a_prompt_are_left_alone():
     assert rows[0]["prompt"] == r"\frac{1}{prompt}!"
 
 
+@pytest.mark.parametrize("name", ["rows[12].jsonl", "ro*.jsonl", "rows?.jsonl"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_s_name_is_no_pattern(dataset, tmp_path, name, streaming):
+    (tmp_path / "rows1.jsonl").write_text('{"other": 1}\n')
+    write(dataset, tmp_path / name)
+    assert list(load_rows(str(tmp_path / name), streaming=streaming)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "ROWS.JSONL"])
+def test_a_file_of_another_kind_is_not_sought_on_the_hub(tmp_path, name):
+    (tmp_path / name).write_text("a\tb\n1\t2\n")
+    with pytest.raises(ValueError, match=r"none of the kinds that are read: \.jsonl, \.json, \.parquet"):
+        load_rows(str(tmp_path / name))
+
+
 def test_columns_may_swap_names():
     rows = rename_columns(Dataset.from_list([{"prompt": "p", "completion": "c"}]), "completion", "prompt")
     assert rows[0] == {"prompt": "c", "completion": "p"}
