@@ -107,13 +107,16 @@ def require_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str])
 
 def require_links_inside(folder: str | os.PathLike[str]) -> None:
     """
-    Refuse a folder that holds a link to a place outside of it, at any depth.
+    Refuse a folder of rows that holds a link to a place outside of it, at any depth.
+
+    Files in hidden folders pass, such as the interpreter of a virtual environment: `datasets` reads none of them.
 
     Raises:
         ValueError: there is one; the message names it.
     """
     for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+        is_hidden = any(part.startswith(".") for part in Path(place).relative_to(folder).parts)
+        for name in folders if is_hidden else (*folders, *files):
             path = Path(place, name)
             if path.is_symlink():
                 require_inside(path, folder)

@@ -48,6 +48,16 @@ def test_data_files_outside_of_the_folder_are_refused(secret: Path, tmp_path: Pa
     refused(folder, r"b\.jsonl is a link that leads out of")
 
 
+def test_an_environment_among_the_rows_is_no_link_out_of_them(secret: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    (folder / ".venv" / "bin" / "b.jsonl").symlink_to(secret)
+    assert load_splits(str(folder))["train"]["text"][:] == ["a"]
+    (folder / ".venv" / "lib").symlink_to(tmp_path)  # a search for rows would walk on in there
+    refused(folder, r"lib is a link that leads out of")
+
+
 @pytest.mark.parametrize("name", ["../../secret.arrow", "/etc/hosts", "..", 3, None])
 def test_a_saved_set_names_nothing_outside_of_its_folder(tmp_path: Path, name: object) -> None:
     for rows, place in (
