@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,15 @@ from hf_ext.guards import _arrow
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 LEAST_WEIGHT = float(np.finfo(np.float32).tiny)
 """The least weight that counts, 1.2e-38: below it float32 drops digits, down to none, and 1 / weight overflows."""
 
 
 def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> None:
     """
-    Refuse rows whose every `weight` is zero or vanishes.
+    Refuse rows whose every `weight` is zero in float32; warn where none is large enough to count.
 
     Args:
         dataset (`Dataset`):
@@ -26,7 +29,7 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
             For the message.
 
     Raises:
-        ValueError: no weight reaches [`LEAST_WEIGHT`].
+        ValueError: every weight is zero, or float32 makes it so.
     """
     tables = dataset.select_columns(["weight"]).with_format("arrow").iter(batch_size=10_000)
     largest = 0.0
@@ -39,11 +42,14 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
             f"Every weight of the {dataset_name} dataset is 0, so nothing would be learned. Remove the column "
             "'weight' (then every row counts 1), or fill it again."
         )
-    raise ValueError(
+    verdict = (
         f"Every weight of the {dataset_name} dataset vanishes in float32, the type of losses, so nothing would be "
         f"learned: the largest is {largest:.2g}, and below {LEAST_WEIGHT:.2g} a weight counts nothing. Multiply all "
         "of them by one number, so that the largest is about 1."
     )
+    if np.float32(largest) == 0:
+        raise ValueError(verdict)
+    logger.warning(verdict)
 
 
 __all__ = ["LEAST_WEIGHT", "refuse_vanishing_weights"]
