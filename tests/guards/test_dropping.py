@@ -71,7 +71,8 @@ def test_many_bad_rows_are_read_together_and_not_one_by_one(tmp_path, monkeypatc
     else:
         check_sft_rows(rows, on_bad_row="drop", bad_rows_path=path)
         assert [line["row"]["number"] for line in read_lines(path)] == list(range(1, 12_346))
-    assert len(reads) < 20
+    blocks = [key for key in reads if key != slice(None)]  # a block that was read is then taken whole, as one
+    assert len(blocks) < 20
 
 
 def test_dropping_every_row_is_refused_after_writing_them(tmp_path):

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 import hf_ext
+from hf_ext import _upstream_steps
 from hf_ext.recipes.infopo.online import RECIPE
 
 # What a run would import: once here, and not once a child.
@@ -65,7 +65,7 @@ def child(arguments: list[str], folder: Path, kill_at: int | None, log: Path) ->
     ours = str(folder)  # and not the caches of other libraries, which a second run finds filled
     before(os, "replace", lambda _, target, **__: moment(str(target)) if str(target).startswith(ours) else None)
     before(os, "rename", lambda _, target, **__: moment(str(target)) if str(target).startswith(ours) else None)
-    before(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: moment("step"))
+    before(_upstream_steps, "clip_grads_with_norm_", lambda *_, **__: moment("step"))
     status = 1
     try:
         status = RECIPE.run([*arguments, "--output_dir", ours])
