@@ -9,18 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.weighting import add_flow_weights, add_original_losses
+from hf_ext.guards.finite import NonFiniteError
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.context_free.trainer import RowStream
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_text_dataset, tiny_tokenizer
 from tests.trainers.oracle import Document, document, step_loss, token_losses
-from tests.trainers.runs import TOKENIZER, assert_same_weights, build, config_of, logged, train
+from tests.trainers.runs import (
+    TOKENIZER,
+    Snapshot,
+    assert_same_weights,
+    build,
+    config_of,
+    logged,
+    train,
+    weights_of,
+)
 
 EOS = TOKENIZER.eos_token
 WEIGHTS = [0.5, 2.0, 1.0, 0.25, 3.0, 0.0, 1.5, 0.75]
@@ -239,6 +250,43 @@ def test_the_stream_moves_with_its_seed_and_its_epoch_and_leaves_the_global_stat
     assert one[:50] != one[50:]
     assert one != RowStream(50, 2).rows(0, 100)
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("data_seed", [None, 0, 3])
+def test_data_seed_orders_the_stored_rows_whatever_the_seed_and_zero_is_one_too(
+    data_seed: int | None, store: ContextFreeStore, tmp_path: Path
+) -> None:
+    args = config_of(ContextFreeSFTConfig, tmp_path, seed=7, data_seed=data_seed, context_free_batch_size=5)
+    trainer = build(ContextFreeSFTTrainer, args, rows(), context_free_dataset=store)
+    batch = trainer.draw_batches([{}])[0]["context_free"]
+    order = np.random.default_rng((7 if data_seed is None else data_seed, 0)).permutation(len(store.to_dataset()))
+    assert batch["row_index"][:, -1].tolist() == order[:5].tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_context_free_log_probability_that_is_not_finite_stops_the_step_and_names_the_stored_rows(
+    value: float, store: ContextFreeStore, tmp_path: Path
+) -> None:
+    snapshot = Snapshot()
+    args = config_of(ContextFreeSFTConfig, tmp_path, context_free_batch_size=2)
+    trainer = build(ContextFreeSFTTrainer, args, rows(), context_free_dataset=store, callbacks=[snapshot])
+    spoilt_row = RowStream(len(trainer.context_free_dataset), args.seed).rows(0, 2)[1]
+    forward = trainer.model.forward
+
+    def spoil(*positional: Any, **kwargs: Any) -> Any:
+        outputs = forward(*positional, **kwargs)
+        is_stored = outputs.log_probs.shape[0] == 2  # a micro-batch of the target has four rows
+        if is_stored:
+            outputs.log_probs = outputs.log_probs.clone()
+            outputs.log_probs[1, 0] = value
+        return outputs
+
+    trainer.model.forward = spoil
+    with pytest.raises(NonFiniteError, match="context-free log-probability") as stopped:
+        trainer.train()
+    assert stopped.value.row_indices == [spoilt_row]
+    for name, weight in weights_of(trainer.model).items():
+        assert torch.equal(weight, snapshot.weights[name]), f"{name} moved in the step that was stopped"
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -163,8 +163,9 @@ def test_a_second_trainer_reads_the_scores(tmp_path: Path, monkeypatch: pytest.M
     assert other_tau.flow_statistics["flow/tau"] != first.flow_statistics["flow/tau"]
 
 
-@pytest.mark.parametrize("change", ["model", "rows", "max_length", "packing"])
-def test_other_models_rows_and_lengths_get_a_file_of_their_own(change: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:bf16 is set with use_cpu")
+@pytest.mark.parametrize("change", ["model", "rows", "max_length", "packing", "autocast"])
+def test_other_models_rows_lengths_and_precisions_get_a_file_of_their_own(change: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"original_cache_dir": str(tmp_path / "cache"), "max_steps": 1, "max_length": LENGTH}
     flow_run(tmp_path / "a", **settings)
     model, dataset = tiny_model(TOKENIZER), rows()
@@ -173,7 +174,9 @@ def test_other_models_rows_and_lengths_get_a_file_of_their_own(change: str, tmp_
     elif change == "rows":
         dataset = rows().map(lambda row, i: {"text": row["text"] + ("!" if i == 7 else "")}, with_indices=True)
     else:
-        settings |= {"max_length": 16} if change == "max_length" else {"packing": True}
+        settings |= {"max_length": {"max_length": 16}, "packing": {"packing": True}, "autocast": {"bf16": True}}[
+            change
+        ]
     trainer = build(FlowSFTTrainer, config_of(FlowSFTConfig, tmp_path / "b", **settings), dataset, model=model)
     train(trainer)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2

@@ -131,7 +131,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         store.check_model(self.model)
         store.check_tokenizer(self.processing_class)
         self.context_free_dataset = self._cut(store.to_dataset())
-        self._stream = RowStream(len(self.context_free_dataset), self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._stream = RowStream(len(self.context_free_dataset), seed)
         inner = DataCollatorForLanguageModeling(
             pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.padding_free,
