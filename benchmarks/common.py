@@ -15,16 +15,62 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+from measured import HERE, RESULTS, changed_files, code_hash
+
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "hf-ext")
 
 
-def parser(description: str, name: str) -> argparse.ArgumentParser:
+class BenchmarkParser(argparse.ArgumentParser):
+    """
+    Options of one benchmark. What they hold beside the options: `code`, the hash of the code that is measured.
+
+    Finished pieces lie in a folder of that hash, so that none of other code is mixed in. A run whose result would be
+    committed is refused before its work where the code at hand is in no commit.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.name = name
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As in the parent, `work` and `code` filled in."""
+        options, others = super().parse_known_args(args, namespace)
+        options.code = code_hash(self.name)
+        if options.work.name != options.code:  # the child of a run is given the folder itself
+            options.work /= options.code
+        if not options.quick and not getattr(options, "role", None) and _is_committed(options.output):
+            fault = _changed_tree()
+            if fault:
+                self.error(f"{fault} Or give --output a file outside benchmarks/results.")
+        return options, others
+
+
+def _is_committed(output: Path) -> bool:
+    return RESULTS in output.resolve().parents
+
+
+def _changed_tree() -> str | None:
+    """Why a result of this tree could not be traced to its code."""
+    changed = changed_files()
+    if changed is None:
+        return "git does not tell which commit this is, so the result could not be traced to its code: run in a clone."
+    if not changed:
+        return None
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    names = ", ".join(changed[:5])
+    return (
+        f"The tree differs from its commit in {names}{more}, so the result could not be traced to its code: commit or "
+        "stash them."
+    )
+
+
+def parser(description: str, name: str) -> BenchmarkParser:
     """Options every benchmark has: `--quick`, `--work` and `--output`."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    options = BenchmarkParser(name, description=description, formatter_class=form)
     options.add_argument("--quick", action="store_true", help="Under a minute on a tiny model; writes no result file.")
-    options.add_argument("--work", type=Path, default=HERE / ".work" / name, help="Folder of finished pieces.")
+    work = HERE / ".work" / name
+    options.add_argument("--work", type=Path, default=work, help="Folder of finished pieces, one for each code.")
     options.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="Result file.")
     return options
 
@@ -39,7 +85,8 @@ def data_folder() -> Path:
 
 def piece(work: Path, key: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
-    The piece named `key`, computed unless a finished one with the same settings lies in `work`.
+    The piece named `key`, computed unless a finished one with the same settings lies in `work`, which the options made
+    a folder of the measured code's hash.
 
     A killed benchmark continues with the first piece that is missing.
     """
@@ -65,16 +112,14 @@ def provenance() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    git = ["git", "-C", str(HERE)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    status = [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]  # not code
-    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout
+    head = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "versions": versions,
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count(), "gpu": _gpu()},
         "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit + ("+changes" if changed.strip() else ""),
+        "commit": commit + ("+changes" if changed_files() else ""),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
@@ -85,10 +130,25 @@ def _gpu() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def finish(options: argparse.Namespace, result: dict[str, Any], headline: dict[str, Any]) -> None:
-    """Write the result file (not in a quick run) and print the headline as the last line."""
-    if not options.quick:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"headline": headline, **provenance(), **result}, indent=1)
-        options.output.write_text(text + "\n", encoding="utf-8")
+def finish(options: argparse.Namespace, result: dict[str, Any], headline: dict[str, Any]) -> Path | None:
+    """
+    Write the result file (not in a quick run) and print the headline as the last line.
+
+    Returns the file written. Where the code changed during the work the result goes to `work` instead and the run
+    fails: hours are not lost, and nothing is committed that no commit explains.
+    """
+    if options.quick:
+        print(json.dumps(headline))
+        return None
+    output, fault = options.output, None
+    if _is_committed(output):
+        moved = code_hash(headline["benchmark"]) != options.code
+        fault = "The measured code changed during the run." if moved else _changed_tree()
+        output = options.work / output.name if fault else output
+    text = json.dumps({"headline": headline, **provenance(), "code": options.code, **result}, indent=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text + "\n", encoding="utf-8")
+    if fault:
+        sys.exit(f"{fault} The result is in {output}.")
     print(json.dumps(headline))
+    return output

@@ -398,9 +398,9 @@ def main() -> None:
     ]
     cpu += covered["cpu_seconds"] + sum(done["cpu_seconds"] for done in tuned)
     result = {"rows": rows, "coverage": covered["rows"], "finetuned": tuned, "orderings": list(orderings_of(rows))}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".md").write_text(tables_of(result), encoding="utf-8")
-    finish(args, result, headline_of(result, cpu))
+    output = finish(args, result, headline_of(result, cpu))
+    if output:
+        output.with_suffix(".md").write_text(tables_of(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

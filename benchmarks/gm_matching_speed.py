@@ -30,7 +30,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from typing import Any
 
 import numpy as np
 from common import finish, parser, piece
+from peak import run_alone
 
 FULL = {"n": 100_000, "d": 384, "k": 10_000, "rounds": 15}
 QUICK = {"n": 10_000, "d": 64, "k": 300, "rounds": 3}
@@ -205,14 +205,14 @@ def whole(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory of a process that makes picks from a memory map, and of its libraries alone."""
+    """Make picks from a memory map, for the peak of this process; the peak of its libraries alone."""
     from hf_ext.data.pruning import gm_matching
 
     values = np.load(rows_file(args.work, args.n, args.d), mmap_mode="r")
     gm_matching(np.asarray(values[:1000]), 5, engine="int8", num_threads=args.threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # true only because the parent is small
     gm_matching(values, 50, engine=args.engine, num_threads=args.threads, show_progress=False)
-    return {"libraries": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"libraries": libraries}
 
 
 ROLES = {"rounds": rounds, "whole": whole, "memory": memory}
@@ -230,8 +230,8 @@ def in_own_process(args: argparse.Namespace, role: str, **changes: Any) -> dict[
         environment = {name: value for name, value in os.environ.items() if name not in chosen}
         environment |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
         command = [sys.executable, __file__, "--role", role, "--work", str(args.work), *flags]
-        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-        return json.loads(output.splitlines()[-1])
+        output, peak = run_alone(command, environment)
+        return json.loads(output.splitlines()[-1]) | {"peak": peak}
 
     key = "-".join([role, *(str(value) for value in changes.values())])
     return piece(args.work, key, settings, compute)

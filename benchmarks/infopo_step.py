@@ -21,9 +21,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from common import finish, parser
 from datasets import Dataset
+from peak import peak_memory
 from peft import LoraConfig
 from step_cost import interval_of_median
 from tqdm.auto import tqdm
@@ -114,23 +114,20 @@ class Stepper:
         return time.perf_counter() - started
 
 
-def peak_memory(role: str, cell: str, quick: bool) -> int:
+def peak_of(role: str, cell: str, quick: bool) -> int:
     """Peak resident memory in bytes (device memory on a GPU) of a process that takes five steps."""
-    command = [sys.executable, __file__, "--role", role, "--cell", cell, *(["--quick"] if quick else [])]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(output.splitlines()[-1])
+    command = [sys.executable, __file__, "--role", role, "--cell", cell]
+    return peak_memory([*command, *(["--quick"] if quick else [])])
 
 
 def in_own_process(role: str, cell: str, quick: bool) -> None:
-    """Take five steps and print the peak memory."""
+    """Take five steps; on a GPU print the peak of its memory."""
     with tempfile.TemporaryDirectory() as folder:
         stepper = Stepper(role, cell, folder, quick)
         for _ in range(5):
             stepper.step()
     if torch.cuda.is_available():
-        print(torch.cuda.max_memory_allocated())
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(json.dumps({"device": torch.cuda.max_memory_allocated()}))
 
 
 def timed_pairs(cell: str, pairs: int, quick: bool) -> list[dict[str, Any]]:
@@ -184,7 +181,7 @@ def main() -> None:
         return
     cells = ["lora"] if args.quick else list(CELLS)
     rows = [row for cell in cells for row in timed_pairs(cell, 3 if args.quick else args.pairs, args.quick)]
-    memory = {cell: {role: peak_memory(role, cell, args.quick) for role in ROLES} for cell in cells}
+    memory = {cell: {role: peak_of(role, cell, args.quick) for role in ROLES} for cell in cells}
     seconds = {
         cell: {role: round(median(row[f"{role}_s"] for row in rows if row["cell"] == cell), 4) for role in ROLES}
         for cell in cells

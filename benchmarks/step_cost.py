@@ -3,8 +3,8 @@ What does a weighted training step cost next to the stock trainer's?
 
 `WeightedSFTTrainer` against TRL's `SFTTrainer`: both alive in one process, on one batch of 8 rows of 64 tokens with
 non-uniform weights, guards and logging on; collation, loss, backward, AdamW step and log line are timed; the order is
-swapped from pair to pair. Memory is the peak of two further processes, one a trainer. SmolLM2-135M-Instruct, bf16
-autocast.
+swapped from pair to pair. Memory is the peak of two further processes, one a trainer, each started from a small
+process. SmolLM2-135M-Instruct, bf16 autocast.
 
 Last line, one JSON object:
   benchmark, pairs
@@ -19,9 +19,8 @@ Last line, one JSON object:
 from __future__ import annotations
 
 import gc
+import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from common import finish, parser
 from datasets import Dataset
+from peak import peak_memory
 from scipy.stats import binom
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -99,23 +99,19 @@ def interval_of_median(values: list[float], level: float = 0.95) -> tuple[float,
     return ordered[max(0, k - 1)], ordered[min(n - 1, n - k)]
 
 
-def peak_memory(role: str, model_path: str | None) -> int:
+def peak_of(role: str, model_path: str | None) -> int:
     """Peak resident memory in bytes (device memory on a GPU) of a process that takes five steps."""
-    command = [sys.executable, __file__, "--role", role, *(["--model", model_path] if model_path else [])]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(output.splitlines()[-1])
+    return peak_memory([sys.executable, __file__, "--role", role, *(["--model", model_path] if model_path else [])])
 
 
 def in_own_process(role: str, model_path: str | None) -> None:
-    """Take five steps and print the peak memory."""
+    """Take five steps; on a GPU print the peak of its memory."""
     with tempfile.TemporaryDirectory() as folder:
         stepper = Stepper(role, model_path, folder, tokenizer_of(model_path))
         for _ in range(5):
             stepper.step()
     if torch.cuda.is_available():
-        print(torch.cuda.max_memory_allocated())
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(json.dumps({"device": torch.cuda.max_memory_allocated()}))
 
 
 def tokenizer_of(model_path: str | None) -> Any:
@@ -175,7 +171,7 @@ def main() -> None:
             rows.append({"first": order[0], **seconds})
         gc.enable()
         del steppers
-    memory = {role: peak_memory(role, model_path) for role in ROLES}
+    memory = {role: peak_of(role, model_path) for role in ROLES}
     seconds = {role: round(median(row[f"{role}_s"] for row in rows), 4) for role in ROLES}
     print(f"seconds a step (median): {seconds}; peak memory (MB): { ({r: m >> 20 for r, m in memory.items()}) }")
     finish(args, {"rows": rows, "memory_bytes": memory, "seconds": seconds}, headline_of(rows, memory))

@@ -2,74 +2,82 @@
 Print the headline of every committed benchmark result, and mark those older than the code they measure.
 
     python benchmarks/table.py
+    python benchmarks/table.py --markdown > docs/benchmarks.md
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
-from pathlib import Path
+import time
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from measured import RESULTS, ROOT, is_stale
 
-PICKS = ("engines", "_run.py", "groups.py", "matching.py", "median.py", "official.py", "selectors.py")
-# What a result depends on, from the repository's root. A commit that touches it since the result's makes it stale.
-MEASURED = {
-    "consensus_label_dp": [
-        "benchmarks/consensus_models.py",
-        "hf_ext/data/relabeling",
-        "hf_ext/losses/label_noise.py",
-        "trainers/consensus",
-    ],
-    "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
-    "forgetting_gsm8k": ["hf_ext/data", "hf_ext/losses", "hf_ext/_upstream.py", "trainers", "hf_ext/evaluation"],
-    "gm_matching_speed": ["hf_ext/data/pruning"],
-    "infopo_step": [
-        "hf_ext/_upstream.py",
-        "hf_ext/_upstream_preference.py",
-        "hf_ext/guards",
-        "hf_ext/losses",
-        "trainers",
-    ],
-    "preference_reasoning": [
-        "hf_ext/_upstream_preference.py",
-        "hf_ext/losses",
-        "trainers/infopo",
-        "hf_ext/evaluation",
-    ],
-    "pruning_generation": [f"hf_ext/data/pruning/{name}" for name in PICKS],
-    "pruning_robustness": [f"hf_ext/data/pruning/{name}" for name in (*PICKS, "scores.py")],
-    "rare_retrieval": [
-        "benchmarks/retrieval_jobs.py",
-        "hf_ext/data/exemplars",
-        "hf_ext/retrieval/pooling.py",
-        "trainers/rare",
-    ],
-    "step_cost": ["hf_ext/_upstream.py", "hf_ext/data/sft_rows.py", "hf_ext/guards", "hf_ext/losses", "trainers"],
-}
+STATES = {True: "older than the code it measures", False: "current", None: "age unknown: not in a git clone"}
 
 
-def is_stale(name: str, commit: str) -> bool | None:
-    """Whether code the result measures has changed since; `None` where git cannot tell."""
-    paths = [*MEASURED.get(name, ["hf_ext", "trainers"]), f"benchmarks/{name}.py", ":(exclude,glob)**/*.md"]
-    command = ["git", "-C", str(HERE.parent), "diff", "--quiet", commit.removesuffix("+changes"), "HEAD", "--", *paths]
-    code = subprocess.run(command, capture_output=True, check=False).returncode
-    return {0: False, 1: True}.get(code)
+def device_of(result: dict[str, Any]) -> str:
+    """What it ran on."""
+    machine = result["machine"]
+    return machine["gpu"] or f"{machine['cores']} CPU cores"
+
+
+def headlines(results: dict[str, dict[str, Any]]) -> str:
+    """One block a result."""
+    lines = []
+    for name, result in results.items():
+        state = STATES[is_stale(name, result)]
+        state = state.upper() if state.startswith("older") else state
+        lines.append(f"{name}  ({result['date']}, {device_of(result)}, {state})")
+        lines += [f"    {key:40} {value}" for key, value in result["headline"].items() if key != "benchmark"]
+        lines.append(f"    {'again with':40} {result['command']}")
+    return "\n".join(lines)
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The page of docs: of what day, commit and machine each result is, and whether its code has changed since."""
+    states = {name: is_stale(name, result) for name, result in results.items()}
+    head = ["git", "-C", str(ROOT), "log", "-1", "--format=%h"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    older = sum(state is True for state in states.values())
+    lines = [
+        "# Benchmark results",
+        "",
+        "Measured figures in README, on these pages and on the trainers' come from files in `benchmarks/results`:",
+        "`tests/benchmarks/figures.txt` says from which key, and a test compares them. Written by",
+        "`python benchmarks/table.py --markdown`.",
+        "",
+        f"The last column is of {today}, commit {commit}: {older} of {len(results)} are older than the code they",
+        "measure. `make bench` says it of the code at hand, with every headline. A result holds the hash of its",
+        "script and of the code it measured; one without a hash is of the time before, and git compares its commit.",
+        "",
+        "| result | measured | commit | code | on | again with | its code since |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        state = {True: "changed: older", False: "unchanged: current", None: "unknown"}[states[name]]
+        cells = [
+            f"[{name}](../benchmarks/results/{name}.json)",
+            result["date"],
+            result["commit"][:9],
+            result.get("code", "no hash"),
+            device_of(result),
+            f"`{result['command']}`",
+            state,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Print one block a result."""
-    for path in sorted((HERE / "results").glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        stale = is_stale(path.stem, result["commit"])
-        notes = {True: "OLDER THAN THE CODE IT MEASURES", False: "current", None: "age unknown: not in a git clone"}
-        machine = result["machine"]
-        device = machine["gpu"] or f"{machine['cores']} CPU cores"
-        print(f"{path.stem}  ({result['date']}, {device}, {notes[stale]})")
-        for key, value in result["headline"].items():
-            if key != "benchmark":
-                print(f"    {key:40} {value}")
-        print(f"    {'again with':40} {result['command']}")
+    """Print the headlines, or the page."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--markdown", action="store_true", help="The page docs/benchmarks.md instead.")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    print((page if options.parse_args().markdown else headlines)(results))
 
 
 if __name__ == "__main__":

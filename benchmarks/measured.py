@@ -1,0 +1,123 @@
+"""The code that each benchmark measures: its hash, which a result holds, and whether the tree holds anything else."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+PICKS = [
+    f"hf_ext/data/pruning/{name}"
+    for name in (
+        "_rows.py",
+        "_run.py",
+        "_types.py",
+        "engines",
+        "groups.py",
+        "matching.py",
+        "median.py",
+        "official.py",
+        "selectors.py",
+    )
+]
+# Files and folders of Python from the repository's root. The script and the modules beside it that it imports belong
+# to it too. A result is current while none of them has changed.
+MEASURED = {
+    "consensus_label_dp": ["hf_ext/data/relabeling", "hf_ext/losses/label_noise.py", "trainers/consensus"],
+    "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
+    "exemplar_lookup": ["hf_ext/data/exemplars"],
+    "forgetting_gsm8k": [
+        "hf_ext/_upstream.py",
+        "hf_ext/data",
+        "hf_ext/evaluation",
+        "hf_ext/losses",
+        "trainers/context_free",
+        "trainers/flow",
+        "trainers/weighted_sft",
+    ],
+    "gm_matching_speed": PICKS,
+    "infopo_step": [
+        "hf_ext/_upstream.py",
+        "hf_ext/_upstream_preference.py",
+        "hf_ext/guards",
+        "hf_ext/losses",
+        "trainers/infopo",
+    ],
+    "preference_reasoning": [
+        "hf_ext/_upstream_preference.py",
+        "hf_ext/evaluation",
+        "hf_ext/losses",
+        "trainers/infopo",
+    ],
+    "pruning_generation": PICKS,
+    "pruning_robustness": [*PICKS, "hf_ext/data/pruning/scores.py"],
+    "rare_retrieval": ["hf_ext/data/exemplars", "hf_ext/retrieval/pooling.py", "trainers/rare"],
+    "step_cost": [
+        "hf_ext/_upstream.py",
+        "hf_ext/data/sft_rows.py",
+        "hf_ext/guards",
+        "hf_ext/losses",
+        "trainers/weighted_sft",
+    ],
+}
+SHARED = {"common", "measured"}  # of every script: what they hold writes results and changes none
+
+
+def scripts_of(name: str, folder: Path = HERE) -> set[Path]:
+    """The script and the modules beside it that it imports, directly or not."""
+    scripts: set[Path] = set()
+    waiting = [folder / f"{name}.py"]
+    while waiting:
+        script = waiting.pop()
+        if script in scripts or not script.is_file():
+            continue
+        scripts.add(script)
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module or ""]
+            waiting += [folder / f"{module}.py" for module in modules if module not in SHARED]
+    return scripts
+
+
+def files_of(name: str, root: Path = ROOT) -> list[str]:
+    """Paths from the root of every file that the benchmark measures, sorted."""
+    files = scripts_of(name, root / "benchmarks")
+    for place in MEASURED[name]:
+        path = root / place
+        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    return sorted(path.relative_to(root).as_posix() for path in files)
+
+
+def code_hash(name: str, root: Path = ROOT) -> str:
+    """SHA-256 of names and contents of the files that the benchmark measures: 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in files_of(name, root):
+        content = (root / path).read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{path}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def changed_files(root: Path = ROOT) -> list[str] | None:
+    """Files that differ from the last commit, but for the results; `None` where git cannot tell."""
+    status = ["git", "-C", str(root), "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
+    paths = ["--", ":/", ":(exclude,top)benchmarks/results"]
+    listing = subprocess.run([*status, *paths], capture_output=True, text=True, check=False)
+    if listing.returncode:
+        return None
+    return sorted(entry[3:] for entry in listing.stdout.split("\0") if entry)
+
+
+def is_stale(name: str, result: dict[str, Any], root: Path = ROOT) -> bool | None:
+    """Whether the code that the result measured has changed since; `None` for an old result where git cannot tell."""
+    if "code" in result:
+        return result["code"] != code_hash(name, root)
+    commit = result["commit"].removesuffix("+changes")  # results of before they held a hash
+    command = ["git", "-C", str(root), "diff", "--quiet", commit, "HEAD", "--", *files_of(name, root)]
+    code = subprocess.run(command, capture_output=True, check=False).returncode
+    return {0: False, 1: True}.get(code)
