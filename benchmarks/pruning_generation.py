@@ -7,7 +7,8 @@ proportion. Selectors see 64 hidden units of a small network trained for five ep
 Frechet (mean and covariance) in the 64 hidden units of a convolutional classifier trained on 10,000 other, clean
 rows, between as many generated pictures as there are clean test pictures, of the same labels, and those. Lower is
 better. Wrong pictures: half are uniform noise, half another row's picture with an opaque square and inverted grey.
-Arms: every row ("full"), the clean rows alone ("clean", which nobody can know), random, herding, gm.
+Arms: every row ("full"), the clean rows alone ("clean", which nobody can know), random, and the mean (herding) and the
+median (gm) as target, each with rows as they are and with rows of length one: herding and gm_raw, herding_unit and gm.
 
 A seed draws the rows, the corruption, the networks and the samples; arms of a seed share all of it. Intervals: 95 %,
 Student's t over seeds, of the differences within a seed.
@@ -15,7 +16,8 @@ Student's t over seeds, of the differences within a seed.
 Last line, one JSON object (means over seeds; 20 % of the rows kept):
   benchmark, seeds, keep
   <corrupted share>_<arm>                 Frechet distance
-  gm_over_random_<share>, gm_over_herding_<share>   ratio of distances (below 1: gm is better)
+  gm_over_<arm>_<share>                   ratio of distances to random, herding, herding_unit (below 1: gm is better)
+  gm_raw_over_herding_<share>             the same with rows as they are on both sides
   wrong_kept_<share>_<arm>                share of the rows kept that are wrong, in %
   floor                                   distance between clean training rows and the test rows
   cpu_minutes                             processor time of all arms and seeds, one thread
@@ -44,7 +46,14 @@ from torch.nn import functional as F
 from hf_ext.data.pruning.selectors import select_rows
 
 SHARES = (0.0, 0.2, 0.4)
-ARMS = ("full", "clean", "random", "herding", "gm")
+SELECTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "herding": ("herding", {}),
+    "herding_unit": ("herding", {"metric": "unit"}),
+    "gm": ("gm", {}),
+    "gm_raw": ("gm", {"metric": "raw"}),
+}
+ARMS = ("full", "clean", *SELECTED)
 KEEP = 0.2
 LATENT = 16
 GRID = 8  # pictures a class in the figure
@@ -165,7 +174,8 @@ def picked(arm: str, rows: Corrupted, hidden: np.ndarray, seed: int) -> np.ndarr
         return np.arange(len(rows.labels))
     if arm == "clean":
         return np.flatnonzero(~rows.wrong)
-    return select_rows(arm, hidden, round(KEEP * len(hidden)), groups=rows.labels, seed=seed).indices
+    method, options = SELECTED[arm]
+    return select_rows(method, hidden, round(KEEP * len(hidden)), groups=rows.labels, seed=seed, **options).indices
 
 
 def one_seed(arrays: dict[str, np.ndarray], seed: int, n: int, steps: int) -> dict[str, Any]:
@@ -216,10 +226,11 @@ def headline_of(rows: list[dict[str, Any]], floors: list[float], cpu_seconds: fl
         mean = {arm: fmean(row["frechet"] for row in of) for arm, of in own.items()}
         name = f"{round(100 * share)}"
         headline |= {f"{name}_{arm}": round(value, 3) for arm, value in mean.items()}
-        for rival in ("random", "herding"):
+        for rival in ("random", "herding", "herding_unit"):
             headline[f"gm_over_{rival}_{name}"] = round(mean["gm"] / mean[rival], 4)
+        headline[f"gm_raw_over_herding_{name}"] = round(mean["gm_raw"] / mean["herding"], 4)
         if share:
-            for arm in ("random", "herding", "gm"):
+            for arm in SELECTED:
                 headline[f"wrong_kept_{name}_{arm}"] = round(fmean(row["wrong_kept"] for row in own[arm]), 1)
     return headline | {"floor": round(fmean(floors), 3), "cpu_minutes": round(cpu_seconds / 60, 1)}
 
@@ -275,12 +286,12 @@ def main() -> None:
     differences = differences_of(rows)
     for one in differences:
         print(json.dumps(one))
-    if not args.quick:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        plot(done[0]["figures"], args.output.with_suffix(".png"))
     judged = [one["judge_accuracy"] for one in done]
     floors = [round(one["floor"], 4) for one in done]
-    finish(args, {"rows": rows, "differences": differences, "judge_accuracy": judged, "floors": floors}, headline)
+    result = {"rows": rows, "differences": differences, "judge_accuracy": judged, "floors": floors}
+    output = finish(args, result, headline)
+    if output:
+        plot(done[0]["figures"], output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
