@@ -1,7 +1,8 @@
 """The only place that touches a private name of trl, transformers or sentence-transformers.
 
 The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers'
-`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`; what is around a step, `_upstream_steps.py`.
+`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`; what is around a step, `_upstream_steps.py`;
+PEFT's switches, `_upstream_adapters.py`.
 Host libraries move every two weeks. Each private symbol used here or there is listed in `TOUCHED`; where one moved,
 `tests/test_upstream.py` fails and names it.
 """
@@ -32,6 +33,11 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 # (owner, private symbol, what breaks when it moves): read by the contract tests.
 TOUCHED = (
+    ("peft.tuners.tuners_utils.BaseTunerLayer", "_disable_adapters", "an adapter that was off could be on afterwards"),
+    ("peft.tuners.tuners_utils.BaseTunerLayer", "_active_adapter", "another adapter could be active afterwards"),
+    ("peft.utils.other.AuxiliaryTrainingWrapper", "_disable_adapters", "a saved module could be left off"),
+    ("peft.utils.other.AuxiliaryTrainingWrapper", "_active_adapter", "another saved module could be active"),
+    ("peft.PeftModel", "_adapters_disabled", "virtual tokens could be left off"),
     (
         "sentence_transformers.base.model.BaseModel",
         "_load_config_modules",

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
 from hf_ext._upstream import AnyDataset, Seam, unformatted
+from hf_ext._upstream_adapters import model_as_before
 
 OWN_COLUMNS = ("weight", "row_index")  # of a collated batch, beside the host's: never passed to a model
 
@@ -111,8 +112,9 @@ class PreferenceSeam(Seam):
         return host_loss
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """The host's reference forward, which would pass our columns to the model."""
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OWN_COLUMNS})
+        """The host's reference forward, which would pass our columns to the model, and unfreeze an adapter's parts."""
+        with model_as_before(self.model):
+            return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OWN_COLUMNS})
 
     def _prepare_dataset(
         self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
@@ -137,7 +139,8 @@ class PreferenceSeam(Seam):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         host_inputs = {name: value for name, value in inputs.items() if name not in OWN_COLUMNS}
         if not self.needs_forward():
-            return super()._compute_loss(model, host_inputs, return_outputs)
+            with model_as_before(self.model):  # the reference forward is in it
+                return super()._compute_loss(model, host_inputs, return_outputs)
         if not self.precompute_ref_logps:
             host_inputs |= self.reference_logps(host_inputs)
         tap = FirstFusedOutput(model)  # one a call: evaluation inside training comes here again

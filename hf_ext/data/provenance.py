@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_ext._upstream_adapters import model_as_before
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["adapters_off", "model_hash", "original_model", "tokenizer_hash"]
+__all__ = ["adapters_off", "as_original", "model_hash", "original_model", "tokenizer_hash"]
+
+MERGED = "An adapter is merged into the weights. Call unmerge_adapter() on the model first."
 
 
 # PEFT class -> the module that defines it.
@@ -27,13 +32,15 @@ _PEFT_HOMES = {
 }
 
 
-def _is_peft(module: Any, name: str) -> bool:
+def is_peft(module: Any, name: str) -> bool:
+    """Whether a module is of one of three classes of PEFT, by name."""
     # An object of a PEFT class cannot exist before peft is imported: so peft stays optional and costs no import.
     home = sys.modules.get(_PEFT_HOMES[name])
     return home is not None and isinstance(module, getattr(home, name))
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
+    """What is inside DDP, FSDP and `torch.compile`."""
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
@@ -43,36 +50,65 @@ def original_model(model: nn.Module) -> Any:
 
     Adapter layers that PEFT injected are still in it; `adapters_off` silences them.
     """
-    inner = _unwrapped(model)
-    return inner.get_base_model() if _is_peft(inner, "PeftModel") else inner
+    inner = unwrapped(model)
+    return inner.get_base_model() if is_peft(inner, "PeftModel") else inner
 
 
 def adapters_off(model: Any) -> AbstractContextManager[None]:
     """
     Return a context in which `model` is the original model: PEFT adapters off, nothing to do for any other model.
 
+    Afterwards everything is as before: what is trainable, every module's mode, which adapters are active and on.
+
     Raises:
-        `ValueError`: adapters were injected without a `PeftModel` around them (`model.add_adapter`).
+        `ValueError`: adapters were injected without a `PeftModel` around them (`model.add_adapter`), or are merged
+            into the weights.
     """
-    model = _unwrapped(model)
-    if _is_peft(model, "PeftModel"):
-        return model.disable_adapter()
-    if any(_is_peft(module, "BaseTunerLayer") for module in model.modules()):
+    model = unwrapped(model)
+    layers = [module for module in model.modules() if is_peft(module, "BaseTunerLayer")]
+    if layers and not is_peft(model, "PeftModel"):
         raise ValueError(
             "The model holds adapter layers but is no PeftModel, so the original model cannot be brought back. "
             "Wrap it with peft.get_peft_model, or load it with peft.PeftModel.from_pretrained."
         )
-    return nullcontext()
+    # A forward with adapters off would take the merged ones out for good, up to rounding of the weights (peft 0.21).
+    if any(layer.merged for layer in layers):
+        raise ValueError(MERGED)
+    return _without_adapters(model)
+
+
+@contextmanager
+def _without_adapters(model: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(model_as_before(model))
+        if is_peft(model, "PeftModel"):
+            with warnings.catch_warnings():
+                # that all of them will be on afterwards (peft 0.21), which they are not here
+                warnings.filterwarnings("ignore", "The model contains some adapter layers that are enabled")
+                stack.enter_context(model.disable_adapter())
+        yield
+
+
+@contextmanager
+def as_original(model: Any) -> Iterator[None]:
+    """
+    A context for scoring and sampling: the original model in evaluation mode, everything as before afterwards.
+
+    In evaluation mode dropout and gradient checkpointing are off.
+    """
+    with adapters_off(model):
+        model.eval()
+        yield
 
 
 def _without_adapter(module: Any) -> nn.Module:
     """Return the module an adapter layer was put around; `module` itself if it is no adapter layer."""
     while True:
-        if _is_peft(module, "BaseTunerLayer"):
+        if is_peft(module, "BaseTunerLayer"):
             if module.merged:
-                raise ValueError("An adapter is merged into the weights. Call unmerge_adapter() on the model first.")
+                raise ValueError(MERGED)
             inner = module.get_base_layer()
-        elif _is_peft(module, "AuxiliaryTrainingWrapper"):
+        elif is_peft(module, "AuxiliaryTrainingWrapper"):
             inner = module.original_module
         else:
             return module

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ext.data.provenance import adapters_off, original_model
+from hf_ext.data.provenance import as_original, original_model
 from hf_ext.data.slots import SlotCache
 
 if TYPE_CHECKING:
@@ -69,15 +69,11 @@ def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
 
 @contextmanager
 def sampling_mode(model: nn.Module) -> Iterator[None]:
-    """Original model, no dropout, no gradients; every module's training flag comes back as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Original model, no dropout, no gradients; everything in the model comes back as it was."""
     try:
-        with adapters_off(model), torch.no_grad():
+        with as_original(model), torch.no_grad():
             yield
     finally:
-        for module, training in flags:
-            module.training = training
         # Weights cast without a graph must not serve a training step inside an autocast region of the caller's.
         torch.clear_autocast_cache()
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from trl import SFTConfig
 
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
-from hf_ext.data.provenance import adapters_off
+from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 from hf_ext.guards.weights import LEAST_WEIGHT
 
@@ -42,18 +42,6 @@ logger = logging.getLogger(__name__)
 SCORE_COLUMNS = ("original_nll_sum", "original_num_tokens")
 
 
-@contextlib.contextmanager
-def _as_original(model: Any) -> Iterator[None]:
-    """Evaluation mode (dropout and gradient checkpointing are off in it), adapters off; as before afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with adapters_off(model):
-            yield
-    finally:
-        model.train(was_training)
-
-
 @torch.no_grad()
 def score_rows(
     model: Any,
@@ -70,7 +58,7 @@ def score_rows(
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            The original model. Its mode and adapters are as before afterwards.
+            The original model. Everything in it is as before afterwards.
         dataset (`Dataset`):
             Prepared rows: `input_ids`, `labels`, and `seq_lengths` where packed.
         pad_token_id (`int`):
@@ -95,7 +83,7 @@ def score_rows(
     device = next(model.parameters()).device
     scores: dict[int, tuple[list[float], list[int]]] = {}
     bar = tqdm(total=len(order), desc="Scoring rows under the original model", unit="row", disable=not show_progress)
-    with _as_original(model), fused_lm_head(model), bar:
+    with as_original(model), fused_lm_head(model), bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             examples = [rows[i] for i in chunk]

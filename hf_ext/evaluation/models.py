@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_ext._upstream_adapters import model_as_before
 from hf_ext.guards.models import loading_model
 
 __all__ = ["Model", "check_adapters_off", "free_memory", "loaded", "ready"]
@@ -19,21 +20,14 @@ Model = Any  # a PreTrainedModel or PeftModel
 
 @contextmanager
 def ready(model: Model) -> Iterator[None]:
-    """Evaluation mode and the model's own forward; every module's mode and the forward are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    # A model fresh out of a mixed-precision trainer keeps accelerate's autocast around its forward. Left on, it would
-    # be measured in another precision than the original.
-    wrapped = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
-    if wrapped is not None:
-        model.forward = model.__dict__["_original_forward"]
-    model.eval()
-    try:
+    """Evaluation mode and the model's own forward; everything in the model is restored."""
+    with model_as_before(model):
+        # A model fresh out of a mixed-precision trainer keeps accelerate's autocast around its forward. Left on, it
+        # would be measured in another precision than the original.
+        if "_original_forward" in model.__dict__ and "forward" in model.__dict__:
+            model.forward = model.__dict__["_original_forward"]
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        if wrapped is not None:
-            model.forward = wrapped
 
 
 def check_adapters_off(model: Model, remedy: str = "Give `original`.") -> None:

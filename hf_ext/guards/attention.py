@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hf_ext._upstream_adapters import model_as_before
+
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # nats; a kernel that keeps documents apart gives the very same numbers
@@ -39,10 +41,9 @@ def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContex
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(vocab, (3, length), generator=generator)
     positions = torch.arange(length).repeat(2)[None].to(weight.device)
-    was_training = model.training
-    model.eval()
     found = []
-    try:
+    with model_as_before(model):
+        model.eval()
         for document in (first, other):
             ids = torch.cat([document, second])[None].to(weight.device)
             labels = ids.clone()
@@ -52,8 +53,6 @@ def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContex
                     input_ids=ids, position_ids=positions, labels=labels, use_cache=False, fused_lm_head=True
                 )
             found.append(outputs.log_probs[:, -(length - 1) :].float())
-    finally:
-        model.train(was_training)
     leak = float((found[0] - found[1]).abs().max())
     if leak > TOLERANCE:
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_ext.data.original_cache import Scores, cache_file, load_scores, rows_hash, save_scores
 from hf_ext.data.provenance import model_hash
+from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.data.weighting import (
     FlowWeights,
     attach_scores,
@@ -124,7 +125,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
                 "Scoring now would use other weights. Pass the same model, data and settings (original_cache_dir can "
                 "point to the first run's folder), or start again without resume_from_checkpoint."
             )
-        self._require_untouched_base()
+        require_untouched_adapters(self.model, self.accelerator.autocast)
         scores = self._score()
         if self.accelerator.is_main_process:
             save_scores(path, scores, facts)
@@ -145,28 +146,6 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         )
         gathered = gather_object(list(zip(shard, scores, strict=True)))
         return [score for _, score in sorted(gathered)]
-
-    @torch.no_grad()
-    def _require_untouched_base(self) -> None:
-        """Adapters on and off must agree before the first step: else "adapters off" is not the model being tuned."""
-        if not hasattr(self.model, "disable_adapter") or self.model.active_peft_config.is_prompt_learning:
-            return  # virtual tokens leave the base as it is, though they change the logits from the start
-        ids = torch.arange(8, device=self.args.device)[None] % self.model.config.get_text_config().vocab_size
-        was_training = self.model.training
-        self.model.eval()
-        with self.accelerator.autocast():
-            adapted = self.model(input_ids=ids).logits.float()
-            with self.model.disable_adapter():
-                base = self.model(input_ids=ids).logits.float()
-        self.model.train(was_training)
-        difference = float((adapted - base).abs().max())
-        if difference > 1e-3 * float(base.abs().max()):
-            raise ValueError(
-                f"Switching the adapter off changes the logits by {difference:.2g} before the first step, so the base "
-                "model is not the original one: the adapter is trained already, or its initialiser (PiSSA, OLoRA, "
-                "LoftQ, CorDA...) rewrites the base weights. Merge a trained adapter first (merge_and_unload), or use "
-                "init_lora_weights=True."
-            )
 
     # --- weights ---------------------------------------------------------------------------------------------------
 

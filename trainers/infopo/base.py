@@ -62,7 +62,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
         if ref_model is None and kwargs.get("peft_config") is None:
             self._refuse_missing_reference(model, args)
-        with _no_reference_model(args):
+        with _no_reference_model(args), _flags_kept(model if kwargs.get("peft_config") is None else None):
             super().__init__(
                 model,
                 ref_model,
@@ -225,6 +225,18 @@ def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
         empty = [pc.equal(pc.list_value_length(table.column(name)), 0).to_numpy() for name in columns]
         count += int(np.any(empty, axis=0).sum())
     return count
+
+
+@contextmanager
+def _flags_kept(model: Any) -> Iterator[None]:
+    """Inside, the host puts a copy of a trained adapter into `model` as reference, which unfreezes it (peft 0.21)."""
+    parameters = list(model.parameters()) if isinstance(model, PeftModel) else []
+    flags = [parameter.requires_grad for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -179,19 +179,17 @@ class _Pooled:
     def __call__(self, values: list[Any]) -> Any:
         import torch
 
+        from hf_ext._upstream_adapters import model_as_before
+
         model = self.model
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                inputs = self._inputs(values)
-                features = getattr(model, "get_image_features" if self.images else "get_text_features", None)
-                if features is not None:
-                    out = features(**inputs)
-                    return out if torch.is_tensor(out) else out.pooler_output
-                return self._mean(model(**inputs), inputs)
-        finally:
-            model.train(was_training)
+        with model_as_before(model), torch.no_grad():
+            model.eval()
+            inputs = self._inputs(values)
+            features = getattr(model, "get_image_features" if self.images else "get_text_features", None)
+            if features is not None:
+                out = features(**inputs)
+                return out if torch.is_tensor(out) else out.pooler_output
+            return self._mean(model(**inputs), inputs)
 
     def _inputs(self, values: list[Any]) -> dict[str, Any]:
         if self.images:

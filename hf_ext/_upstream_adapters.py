@@ -1,0 +1,50 @@
+"""The seam of PEFT's adapters: what a model looks like before they are switched off, and again afterwards.
+
+A part of `_upstream.py`, whose `TOUCHED` lists the private names used here. It imports neither PEFT nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+# What a module keeps of its own: the mode, PEFT's switches, and the methods that PEFT replaces in a `PeftModel` while
+# its virtual tokens are off. After `disable_adapter` PEFT (0.21) switches every adapter on and unfreezes all of the
+# active one, and leaves those methods behind.
+SWITCHES = ("training", "active_adapter", "_active_adapter", "_disable_adapters", "_adapters_disabled")
+METHODS = ("forward", "prepare_inputs_for_generation")
+
+
+@contextmanager
+def model_as_before(model: nn.Module) -> Iterator[None]:
+    """
+    A context after which a model is as it was, whatever was switched in it: also where an error is raised inside.
+
+    Covered are the mode of every module, the `requires_grad` of every parameter, which adapters are active and on, and
+    the forward. Not covered are values of parameters.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    attributes = [(vars(module), _attributes_of(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for variables, values in attributes:
+            for name in (*SWITCHES, *METHODS):
+                if name in values:
+                    variables[name] = values[name]
+                else:
+                    variables.pop(name, None)
+        for parameter, flag in trainable:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    values = {name: vars(module)[name] for name in (*SWITCHES, *METHODS) if name in vars(module)}
+    return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+__all__ = ["model_as_before"]
