@@ -188,7 +188,7 @@ def _retrieval(options: argparse.Namespace) -> int:
 
 
 def _task(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, float]]]:
-    from hf_ext.data.exemplars.sources import read_lines, read_qrels, with_title
+    from hf_ext.data.exemplars.sources import read_qrels, texts_by_id
 
     folder = Path(options.beir)
     judged: dict[str, dict[str, float]] = {}
@@ -196,9 +196,7 @@ def _task(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str], 
         judged.setdefault(query, {})[document] = float(grade)
     if options.max_queries is not None:
         judged = dict(list(judged.items())[: options.max_queries])
-    queries = {row["_id"]: row["text"] for row in read_lines(folder, "queries") if row["_id"] in judged}
-    corpus = {row["_id"]: with_title(row) for row in read_lines(folder, "corpus")}
-    return queries, corpus, judged
+    return texts_by_id(folder, "queries", judged), texts_by_id(folder, "corpus"), judged
 
 
 def _encoder(options: argparse.Namespace) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +14,14 @@ import numpy as np
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from hf_ext.data.exemplars import Exclude, Exemplar, ExemplarStore, Target
+from hf_ext.data.exemplars.ids import as_id, as_ids, some
 from hf_ext.data.exemplars.text import text_key
 from hf_ext.retrieval.encoder import RareEncoder
 from hf_ext.retrieval.settings import EncoderSettings
 
 __all__ = ["RareInformationRetrievalEvaluator", "graded_ndcg"]
+
+logger = logging.getLogger(__name__)
 
 ITSELF = Exclude(self_id=True, same_text=True, same_positive=False, negatives=False)
 
@@ -36,6 +41,49 @@ def graded_ndcg(ranking: Sequence[str], grades: Mapping[str, float], k: int) -> 
     gains = [max(0.0, grades.get(name, 0.0)) for name in ranking[:k]]
     ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
     return _dcg(gains) / _dcg(ideal)
+
+
+def texts_by_id(texts: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """
+    Texts by ids as [`as_id`] has them.
+
+    Raises:
+        TypeError: an id is neither text nor an integer, or `texts` is no mapping.
+        ValueError: two ids are one, as 7 and `"7"`.
+    """
+    if not isinstance(texts, Mapping):
+        raise TypeError(f"{name} maps ids to texts, got {type(texts).__name__}.")
+    named: dict[str, Any] = {}
+    for key, text in texts.items():
+        identifier = as_id(key, name)
+        if identifier in named:
+            raise ValueError(f"{name} holds the id {identifier!r} twice, as a string and as an integer.")
+        named[identifier] = text
+    return named
+
+
+def grades_by_id(relevant_docs: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
+    """
+    Grades of the judged documents of each query, from sets, lists or single ids of relevant ones too.
+
+    Raises:
+        TypeError: an id is neither text nor an integer, or a grade is no number.
+        ValueError: two ids are one, or a grade is not finite.
+    """
+    grades: dict[str, dict[str, float]] = {}
+    for query, judged in texts_by_id(relevant_docs, "relevant_docs").items():
+        place = f"relevant_docs[{query!r}]"
+        if not isinstance(judged, Mapping):
+            grades[query] = dict.fromkeys(as_ids(judged, place), 1.0)
+            continue
+        grades[query] = {}
+        for document, grade in texts_by_id(judged, place).items():
+            if isinstance(grade, str) or not hasattr(grade, "__float__"):
+                raise TypeError(f"{place}: the grade of {document!r} is no number but {grade!r}.")
+            if not math.isfinite(grade):
+                raise ValueError(f"{place}: the grade of {document!r} is {grade!r}, and must be finite.")
+            grades[query][document] = float(grade)
+    return grades
 
 
 def _dcg(gains: Sequence[float]) -> float:
@@ -60,14 +108,20 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
     | `ms_per_query`, `plain_ms_per_query` | search and forward, wall time; the index is built before |
 
     A gain on the leaked queries is memory: welcome in a search log, worthless for a new question. A document whose id
-    equals the query's is no hit (ArguAna, Quora), and an exemplar with the query's own id or text is not shown.
+    equals the query's is no hit, as in BEIR (ArguAna, Quora), unless it is judged relevant; and an exemplar with the
+    query's own id or text is not shown. A pool without ids of its own is compared by text alone.
+
+    Averages are over the queries with a relevant document. A relevant document that is not in the corpus is never
+    found and stays in the ideal ranking and in recall's denominator, as in sentence-transformers and BEIR: a query
+    whose relevant documents are all missing scores 0. Judgements of 0 or less make nothing relevant. What is missing
+    is counted in one warning.
 
     All of it goes into the model's card. It works in `SequentialEvaluator`, during training on the model that is being
     trained, and as `information_retrieval_class` of a `NanoBEIREvaluator`.
 
     Args:
         queries, corpus (`dict[str, str]`):
-            Texts by id.
+            Texts by id; an integer counts as its digits.
         relevant_docs (`dict[str, set[str]]` or `dict[str, dict[str, float]]`):
             Relevant documents of a query, or their grades.
         exemplars ([`ExemplarStore`], *optional*):
@@ -76,11 +130,15 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
             How; needed with `exemplars` where they are not the defaults.
         exclude ([`Exclude`], *optional*):
             What a query is not shown.
+        ignore_identical_ids (`bool`, *optional*, defaults to `True`):
+            Whether a document with the query's id, which is not judged relevant, is no hit: as in BEIR. `False` counts
+            it, as MTEB does for most tasks: for queries and documents that are numbered apart.
         **kwargs:
             As in the parent.
 
     Raises:
-        ValueError: no query has a relevant document.
+        ValueError: no query has a relevant document, or none of the judged queries or relevant documents is there.
+        TypeError: an id is neither text nor an integer.
     """
 
     def __init__(
@@ -92,22 +150,51 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         exemplars: ExemplarStore | None = None,
         settings: EncoderSettings | None = None,
         exclude: Exclude = ITSELF,
+        ignore_identical_ids: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.grades: dict[str, dict[str, float]] = {
-            query: dict(judged) if isinstance(judged, Mapping) else dict.fromkeys(judged, 1.0)
-            for query, judged in relevant_docs.items()
-        }
+        queries, corpus = texts_by_id(queries, "queries"), texts_by_id(corpus, "corpus")
+        self.grades = grades_by_id(relevant_docs)
         relevant = {q: {doc for doc, grade in judged.items() if grade > 0} for q, judged in self.grades.items()}
         super().__init__(queries, corpus, relevant, *args, **kwargs)
-        if not self.queries_ids:
-            raise ValueError("No query has a relevant document, so there is nothing to measure.")
+        self._say_what_is_missing(set(queries), set(corpus))
+        self.ignore_identical_ids = ignore_identical_ids
         self.exemplars, self.settings, self.exclude = exemplars, settings, exclude
         self.shown: list[list[Exemplar]] = []
         self.rankings: dict[str, list[list[str]]] = {}
         self._pool: ExemplarStore | None = None
         self._bare = False
         self._seconds: dict[bool, float] = {}
+
+    def _say_what_is_missing(self, queries: set[str], corpus: set[str]) -> None:
+        """Count judgements of unknown texts in one warning; refuse what leaves nothing to measure."""
+        judged = [name for name, documents in self.relevant_docs.items() if documents]
+        unasked = [name for name in judged if name not in queries]
+        if not self.queries_ids:
+            if unasked:
+                raise ValueError(
+                    f"None of the {len(judged):,} judged queries, such as {some(judged)}, is among the "
+                    f"{len(queries):,} queries, such as {some(sorted(queries))}. Are their ids of one kind?"
+                )
+            raise ValueError("No query has a relevant document, so there is nothing to measure.")
+        wanted = {doc: None for name in self.queries_ids for doc in sorted(self.relevant_docs[name])}
+        unknown = [doc for doc in wanted if doc not in corpus]
+        if len(unknown) == len(wanted):
+            raise ValueError(
+                f"None of the {len(wanted):,} relevant documents, such as {some(wanted)}, is among the "
+                f"{len(corpus):,} of the corpus, such as {some(sorted(corpus))}. Are both of one version of the data?"
+            )
+        parts = []
+        if unasked:
+            parts.append(f"{len(unasked):,} of {len(judged):,} judged queries are not in queries: {some(unasked)}")
+        if unknown:
+            empty = sum(corpus.isdisjoint(self.relevant_docs[name]) for name in self.queries_ids)
+            parts.append(
+                f"{len(unknown):,} of {len(wanted):,} relevant documents are not in corpus: {some(unknown)}; they "
+                f"count as not found, and {empty:,} of {len(self.queries_ids):,} queries, with no other, score 0"
+            )
+        if parts:
+            logger.warning("Missing: %s.", ". ".join(parts))
 
     # --- what is encoded -------------------------------------------------------------------------------------------
 
@@ -126,7 +213,8 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         if self._bare:
             vectors = super().embed_inputs(model, sentences, encode_fn_name, examples=False, **kwargs)
         else:
-            targets = [Target(id=name) for name in self.queries_ids]
+            # A pool's default ids are row numbers: the query named "3" is not its row 3.
+            targets = None if self._pool.numbered else [Target(id=name) for name in self.queries_ids]
             vectors, self.shown = super().embed_inputs(
                 model,
                 sentences,
@@ -188,16 +276,20 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
     # --- metrics ---------------------------------------------------------------------------------------------------
 
     def compute_metrics(self, queries_result_list: list[Any]) -> Any:
-        """The parent's over rankings without the query's own id; nDCG graded."""
-        kept = [
-            [hit for hit in hits if hit["corpus_id"] != name]
-            for name, hits in zip(self.queries_ids, queries_result_list, strict=True)
+        """The parent's over rankings without the query's own document, unless it is relevant; nDCG graded."""
+        struck = [
+            name if self.ignore_identical_ids and name not in self.relevant_docs[name] else None
+            for name in self.queries_ids
         ]
-        scores = super().compute_metrics(kept)
+        ranked = [
+            [hit for hit in hits if hit["corpus_id"] != itself]
+            for itself, hits in zip(struck, queries_result_list, strict=True)
+        ]
+        scores = super().compute_metrics(ranked)
         scores["map@k"].pop(self.map_at_k[-1])
         rankings = [
             [hit["corpus_id"] for hit in sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))]
-            for hits in kept
+            for hits in ranked
         ]
         scores["ndcg@k"] = {k: float(np.mean(self._ndcg(rankings, k))) for k in self.ndcg_at_k}
         self.rankings[list(self.score_functions)[len(self.rankings)]] = rankings  # the parent keeps their order

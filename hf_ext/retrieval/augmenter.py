@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -121,7 +121,7 @@ class QueryAugmenter:
         examples: Examples = True,
         *,
         prompt: str | None = None,
-        exclude_ids: Collection[str] = (),
+        exclude_ids: Iterable[str | int] = (),
         **search: Any,
     ) -> list[Formatted]:
         """
@@ -134,8 +134,8 @@ class QueryAugmenter:
                 As many as the settings say; none; this many; or these, nearest first, for every query.
             prompt (`str`, *optional*):
                 What the model puts before the body; its own query prompt by default.
-            exclude_ids (`Collection[str]`, *optional*):
-                Exemplars that are not shown.
+            exclude_ids (`Iterable[str]`, *optional*):
+                Ids of exemplars that are not shown; integers count as their digits, a single string as one id.
             **search:
                 `targets`, `exclude`: as in [`ExemplarStore.search`]. At inference nothing else is left out by default.
 
@@ -161,7 +161,7 @@ class QueryAugmenter:
         self,
         queries: Sequence[str],
         examples: Examples,
-        exclude_ids: Collection[str],
+        exclude_ids: Iterable[str | int],
         exclude: Exclude = NOTHING_EXCLUDED,
         targets: Any = None,
     ) -> list[Sequence[Exemplar]]:

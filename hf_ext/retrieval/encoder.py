@@ -202,8 +202,8 @@ class RareEncoder(EncoderSeam):
                 As many as the settings say; none (then exactly the parent's result, and any input it takes); this
                 many; or these pairs or [`Exemplar`]s, nearest first, for every query. The default shows none where
                 there is no pool.
-            exclude_ids (`Collection[str]`, *optional*):
-                Ids of exemplars not to show.
+            exclude_ids (`Iterable[str]`, *optional*):
+                Ids of exemplars not to show; integers count as their digits, a single string as one id.
             targets, exclude (*optional*):
                 As in [`ExemplarStore.search`], for measuring. By default nothing is excluded: a query may see its own
                 past.

@@ -57,17 +57,103 @@ class Given:
 def test_a_document_with_the_querys_id_is_no_hit_and_grades_count():
     corpus = {"q1": "itself", "a": "first", "b": "second", "c": "third"}
     model = Given({"itself": 9.0, "first": 3.0, "second": 2.0, "third": 1.0})
-    judged = {"q1": {"a": 1, "b": 3, "q1": 5}, "q2": {"c": 2}}
+    judged = {"q1": {"a": 1, "b": 3, "q1": 0}, "q2": {"c": 2}}
     evaluator = RareInformationRetrievalEvaluator({"q1": "x", "q2": "y"}, corpus, judged, map_at_k=[2], **QUIET)
     found = evaluator(model)
-    ideal = 5 + 3 / math.log2(3) + 1 / 2
+    ideal = 3 + 1 / math.log2(3)
     first = (1 + 3 / math.log2(3)) / ideal  # a, b, c
     second = 1 / math.log2(5)  # itself, a, b, c: the id is another query's
     assert found["dot_ndcg@10"] == pytest.approx((first + second) / 2)
     assert found["dot_mrr@10"] == pytest.approx((1 + 1 / 4) / 2)
-    assert found["dot_recall@3"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["dot_recall@3"] == pytest.approx((1 + 0) / 2)
     assert evaluator.primary_metric == "dot_ndcg@10"
     assert "map@3" not in str(found)
+
+
+def test_a_document_that_is_judged_relevant_is_a_hit_whatever_its_id():
+    texts = {"0": "first", "1": "second", "2": "third"}
+    model = Given({"first": 3.0, "second": 2.0, "third": 1.0})  # every query ranks 0, 1, 2
+    found = RareInformationRetrievalEvaluator(texts, texts, {name: {name} for name in texts}, **QUIET)(model)
+    assert found["dot_ndcg@10"] == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / 3)
+    # query 0 wants document 1: document 0 is no hit as in BEIR, or counts as in MTEB
+    for ignored, rank in ((True, 1), (False, 2)):
+        evaluator = RareInformationRetrievalEvaluator(
+            texts, texts, {"0": {"1"}}, ignore_identical_ids=ignored, **QUIET
+        )  # fmt: skip
+        assert evaluator(model)["dot_ndcg@10"] == pytest.approx(1 / math.log2(rank + 1))
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [
+        {0: {7: 1}, 1: {8: 2}},
+        {"0": {"7"}, "1": ["8"]},
+        {np.int64(0): np.array([7]), "1": 8},
+        {0: "7", 1: {np.int32(8): True, 7: 0, 9: -1}},
+    ],
+)
+def test_queries_documents_and_judgements_may_be_numbered_or_named(judged):
+    model = Given({"first": 3.0, "second": 2.0, "third": 1.0})
+    corpus = {7: "first", np.int64(8): "second", "9": "third"}
+    evaluator = RareInformationRetrievalEvaluator({0: "a", "1": "b", 2: "not judged"}, corpus, judged, **QUIET)
+    assert evaluator(model)["dot_ndcg@10"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert evaluator.queries_ids == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "corpus", "judged", "error", "message"),
+    [
+        ({"1": "a", 1: "b"}, {"d": "x"}, {"1": {"d"}}, ValueError, "queries holds the id '1' twice"),
+        ({"1": "a"}, {"d": "x"}, {"1": {"d": 1}, 1: {"d": 2}}, ValueError, "relevant_docs holds the id '1' twice"),
+        ({None: "a"}, {"d": "x"}, {"1": {"d"}}, TypeError, "queries: an id is a string or an integer, found NoneType"),
+        ({"1": "a"}, {7.0: "x"}, {"1": {7}}, TypeError, "corpus: an id is a string or an integer, found float '7.0'"),
+        ({"1": "a"}, {"d": "x"}, {"1": {True}}, TypeError, r"relevant_docs\['1'\]: an id is a string"),
+        ({"1": "a"}, {"d": "x"}, {"1": {"d": "high"}}, TypeError, "the grade of 'd' is no number"),
+        ({"1": "a"}, {"d": "x"}, {"1": {"d": math.nan}}, ValueError, "the grade of 'd' is nan, and must be finite"),
+        (["a"], {"d": "x"}, {"1": {"d"}}, TypeError, "queries maps ids to texts, got list"),
+        ({"q1": "a"}, {"d": "x"}, {"1": {"d"}}, ValueError, "None of the 1 judged queries, such as '1', is among"),
+        ({"1": "a"}, {"d": "x"}, {"1": {"doc"}}, ValueError, "None of the 1 relevant documents, such as 'doc'"),
+    ],
+)
+def test_ids_that_cannot_be_told_apart_or_found_are_refused(queries, corpus, judged, error, message):
+    with pytest.raises(error, match=message):
+        RareInformationRetrievalEvaluator(queries, corpus, judged, **QUIET)
+
+
+def test_missing_texts_are_counted_in_one_warning_and_scored_as_the_host_scores_them(caplog):
+    queries = {"1": "a", "2": "b", "3": "no judgement", "4": "nothing relevant"}
+    corpus = {"x": "first", "y": "second"}
+    model = Given({"first": 3.0, "second": 2.0})
+    judged = {"1": {"x", "gone"}, "2": {"lost"}, "4": set(), "9": {"x"}}
+    with caplog.at_level("WARNING"):
+        evaluator = RareInformationRetrievalEvaluator(queries, corpus, judged, **QUIET)
+    assert len(caplog.records) == 1
+    assert "1 of 3 judged queries are not in queries: '9'" in caplog.text
+    assert "2 of 3 relevant documents are not in corpus: 'gone', 'lost'" in caplog.text
+    assert "1 of 2 queries, with no other, score 0" in caplog.text
+    found, host = evaluator(model), InformationRetrievalEvaluator(queries, corpus, judged, **QUIET)(model)
+    assert found == pytest.approx(host)
+    assert found["dot_ndcg@10"] == pytest.approx(1 / (1 + 1 / math.log2(3)) / 2)
+
+
+def test_row_numbers_of_a_pool_are_not_the_names_of_other_queries():
+    rows = pairs(6)
+    corpus = {f"d{i}": text for i, text in enumerate(rows["positive"][:])}
+    columns = {"query": rows["query"][:], "document": rows["positive"][:]}
+    asked = [text.replace("number", "nr") for text in columns["query"]]
+    shares = {}
+    for start in ("", "t"):
+        names = [f"{start}{i}" for i in range(6)]
+        judged = {name: {f"d{i}"} for i, name in enumerate(names)}
+        evaluator = RareInformationRetrievalEvaluator(
+            dict(zip(names, asked, strict=True)), corpus, judged, exemplars=ExemplarStore(columns), settings=SETTINGS,
+            **QUIET,
+        )  # fmt: skip
+        shares[start] = evaluator(encoder())["cosine_leaked_share"]
+        named = ExemplarStore(columns | {"id": list(range(6))})
+        evaluator.exemplars = named
+        shares[f"{start}, ids given"] = evaluator(encoder())["cosine_leaked_share"]
+    assert shares == {"": 1, "t": 1, ", ids given": 0, "t, ids given": 1}
 
 
 def task(n: int = 12):

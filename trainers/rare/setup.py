@@ -231,7 +231,7 @@ def _with_retriever(
 ) -> ExemplarStore:
     """The store with the configuration's retriever; one that was given keeps its own unless vectors are wanted."""
     if choice not in ("dense", "hybrid"):
-        return ExemplarStore(_columns_of(store), retriever=choice) if own and choice != "bm25" else store
+        return ExemplarStore(store.given_columns(), retriever=choice) if own and choice != "bm25" else store
     if not hasattr(model, "similarity") or type(model).__name__ == "SparseEncoder":
         raise ValueError(
             f"example_retriever={choice!r} needs a model with dense vectors, got {type(model).__name__}: choose bm25."
@@ -242,17 +242,12 @@ def _with_retriever(
     texts = [text for data in datasets for text in data.with_format(None)[column][:]]
     encode = known_vectors(model, [*store.queries, *texts], prompt)
     dense = DenseRetriever(encode, "the model before training")
-    return ExemplarStore(_columns_of(store), retriever=dense if choice == "dense" else HybridRetriever(dense))
+    return ExemplarStore(store.given_columns(), retriever=dense if choice == "dense" else HybridRetriever(dense))
 
 
 def restored(store: ExemplarStore, choice: str, encode: Any) -> ExemplarStore:
     """The same rows, chosen by vectors that `encode` makes."""
-    return ExemplarStore(_columns_of(store), retriever=choice, encode=encode)
-
-
-def _columns_of(store: ExemplarStore) -> dict[str, list[Any]]:
-    names = ("id", "query", "document", "doc_id", "source", "negative", "document_key")
-    return {name: store.column(name) for name in names}
+    return ExemplarStore(store.given_columns(), retriever=choice, encode=encode)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hf_ext.data.exemplars.formatter import Formatted, RareFormatter
+from hf_ext.data.exemplars.ids import as_id
 from hf_ext.data.exemplars.rows import EVERY_RULE, Exclude, Target
 from hf_ext.data.exemplars.sources import pair_columns, require_rows
 from hf_ext.data.exemplars.store import ExemplarStore
@@ -132,7 +133,7 @@ class AddInContextExamples:
         query_column (`str`, *optional*, defaults to `"query"`):
             Column that is rewritten.
         positive_column, id_column, doc_id_column (`str`, *optional*):
-            What the rules of `exclude` compare.
+            What the rules of `exclude` compare. Ids are not compared with the row numbers of a pool that has no ids.
         negative_columns (`tuple[str, ...]`, *optional*):
             Documents the query is trained to avoid.
         shown_column (`str`, *optional*):
@@ -157,8 +158,8 @@ class AddInContextExamples:
     def __post_init__(self) -> None:
         self.formatter.counter(self.tokenizer)  # refuses budgets without a tokenizer now, not in a worker
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Augmented queries of one batch."""
+    def __call__(self, batch: dict[str, list], rows: Sequence[int] | None = None) -> dict[str, list]:
+        """Augmented queries of one batch; `rows` are its places in the store, where that is made of these rows."""
         queries = list(batch[self.query_column])
         made = augment(
             self.store,
@@ -167,7 +168,7 @@ class AddInContextExamples:
             tokenizer=self.tokenizer,
             prompt=self.prompt,
             draw=self.draw,
-            targets=self._targets(batch, len(queries)),
+            targets=self._targets(batch, [None] * len(queries) if rows is None else rows),
             exclude=self.exclude,
             salt=self.salt,
         )
@@ -178,20 +179,19 @@ class AddInContextExamples:
             columns[self.shown_column] = [json.dumps(ids, ensure_ascii=False) for ids in shown]
         return columns
 
-    def _targets(self, batch: dict[str, list], size: int) -> list[Target]:
+    def _targets(self, batch: dict[str, list], rows: Sequence[int | None]) -> list[Target]:
         def values(name: str | None) -> Sequence[Any]:
-            return [None] * size if name is None else batch[name]
+            return [None] * len(rows) if name is None else batch[name]
 
+        def ids(name: str | None) -> list[str | None]:
+            return [None if value is None else as_id(value, f"column {name!r}") for value in values(name)]
+
+        id_column = None if self.store.numbered else self.id_column
         negatives = [batch[name] for name in self.negative_columns]
-        rows = zip(values(self.id_column), values(self.positive_column), values(self.doc_id_column), strict=True)
+        known = zip(ids(id_column), values(self.positive_column), ids(self.doc_id_column), rows, strict=True)
         return [
-            Target(
-                id=None if id_ is None else str(id_),
-                positive=positive,
-                doc_id=None if doc_id is None else str(doc_id),
-                negatives=tuple(column[i] for column in negatives),
-            )
-            for i, (id_, positive, doc_id) in enumerate(rows)
+            Target(id_, positive, doc_id, tuple(column[i] for column in negatives), row)
+            for i, (id_, positive, doc_id, row) in enumerate(known)
         ]
 
 
@@ -258,8 +258,10 @@ def add_in_context_examples(
         if rows.features is None:
             raise ValueError("The stream does not tell its columns: pass query_column and positive_column.")
         query_column, positive_column = pair_columns(rows, query_column, positive_column)
+    own_rows = store is None
     if store is None:
-        store = ExemplarStore.from_dataset(rows, query_column=query_column, document_column=positive_column)
+        ids = {name: settings.get(name) for name in ("id_column", "doc_id_column")}
+        store = ExemplarStore.from_dataset(rows, query_column=query_column, document_column=positive_column, **ids)
     if formatter is None:
         limits = ("max_tokens", "max_example_query_tokens", "max_example_document_tokens")
         unlimited: dict[str, Any] = dict.fromkeys(limits) if tokenizer is None else {}
@@ -272,4 +274,5 @@ def add_in_context_examples(
         positive_column=positive_column,
         **settings,
     )
-    return rows.map(add, batched=True, **({} if num_proc is None else {"num_proc": num_proc}))
+    options = {} if num_proc is None else {"num_proc": num_proc}
+    return rows.map(add, batched=True, **(options | ({"with_indices": True} if own_rows else {})))

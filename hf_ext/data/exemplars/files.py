@@ -71,6 +71,7 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
             files.append(_write(folder, "embeddings", ".safetensors", lambda path: save_file(vectors, path)))
         described = {
             "rows": len(store),
+            "numbered": store.numbered,
             "content_hash": store.content_hash,
             "retriever": describe(store.retriever),
             "files": files,
@@ -198,6 +199,8 @@ def load_store(
     for path in paths:
         if path.suffix == ".safetensors":
             vectors = _read_vectors(path, len(columns["query"]))
+    if _is_numbered(described, columns["id"]):
+        del columns["id"]
     stale = False
     if retriever is None:
         try:
@@ -213,6 +216,14 @@ def load_store(
             f"{folder}: the rows are not those that were saved (hash of the content). Save the store again."
         )
     return store
+
+
+def _is_numbered(described: Mapping[str, Any], ids: list[Any]) -> bool:
+    """Whether ids are the rows' numbers because none were given; older stores do not say, but show it."""
+    numbered = described.get("numbered")
+    if isinstance(numbered, bool):
+        return numbered
+    return all(name == str(row) for row, name in enumerate(ids))
 
 
 def _checked_files(folder: Path, files: list[dict[str, Any]], max_bytes: int) -> list[Path]:

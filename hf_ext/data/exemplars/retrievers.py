@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from hf_ext.data.exemplars.ids import as_ids
 from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
 from hf_ext.guards.threads import torch_threads_kept
 
@@ -302,9 +303,15 @@ class FixedRetriever:
     Args:
         ids (`tuple[str, ...]`, *optional*):
             Ids of the exemplars, nearest to the query first. The store's first ones by default.
+
+    Raises:
+        TypeError: an id is neither text nor an integer.
     """
 
     ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(as_ids(self.ids, "FixedRetriever(ids=)")))
 
     def ranker(self, store: ExemplarStore) -> Ranker:
         """

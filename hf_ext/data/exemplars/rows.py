@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_ext.data.exemplars.ids import as_id, id_column
 from hf_ext.data.exemplars.text import text_key
 
 TEXT_COLUMNS = ("query", "document")
-OPTIONAL_COLUMNS = ("id", "doc_id", "source", "negative")
+ID_COLUMNS = ("id", "doc_id")
+OPTIONAL_COLUMNS = (*ID_COLUMNS, "source", "negative")
 COLUMNS = (*OPTIONAL_COLUMNS[:1], *TEXT_COLUMNS, *OPTIONAL_COLUMNS[1:])
 MOST_ROWS = 1_000_000
 MOST_CHARACTERS = 1_000_000  # of one text
@@ -44,16 +46,29 @@ class Target:
     What is known of a query besides its text, so that the search can leave out what would give the answer away.
 
     Args:
-        id (`str`, *optional*): of the query, as in the store.
+        id (`str` or `int`, *optional*): of the query, as in the store.
         positive (`str`, *optional*): the document it is trained to find.
-        doc_id (`str`, *optional*): of that document, as in the store.
+        doc_id (`str` or `int`, *optional*): of that document, as in the store.
         negatives (`tuple[str, ...]`, *optional*): documents it is trained to avoid.
+        row (`int`, *optional*): of the store, where the query is that of one of its own rows.
+
+    Raises:
+        TypeError: an id is neither text nor an integer.
     """
 
     id: str | None = None
     positive: str | None = None
     doc_id: str | None = None
     negatives: tuple[str, ...] = ()
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ID_COLUMNS:
+            value = getattr(self, name)
+            if value is not None and type(value) is not str:
+                object.__setattr__(self, name, as_id(value, f"Target({name}=)"))
+        if isinstance(self.negatives, str):  # else it would be read letter by letter
+            object.__setattr__(self, "negatives", (self.negatives,))
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Exclude:
     Texts are compared by [`normalize`]: case and white space do not count.
 
     Args:
-        self_id (`bool`): the exemplar with the target's id.
+        self_id (`bool`): the exemplar with the target's id, and the target's own row.
         same_text (`bool`): exemplars with the target's query text.
         same_positive (`bool`): exemplars whose document is the target's positive, or one that the store pairs with the
             same query text. Off, a model is taught to copy the shown document.
@@ -82,7 +97,7 @@ EVERY_RULE = Exclude()
 
 
 def checked(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """Columns as lists of text, `document_key` filled; every defect named."""
+    """Columns as lists of text, ids as [`as_id`] has them, `document_key` filled; every defect named."""
     missing = [name for name in TEXT_COLUMNS if name not in rows]
     if missing:
         raise ValueError(
@@ -98,8 +113,9 @@ def checked(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     for name, values in columns.items():
         if len(values) != size:
             raise ValueError(f"column {name!r} has {len(values):,} values, 'query' has {size:,}.")
+        if name in ID_COLUMNS:
+            columns[name] = values = id_column(values, name)
         _check_texts(name, values)
-    columns.setdefault("id", [str(row) for row in range(size)])
     keys = rows.get("document_key")
     columns["document_key"] = list(keys) if keys is not None else [text_key(text) for text in columns["document"]]
     return {name: columns[name] for name in sorted(columns)}

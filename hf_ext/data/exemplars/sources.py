@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
+import logging
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_ext.data.exemplars.ids import as_id, as_ids, some
 from hf_ext.guards.unpacked import require_modest
 
+logger = logging.getLogger(__name__)
+
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+TREC_FIELDS = 4  # query, iteration, document, grade
 QUERY_NAMES = ("query", "anchor", "question", "sentence1")
 DOCUMENT_NAMES = ("document", "positive", "answer", "passage", "context", "sentence2")
 ID_NAMES = ("id", "_id", "doc_id", "query_id", "row_index")
@@ -84,12 +89,18 @@ def columns_of(dataset: Any, names: Mapping[str, str | None]) -> dict[str, Any]:
     return rows
 
 
-def beir_pairs(folder: Path, split: str, query_ids: Collection[str] | None, min_grade: int) -> dict[str, Any]:
-    """The judged pairs of a BEIR folder as a store's columns."""
+def beir_pairs(folder: Path, split: str, query_ids: Iterable[Any] | None, min_grade: int) -> dict[str, Any]:
+    """The judged pairs of a BEIR folder as a store's columns; judgements of unknown texts are counted in a warning."""
     judged = [row for row in read_qrels(folder, split) if row[2] >= min_grade]
     if query_ids is not None:
-        kept = set(query_ids)
-        judged = [row for row in judged if row[0] in kept]
+        wanted_queries = set(as_ids(query_ids, "query_ids"))
+        unknown = sorted(wanted_queries - {query for query, _, _ in judged})
+        judged = [row for row in judged if row[0] in wanted_queries]
+        if unknown and judged:
+            logger.warning(
+                "%s: %s of the %s query_ids have no pair of grade %s or more in split %r, such as %s.", folder.name,
+                f"{len(unknown):,}", f"{len(wanted_queries):,}", min_grade, split, some(unknown),
+            )  # fmt: skip
     if not judged:
         raise ValueError(
             f"{folder} has no pair of grade {min_grade} or more in split {split!r}, so the pool is empty."
@@ -98,21 +109,51 @@ def beir_pairs(folder: Path, split: str, query_ids: Collection[str] | None, min_
     for place, (query, _, _) in enumerate(judged):
         first.setdefault(query, place)
     judged.sort(key=lambda row: (first[row[0]], -row[2]))
-    queries = {row["_id"]: row["text"] for row in read_lines(folder, "queries")}
-    wanted = {document for _, document, _ in judged}
-    documents = {row["_id"]: with_title(row) for row in read_lines(folder, "corpus") if row["_id"] in wanted}
-    for what, known, number in (("queries", queries, 0), ("corpus", documents, 1)):
-        missing = [row[number] for row in judged if row[number] not in known]
-        if missing:
-            raise ValueError(
-                f"{folder}: the qrels of {split!r} name {missing[0]!r}, which {what}.jsonl does not hold."
-            )
+    queries = texts_by_id(folder, "queries", {query for query, _, _ in judged})
+    documents = texts_by_id(folder, "corpus", {document for _, document, _ in judged})
+    whole = [row for row in judged if row[0] in queries and row[1] in documents]
+    if len(whole) < len(judged):
+        lost = {
+            "queries.jsonl": dict.fromkeys(query for query, _, _ in judged if query not in queries),
+            "corpus.jsonl": dict.fromkeys(document for _, document, _ in judged if document not in documents),
+        }
+        missing = " and ".join(f"{some(ids)} ({len(ids):,} missing in {name})" for name, ids in lost.items() if ids)
+        message = f"{folder}: the qrels of {split!r} name texts that the folder does not hold: {missing}."
+        if not whole:
+            raise ValueError(f"{message} No pair is left: are the files of one version of the data?")
+        logger.warning("%s %s of %s pairs are left out.", message, len(judged) - len(whole), len(judged))
     return {
-        "id": [query for query, _, _ in judged],
-        "doc_id": [document for _, document, _ in judged],
-        "query": [queries[query] for query, _, _ in judged],
-        "document": [documents[document] for _, document, _ in judged],
+        "id": [query for query, _, _ in whole],
+        "doc_id": [document for _, document, _ in whole],
+        "query": [queries[query] for query, _, _ in whole],
+        "document": [documents[document] for _, document, _ in whole],
     }
+
+
+def texts_by_id(folder: Path, name: str, wanted: Container[str] | None = None) -> dict[str, str]:
+    """
+    Texts of `queries.jsonl` or `corpus.jsonl` by id, titles of documents before them.
+
+    Args:
+        folder (`Path`): of the data set.
+        name (`str`): `"queries"` or `"corpus"`.
+        wanted (`Container[str]`, *optional*): ids to keep; all by default.
+
+    Raises:
+        ValueError: an id stands for two texts, or as in [`read_lines`].
+    """
+    texts: dict[str, str] = {}
+    for row in read_lines(folder, name):
+        identifier = row["_id"]
+        if wanted is not None and identifier not in wanted:
+            continue
+        text = with_title(row) if name == "corpus" else row["text"]
+        if texts.setdefault(identifier, text) != text:
+            raise ValueError(
+                f"{folder / name}.jsonl: the id {identifier!r} stands for two texts, {texts[identifier][:80]!r} and "
+                f"{text[:80]!r}. Remove one, or give it an id of its own."
+            )
+    return texts
 
 
 def with_title(row: Mapping[str, str]) -> str:
@@ -122,24 +163,63 @@ def with_title(row: Mapping[str, str]) -> str:
 
 def read_qrels(folder: Path, split: str) -> list[tuple[str, str, int]]:
     """
-    (query id, document id, grade) of a split.
+    (query id, document id, grade) of a split, each pair once.
+
+    The file is BEIR's: `query-id`, `corpus-id` and `score` with tabs between them, under that header or none; or
+    TREC's, `query-id 0 corpus-id score`, without one.
 
     Raises:
         FileNotFoundError: there is no such split; the message lists those there are.
-        ValueError: the file is not a BEIR qrels file.
+        ValueError: the file is no qrels file.
     """
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
         there = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
         raise FileNotFoundError(f"{path} is missing; the splits of {folder.name} are {there}.")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    try:
-        return [(row["query-id"], row["corpus-id"], int(row["score"])) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no BEIR file: it needs 'query-id', 'corpus-id' and an integer 'score'."
-        ) from error
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [fields for line in file if (fields := _fields(line))]
+    places = (0, 1, 2)
+    first_row = 1
+    if lines and set(QRELS_HEADER) <= set(lines[0]):
+        query_place, document_place, grade_place = map(lines[0].index, QRELS_HEADER)
+        places = (query_place, document_place, grade_place)
+        first_row, lines = 2, lines[1:]
+    elif lines and len(lines[0]) == TREC_FIELDS:
+        places = (0, 2, 3)
+    grades: dict[tuple[str, str], int] = {}
+    twice: list[str] = []
+    for number, fields in enumerate(lines, start=first_row):
+        try:
+            query, document, grade = (fields[place] for place in places)
+            score = _grade(grade)
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no BEIR file: it needs 'query-id', 'corpus-id' and an integer 'score'; row {number:,} is "
+                f"{' '.join(fields)[:80]!r}."
+            ) from error
+        if grades.get((query, document), score) != score:
+            twice.append(f"{query} {document}")
+        grades[query, document] = score
+    if twice:
+        logger.warning(
+            "%s judges %s pairs twice and not alike, such as %s: the last judgement counts, as in BEIR.",
+            path, f"{len(twice):,}", some(twice),
+        )  # fmt: skip
+    return [(query, document, grade) for (query, document), grade in grades.items()]
+
+
+def _fields(line: str) -> list[str]:
+    """Of a line of qrels: between tabs, so that ids may hold spaces; between spaces where there is no tab (TREC)."""
+    line = line.rstrip("\r\n")
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _grade(text: str) -> int:
+    """A whole number, however it is written: `2` or `2.0`."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text!r} is no whole number")
+    return int(number)
 
 
 def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
@@ -148,7 +228,7 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: a line is not JSON, or lacks `_id` or `text`.
+        ValueError: a line is not JSON, its `_id` is neither text nor an integer, or its `text` is no string.
     """
     plain, packed = folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"
     if not plain.is_file() and not packed.is_file():
@@ -168,7 +248,12 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
 def _beir_row(line: bytes, name: str, number: int) -> dict[str, str]:
     try:
         row = json.loads(line)
-        row["_id"], row["text"]
+        identifier, text = row["_id"], row["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{name}, line {number:,}: expected an object with '_id' and 'text'.") from error
-    return row
+    if not isinstance(text, str):
+        raise ValueError(f"{name}, line {number:,}: 'text' is no string but {type(text).__name__} {str(text)[:80]!r}.")
+    try:
+        return row | {"_id": as_id(identifier, f"{name}, line {number:,}, '_id'")}
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ext.data.exemplars.ids import as_id, as_ids
 from hf_ext.data.exemplars.retrievers import Encode, Ranker, Retriever, most_diverse, prepare, retriever_named
 from hf_ext.data.exemplars.rows import COLUMNS, EVERY_RULE, MOST_ROWS, Exclude, Exemplar, Target, checked
 from hf_ext.data.exemplars.text import text_key
@@ -29,10 +30,13 @@ class ExemplarStore:
     | column | type | |
     |---|---|---|
     | `query`, `document` | string | what is shown; neither may be blank |
-    | `id` | string, optional | of the query; several rows may share one. The row's number by default |
-    | `doc_id` | string, optional | of the document |
+    | `id` | string or integer, optional | of the query; several rows may share one. The row's number by default |
+    | `doc_id` | string or integer, optional | of the document |
     | `source` | string, optional | of the pair: a data set, a language, a date |
     | `negative` | string, optional | a document that does not answer the query |
+
+    Ids are compared as text, everywhere: an integer becomes its digits, a string stays as it is. Where no ids were
+    given, the rows' numbers serve in `exclude_ids` and [`Target`], and are never compared with another data set's ids.
 
     The index is built at the first search, and again in every process the store is sent to; it is not saved. A store
     does not change: filter the rows and build another.
@@ -50,7 +54,10 @@ class ExemplarStore:
     Raises:
         ValueError: no rows, a column missing or of another length, a blank or over-long text (the row is named), more
             than 1,000,000 rows.
-        TypeError: a column that is not text.
+        TypeError: a column that is not text, or an id that is neither text nor an integer.
+
+    Attributes:
+        numbered (`bool`): whether ids are the rows' numbers, because none were given.
     """
 
     def __init__(
@@ -61,7 +68,10 @@ class ExemplarStore:
         encode: Encode | None = None,
         vectors: NDArray[Any] | None = None,
     ) -> None:
-        self._columns = checked(rows)
+        columns = checked(rows)
+        self.numbered = "id" not in columns
+        columns.setdefault("id", [str(row) for row in range(len(columns["query"]))])
+        self._columns = columns
         self.retriever = retriever_named(retriever, encode)
         self.vectors = vectors
 
@@ -113,7 +123,7 @@ class ExemplarStore:
         folder: str | Path,
         split: str = "train",
         *,
-        query_ids: Collection[str] | None = None,
+        query_ids: Iterable[str | int] | None = None,
         min_grade: int = 1,
         source: str | None = None,
         **options: Any,
@@ -129,8 +139,8 @@ class ExemplarStore:
                 Of the data set.
             split (`str`, *optional*, defaults to `"train"`):
                 Name of the qrels file. A pool from a test split shows the answers.
-            query_ids (`Collection[str]`, *optional*):
-                Queries to keep; all by default.
+            query_ids (`Iterable[str]`, *optional*):
+                Queries to keep; all by default. One that the split does not judge is warned of.
             min_grade (`int`, *optional*, defaults to `1`):
                 Lowest grade that counts as a positive.
             source (`str`, *optional*):
@@ -140,7 +150,8 @@ class ExemplarStore:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a judged id is in neither file, or no pair is left.
+            ValueError: no pair is left, a line is no row, or an id stands for two texts. Judgements of texts that the
+                folder does not hold are left out, and counted in a warning.
         """
         from hf_ext.data.exemplars.sources import beir_pairs
 
@@ -163,13 +174,17 @@ class ExemplarStore:
         """A column; optional ones that are missing are all `None`."""
         return self._columns.get(name) or [None] * len(self)
 
+    def given_columns(self) -> dict[str, list[Any]]:
+        """The columns that another store of the same rows is made from: without ids where none were given."""
+        return {name: values for name, values in self._columns.items() if name != "id" or not self.numbered}
+
     def exemplar(self, row: int, score: float = 0.0) -> Exemplar:
         """The exemplar of a row."""
         return Exemplar(row, score, **{name: values[row] for name, values in self._columns.items() if name in COLUMNS})
 
-    def rows_of_id(self, identifier: str) -> Sequence[int]:
+    def rows_of_id(self, identifier: str | int) -> Sequence[int]:
         """Rows with this id."""
-        return self._rows_by["id"].get(identifier, ())
+        return self._rows_by["id"].get(as_id(identifier, "rows_of_id"), ())
 
     @cached_property
     def content_hash(self) -> str:
@@ -199,10 +214,11 @@ class ExemplarStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # Rows as one string of bytes: the same whatever the process, so datasets' fingerprints hold. No index.
-        return {"rows": self._blob, "retriever": self.retriever, "vectors": self.vectors}
+        state = {"rows": self._blob, "numbered": self.numbered}
+        return state | {"retriever": self.retriever, "vectors": self.vectors}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._columns = json.loads(state["rows"])
+        self._columns, self.numbered = json.loads(state["rows"]), state["numbered"]
         self.retriever, self.vectors = state["retriever"], state["vectors"]
 
     def __eq__(self, other: object) -> bool:
@@ -220,8 +236,9 @@ class ExemplarStore:
         same_text = by["query"].get(text_key(query), []) if exclude.same_text or exclude.same_positive else []
         if exclude.same_text:
             rows.update(same_text)
-        if exclude.self_id and target.id is not None:
-            rows.update(by["id"].get(target.id, ()))
+        if exclude.self_id:
+            rows.update(() if target.id is None else by["id"].get(target.id, ()))
+            rows.update(() if target.row is None else (target.row,))
         if exclude.same_positive:
             keys = {self._columns["document_key"][row] for row in same_text}
             keys |= {text_key(target.positive)} if target.positive is not None else set()
@@ -242,7 +259,7 @@ class ExemplarStore:
         *,
         targets: Sequence[Target | None] | None = None,
         exclude: Exclude = EVERY_RULE,
-        exclude_ids: Collection[str] = (),
+        exclude_ids: Iterable[str | int] = (),
         min_score: float | None = None,
         mmr: float | None = None,
         salt: str = "",
@@ -259,8 +276,8 @@ class ExemplarStore:
                 What is known of them.
             exclude ([`Exclude`], *optional*):
                 Rules; all on. At inference `NOTHING_EXCLUDED` lets a query see its own past.
-            exclude_ids (`Collection[str]`, *optional*):
-                Ids that no query is shown.
+            exclude_ids (`Iterable[str]`, *optional*):
+                Ids that no query is shown; integers count as their digits, a single string as one id.
             min_score (`float`, *optional*):
                 Floor of the retriever's score. BM25 scores are not comparable between pools.
             mmr (`float`, *optional*):
@@ -273,7 +290,7 @@ class ExemplarStore:
             `list[list[Exemplar]]`: a list a query; empty where nothing is near.
 
         Raises:
-            TypeError: `queries` is one string.
+            TypeError: `queries` is one string, or an id is neither text nor an integer.
             ValueError: `targets` or `k` is not one a query, or `mmr` is out of range.
         """
         if isinstance(queries, str):
@@ -284,7 +301,7 @@ class ExemplarStore:
             raise ValueError(f"{len(queries)} queries need as many targets and k, got {len(known)} and {len(counts)}.")
         if mmr is not None and not 0 <= mmr <= 1:
             raise ValueError(f"mmr weighs the score against likeness and lies in [0, 1], got {mmr!r}.")
-        barred = {row for name in exclude_ids for row in self.rows_of_id(name)}
+        barred = {row for name in as_ids(exclude_ids, "exclude_ids") for row in self.rows_of_id(name)}
         prepare(self._ranker, [query for query, count in zip(queries, counts, strict=True) if count > 0])
         found = []
         for query, target, count in zip(queries, known, counts, strict=True):
@@ -316,7 +333,7 @@ class ExemplarStore:
 
         Exclusion by document still compares the whole texts: their hashes stay.
         """
-        columns = dict(self._columns)
+        columns = self.given_columns()
         columns["document"] = formatter.clip_documents(self._columns["document"], tokenizer)
         if "negative" in columns:
             columns["negative"] = formatter.clip_documents(self._columns["negative"], tokenizer)

@@ -175,7 +175,7 @@ def test_a_beir_folder_that_is_not_whole_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="no pair of grade 9 or more in split 'train', so the pool is empty"):
         ExemplarStore.from_beir(tmp_path, min_grade=9)
     (tmp_path / "qrels" / "bad.tsv").write_text("query-id\tcorpus-id\tscore\n1\tnobody\t1\n")
-    with pytest.raises(ValueError, match=r"name 'nobody', which corpus.jsonl does not hold"):
+    with pytest.raises(ValueError, match=r"does not hold: 'nobody' \(1 missing in corpus.jsonl\)\. No pair"):
         ExemplarStore.from_beir(tmp_path, "bad")
     (tmp_path / "qrels" / "none.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(ValueError, match="no BEIR file"):
