@@ -11,6 +11,7 @@ import torch
 from trl import TrlParser
 
 from hf_ext.cli.schema import config_schema, problem_of
+from hf_ext.guards.numbers import check_numbers
 from hf_ext.recipes.files import did_you_mean, read_settings, take_config
 
 EPILOG = """
@@ -75,6 +76,8 @@ class RecipeParser(TrlParser):
             *parsed, _, unknown = super().parse_args_and_config(
                 arguments, return_remaining_strings=True, separate_remaining_strings=True
             )
+            for arguments_of_kind in parsed:
+                check_numbers(arguments_of_kind)
         except REFUSALS as error:
             raise ValueError(f"these settings cannot be used: {type(error).__name__}: {error}") from error
         if fail_with_unknown_args and not return_remaining_strings:

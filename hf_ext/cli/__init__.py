@@ -40,12 +40,12 @@ class _Version(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages repeat what was typed, but no key."""
+    """A parser whose messages are one line, without the usage, and repeat what was typed, but no key."""
 
     def error(self, message: str) -> NoReturn:
         from hf_ext.cli.errors import without_keys
 
-        super().error(without_keys(message))
+        self.exit(2, f"{self.prog}: error: {without_keys(message)}\n")
 
 
 def make_parser(verb: str | None = None) -> argparse.ArgumentParser:

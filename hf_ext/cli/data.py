@@ -16,9 +16,11 @@ from hf_ext.cli.options import (
     model_and_tokenizer,
     option,
     rows_of,
+    temperature,
     write_rows,
 )
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.numbers import COUNT, SEED, SIZE
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -44,10 +46,16 @@ def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
     option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
     option(parser, "--revision", help="of the model")
     add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)", required=True)
-    option(parser, "--tau", default="median", help="'median', 'ess:SHARE' or nats per token (default: median)")
-    option(parser, "--max-length", type=int, default=1024, help="of training, in tokens (default: 1024)")
+    option(
+        parser,
+        "--tau",
+        type=temperature,
+        default="median",
+        help="'median', 'ess:SHARE' or nats per token (default: median)",
+    )
+    option(parser, "--max-length", type=SIZE, default=1024, help="of training, in tokens (default: 1024)")
     option(parser, "--assistant-only-loss", action="store_true", help="score assistant turns only, as in training")
-    option(parser, "--batch-size", type=int, default=8, help="rows a forward (default: 8)")
+    option(parser, "--batch-size", type=SIZE, default=8, help="rows a forward (default: 8)")
     add_rows_options(parser, "--dataset", "the fine-tuning rows, of any TRL SFT data type", required=True)
     add_precision_options(parser)
     parser.set_defaults(run=lambda o: exit_status(lambda: run_flow_weights(o), "hf-ext data flow-weights"))
@@ -62,11 +70,11 @@ def _add_context_free(actions: argparse._SubParsersAction) -> None:
     )
     option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
     option(parser, "--revision", help="of the model")
-    option(parser, "--num-tokens", type=int, required=True, help="sampled tokens wanted")
+    option(parser, "--num-tokens", type=COUNT, required=True, help="sampled tokens wanted")
     option(parser, "--output", required=True, help="folder of the store")
-    option(parser, "--max-new-tokens", type=int, default=128, help="longest row, in sampled tokens (default: 128)")
-    option(parser, "--batch-size", type=int, default=32, help="rows sampled together (default: 32)")
-    option(parser, "--seed", type=int, default=0, help="of the rows (default: 0)")
+    option(parser, "--max-new-tokens", type=SIZE, default=128, help="longest row, in sampled tokens (default: 128)")
+    option(parser, "--batch-size", type=SIZE, default=32, help="rows sampled together (default: 32)")
+    option(parser, "--seed", type=SEED, default=0, help="of the rows (default: 0)")
     option(parser, "--start", default="bos", help="'bos', 'separator' or a text (default: bos)")
     add_precision_options(parser)
     parser.set_defaults(run=lambda o: exit_status(lambda: run_context_free(o), "hf-ext data context-free"))
@@ -86,16 +94,13 @@ def run_flow_weights(options: argparse.Namespace) -> int:
 def _flow_weights(options: argparse.Namespace, output: Path) -> int:
     import numpy as np
 
-    from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature, temperature_of
+    from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature
 
-    tau = _tau(options.tau)
-    if isinstance(tau, str):
-        temperature_of(np.array([1.0, 2.0, 3.0]), tau)  # refuse a bad rule now, not after scoring
     rows = rows_of(options, options.dataset)
     check_columns(rows, output)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
-    tau = flow_temperature(scored, tau) if isinstance(tau, str) else tau
+    tau = flow_temperature(scored, options.tau) if isinstance(options.tau, str) else options.tau
     weighted = add_flow_weights(scored, tau)
     write_rows(weighted, output, options.overwrite)
     _print_weights(np.asarray(weighted["weight"]), tau)
@@ -151,13 +156,6 @@ def _sft_config(options: argparse.Namespace) -> Any:
         fp16=options.autocast == "fp16",
         use_cpu=options.device == "cpu" or not torch.accelerator.is_available(),
     )
-
-
-def _tau(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _print_weights(weights: Any, tau: float) -> None:

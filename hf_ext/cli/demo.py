@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from hf_ext.guards.numbers import SEED
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext demo`."""
@@ -18,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the run (default: hf-ext-demo, or hf-ext-demo-fast)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of rows, samples and order (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of rows, samples and order (default: 0)")
     parser.add_argument(
         "--fast", action="store_true", help="a tiny model built in code: about a minute, no wheel needed"
     )

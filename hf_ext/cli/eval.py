@@ -17,6 +17,7 @@ from hf_ext.cli.options import (
     option,
     rows_of,
 )
+from hf_ext.guards.numbers import COUNT, POSITIVE, SEED, SIZE
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -47,8 +48,8 @@ def _add_forgetting(actions: argparse._SubParsersAction) -> None:
     option(forgetting, "--output", required=True, help="folder for the report")
     option(forgetting, "--general-text", metavar="DATA", help="general text (column 'text'): file, folder or Hub name")
     option(forgetting, "--groups", metavar="COLUMN", help="give the target loss for each value of this column too")
-    option(forgetting, "--batch-size", type=int, default=8, help="rows a forward (default: 8)")
-    option(forgetting, "--max-length", type=int, default=1024, help="rows are cut to so many tokens (default: 1024)")
+    option(forgetting, "--batch-size", type=SIZE, default=8, help="rows a forward (default: 8)")
+    option(forgetting, "--max-length", type=SIZE, default=1024, help="rows are cut to so many tokens (default: 1024)")
     option(forgetting, "--assistant-only-loss", action="store_true", help="score the assistant's turns only")
     option(
         forgetting,
@@ -61,9 +62,11 @@ def _add_forgetting(actions: argparse._SubParsersAction) -> None:
     option(forgetting, "--device", help="such as cuda:0 or cpu (default: the accelerator if there is one)")
     samples = forgetting.add_argument_group("context-free samples of the original model (one of the two)")
     option(samples, "--context-free", metavar="STORE", help="a store that was NOT trained on")
-    option(samples, "--num-tokens", type=int, metavar="N", help="sample so many tokens afresh, into the output folder")
     option(
-        samples, "--seed", type=int, default=20_000, help="of fresh samples, not a training store's (default: 20000)"
+        samples, "--num-tokens", type=COUNT, metavar="N", help="sample so many tokens afresh, into the output folder"
+    )
+    option(
+        samples, "--seed", type=SEED, default=20_000, help="of fresh samples, not a training store's (default: 20000)"
     )
     add_rows_options(forgetting, "--target", "held-out target rows, of any TRL SFT data type")
     forgetting.set_defaults(run=lambda o: exit_status(lambda: run_forgetting(o), "hf-ext eval forgetting"))
@@ -85,11 +88,11 @@ def _add_preference(actions: argparse._SubParsersAction) -> None:
         "model with its adapters off)",
     )
     option(preference, "--groups", metavar="COLUMN", help="pairs with one value of it are drawn together (a question)")
-    option(preference, "--beta", type=float, default=0.1, help="of the bounds, best the training's (default: 0.1)")
+    option(preference, "--beta", type=POSITIVE, default=0.1, help="of the bounds, best the training's (default: 0.1)")
     option(preference, "--length-normalized", action="store_true", help="bounds of log-ratios per token")
-    option(preference, "--max-length", type=int, default=1024, help="pairs are cut to so many tokens (default: 1024)")
-    option(preference, "--batch-size", type=int, default=8, help="pairs a forward (default: 8)")
-    option(preference, "--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    option(preference, "--max-length", type=SIZE, default=1024, help="pairs are cut to so many tokens (default: 1024)")
+    option(preference, "--batch-size", type=SIZE, default=8, help="pairs a forward (default: 8)")
+    option(preference, "--seed", type=SEED, default=0, help="of the bootstrap (default: 0)")
     option(preference, "--output", metavar="FOLDER", help="write the report there (JSON, Markdown, a row a pair)")
     option(preference, "--plot", action="store_true", help="draw the pairs too, SVG and PNG, into --output")
     option(preference, "--json", action="store_true", help="print the report as JSON instead of the table")

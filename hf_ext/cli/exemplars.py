@@ -11,6 +11,7 @@ from typing import Any
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
 from hf_ext.cli.outputs import add_output_options, file_output, store_output
+from hf_ext.guards.numbers import COUNT, FINITE, SHARE, SIZE, WHOLE
 
 SHOWN = 100  # characters of a text that is printed
 
@@ -31,7 +32,7 @@ def add_data_parser(actions: argparse._SubParsersAction) -> None:
     add_output_options(parser, "where the pool is written", metavar="FOLDER")
     option(parser, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
     option(parser, "--split", metavar="NAME", help="split to read (default: the only one; of a BEIR folder 'train')")
-    option(parser, "--max-rows", type=int, metavar="N", help="take the first rows only (default: all)")
+    option(parser, "--max-rows", type=COUNT, metavar="N", help="take the first rows only (default: all)")
     for name in ("query", "document", "id", "doc-id", "negative"):
         option(parser, f"--{name}-column", metavar="NAME", help=f"column of the {name} (default: found by its name)")
     option(parser, "--license", help="of the pairs, a Hub key; written down with them")
@@ -42,7 +43,7 @@ def add_data_parser(actions: argparse._SubParsersAction) -> None:
         help="how exemplars are chosen (default: bm25, or the store's own)",
     )
     option(parser, "--query", action="append", default=[], metavar="TEXT", help="print what it is shown; repeatable")
-    option(parser, "--k", type=int, default=5, help="exemplars of a query (default: 5)")
+    option(parser, "--k", type=SIZE, default=5, help="exemplars of a query (default: 5)")
     parser.set_defaults(run=lambda o: exit_status(lambda: run_exemplars(o), "hf-ext data exemplars"))
 
 
@@ -121,12 +122,12 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
     option(pool, "--pool-split", metavar="NAME", help="qrels of the folder whose pairs are the pool, such as train")
     option(pool, "--exemplars", metavar="STORE", help="a pool: its folder, or user/dataset@revision")
     option(pool, "--plain", action="store_true", help="leave the model's own exemplars out")
-    option(parser, "--k", type=int, help="exemplars of a query (default: the model's setting, or 5)")
-    option(parser, "--example-weight", type=float, help="share of the vector that comes from them, in (0, 1]")
-    option(parser, "--floor", type=float, help="score of the nearest exemplar below which a query is read bare")
+    option(parser, "--k", type=WHOLE, help="exemplars of a query (default: the model's setting, or 5)")
+    option(parser, "--example-weight", type=SHARE, help="share of the vector that comes from them, in (0, 1]")
+    option(parser, "--floor", type=FINITE, help="score of the nearest exemplar below which a query is read bare")
     option(parser, "--prompt", help="before every query, in place of the model's own")
-    option(parser, "--max-queries", type=int, metavar="N", help="take the first queries only (default: all)")
-    option(parser, "--batch-size", type=int, default=32, help="texts a forward (default: 32)")
+    option(parser, "--max-queries", type=COUNT, metavar="N", help="take the first queries only (default: all)")
+    option(parser, "--batch-size", type=SIZE, default=32, help="texts a forward (default: 32)")
     option(parser, "--device", help="such as cuda:0 or cpu (default: the accelerator if there is one)")
     add_output_options(parser, "write the numbers there too, as JSON", metavar="FILE")
     option(parser, "--json", action="store_true", help="print them as JSON instead of the table")

@@ -9,6 +9,7 @@ from typing import Any
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.numbers import CLASSES, POSITIVE, PROBABILITY
 
 
 def add_parsers(actions: argparse._SubParsersAction) -> None:
@@ -26,8 +27,8 @@ def _add_privatize(actions: argparse._SubParsersAction) -> None:
     )
     option(parser, "--make-key", metavar="FILE", help="write a new secret key into FILE and stop")
     add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)")
-    option(parser, "--epsilon", type=float, metavar="NATS", help="budget of each label: 1 is strong, 8 is weak")
-    option(parser, "--num-classes", type=int, metavar="K", help="classes (default: those of a ClassLabel)")
+    option(parser, "--epsilon", type=POSITIVE, metavar="NATS", help="budget of each label: 1 is strong, 8 is weak")
+    option(parser, "--num-classes", type=CLASSES, metavar="K", help="classes (default: those of a ClassLabel)")
     option(parser, "--key-file", metavar="FILE", help="file of the key")
     option(parser, "--key-env", metavar="NAME", help="environment variable of the key (default: HF_EXT_LABEL_KEY)")
     option(parser, "--salt", default="", metavar="TEXT", help="names this release; another salt is another draw")
@@ -48,7 +49,7 @@ def _add_privatize(actions: argparse._SubParsersAction) -> None:
     option(group, "--hash-columns", nargs="+", default=[], metavar="NAME", help="replace by keyed hashes, such as ids")
     group = parser.add_argument_group("rows with a ledger")
     option(group, "--compose", action="store_true", help="the labels are the true ones again: add the budgets up")
-    option(group, "--after", type=float, metavar="NATS", help="the labels came from one draw of NATS: degrade them")
+    option(group, "--after", type=POSITIVE, metavar="NATS", help="the labels came from one draw of NATS: degrade them")
     add_rows_options(parser, "--dataset", "the rows")
     parser.set_defaults(run=lambda o: exit_status(lambda: run_privatize(o), "hf-ext data privatize"))
 
@@ -69,13 +70,13 @@ def _add_relabel(actions: argparse._SubParsersAction) -> None:
         help="what the new label is (default: consensus)",
     )
     option(
-        parser, "--epsilon", type=float, metavar="NATS", help="of the labels: for bayes, and for the accuracy shown"
+        parser, "--epsilon", type=POSITIVE, metavar="NATS", help="of the labels: for bayes, and for the accuracy shown"
     )
-    option(parser, "--num-classes", type=int, metavar="K", help="classes (default: those of a ClassLabel)")
+    option(parser, "--num-classes", type=CLASSES, metavar="K", help="classes (default: those of a ClassLabel)")
     option(parser, "--label", default="label", metavar="NAME", help="column of the given label (default: label)")
     option(parser, "--prediction", default="pred", metavar="NAME", help="column of the prediction (default: pred)")
     option(parser, "--probs", default="probs", metavar="NAME", help="column of the distribution (default: probs)")
-    option(parser, "--min-prob", type=float, metavar="P", help="least probability of a label that is kept")
+    option(parser, "--min-prob", type=PROBABILITY, metavar="P", help="least probability of a label that is kept")
     option(parser, "--soft", choices=["weight", "column"], default="weight", help="how bayes_soft writes")
     option(parser, "--report", metavar="FILE", help="write the figures as JSON")
     add_rows_options(parser, "--dataset", "the rows, with predictions", required=True)

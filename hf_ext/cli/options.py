@@ -7,11 +7,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_ext.guards.numbers import COUNT, POSITIVE
+
 
 def option(parser: Any, name: str, *extra: str, **kwargs: Any) -> None:
     """Add an option under its name with hyphens and with underscores, as the training options have both."""
     names = [name, *extra]
     parser.add_argument(*dict.fromkeys(names + [n.replace("-", "_").replace("__", "--", 1) for n in names]), **kwargs)
+
+
+def temperature(text: str) -> float | str:
+    """
+    The `type` of an option for FLOW's temperature: a number of nats per token, `median`, or `ess:SHARE`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    kind, _, share = text.partition(":")
+    if text == "median":
+        return text
+    try:
+        if kind == "ess" and 0 < float(share) < 1:
+            return text
+        return float(POSITIVE(text))
+    except (ValueError, argparse.ArgumentTypeError):
+        problem = f"must be 'median', 'ess:SHARE' with SHARE in (0, 1) or nats per token above 0, got {text[:80]!r}"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 def add_rows_options(parser: Any, name: str, what: str, required: bool = False) -> None:
@@ -20,7 +41,7 @@ def add_rows_options(parser: Any, name: str, what: str, required: bool = False) 
     option(group, name, required=required, metavar="DATA", help=f"{what}: a file, a folder or a Hub name")
     option(group, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
     option(group, "--split", metavar="NAME", help="split to read (default: the only one)")
-    option(group, "--max-rows", type=int, metavar="N", help="take the first rows only (default: all)")
+    option(group, "--max-rows", type=COUNT, metavar="N", help="take the first rows only (default: all)")
     option(group, "--prompt-column", metavar="NAME", help="column to use as 'prompt'")
     option(group, "--completion-column", metavar="NAME", help="column to use as 'completion'")
     option(group, "--prompt-template", metavar="TEXT", help="text around a string prompt, with {prompt} in it")

@@ -9,6 +9,7 @@ from typing import Any
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.numbers import COUNT, SEED, SHARE, SIZE, Bounds
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -21,11 +22,11 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     )
     option(parser, "--config", metavar="NAME", help="a YAML file of these options: of the package, or on disk")
     add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)")
-    option(parser, "--k", type=int, metavar="N", help="rows to keep")
-    option(parser, "--fraction", type=float, metavar="SHARE", help="share of the rows to keep, in (0, 1]")
+    option(parser, "--k", type=COUNT, metavar="N", help="rows to keep")
+    option(parser, "--fraction", type=SHARE, metavar="SHARE", help="share of the rows to keep, in (0, 1]")
     option(parser, "--method", default="gm", help="gm, herding, random, moderate, el2n, ... (default: gm)")
     option(parser, "--by", metavar="COLUMN", help="prune each label's rows on their own")
-    option(parser, "--seed", type=int, default=0, help="of methods that draw (default: 0)")
+    option(parser, "--seed", type=SEED, default=0, help="of methods that draw (default: 0)")
     option(parser, "--report", metavar="FOLDER", help="write the report: JSON, Markdown and a plot")
     option(parser, "--resume-path", metavar="FILE", help="file of the picks so far, for gm and herding")
     option(
@@ -46,7 +47,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="what the encoder reads; several texts are joined (default: 'text', or the only text or image)",
     )
-    option(group, "--batch-size", type=int, default=64, help="rows the encoder gets at a time (default: 64)")
+    option(group, "--batch-size", type=SIZE, default=64, help="rows the encoder gets at a time (default: 64)")
     option(group, "--device", help="of the encoder, such as cuda:0 or cpu")
     option(group, "--cache-dir", metavar="FOLDER", help="where vectors are kept (default: the cache of datasets)")
     option(group, "--score-column", metavar="NAME", help="scores for el2n, grand, forgetting and uncertainty")
@@ -124,10 +125,19 @@ def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         if counted and name in ("k", "fraction"):
             continue
         if getattr(options, name) == parser.get_default(name):
-            convert: Any = actions[name].type if isinstance(value, str) else None
-            setattr(options, name, value if convert is None else convert(value))  # YAML reads 1e-1 as text
+            setattr(options, name, _checked(value, actions[name], f"--config {options.config}: {name}"))
     if isinstance(options.option, dict):
         options.option = [f"{name}={value}" for name, value in options.option.items()]
+
+
+def _checked(value: Any, action: argparse.Action, name: str) -> Any:
+    """A value of the YAML file as the command line would have it: within its bounds; YAML reads 1e-1 as text."""
+    if not isinstance(action.type, Bounds) or value is None:
+        return value
+    try:
+        return action.type(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name} {error}") from error
 
 
 def _schema_of(action: argparse.Action) -> dict[str, Any]:
@@ -137,7 +147,7 @@ def _schema_of(action: argparse.Action) -> dict[str, Any]:
     if action.dest == "option":  # NAME=VALUE several times, or a mapping
         scalars = {"type": ["string", "number", "boolean", "null"]}
         return {"type": ["object", "array"], "items": SCALARS[str], "additionalProperties": scalars}
-    schema = SCALARS[action.type or str]
+    schema = SCALARS[action.type.kind if isinstance(action.type, Bounds) else str]
     names = ["array", *schema["type"]] if action.nargs == "+" else schema["type"]
     return {**schema, "type": [*names, "null"] if action.default is None else names, "items": SCALARS[str]}
 

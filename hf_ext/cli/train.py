@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.launching import launch
+from hf_ext.guards.numbers import SIZE
 from hf_ext.recipes.files import MODULES, find_accelerate_config, read_settings, take_config
 
 LINES = {
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     prog = f"hf-ext train {options.method}"
     launch = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     launch.add_argument("--accelerate_config", "--accelerate-config")
-    launch.add_argument("--num_processes", "--num-processes", type=int)
+    launch.add_argument("--num_processes", "--num-processes", type=SIZE)
     how, arguments = launch.parse_known_args(options.arguments)
     module = MODULES[options.method]
     if "--schema" in arguments:

@@ -69,7 +69,6 @@ def test_a_trained_adapter_is_an_arm(work):
         (["--new", "same", "--context-free", "store", "--num-tokens", "5"], ["not both"]),
         (["--new", "same", "--context-free", "original"], ["no context-free store"]),
         (["--new", "same", "--groups", "hard"], ["no column 'hard'"]),
-        (["--new", "same", "--num-tokens", "0"], ["num_tokens must be at least 1"]),
         (["--new", "same", "--general-text", "train.jsonl"], ["'text'"]),
         (["--new", "same", "--target", "none.jsonl"], ["none.jsonl", "no such file"]),
     ],

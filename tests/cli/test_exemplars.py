@@ -98,7 +98,6 @@ def test_the_numbers_are_the_evaluators(folder, capsys):
         ("data exemplars --beir beir --split dev --output p", "splits of beir are"),
         ("eval retrieval --model encoder --beir beir --pool-split test", "shown its own answer"),
         ("eval retrieval --model encoder --beir beir --exemplars nowhere", "neither a folder with exemplars"),
-        ("eval retrieval --model encoder --beir beir --example-weight 2", "share in"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(folder, command, message, capsys):

@@ -126,11 +126,11 @@ def test_stores_and_instructions_must_name_the_data_sets(tmp_path: Path) -> None
     ("changes", "sentence"),
     [
         ({"example_rate": 1.5}, "rate"),
-        ({"n_examples": -1}, "k >= 0"),
+        ({"n_examples": -1}, "n_examples must be"),
         ({"n_examples_mode": "some"}, "'fixed' or 'uniform'"),
         ({"example_retriever": "tfidf"}, "example_retriever must be one of"),
         ({"exclude": ["others"]}, "exclude knows self, same_text"),
-        ({"loss_scale": 0.0}, "must be above 0"),
+        ({"loss_scale": 0.0}, "loss_scale must be"),
         ({"example_order": "middle"}, "order must be"),
         ({"max_document_tokens": 0}, "max_document_tokens"),
         ({"instruction": "{no json"}, "is none"),

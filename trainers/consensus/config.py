@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_ext.guards.numbers import check_numbers
+
 CHOICES = {
     "mode": ("auto", "consensus", "full", "bayes", "bayes_soft"),
     "round_loss": ("forward", "ce"),
@@ -127,6 +129,7 @@ class ConsensusConfig(TrainingArguments):
             raise ValueError(
                 f"{name}='auto' is decided on noisy labels: leave select_on_noisy_eval=True, or name a {name}."
             )
+        check_numbers(self)
         super().__post_init__()
         if self.label_smoothing_factor != 0:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 from trl import DPOConfig, KTOConfig
 
+from hf_ext.guards.numbers import check_numbers
 from hf_ext.losses.infopo import ESTIMATORS, LARGEST_EXPONENT, UNPAIRED_ESTIMATORS, check_estimator
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ class InfoPOConfig(InfoPOSettings, DPOConfig):
             raise ValueError("loss_type names 'infopo' twice: give it once, with its weight in loss_weights.")
         if INFOPO in losses:
             self._refuse_beside_infopo(losses)
+        check_numbers(self)
         super().__post_init__()
         self.fill_paths(self.output_dir)
 
@@ -260,6 +262,7 @@ class InfoPOUnpairedConfig(InfoPOSettings, KTOConfig):
                 )
         if self.positive_fraction is not None and not 0 < self.positive_fraction < 1:
             raise ValueError(f"positive_fraction must lie between 0 and 1, got {self.positive_fraction!r}.")
+        check_numbers(self)
         super().__post_init__()
         self.fill_paths(self.output_dir)
 

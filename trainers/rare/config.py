@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from hf_ext.data.exemplars import ExampleDraw, Exclude, RareFormatter
+from hf_ext.guards.numbers import check_numbers
 
 RULES = ("self", "same_text", "same_positive", "negatives")
 RETRIEVERS = ("bm25", "dense", "hybrid", "random", "fixed")
@@ -196,14 +197,11 @@ class RareSettings:
         for name, known in (("example_retriever", RETRIEVERS), ("on_bad_row", ("raise", "drop"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if not self.loss_scale > 0 or self.mini_batch_num_tokens < 1:
-            raise ValueError(
-                "loss_scale and mini_batch_num_tokens must be above 0, got "
-                f"{self.loss_scale!r} and {self.mini_batch_num_tokens!r}."
-            )
-        if self.max_document_tokens is not None and self.max_document_tokens < 1:
-            raise ValueError(f"max_document_tokens is a number of tokens above 0, got {self.max_document_tokens!r}.")
-        self.formatter(self.max_query_tokens or 512)
+        # sentence-transformers 6.2 shuffles by `seed` and never reads the other.
+        data_seed, seed = getattr(self, "data_seed", None), getattr(self, "seed", None)
+        if data_seed not in (None, seed):
+            raise ValueError(f"data_seed={data_seed} has no effect: sentence-transformers shuffles by seed. Set that.")
+        self.formatter(512 if self.max_query_tokens is None else self.max_query_tokens)
 
     def draw(self) -> ExampleDraw:
         """How many exemplars a query is shown."""
@@ -256,6 +254,7 @@ class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         super().__post_init__()
         self.check_settings()
 
@@ -269,6 +268,7 @@ class RareSparseConfig(RareSettings, SparseEncoderTrainingArguments):
     """Configuration of [`RareSparseTrainer`]: [`~sentence_transformers.SparseEncoderTrainingArguments`] and RARe's."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         super().__post_init__()
         self.check_settings()
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from hf_ext.guards.numbers import check_numbers
+
 
 @dataclass
 class WeightedSFTConfig(SFTConfig):
@@ -66,6 +68,7 @@ class WeightedSFTConfig(SFTConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        check_numbers(self)
         super().__post_init__()
         if self.bad_rows_path is None and self.output_dir is not None:
             self.bad_rows_path = f"{self.output_dir}/bad_rows.jsonl"

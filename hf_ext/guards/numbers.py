@@ -1,0 +1,164 @@
+"""Bounds of the numbers that a user gives: one sentence where a number is outside of them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+__all__ = [
+    "CLASSES",
+    "COUNT",
+    "FINITE",
+    "NON_NEGATIVE",
+    "NUMBERS",
+    "POSITIVE",
+    "PROBABILITY",
+    "SEED",
+    "SHARE",
+    "SIZE",
+    "WHOLE",
+    "Bounds",
+    "check_numbers",
+]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """
+    The numbers that make sense for a setting; called with a text, the number in it, as `argparse` wants a `type`.
+
+    Args:
+        kind (`type`):
+            `int` or `float`.
+        least, most (`float`):
+            Smallest and largest number, both allowed unless `above` or `below` says otherwise.
+        above, below (`bool`):
+            Whether `least` or `most` itself is outside.
+        words (`str`):
+            The bounds as the message says them.
+        also (`tuple[float, ...]`):
+            Further numbers, such as a -1 that stands for "not set".
+    """
+
+    kind: type[int] | type[float]
+    least: float
+    most: float
+    words: str
+    above: bool = False
+    below: bool = False
+    also: tuple[float, ...] = ()
+
+    def __call__(self, text: str) -> Any:
+        """The number in a text, for the command line."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {self.words}, got {text[:80]!r}") from None
+        problem = self.problem_of(value)
+        if problem is not None:
+            raise argparse.ArgumentTypeError(problem)
+        return value
+
+    def problem_of(self, value: Any) -> str | None:
+        """What is wrong with a number, or `None`; a text is none."""
+        if isinstance(value, Real) and self._holds(value):
+            return None
+        shown = repr(value)
+        return f"must be {self.words}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+
+    def _holds(self, value: Any) -> bool:
+        if value in self.also:
+            return True
+        # NaN is neither above nor below anything, so each comparison is one that it fails.
+        is_enough = value > self.least if self.above else value >= self.least
+        return bool(is_enough and (value < self.most if self.below else value <= self.most))
+
+
+_LARGEST = 2**63 - 1  # what Arrow and torch hold
+_INFINITE = {"most": math.inf, "below": True}
+
+COUNT = Bounds(int, 1, _LARGEST, "a whole number, at least 1 and below 2**63")
+SIZE = Bounds(int, 1, 2**31 - 1, "a whole number, at least 1 and below 2**31")
+WHOLE = Bounds(int, 0, 2**31 - 1, "a whole number, at least 0 and below 2**31")
+CLASSES = Bounds(int, 2, 2**31, "a whole number of classes, at least 2 and at most 2**31")
+SEED = Bounds(int, 0, 2**32 - 1, "a whole number, at least 0 and below 2**32")  # numpy takes no other
+POSITIVE = Bounds(float, 0, words="a finite number above 0", above=True, **_INFINITE)
+NON_NEGATIVE = Bounds(float, 0, words="a finite number, at least 0", **_INFINITE)
+FINITE = Bounds(float, -math.inf, words="a finite number", above=True, **_INFINITE)
+SHARE = Bounds(float, 0, 1, "a number above 0 and at most 1", above=True)
+PROBABILITY = Bounds(float, 0, 1, "a number from 0 to 1")
+_PAIR = Bounds(int, 2, 2**31 - 1, "a whole number, at least 2 and below 2**31")
+_BELOW_ONE = Bounds(float, 0, 1, "a number, at least 0 and below 1", below=True)
+
+NUMBERS: dict[str, Bounds] = {
+    **dict.fromkeys(
+        (
+            "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "eval_accumulation_steps",
+            "gradient_accumulation_steps", "lora_alpha", "lora_r", "max_length", "per_device_eval_batch_size",
+            "per_device_train_batch_size", "precompute_ref_batch_size", "ref_model_sync_steps",
+            "torch_empty_cache_steps", "context_free_max_new_tokens", "expected_num_processes", "max_document_tokens",
+            "max_example_document_tokens", "max_example_query_tokens", "max_query_tokens", "pad_to_multiple_of",
+            "context_free_batch_size", "guard_patience", "max_new_tokens", "mini_batch_num_tokens",
+            "min_rows_per_class", "sample_batch_size",
+        ),
+        SIZE,
+    ),
+    **dict.fromkeys(
+        ("context_free_num_tokens", "max_eval_rows", "max_train_rows", "questions_per_round", "report_num_tokens"),
+        COUNT,
+    ),
+    **dict.fromkeys(("cross_fit", "dataloader_num_workers", "dataset_num_proc", "n_examples"), WHOLE),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(
+        (
+            "adam_epsilon", "desirable_weight", "eval_delay", "eval_steps", "learning_rate", "logging_steps",
+            "neftune_noise_alpha", "num_train_epochs", "router_aux_loss_coef", "save_steps", "undesirable_weight",
+            "warmup_steps", "weight_decay",
+        ),
+        NON_NEGATIVE,
+    ),
+    **dict.fromkeys(("beta", "discopop_tau", "loss_scale", "test_split_size"), POSITIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), _BELOW_ONE),
+    **dict.fromkeys(
+        ("example_rate", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha", "warmup_ratio"), PROBABILITY
+    ),
+    **dict.fromkeys(("f_alpha_divergence_coef", "min_example_score"), FINITE),
+    **dict.fromkeys(("answers_per_question", "selection_folds"), _PAIR),
+    "num_classes": CLASSES,
+    # The host clips by no number of 0 or less, and measures the norm alone under an infinite one.
+    "max_grad_norm": Bounds(float, -math.inf, math.inf, "a number (0: no clipping)"),
+    "max_steps": Bounds(int, 1, 2**31 - 1, "a whole number above 0, or -1 to train for num_train_epochs", also=(-1,)),
+    "save_total_limit": Bounds(int, -1, 2**31 - 1, "a whole number above 0, or 0 to keep every checkpoint"),
+    "local_rank": Bounds(int, -1, 2**31 - 1, "a whole number, at least -1"),
+}  # fmt: skip
+"""
+Bounds by a field's name: of the configurations of transformers, TRL and sentence-transformers, and of the recipes' own
+arguments. Fields of our configurations that are not here are checked where they are defined.
+"""
+
+
+def check_numbers(config: Any) -> None:
+    """
+    Refuse a number of a configuration with which training cannot make sense.
+
+    The hosts look at few of them, some after the model is loaded, and train on with others: with a `learning_rate` of
+    NaN, or three epochs where `max_steps` is 0.
+
+    Args:
+        config (`Any`):
+            A dataclass with any of the fields of `NUMBERS`. A field that is `None` is not looked at, nor a text
+            where the field takes one beside numbers.
+
+    Raises:
+        ValueError: names the field, the bounds and the number.
+    """
+    for name, bounds in NUMBERS.items():
+        value = getattr(config, name, None)
+        if value is None or (name == "pad_to_multiple_of" and isinstance(value, str)):
+            continue
+        problem = bounds.problem_of(value)
+        if problem is not None:
+            raise ValueError(f"{name} {problem}.")
