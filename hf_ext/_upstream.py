@@ -20,14 +20,14 @@ from typing import Any, TypeAlias
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import AutoProcessor, PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
@@ -293,6 +293,25 @@ def tokenise_rows(
     return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
 
 
+def load_original(
+    model: Any, processing_class: Any, args: SFTConfig, quantization_config: Any = None
+) -> tuple[Any, Any]:
+    """Model and tokenizer as `SFTTrainer` loads them, before it changes either; what is loaded already is returned."""
+    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    revision = options.get("revision") if isinstance(model, str) else None
+    if isinstance(model, str):
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            options["device_map"] = None
+        model = create_model_from_path(model, **options)
+    if processing_class is None:
+        processing_class = AutoProcessor.from_pretrained(
+            get_config_model_id(model.config), revision=revision, trust_remote_code=args.trust_remote_code
+        )
+    return model, processing_class
+
+
 # --- for all ---------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +385,7 @@ __all__ = [
     "SFTSeam",
     "Seam",
     "fused_lm_head",
+    "load_original",
     "tokenise_preference_rows",
     "tokenise_rows",
     "unformatted",

@@ -143,7 +143,8 @@ def sample_context_free_rows(
     Fill `context_free_path` where `context_free_num_tokens` asks for it; a store that is complete is taken as it is.
 
     Raises:
-        ValueError: neither a store nor a number of tokens is named, or the store was made with other settings.
+        ValueError: neither a store nor a number of tokens is named, the store was made with other settings, or a
+            token of the settings is not in the vocabulary.
     """
     import torch
     from transformers import AutoTokenizer
@@ -163,6 +164,7 @@ def sample_context_free_rows(
             revision=model_args.model_revision,
             trust_remote_code=training_args.trust_remote_code,
         )
+    check_token_names(training_args, tokenizer)
     hf_ext.generate_context_free(
         load_original(training_args, model_args),
         tokenizer,
@@ -175,6 +177,21 @@ def sample_context_free_rows(
         autocast_dtype=torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None,
         show_progress=not training_args.disable_tqdm,
     )
+
+
+def check_token_names(training_args: Any, tokenizer: Any) -> None:
+    """
+    Refuse before rows are sampled what the trainer would refuse afterwards.
+
+    Raises:
+        ValueError: `eos_token` or `pad_token` is not in the tokenizer's vocabulary.
+    """
+    names = ["eos_token"] if training_args.chat_template_path is not None else ["eos_token", "pad_token"]
+    vocabulary = tokenizer.get_vocab()
+    for name in names:  # another tokenizer's chat template may bring the padding token along
+        token = getattr(training_args, name)
+        if token is not None and token not in vocabulary:
+            raise ValueError(f"{name}={token!r} is not in the tokenizer's vocabulary: name one of its tokens")
 
 
 def write_report(trainer: Any, script_args: SFTRecipeArguments, model_args: ModelConfig, held_out: Any) -> None:

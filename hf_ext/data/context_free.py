@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
+from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.inside import file_in, read_json
 from hf_ext.guards.runs import InUseError, claimed_folder, remove_leftovers
@@ -145,16 +146,26 @@ class ContextFreeStore:
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """
-        Check that `tokenizer` gives ids the meaning they had when the rows were sampled; its chat template may differ.
+        Check that `tokenizer` gives ids the meaning they had when the rows were sampled.
+
+        Its chat template may differ, and so may its end token: that of a chat template on a base model, say.
 
         Raises:
-            `ValueError`: vocabulary, merges or special tokens differ.
+            `ValueError`: vocabulary, merges or other special tokens differ.
         """
-        expected, found = self.manifest["tokenizer_hash"], tokenizer_hash(tokenizer, with_chat_template=False)
-        if expected != found:
+        manifest = self.manifest
+        expected, actual = manifest["tokenizer_hash"], tokenizer_hash(tokenizer, with_chat_template=False)
+        former_ends = [tokenizer.convert_ids_to_tokens(token) for token in manifest.get("eos_ids", [])]
+        accepted = {
+            tokenizer_hash(tokenizer, with_chat_template=False, end_token=token)
+            for token in former_ends
+            if expected != actual and isinstance(token, str)
+        }
+        if expected not in {actual, *accepted}:
             raise ValueError(
                 f"The store {self.path} was made with another tokenizer (hash {expected[:12]}...) than this one (hash "
-                f"{found[:12]}...): vocabulary, merges or special tokens differ. Pass the original model's tokenizer."
+                f"{actual[:12]}...): vocabulary, merges or special tokens differ. Pass the original model's "
+                "tokenizer, or sample a store with the one you train with."
             )
 
 
@@ -191,7 +202,7 @@ def generate_context_free(
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            The model before tuning, on its device, on every process. Adapters are off while sampling.
+            The model before tuning, on its device, on every process. Adapters that are on it are new ones.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer.
         num_tokens (`int`):
@@ -218,8 +229,8 @@ def generate_context_free(
         [`ContextFreeStore`]: the complete store.
 
     Raises:
-        `ValueError`: a bad argument, no such start token, a folder of something else or of other settings, or one that
-            another run samples into.
+        `ValueError`: a bad argument, no such start token, an adapter that is trained already, a folder of something
+            else or of other settings, or one that another run samples into.
         `FloatingPointError`: the model's logits are not finite.
 
     Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
@@ -227,6 +238,7 @@ def generate_context_free(
     for name, value in (("num_tokens", num_tokens), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    require_untouched_adapters(model)
     folder = Path(output_dir)
     settings: dict[str, Any] = {
         "model_hash": model_hash(model),

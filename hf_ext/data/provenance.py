@@ -164,7 +164,9 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, with_chat_template: bool = True) -> str:
+def tokenizer_hash(
+    tokenizer: PreTrainedTokenizerBase, with_chat_template: bool = True, *, end_token: str | None = None
+) -> str:
     """
     Return the SHA-256 of what decides which ids a text becomes: vocabulary, merges, special tokens, chat template.
 
@@ -176,6 +178,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, with_chat_template: bool 
             With a `tokenizers` backend everything in it counts; without one, class, vocabulary and added tokens.
         with_chat_template (`bool`, *optional*, defaults to `True`):
             Whether the chat template counts. Rows made without a template do not depend on it.
+        end_token (`str`, *optional*):
+            The hash as it would be with this one of its tokens as end token.
 
     Returns:
         `str`: 64 hexadecimal digits.
@@ -188,6 +192,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, with_chat_template: bool 
     else:
         model = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    if end_token is not None:
+        special["eos_token"] = end_token
     content = {"model": model, "special": special}
     if with_chat_template:
         content["chat_template"] = tokenizer.chat_template

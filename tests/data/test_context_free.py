@@ -151,20 +151,19 @@ def test_global_random_state_and_model_state_are_left_as_they_were(tmp_path):
     assert dataset[:] == reference[:]
 
 
-def test_adapters_are_off_while_sampling_and_on_again_after(tmp_path):
+def test_a_new_adapter_does_not_matter_and_a_trained_one_is_refused_before_anything_is_sampled(tmp_path):
     base, tokenizer = symbol_model(64), symbol_tokenizer(64)
     reference = generate(base, tokenizer, tmp_path / "base")
     tuned = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj", "v_proj", "lm_head"], r=4))
+    store = generate(tuned, tokenizer, tmp_path / "new")
+    assert store.to_dataset()[:] == reference.to_dataset()[:]
+    reference.check_model(tuned)
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    prompt = torch.tensor([[BOS, 5]])
-    before = tuned(prompt).logits
-    assert not torch.allclose(before, base(prompt).logits, atol=0.1)
-    store = generate(tuned, tokenizer, tmp_path / "tuned")
-    assert store.to_dataset()[:] == reference.to_dataset()[:]
-    assert torch.equal(tuned(prompt).logits, before)
-    reference.check_model(tuned)
+    with pytest.raises(ValueError, match="trained already"):
+        generate(tuned, tokenizer, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_seed_and_row_number_decide_the_rows(tmp_path):

@@ -193,14 +193,17 @@ def test_other_weights_and_another_dtype_are_refused(tmp_path):
             store.check_model(other)
 
 
-def test_another_tokenizer_is_refused_and_another_chat_template_is_not(tmp_path):
+def test_another_tokenizer_is_refused_and_another_chat_template_or_end_token_is_not(tmp_path):
     store, tokenizer = generate(tmp_path / "store"), symbol_tokenizer(64)
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.pad_token = "t5"
+    tokenizer.eos_token = "t6"  # no stored id has another meaning
     store.check_tokenizer(tokenizer)
-    tokenizer.eos_token = "t6"
-    with pytest.raises(ValueError, match="made with another tokenizer"):
-        store.check_tokenizer(tokenizer)
+    tokenizer.add_tokens(["more"])
+    renamed = symbol_tokenizer(64, bos_token="t7")
+    for other in (tokenizer, renamed, symbol_tokenizer(63)):
+        with pytest.raises(ValueError, match="made with another tokenizer"):
+            store.check_tokenizer(other)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing"])

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.weighting import add_flow_weights, add_original_losses
@@ -297,7 +298,7 @@ def test_a_store_from_other_weights_or_another_tokenizer_is_refused(store: Conte
     with pytest.raises(ValueError, match="was sampled from other weights"):
         build(ContextFreeSFTTrainer, args, rows(), model=tiny_model(TOKENIZER, seed=9), context_free_dataset=store)
     other = tiny_tokenizer()
-    other.add_special_tokens({"eos_token": "<|im_start|>"})
+    other.add_special_tokens({"bos_token": "<|im_start|>"})
     with pytest.raises(ValueError, match="made with another tokenizer"):
         ContextFreeSFTTrainer(
             tiny_model(TOKENIZER), args, train_dataset=rows(), processing_class=other, context_free_dataset=store
@@ -335,3 +336,44 @@ def test_evaluation_is_on_the_target_alone(store: ContextFreeStore, tmp_path: Pa
         WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path), rows(), eval_dataset=tiny_text_dataset(4)
     )
     assert trainer.evaluate()["eval_loss"] == parent.evaluate()["eval_loss"]
+
+
+def test_the_store_is_checked_against_model_and_tokenizer_before_the_host_changes_them(
+    store: ContextFreeStore, tmp_path: Path
+) -> None:
+    """By `eos_token`, and by another tokenizer's template, whose tokens the host adds and resizes embeddings for."""
+    folder, other = tmp_path / "model", tmp_path / "other"
+    tiny_model(TOKENIZER).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    donor = tiny_tokenizer()
+    donor.add_special_tokens({"eos_token": "<|turn_end|>"})
+    donor.save_pretrained(other)
+    # With and without what the user loaded, and with what an earlier trainer has changed in the user's hand.
+    given = tiny_tokenizer()
+    for changes in ({"eos_token": "<|im_start|>"}, {"chat_template_path": str(other)}):
+        for model, tokenizer in ((tiny_model(TOKENIZER), given), (str(folder), None)):
+            args = config_of(ContextFreeSFTConfig, tmp_path / "run", max_steps=1, model_init_kwargs={}, **changes)
+            trainer = ContextFreeSFTTrainer(
+                model, args, train_dataset=rows(), processing_class=tokenizer, context_free_dataset=store
+            )
+            trainer.train()
+            ends = trainer.processing_class.eos_token, trainer.model.get_input_embeddings().num_embeddings
+            assert ends == (("<|im_start|>", 384) if "eos_token" in changes else ("<|turn_end|>", 448))
+            assert trainer.args.model_init_kwargs == {}
+
+
+def test_a_trained_adapter_is_refused_and_its_own_resumed_run_is_not(store: ContextFreeStore, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    changes = {"save_strategy": "steps", "save_steps": 2}
+
+    def trainer_of(model: Any, **more: Any) -> Any:
+        args = config_of(ContextFreeSFTConfig, tmp_path / "run", **(changes | more))
+        return build(ContextFreeSFTTrainer, args, rows(), model=model, context_free_dataset=store)
+
+    trainer = trainer_of(get_peft_model(tiny_model(TOKENIZER), lora), max_steps=2)
+    trainer.train()
+    trainer.train()  # again: the anchor is what it was
+    with pytest.raises(ValueError, match=r"trained already.*merge_and_unload"):
+        trainer_of(trainer.model).train()
+    trainer_of(get_peft_model(tiny_model(TOKENIZER), lora)).train(resume_from_checkpoint=True)
+    trainer_of(trainer.model, kl_weight=0.0).train()

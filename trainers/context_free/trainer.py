@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,10 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
-from hf_ext._upstream import DataCollatorForLanguageModeling
+from hf_ext._upstream import DataCollatorForLanguageModeling, load_original
 from hf_ext.data.context_free import ContextFreeStore
 from hf_ext.data.sft_rows import WeightedCollator
+from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
@@ -93,7 +95,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     about as many tokens as the target rows have.
 
     Raises:
-        ValueError: no store, an empty one, or one from other weights or another tokenizer.
+        ValueError: no store, an empty one, or one from other weights or another tokenizer; or, in `train`, an adapter
+            that is trained already.
 
     Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
     `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
@@ -120,17 +123,19 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         context_free_dataset: ContextFreeStore | str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, args, *positional, **kwargs)
-        source = context_free_dataset if context_free_dataset is not None else self.args.context_free_path
-        if source is None:
-            raise ValueError(
-                "ContextFreeSFTTrainer needs rows sampled from the original model: pass context_free_dataset=, or "
-                "context_free_path in the config. generate_context_free (or 'hf-ext data context-free') makes them."
-            )
-        store = source if isinstance(source, ContextFreeStore) else ContextFreeStore(source)
-        store.check_model(self.model)
-        store.check_tokenizer(self.processing_class)
-        self.context_free_dataset = self._cut(store.to_dataset())
+        self._source = context_free_dataset
+        self._is_untouched = False
+        self._options_used: list[tuple[Any, Any]] = []
+        try:
+            super().__init__(model, args, *positional, **kwargs)
+        finally:
+            for config, options in self._options_used:
+                config.model_init_kwargs = options
+        if isinstance(model, str) and not self._changes_vocabulary(self.args):
+            self.store.check_model(self.model)
+        if self._needs_tokenizer:
+            self.store.check_tokenizer(self.processing_class)
+        self.context_free_dataset = self._cut(self.store.to_dataset())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._stream = RowStream(len(self.context_free_dataset), seed)
         inner = DataCollatorForLanguageModeling(
@@ -140,6 +145,48 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         )
         # One token, one vote: dividing rows by their length would not be the KL of the sequences.
         self._context_free_collator = WeightedCollator(inner, "tokens", "token", extra_columns=("sampled_logps",))
+
+    @staticmethod
+    def _changes_vocabulary(args: ContextFreeSFTConfig) -> bool:
+        """Whether the host takes a chat template from another tokenizer, adds its tokens and resizes embeddings."""
+        return args.chat_template_path is not None and not os.path.isfile(args.chat_template_path)
+
+    def see_original(
+        self, model: Any, processing_class: Any, args: ContextFreeSFTConfig, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Check the store against model and tokenizer as they were when it was sampled, wherever they are here."""
+        source = self._source if self._source is not None else args.context_free_path
+        if source is None:
+            raise ValueError(
+                "ContextFreeSFTTrainer needs rows sampled from the original model: pass context_free_dataset=, or "
+                "context_free_path in the config. generate_context_free (or 'hf-ext data context-free') makes them."
+            )
+        self.store = source if isinstance(source, ContextFreeStore) else ContextFreeStore(source)
+        if self._changes_vocabulary(args):
+            is_name = isinstance(model, str)
+            model, processing_class = load_original(model, processing_class, args, kwargs.get("quantization_config"))
+            if is_name:  # else the host warns that these options are not used
+                self._options_used = [(args, args.model_init_kwargs)]
+                args.model_init_kwargs = None
+        if not isinstance(model, str):
+            self.store.check_model(model)
+        self._needs_tokenizer = processing_class is None
+        if not self._needs_tokenizer:
+            self.store.check_tokenizer(processing_class)
+        return model, processing_class
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Train as the host does.
+
+        Raises:
+            ValueError: an adapter was trained before this run's first step: the anchor is the model without it.
+        """
+        resume = args[0] if args else kwargs.get("resume_from_checkpoint")
+        if not self._is_untouched and resume in (None, False) and self.args.kl_weight > 0:
+            require_untouched_adapters(self.model, self.accelerator.autocast)
+        self._is_untouched = True
+        return super().train(*args, **kwargs)
 
     def _cut(self, dataset: Dataset) -> Dataset:
         if len(dataset) == 0:

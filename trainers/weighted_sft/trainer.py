@@ -104,6 +104,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     ) -> None:
         args = self._own_config(model, args)
         self._refuse(args, compute_loss_func, processing_class, train_dataset, eval_dataset)
+        model, processing_class = self.see_original(model, processing_class, args, **kwargs)
         super().__init__(
             model=model,
             args=args,
@@ -167,6 +168,12 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
         for what, (hit, remedy) in refused.items():
             if hit:
                 raise ValueError(f"{type(self).__name__} does not support {what}: {remedy}.")
+
+    def see_original(
+        self, model: Any, processing_class: Any, args: WeightedSFTConfig, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Called before the host changes model or tokenizer; returns the two to go on with."""
+        return model, processing_class
 
     def check_rows(
         self, dataset: AnyDataset, args: WeightedSFTConfig, formatting_func: Callable | None, dataset_name: str
