@@ -300,23 +300,26 @@ def flow_temperature(dataset: Dataset, rule: str = "median") -> float:
 @dataclass(frozen=True)
 class FlowWeights:
     """
-    Weight rows by how easy the original model finds them: `exp(-nll / tau)`, with `nll` the mean over its tokens.
+    Weight rows by how easy the original model finds them: `exp(-(nll - shift) / tau)`, `nll` a mean over tokens.
 
     | column in | type | column out | type |
     |---|---|---|---|
-    | `original_nll_sum` | float, nats (a list where packed) | `weight` | float in (0, 1]; 0 past 745 tau |
+    | `original_nll_sum` | float, nats (a list where packed) | `weight` | float > 0; 0 past 745 tau |
     | `original_num_tokens` | int (a list where packed) | | (a list, one per token, where packed) |
     | `seq_lengths` (packed only) | list of int | | |
 
     Args:
         tau (`float`):
             Temperature in nats per token; the median document gets `exp(-1)` under the median rule.
+        shift (`float`, *optional*, defaults to `0.0`):
+            Loss of weight 1, nats per token: a common factor of all weights. [`flow_weights_at`] chooses it.
 
     Reference: Sanyal et al. 2025 (arXiv 2502.02797), Proposition 4.3: the weights that never prefer a harder row,
     regularised by entropy.
     """
 
     tau: float
+    shift: float = 0.0
     revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
 
     def __post_init__(self) -> None:
@@ -342,12 +345,16 @@ class FlowWeights:
 
     def of_means(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights of documents with these mean losses, shape `(documents,)`, nats per token."""
-        return np.exp(-means / self.tau)
+        return np.exp(-(means - self.shift) / self.tau)
 
 
-def check_temperature(means: NDArray[np.float64], tau: float) -> None:
-    """
-    Refuse a temperature at which every document's weight vanishes, and say how many vanish at it.
+def flow_weights_at(means: NDArray[np.float64], tau: float) -> FlowWeights:
+    r"""
+    FLOW's weights at a temperature, on a scale that float32, in which losses are computed, can hold.
+
+    They are `exp(-nll / tau)`. Where one of those would vanish in float32, all are divided by the largest: the easiest
+    document's is then 1, their ratios stay, and with them the loss under `normalize="weights"`. What vanishes even so
+    is said.
 
     Args:
         means (`numpy.ndarray` of shape `(documents,)`):
@@ -356,27 +363,28 @@ def check_temperature(means: NDArray[np.float64], tau: float) -> None:
             Temperature, nats per token.
 
     Raises:
-        ValueError: no weight reaches what float32, in which losses are computed, can hold.
+        ValueError: next to the easiest document's weight every other one vanishes.
     """
-    vanish = means > vanish_at(tau)
-    if not vanish.any():
-        return
-    reach = f"weights vanish in float32 where the mean loss under the original model is beyond {vanish_at(tau):.3g}"
-    remedy = "Raise tau, or take 'median'; where rows are alike, an 'ess:SHARE' rule gives a tiny tau."
-    if vanish.all():
+    reach = -math.log(LEAST_WEIGHT) * tau  # nats per token beyond the shift at which a weight vanishes
+    if not (means > reach).any():
+        return FlowWeights(tau)
+    excess = means - means.min()
+    vanish = excess > reach
+    remedy = "Raise tau, or take 'median'."
+    if vanish.any() and (vanish | (excess == 0)).all():
         raise ValueError(
-            f"tau={tau:.3g} nats per token is too small: {reach}, and the easiest document's is {means.min():.3g}, so "
-            f"that nothing would be learned. {remedy}"
+            f"tau={tau:.3g} nats per token is too small: next to the easiest document, whose mean loss under the "
+            f"original model is {means.min():.3g}, every other one's weight vanishes in float32 (the next is "
+            f"{excess[excess > 0].min():.3g} nats per token harder, and {reach:.3g} is the limit), so that nothing "
+            f"would be learned from them. {remedy}"
         )
-    logger.warning(
-        "tau=%.3g nats per token: %s nats per token, as for %s of %s documents, which teach nothing. %s",
-        tau, reach, f"{int(vanish.sum()):,}", f"{len(means):,}", remedy,
-    )  # fmt: skip
-
-
-def vanish_at(tau: float) -> float:
-    """Mean loss, nats per token, beyond which a weight vanishes at the temperature `tau`."""
-    return -math.log(LEAST_WEIGHT) * tau
+    if vanish.any():
+        logger.warning(
+            "tau=%.3g nats per token: weights vanish in float32 where the mean loss under the original model is more "
+            "than %.3g above the easiest document's, as for %s of %s documents, which teach nothing. %s",
+            tau, reach, f"{int(vanish.sum()):,}", f"{len(means):,}", remedy,
+        )  # fmt: skip
+    return FlowWeights(tau, shift=float(means.min()))
 
 
 def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDataset:
@@ -390,16 +398,17 @@ def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDat
             A number of nats per token, or a rule of [`flow_temperature`].
 
     Returns:
-        The dataset with `weight`; a column of that name is replaced.
+        The dataset with `weight`; a column of that name is replaced. The weights are `exp(-nll / tau)`, divided by the
+        largest where one would vanish in float32.
 
     Raises:
-        ValueError: `tau` is so small that every weight vanishes (not checked on streams).
+        ValueError: `tau` is so small that every weight but the easiest document's vanishes (not checked on streams,
+            whose weights are never scaled).
     """
     if isinstance(tau, str):
         if not isinstance(dataset, Dataset):
             raise TypeError(f"tau={tau!r} needs a Dataset, got {type(dataset).__name__}. Pass tau as a number.")
         tau = flow_temperature(dataset, tau)
-    weights = FlowWeights(tau)
-    if isinstance(dataset, Dataset) and len(dataset):
-        check_temperature(mean_losses(dataset), tau)
+    has_documents = isinstance(dataset, Dataset) and len(dataset)
+    weights = flow_weights_at(mean_losses(dataset), tau) if has_documents else FlowWeights(tau)
     return dataset.map(weights, batched=True)

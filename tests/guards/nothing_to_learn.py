@@ -117,7 +117,7 @@ DEFECTS = [
         method="flow",
     ),
     Defect(
-        "FLOW: a tau so small that every weight vanishes",
+        "FLOW: a tau so small that the easiest row alone has a weight",
         {"text": [SENTENCE, SENTENCE + " And 8 pears."]},
         settings={"tau": "1e-9"},
         method="flow",

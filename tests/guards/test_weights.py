@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hf_ext.data.weighting import add_flow_weights
-from hf_ext.guards.weights import refuse_vanishing_weights
+from hf_ext.data.weighting import add_flow_weights, flow_weights_at
+from hf_ext.guards.weights import LEAST_WEIGHT, refuse_vanishing_weights
 from hf_ext.losses.weighted_nll import weighted_nll
 
 
@@ -57,16 +61,33 @@ def scored(*means: float) -> Dataset:
     return Dataset.from_dict({"original_nll_sum": [10 * m for m in means], "original_num_tokens": [10] * len(means)})
 
 
-def test_flow_refuses_a_temperature_at_which_every_weight_vanishes() -> None:
-    with pytest.raises(ValueError, match=r"tau=0\.05 nats per token is too small.*the easiest document's is 6"):
-        add_flow_weights(scored(6.0, 6.1), 0.05)
+def test_flow_refuses_a_temperature_that_leaves_the_easiest_document_alone() -> None:
+    with pytest.raises(ValueError, match=r"tau=0\.001 nats per token is too small.*0\.1 nats per token harder"):
+        add_flow_weights(scored(6.0, 6.1), 0.001)
 
 
-def test_flow_says_how_many_documents_vanish(caplog: pytest.LogCaptureFixture) -> None:
+def test_flow_says_how_many_documents_vanish_next_to_the_easiest(caplog: pytest.LogCaptureFixture) -> None:
     """exp(-x / 0.05) is below 1.18e-38 beyond x = 4.366."""
-    weights = np.float32(add_flow_weights(scored(1.0, 4.36, 4.38, 9.0), 0.05)["weight"])
+    weights = np.float32(add_flow_weights(scored(1.0, 5.36, 5.38, 9.0), 0.05)["weight"])
     assert "for 2 of 4 documents" in caplog.text
     assert (weights >= np.finfo(np.float32).tiny).tolist() == [True, True, False, False]
+
+
+@given(st.lists(st.floats(0.01, 20), min_size=2, max_size=8), st.floats(1e-4, 10))
+def test_flows_weights_have_the_exact_ratios_on_a_scale_that_float32_holds(means: list[float], tau: float) -> None:
+    with localcontext() as context:
+        context.prec = 60
+        exact = [(-Decimal(mean) / Decimal(tau)).exp() for mean in means]
+        ratios = [float(weight / max(exact)) for weight in exact]
+        held = min(exact) >= Decimal(LEAST_WEIGHT)
+        scale = float(max(exact)) if held else 1.0
+    if sum(ratio >= LEAST_WEIGHT for ratio in ratios) == means.count(min(means)) < len(means):
+        with pytest.raises(ValueError, match="too small"):
+            flow_weights_at(np.array(means), tau)
+        return
+    weights = flow_weights_at(np.array(means), tau).of_means(np.array(means))
+    assert np.float32(weights).max() >= LEAST_WEIGHT
+    assert weights == pytest.approx([scale * ratio for ratio in ratios], rel=1e-9, abs=LEAST_WEIGHT)
 
 
 def test_flow_at_the_median_has_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:

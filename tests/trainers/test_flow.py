@@ -77,13 +77,14 @@ def test_every_documents_weight_is_exp_of_minus_its_mean_loss_over_the_median(la
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("tau", ["median", "ess:0.9", "1.25"])
+@pytest.mark.parametrize("tau", ["median", "ess:0.5", "1.25"])
 def test_it_equals_the_weighted_trainer_on_weights_filled_by_hand(layout: str, tau: str, tmp_path: Path) -> None:
     settings = LAYOUTS[layout] | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1}
     flow, losses = flow_run(tmp_path / "flow", tau=tau, **settings)
     args = config_of(WeightedSFTConfig, tmp_path / "hand", **settings)
     scored = add_original_losses(rows(), tiny_model(TOKENIZER), TOKENIZER, args, batch_size=1, show_progress=False)
     by_hand = build(WeightedSFTTrainer, args, add_flow_weights(scored, float(tau) if tau[0] == "1" else tau))
+    assert any(not torch.equal(v, weights_of(tiny_model(TOKENIZER))[k]) for k, v in weights_of(flow.model).items())
     if layout == "padded":  # one row a forward, so that scores agree to the last bit
         assert losses == train(by_hand)
         assert_same_weights(flow.model, by_hand.model)
@@ -104,6 +105,22 @@ def test_equal_losses_make_flow_plain_sft(tmp_path: Path) -> None:
     train(control)
     gap = max((v - weights_of(control.model)[k]).abs().max() for k, v in weights_of(unequal.model).items())
     assert gap > 1e-4, "unequal losses change nothing either: the test could not fail"
+
+
+def test_a_share_on_rows_of_like_loss_trains_as_the_same_weights_by_hand(tmp_path: Path) -> None:
+    """There tau is so small that exp(-loss / tau) is beyond float32: only ratios are left, and they decide the run."""
+    texts = [f"Ada counts 5 apples at home. Ben sells 9 drums. {i}" for i in range(10, 10 + N)]
+    like = Dataset.from_dict({"text": texts})
+    means = means_of(like)
+    flow, losses = flow_run(tmp_path / "flow", like, tau="ess:0.5", normalize="weights")
+    tau = flow.flow_statistics["flow/tau"]
+    assert means.min() / tau > 87, "no weight vanishes: the rows are not alike enough"
+    weights = np.exp(-(means - means.min()) / tau)
+    assert weights.sum() ** 2 / (N * (weights**2).sum()) == pytest.approx(0.5, abs=1e-3)
+    args = config_of(WeightedSFTConfig, tmp_path / "hand", max_length=LENGTH)
+    by_hand = build(WeightedSFTTrainer, args, like.add_column("weight", (1000 * weights).tolist()))
+    assert losses == pytest.approx(train(by_hand), rel=1e-3)
+    assert len({round(loss, 3) for loss in losses}) == len(losses), "nothing is learned"
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

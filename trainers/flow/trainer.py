@@ -15,10 +15,9 @@ from hf_ext.data.original_cache import Scores, cache_file, load_scores, rows_has
 from hf_ext.data.provenance import model_hash
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.data.weighting import (
-    FlowWeights,
     attach_scores,
-    check_temperature,
     effective_sample_size_ratio,
+    flow_weights_at,
     mean_losses,
     score_rows,
     temperature_of,
@@ -37,7 +36,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
 
     $\ell_i(\theta^*)$ is the mean loss of document $i$'s supervised tokens under the original model $\theta^*$ (the
     model as passed in; adapters off under PEFT), scored after preparation, so on the very tokens that training sees.
-    $\tau$ is the median over all processes' documents unless `args.tau` says otherwise.
+    $\tau$ is the median over all processes' documents unless `args.tau` says otherwise. Where a weight would vanish in
+    float32 all are divided by the largest.
 
     FLOW buys retention by giving up the hard rows of the target task: watch `loss/hardest_decile`.
 
@@ -49,8 +49,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     start-up (FSDP, ZeRO-3): there, run `hf-ext data flow-weights` first and train with [`WeightedSFTTrainer`].
 
     Raises:
-        ValueError: one of these is not met, every weight vanishes at `tau`, or a resumed run does not find the scores
-            of the original model.
+        ValueError: one of these is not met, all weights but one vanish at `tau`, or a resumed run does not find the
+            scores of the original model.
 
     Metrics: `flow/tau` (nats per token), `flow/ess_ratio` (effective sample size over documents; above 0.95 FLOW
     does next to nothing, and a warning says so), `flow/easiest_decile_share` (share of the weight held by the easiest
@@ -152,8 +152,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     def _weighted(self, dataset: Dataset, scores: Scores) -> Dataset:
         scored = attach_scores(dataset, scores)
         means = mean_losses(scored)
-        flow = FlowWeights(self.args.tau_number or temperature_of(means, self.args.tau))
-        check_temperature(means, flow.tau)
+        flow = flow_weights_at(means, self.args.tau_number or temperature_of(means, self.args.tau))
         weights = np.sort(flow.of_means(means))[::-1]
         tenth = max(1, len(weights) // 10)
         self.flow_statistics = {
