@@ -205,6 +205,7 @@ class SFTSeam(Seam, SFTTrainer):
     Subclasses override only these and `compute_loss`:
 
     - `check_rows(dataset, args, formatting_func, dataset_name)`: raw rows, before anything else;
+    - `tokenise(rows, host, tokenizer, args, formatting_func, dataset_name)`: around the host's `host(rows)`;
     - `prepare_rows(dataset, args, packing, dataset_name)`: tokenised, labelled rows, before truncation and packing;
     - `signature_columns()`: further columns that must reach the collator;
     - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
@@ -216,6 +217,18 @@ class SFTSeam(Seam, SFTTrainer):
     ) -> AnyDataset:
         """Check raw rows; the default takes them as they are."""
         return dataset
+
+    def tokenise(
+        self,
+        rows: AnyDataset,
+        host: Callable[[AnyDataset], AnyDataset],
+        tokenizer: PreTrainedTokenizerBase,
+        args: SFTConfig,
+        formatting_func: Callable | None,
+        dataset_name: str,
+    ) -> AnyDataset:
+        """Tokenise and label checked rows; the default is the host's way alone."""
+        return host(rows)
 
     def prepare_rows(self, dataset: AnyDataset, args: SFTConfig, packing: bool, dataset_name: str) -> AnyDataset:
         """Truncate, filter, pack and shuffle tokenised rows; the default is TRL's own way, which drops our columns."""
@@ -245,9 +258,12 @@ class SFTSeam(Seam, SFTTrainer):
         dataset_name: str,
     ) -> AnyDataset:
         dataset = self.check_rows(unformatted(dataset), args, formatting_func, dataset_name)
-        dataset = super()._prepare_dataset(
-            dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name
-        )
+        prepare = super()._prepare_dataset
+
+        def host(rows: AnyDataset) -> AnyDataset:
+            return prepare(rows, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
+
+        dataset = self.tokenise(dataset, host, processing_class, args, formatting_func, dataset_name)
         return self.prepare_rows(dataset, args, packing, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -274,6 +290,25 @@ def _tokenise_only(args: SFTConfig) -> SFTConfig:
     return neutral
 
 
+def training_template(tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> str | None:
+    """The template that `SFTTrainer` renders messages with in place of the tokenizer's, or `None` for the latter."""
+    needs_template = args.assistant_only_loss and not has_generation_markers(tokenizer.chat_template)
+    return get_training_chat_template(tokenizer) if needs_template else None
+
+
+def with_end_token(tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer as `SFTTrainer` sets it up: a copy with the config's `eos_token`, where that is another."""
+    if args.eos_token is None or args.eos_token == tokenizer.eos_token:
+        return tokenizer
+    if args.eos_token not in tokenizer.get_vocab():
+        raise ValueError(
+            f"eos_token={args.eos_token!r} is not in the tokenizer's vocabulary. Choose one of its tokens."
+        )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = args.eos_token
+    return tokenizer
+
+
 def tokenise_rows(
     dataset: AnyDataset,
     processing_class: PreTrainedTokenizerBase,
@@ -288,8 +323,7 @@ def tokenise_rows(
     host.completion_only_loss = (
         "prompt" in first and "completion" in first if args.completion_only_loss is None else args.completion_only_loss
     )
-    needs_template = args.assistant_only_loss and not has_generation_markers(processing_class.chat_template)
-    host.chat_template = get_training_chat_template(processing_class) if needs_template else None
+    host.chat_template = training_template(processing_class, args)
     return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
 
 
@@ -388,5 +422,7 @@ __all__ = [
     "load_original",
     "tokenise_preference_rows",
     "tokenise_rows",
+    "training_template",
     "unformatted",
+    "with_end_token",
 ]

@@ -74,6 +74,7 @@ class PreferenceSeam(Seam):
     A preference trainer of TRL with public hooks; stands before the host in the bases of the two seams below.
 
     - `check_rows(dataset, args, dataset_name)`: raw rows, before anything else;
+    - `tokenise(rows, host, tokenizer, args, dataset_name)`: around the host's tokenising `host(rows)`;
     - `check_prepared(dataset, rows, args, dataset_name)`: tokenised rows, beside the raw ones;
     - `has_reference(dataset)`: whether nothing is left to precompute for a data set;
     - `check_reference(dataset, dataset_name)`: rows whose reference log-probabilities were just precomputed;
@@ -87,6 +88,17 @@ class PreferenceSeam(Seam):
     def check_rows(self, dataset: AnyDataset, args: Any, dataset_name: str) -> AnyDataset:
         """Check raw rows; the default takes them as they are."""
         return dataset
+
+    def tokenise(
+        self,
+        rows: AnyDataset,
+        host: Callable[[AnyDataset], AnyDataset],
+        tokenizer: PreTrainedTokenizerBase,
+        args: Any,
+        dataset_name: str,
+    ) -> AnyDataset:
+        """Tokenise checked rows; the default is the host's way alone."""
+        return host(rows)
 
     def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
         """Check tokenised rows, made from the raw `rows`; the default takes them as they are."""
@@ -120,7 +132,13 @@ class PreferenceSeam(Seam):
         self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
     ) -> AnyDataset:
         rows = self.check_rows(unformatted(dataset), args, dataset_name)
-        dataset = super()._prepare_dataset(rows, processing_class, args, dataset_name)
+        prepare = super()._prepare_dataset
+
+        def host(chosen_rows: AnyDataset) -> AnyDataset:
+            return prepare(chosen_rows, processing_class, args, dataset_name)
+
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        dataset = self.tokenise(rows, host, tokenizer, args, dataset_name)
         self.check_prepared(dataset, rows, args, dataset_name)
         return dataset
 

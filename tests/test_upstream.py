@@ -95,7 +95,15 @@ def test_private_symbol_is_where_we_use_it(owner: str, name: str, breaks: str, s
 
 def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
     listed = {name for _, name, _ in TOUCHED}
-    hooks = {"check_rows", "prepare_rows", "signature_columns", "count_items", "draw_batches", "push_checkpoint"}
+    hooks = {
+        "check_rows",
+        "tokenise",
+        "prepare_rows",
+        "signature_columns",
+        "count_items",
+        "draw_batches",
+        "push_checkpoint",
+    }
     hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
     hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
     hooks |= {"compute_ref_log_probs", "take_ratios"}

@@ -18,9 +18,10 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
-from hf_ext._upstream import AnyDataset, tokenise_rows, unformatted
+from hf_ext._upstream import AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
 from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.rows import RowProblem, check_sft_rows, handle_bad_rows
+from hf_ext.guards.tokens import tokenise_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -271,7 +272,12 @@ def prepare_sft_rows(
         bad_rows_path=path,
         dataset_name=dataset_name,
     )
-    dataset = tokenise_rows(dataset, processing_class, args, formatting_func, dataset_name)
+    tokenizer = with_end_token(processing_class, args)
+    dataset = tokenise_checked(
+        dataset, lambda rows: tokenise_rows(rows, tokenizer, args, formatting_func, dataset_name), tokenizer, args,
+        chat_template=training_template(tokenizer, args), formatted=formatting_func is not None,
+        dataset_name=dataset_name,
+    )  # fmt: skip
     return finish_rows(dataset, args, args.packing, dataset_name, on_bad_row=on_bad_row, bad_rows_path=path)
 
 

@@ -40,7 +40,7 @@ def suits(kind: Any, role: Role, keys: tuple[str, str] = ("role", "content")) ->
         return _is_number(kind)
     if role == "label":
         return bool(pa.types.is_boolean(kind))
-    if role in ("ids", "labels", "mask"):
+    if role in ("ids", "labels", "mask", "attention"):
         return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
     if role == "messages":
         if not (_is_list(kind) and pa.types.is_struct(kind.value_type)):
@@ -84,7 +84,10 @@ def suspects(table: Any, rules: RowRules) -> Mask:
     if rules.assistant_only_loss and "messages" in rules.roles().values():
         found |= ~speakers
     if rules.data_type == "preference":
-        found |= _same_responses(table.column("chosen").combine_chunks(), table.column("rejected").combine_chunks())
+        chosen, rejected = (table.column(side).combine_chunks() for side in ("chosen", "rejected"))
+        found |= _same_responses(chosen, rejected)
+        if rules.conversational and "prompt" not in rules.columns:
+            found |= _other_beginning(chosen, rejected)
     return found
 
 
@@ -137,6 +140,28 @@ def _same_responses(chosen: Any, rejected: Any) -> Mask:
     return same
 
 
+def _other_beginning(chosen: Any, rejected: Any) -> Mask:
+    """Rows whose two conversations may not begin with the same message."""
+    others: Mask = np.zeros(len(chosen), dtype=bool)
+    has_both = (_numpy(pc.list_value_length(chosen)) > 0) & (_numpy(pc.list_value_length(rejected)) > 0)
+    firsts = [_first_messages(column.filter(pa.array(has_both))) for column in (chosen, rejected)]
+    differ: Mask = np.zeros(int(has_both.sum()), dtype=bool)
+    for field in {field.name for first in firsts for field in first.type}:
+        sides = [pc.struct_field(first, [field]) for first in firsts if first.type.get_field_index(field) >= 0]
+        if len(sides) == 2 and all(_is_string(side.type) for side in sides):
+            differ |= ~_numpy(pc.equal(*sides)).astype(bool)  # a null equals nothing
+        else:
+            differ |= ~np.logical_and.reduce([_nulls(side) for side in sides])
+    others[has_both] = differ
+    return others
+
+
+def _first_messages(column: Any) -> Any:
+    """The first message of each row's list; none is empty."""
+    lengths = _numpy(pc.list_value_length(column))
+    return pc.list_flatten(column).take(pa.array(np.cumsum(lengths) - lengths))
+
+
 def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) -> Mask:
     """Rows with a number, or a list of numbers, that the role does not allow."""
     nulls = _nulls(column)
@@ -149,6 +174,8 @@ def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) 
         rows |= lengths != num_tokens
     if role == "labels":
         rows |= ~_any_in_list(column, _supervised(column, entries))
+    if role == "attention":
+        rows |= ~_any_in_list(column, _numpy(entries) == 1)
     return rows
 
 
@@ -156,7 +183,7 @@ def _wrong_number(values: Any, role: Role) -> Mask:
     numbers = _numpy(values)
     if role == "labels":
         return (numbers < 0) & (numbers != IGNORED_LABEL)
-    if role == "mask":
+    if role in ("mask", "attention"):
         return (numbers < 0) | (numbers > 1)
     if role == "number":
         return ~np.isfinite(numbers)

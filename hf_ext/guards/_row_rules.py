@@ -18,7 +18,9 @@ DataType = Literal[
     "text", "messages", "conversations", "prompt_completion", "input_ids", "formatted", "preference",
     "unpaired_preference", "retrieval",
 ]  # fmt: skip
-Role = Literal["string", "messages", "ids", "labels", "mask", "weight", "free", "label", "row_weight", "number"]
+Role = Literal[
+    "string", "messages", "ids", "labels", "mask", "attention", "weight", "free", "label", "row_weight", "number"
+]
 
 
 class Found(NamedTuple):
@@ -198,6 +200,7 @@ class RowRules:
         chosen = dict(roles[self.data_type])
         if self.data_type == "input_ids":
             optional: dict[str, Role] = {"labels": "labels", "completion_mask": "mask", "assistant_masks": "mask"}
+            optional["attention_mask"] = "attention"
             chosen |= {name: role for name, role in optional.items() if name in self.columns}
         elif self.data_type != "formatted":
             chosen |= {name: "free" for name in ("tools", "chat_template_kwargs") if name in self.columns}
@@ -223,7 +226,7 @@ class RowRules:
             return string_problem(value, may_be_empty=column == "prompt" and self.data_type == "prompt_completion")
         if role == "ids":
             return _integers_problem(value, minimum=0)
-        if role in ("labels", "mask"):
+        if role in ("labels", "mask", "attention"):
             return self._aligned_problem(row, column, value, role)
         if role == "weight":
             ids = plain(row.get("input_ids")) if self.data_type == "input_ids" else None
@@ -231,15 +234,19 @@ class RowRules:
         return _extra_problem(column, value)
 
     def _aligned_problem(self, row: Mapping[str, Any], column: str, value: Any, role: Role) -> str | None:
+        if role == "attention" and isinstance(value, list):
+            value = [int(entry) if isinstance(entry, bool) else entry for entry in value]
         problem = _integers_problem(value, minimum=0, also=IGNORED_LABEL if role == "labels" else None)
         if problem:
             return problem
         num_tokens = len(plain(row["input_ids"]))
         if len(value) != num_tokens:
             return f"{column} has {len(value):,} entries, row has {num_tokens:,} tokens"
-        if role == "mask":
+        if role in ("mask", "attention"):
             wrong = next((entry for entry in value if entry > 1), None)
-            return None if wrong is None else f"expected 0 or 1 in every entry, found {wrong}"
+            if wrong is not None:
+                return f"expected 0 or 1 in every entry, found {wrong}"
+            return "every entry is 0, so the row has no token" if role == "attention" and not any(value) else None
         # the first label is never predicted, so it cannot be the only one
         if all(label == IGNORED_LABEL for label in value[1:]):
             return "no supervised token: every label after the first is -100"

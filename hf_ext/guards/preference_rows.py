@@ -37,6 +37,12 @@ from hf_ext.guards.rows import (
 
 PAIRS = ("chosen", "rejected")
 SINGLE = ("prompt", "completion", "label")
+# Columns of another data type, which the host would read (trl 1.16): it takes any rows with 'chosen' and 'rejected'
+# for pairs, and whether rows are messages it decides by one of these columns, another one from run to run.
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "preference": ("completion", "messages"),
+    "unpaired_preference": (*PAIRS, "messages"),
+}
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
 
 
@@ -80,12 +86,24 @@ class PreferenceRules(RowRules):
         return super()._column_problem(row, column, role)
 
     def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:
-        """Two equal responses have nothing to prefer."""
-        if self.data_type != "preference" or plain(row["chosen"]) != plain(row["rejected"]):
+        """Two equal responses have nothing to prefer; two conversations that share nothing have no prompt."""
+        if self.data_type != "preference":
             return None
-        return Found(
-            "rejected", f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
-        )
+        chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
+        if chosen == rejected:
+            said = f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
+            return Found("rejected", said)
+        if self.needs_shared_message() and chosen[0] != rejected[0]:
+            return Found(
+                "rejected",
+                "'chosen' and 'rejected' share no beginning, and there is no 'prompt': their first messages are "
+                f"{shorten(chosen[0], 60)} and {shorten(rejected[0], 60)}",
+            )
+        return None
+
+    def needs_shared_message(self) -> bool:
+        """Whether the prompt is what two conversations begin with."""
+        return self.data_type == "preference" and self.conversational and "prompt" not in self.columns
 
 
 def check_preference_rows(
@@ -113,7 +131,8 @@ def check_preference_rows(
 
     Returns:
         `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
-        in `dataset`. A `row_index` that is already there is kept.
+        in `dataset`. A `row_index` that is already there is kept. Columns of another data type (`messages`,
+        `completion`) are left out, because the host would read them.
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
@@ -154,9 +173,11 @@ def check_unpaired_rows(
     """
     first: dict[str, Any] = next(iter(dataset), {})
     if set(PAIRS) <= set(first) and "completion" not in first:
-        return check_preference_rows(
+        checked = check_preference_rows(
             dataset, on_bad_row=on_bad_row, bad_rows_path=bad_rows_path, dataset_name=dataset_name
         )
+        # the host would put a column of that name in the place of the labels that it makes (trl 1.16)
+        return checked.remove_columns("label") if "label" in first else checked
     checked = _check(dataset, "unpaired_preference", SINGLE, on_bad_row, bad_rows_path, dataset_name)
     if dataset_name == "train" and isinstance(checked, Dataset):
         _refuse_one_class(checked)
@@ -185,7 +206,9 @@ def _check(
     first = next((row[response] for row in first_rows if isinstance(row.get(response), str | list)), None)
     rules = PreferenceRules(data_type, isinstance(first, list), response, False, columns)
     check = _check_dataset if isinstance(dataset, Dataset) else _check_stream
-    return check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+    checked = check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+    foreign = [name for name in FOREIGN[data_type] if name in columns]
+    return checked.remove_columns(foreign) if foreign else checked
 
 
 def _missing(

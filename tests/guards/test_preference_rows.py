@@ -96,7 +96,7 @@ def test_equal_pairs_are_found_wherever_they_stand() -> None:
         return [bot(text) for _ in range(1 + len(text) % 2)] + [user(text)] * rng.randint(0, 1)
 
     for make in (lambda text: text, turns):
-        rows = [{"chosen": make(one), "rejected": make(other)} for one, other in texts]
+        rows = [{"prompt": make("a"), "chosen": make(one), "rejected": make(other)} for one, other in texts]
         expected = [i for i, row in enumerate(rows) if row["chosen"] != row["rejected"]]
         kept = check_preference_rows(Dataset.from_list(rows), on_bad_row="drop", bad_rows_path="/dev/null")
         assert kept["row_index"][:] == expected

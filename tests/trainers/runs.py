@@ -43,9 +43,9 @@ def config_of(cls: type[SFTConfig], folder: Path, **changes: Any) -> SFTConfig:
 
 
 def build(trainer_class: Any, args: SFTConfig, train_dataset: Any, *, model: Any = None, **kwargs: Any) -> Any:
-    """A trainer of a fresh tiny model (or `model`), with the tiny tokenizer."""
+    """A trainer of a fresh tiny model (or `model`), with the tiny tokenizer unless another is given."""
     model = tiny_model(TOKENIZER) if model is None else model
-    return trainer_class(model, args=args, train_dataset=train_dataset, processing_class=TOKENIZER, **kwargs)
+    return trainer_class(model, args=args, train_dataset=train_dataset, **{"processing_class": TOKENIZER, **kwargs})
 
 
 def train(trainer: Any, **kwargs: Any) -> list[float]:

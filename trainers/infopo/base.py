@@ -14,12 +14,16 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import PreferenceForward, PreferenceSeam
+from hf_ext.data.preference import with_prompts
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
+from hf_ext.guards.pairs import SameResponses
+from hf_ext.guards.rows import ROW_INDEX
+from hf_ext.guards.tokens import SayOnce, say_count, tokenise_checked
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.collator import OwnColumnsCollator
 from hf_ext.trainers.infopo.config import own_config
@@ -27,6 +31,8 @@ from hf_ext.trainers.infopo.diagnostics import Ratios
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
+
+PAIR_IDS = ("chosen_ids", "rejected_ids")
 
 FAR_FROM_REFERENCE = 1.0  # nats per token between policy and reference before the first step
 
@@ -103,13 +109,30 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
+    def tokenise(
+        self,
+        rows: AnyDataset,
+        host: Callable[[AnyDataset], AnyDataset],
+        tokenizer: PreTrainedTokenizerBase,
+        args: Any,
+        dataset_name: str,
+    ) -> AnyDataset:
+        """The host's tokenising, with the prompt found and rows named that the chat template does not take."""
+        rows = with_prompts(rows, dataset_name, args.dataset_num_proc)
+        dataset = tokenise_checked(rows, host, tokenizer, args, dataset_name=dataset_name)
+        if not isinstance(dataset, Dataset) and self.completion_columns == PAIR_IDS:
+            is_same = _same_responses(args)
+            dataset = dataset.filter(SayOnce(is_same, is_same.sentence(), dataset_name))
+        return dataset
+
     def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
-        """Say how many rows have no completion left after truncation; refuse a data set without any other."""
+        """Say how many rows teach nothing after truncation; refuse a data set without any other."""
         if not isinstance(dataset, Dataset):
             return
-        unpaired = "chosen" in column_names(rows) and "completion_ids" in dataset.column_names
+        unpaired = "chosen" in column_names(rows) and self.completion_columns != PAIR_IDS
         total = len(rows) * (2 if unpaired else 1)
-        lost = total - len(dataset) + _count_empty(dataset, self.completion_columns)
+        empty = _count_empty(dataset, self.completion_columns)
+        lost = total - len(dataset) + empty
         if lost == total:
             raise ValueError(
                 f"None of the {total:,} rows of the {dataset_name} dataset has a completion token left within "
@@ -121,12 +144,29 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
                 "teach nothing. Raise max_length, or filter long prompts.",
                 f"{lost:,}", f"{total:,}", 100 * lost / total, dataset_name, args.max_length,
             )  # fmt: skip
+        if unpaired or self.completion_columns == PAIR_IDS:
+            self._check_same_responses(dataset, empty // 2 if unpaired else empty, args, dataset_name)
         if not args.precompute_ref_log_probs and self.has_reference_columns(dataset):
             logger.warning(
                 "The %s dataset has the columns %s, which are not used: set precompute_ref_log_probs=True to train on "
                 "them, or remove them.",
                 dataset_name, " and ".join(self.reference_columns),
             )  # fmt: skip
+
+    def _check_same_responses(self, dataset: Dataset, empty: int, args: Any, dataset_name: str) -> None:
+        """Count the pairs whose two responses are the same after truncation; refuse a data set of them only."""
+        is_same = _same_responses(args)
+        if self.completion_columns == PAIR_IDS:
+            pairs = len(dataset)
+            count = is_same.count(dataset, dataset)
+        else:
+            chosen, rejected = _sides(dataset)
+            pairs = len(chosen)
+            count = is_same.count(chosen, rejected, ("completion_ids", "completion_ids"))
+        if count and count == pairs - empty:
+            said = is_same.sentence().format(rows=f"every one of the {pairs:,} pairs", name=dataset_name)
+            raise ValueError(said)
+        say_count(count, pairs, is_same.sentence(), dataset_name, "pairs")
 
     def has_reference_columns(self, dataset: AnyDataset) -> bool:
         """Whether the reference log-probabilities are in the rows already."""
@@ -216,6 +256,19 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
         shown = [course[i * (len(course) - 1) // 4] for i in range(5)] if len(course) >= 5 else course
         facts = {"bound (nats) from first to last log": ", ".join(f"{value:.3f}" for value in shown)} if shown else {}
         return facts | ({"likelihood guard": self.likelihood_guard.verdict} if self.likelihood_guard else {})
+
+
+def _same_responses(args: Any) -> SameResponses:
+    return SameResponses(args.max_length, getattr(args, "truncation_mode", "keep_start") == "keep_end")
+
+
+def _sides(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """The chosen and the rejected responses of pairs that became two rows, in the same order."""
+    columns = dataset.select_columns(["label", ROW_INDEX]).with_format("numpy")[:]
+    sides = [np.flatnonzero(columns["label"] == label) for label in (True, False)]
+    numbers = [columns[ROW_INDEX][side] for side in sides]
+    _, first, other = np.intersect1d(*numbers, return_indices=True)  # the host drops responses, not pairs
+    return dataset.select(sides[0][first]), dataset.select(sides[1][other])
 
 
 def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from trl import SFTConfig
 
 from hf_ext._upstream import AnyDataset, SFTSeam
@@ -16,6 +16,7 @@ from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import check_sft_rows
+from hf_ext.guards.tokens import tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
@@ -195,6 +196,21 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     def on_missing_weight(self) -> None:
         """Say once that the training rows have no `weight` column."""
         logger.warning("The train dataset has no 'weight' column: every row's weight is 1, as in plain SFT.")
+
+    def tokenise(
+        self,
+        rows: AnyDataset,
+        host: Callable[[AnyDataset], AnyDataset],
+        tokenizer: PreTrainedTokenizerBase,
+        args: WeightedSFTConfig,
+        formatting_func: Callable | None,
+        dataset_name: str,
+    ) -> AnyDataset:
+        """The host's tokenising, with padding removed and rows named that the chat template does not take."""
+        return tokenise_checked(
+            rows, host, tokenizer, args,
+            chat_template=self.chat_template, formatted=formatting_func is not None, dataset_name=dataset_name,
+        )  # fmt: skip
 
     def prepare_rows(
         self, dataset: AnyDataset, args: WeightedSFTConfig, packing: bool, dataset_name: str

@@ -58,8 +58,10 @@ def test_a_million_rows_are_pruned_within_three_gigabytes_and_a_killed_run_keeps
     make_rows(tmp_path)
     assert started(tmp_path, "whole").wait() == 0
     whole = json.loads((tmp_path / "whole.json").read_text())
-    print(f"\n{ROWS:,} x {WIDTH} to {SHARE:.0%}: {whole['seconds']:.0f} s, peak {whole['VmHWM'] / 2**30:.2f} GiB, "
-          f"{whole['RssAnon'] / 2**30:.2f} GiB of them not mapped from files at the end")
+    print(
+        f"\n{ROWS:,} x {WIDTH} to {SHARE:.0%}: {whole['seconds']:.0f} s, peak {whole['VmHWM'] / 2**30:.2f} GiB, "
+        f"{whole['RssAnon'] / 2**30:.2f} GiB of them not mapped from files at the end"
+    )
     assert len(whole["row"]) == ROWS * SHARE
     assert whole["VmHWM"] < LIMIT
     child, picks = started(tmp_path, "cut"), tmp_path / "cut.npz"

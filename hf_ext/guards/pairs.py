@@ -1,0 +1,80 @@
+"""Pairs whose two responses are the same once they are tokens of at most `max_length`: there is nothing to prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+BATCH_SIZE = 10_000
+
+
+@dataclass(frozen=True)
+class SameResponses:
+    """
+    Whether a tokenised pair's responses are the same after truncation; call it with a row.
+
+    Args:
+        max_length (`int`, *optional*):
+            Tokens that are left of prompt and response.
+        keep_end (`bool`):
+            Whether the last ones are left, not the first.
+    """
+
+    max_length: int | None
+    keep_end: bool = False
+    revision: str = "1"
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        """Whether one pair's are."""
+        return self.of(len(row["prompt_ids"]), row["chosen_ids"], row["rejected_ids"])
+
+    def of(self, prompt_length: int, chosen: Sequence[int], rejected: Sequence[int]) -> bool:
+        """Whether two responses are, after a prompt of so many tokens; not where nothing is left of them."""
+        if self.max_length is None:
+            cut = slice(None)
+        elif self.keep_end:
+            cut = slice(-self.max_length, None)
+        else:
+            cut = slice(None, max(self.max_length - prompt_length, 0))
+        left = chosen[cut]
+        return len(left) > 0 and np.array_equal(left, rejected[cut])
+
+    def count(
+        self, chosen: Dataset, rejected: Dataset, columns: tuple[str, str] = ("chosen_ids", "rejected_ids")
+    ) -> int:
+        """Number of tokenised pairs that are; `chosen` and `rejected` hold a response a row, in the same order."""
+        sides = (
+            chosen.select_columns(["prompt_ids", columns[0]]).with_format("arrow").iter(batch_size=BATCH_SIZE),
+            rejected.select_columns([columns[1]]).with_format("arrow").iter(batch_size=BATCH_SIZE),
+        )
+        count = 0
+        for table, other_table in zip(*sides, strict=True):
+            prompts, firsts = (_lists(table.column(name)) for name in ("prompt_ids", columns[0]))
+            others = _lists(other_table.column(columns[1]))
+            for prompt, first, other in zip(prompts, firsts, others, strict=True):
+                # most pairs differ in their first token, and comparing numbers is ten times faster than arrays
+                if self.keep_end or (len(first) and len(other) and first[0] == other[0]):
+                    count += self.of(len(prompt), first, other)
+        return count
+
+    def sentence(self) -> str:
+        """The warning, with fields as in `guards.tokens.say_count`."""
+        within = "" if self.max_length is None else f" within max_length={self.max_length}"
+        remedy = "" if self.max_length is None else "Raise max_length, or filter them. "
+        return (
+            f"The chosen and the rejected response of {{rows}} of the {{name}} dataset are the same tokens{within}: "
+            f"there is nothing to prefer. {remedy}"
+        ).rstrip()
+
+
+def _lists(column: Any) -> list[Any]:
+    """Each row's list as a view of one array."""
+    column = column.combine_chunks()
+    values = column.values.to_numpy(zero_copy_only=False)
+    offsets = column.offsets.to_numpy().tolist()
+    return [values[start:end] for start, end in pairwise(offsets)]

@@ -1,0 +1,180 @@
+"""
+Tokenise rows of messages, and name those that the chat template refuses.
+
+A template may raise for single rows: roles that do not alternate, a system message it knows nothing of, a field that
+only some messages have. The host meets it in the middle of `map`, and its error names no row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from hf_ext.guards._row_rules import Found, RowRules, excerpt_of, shorten
+from hf_ext.guards.rows import IsGoodRow, RowProblem, _row_number, handle_bad_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBLEM_LENGTH = 200  # characters of a template's own message
+
+# Columns of one rendering, and whether it ends with the beginning of an answer; in the order of the host's.
+RENDERINGS: dict[str, tuple[tuple[tuple[str, ...], bool], ...]] = {
+    "preference": ((("prompt",), True), (("prompt", "chosen"), False), (("prompt", "rejected"), False)),
+    "prompt_completion": ((("prompt",), True), (("prompt", "completion"), False)),
+    "messages": ((("messages",), False),),
+    "conversations": ((("conversations",), False),),
+}
+
+
+@dataclass(frozen=True)
+class TemplateRules(RowRules):
+    """
+    What a chat template makes of the rows; call it with a row to get its first defect, or `None`.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its template renders the rows.
+        chat_template (`str`, *optional*):
+            The template in place of the tokenizer's, as the host passes it.
+        renderings (`tuple`):
+            Columns whose messages are rendered together, and whether the beginning of an answer is added.
+        data_type (`str`), conversational (`bool`), text_field (`str`), assistant_only_loss (`bool`), columns
+        (`tuple[str, ...]`):
+            As in [`RowRules`].
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    renderings: tuple[tuple[tuple[str, ...], bool], ...]
+
+    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Any] | None = None) -> Found | None:
+        """Render the row as the host does, and find what it would stop at."""
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        settings = {"chat_template": self.chat_template, "tools": tools, **(row.get("chat_template_kwargs") or {})}
+        for columns, begins_answer in self.renderings:
+            messages = [_as_chat(message) for column in columns for message in row[column]]
+            try:
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=begins_answer, **settings
+                )
+            except Exception as error:  # a template is a program: it may fail in any way
+                name = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
+                said = shorten(f"{name}{error}".rstrip("."), PROBLEM_LENGTH)
+                return Found(columns[-1], f"the chat template does not take this row: {said}")
+        return None
+
+
+def _as_chat(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message with its speaker under `role`, as the host converts those of `from` and `value`."""
+    if "role" in message or "from" not in message:
+        return message
+    return {"role": message["from"], "content": message["value"]}
+
+
+def tokenise_named(
+    dataset: Dataset | IterableDataset,
+    tokenise: Callable[[Any], Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    on_bad_row: str = "raise",
+    bad_rows_path: str | None = None,
+    dataset_name: str = "train",
+) -> Any:
+    """
+    Tokenise checked rows, where a row that the chat template does not take is a bad row like any other.
+
+    Rows are rendered a second time only where that is needed: in a stream, with `on_bad_row="drop"`, and once the host
+    failed.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Checked rows with their `row_index`, of any data type.
+        tokenise (`Callable`):
+            The host's way from rows to tokens.
+        tokenizer (`PreTrainedTokenizerBase`), chat_template (`str`, *optional*):
+            What the host renders messages with.
+        on_bad_row (`str`), bad_rows_path (`str`, *optional*), dataset_name (`str`):
+            As in [`check_sft_rows`].
+
+    Returns:
+        What `tokenise` returns.
+
+    Raises:
+        [`RowError`]: at a row that cannot be rendered, with `on_bad_row="raise"`. ValueError: where no row can be.
+    """
+    rules = _rules(dataset, tokenizer, chat_template)
+    if rules is None:
+        return tokenise(dataset)
+    if not isinstance(dataset, Dataset):
+        return tokenise(dataset.filter(IsGoodRow(rules, on_bad_row, bad_rows_path, dataset_name)))
+    if on_bad_row == "drop":  # before the host begins: its processes wait for each other while they tokenise
+        return tokenise(_without_refused(dataset, rules, on_bad_row, bad_rows_path, dataset_name))
+    try:
+        return tokenise(dataset)
+    except Exception:
+        _without_refused(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+        raise
+
+
+def _rules(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> TemplateRules | None:
+    """The rules of rows that are messages; `None` for other rows, and where there is no template at all."""
+    if not (chat_template or getattr(tokenizer, "chat_template", None)):
+        return None  # the host says so
+    first: dict[str, Any] = next(iter(dataset), {})
+    if "input_ids" in first:
+        return None
+    for renderings in RENDERINGS.values():
+        columns = {column for names, _ in renderings for column in names}
+        if columns <= set(first):
+            break
+    else:
+        return None
+    turns = first[renderings[-1][0][-1]]
+    if not isinstance(turns, list):
+        return None
+    return TemplateRules(
+        data_type="messages",
+        conversational=True,
+        text_field=renderings[0][0][0],
+        assistant_only_loss=False,
+        columns=tuple(first),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        renderings=renderings,
+    )
+
+
+def _without_refused(
+    dataset: Dataset, rules: TemplateRules, on_bad_row: str, bad_rows_path: str | None, dataset_name: str
+) -> Dataset:
+    refused = dict(_refused(dataset, rules))
+    if not refused:
+        return dataset
+    problems = list(refused.values())
+    if len(refused) == len(dataset) and on_bad_row == "drop":
+        first = problems[0]
+        raise ValueError(
+            f"Every one of the {len(dataset):,} rows of the {dataset_name} dataset is bad; the first: row "
+            f"{first.row_index:,}, column {first.column!r}: {first.problem}."
+        )
+    positions = {problem.row_index: position for position, problem in refused.items()}
+    handle_bad_rows(problems, lambda index: dataset[positions[index]], on_bad_row, bad_rows_path, dataset_name)
+    return dataset.select(np.delete(np.arange(len(dataset)), list(refused)))
+
+
+def _refused(dataset: Dataset, rules: TemplateRules) -> Iterator[tuple[int, RowProblem]]:
+    for position, row in enumerate(dataset.with_format(None)):
+        found = rules(row)
+        if found is not None:
+            excerpt = excerpt_of(row, found.column, rules.text_field)
+            yield position, RowProblem(_row_number(row), found.column, found.problem, excerpt)
