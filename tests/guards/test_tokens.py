@@ -244,7 +244,7 @@ def test_rows_that_the_template_does_not_take_are_named_and_dropped(form: str, m
     if make is FORMS["stream"]:  # the host rewrites 'from' in place, and must not meet the same objects again
 
         def make(rows: list[dict[str, Any]]) -> IterableDataset:
-            return IterableDataset.from_generator(lambda: iter(copy.deepcopy(rows)))
+            return IterableDataset.from_generator(lambda: (copy.deepcopy(row) for row in rows))
 
     strict = copy.deepcopy(TOKENIZER)
     strict.chat_template = STRICT
