@@ -30,6 +30,16 @@ PICKS = [
 MEASURED = {
     "consensus_label_dp": ["hf_ext/data/relabeling", "hf_ext/losses/label_noise.py", "trainers/consensus"],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
+    "demo": [
+        "hf_ext/_upstream.py",
+        "hf_ext/data",
+        "hf_ext/demo",
+        "hf_ext/evaluation",
+        "hf_ext/losses",
+        "trainers/context_free",
+        "trainers/flow",
+        "trainers/weighted_sft",
+    ],
     "exemplar_lookup": ["hf_ext/data/exemplars"],
     "forgetting_gsm8k": [
         "hf_ext/_upstream.py",

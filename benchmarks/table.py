@@ -47,7 +47,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "# Benchmark results",
         "",
         "Measured figures in README, on these pages and on the trainers' come from files in `benchmarks/results`:",
-        "`tests/benchmarks/figures.txt` says from which key, and a test compares them. Written by",
+        "`benchmarks/figures.txt` says from which key, and a test compares them. Written by",
         "`python benchmarks/table.py --markdown`.",
         "",
         f"The last column is of {today}, commit {commit}: {older} of {len(results)} are older than the code they",

