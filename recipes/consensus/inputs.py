@@ -27,7 +27,9 @@ class Inputs:
     """
 
     def __init__(self, script_args: Any, training_args: Any, model_args: ModelConfig, rows: Any) -> None:
+        from hf_ext.data.relabeling.class_names import check_class_count
         from hf_ext.trainers.consensus.facts import class_names_of, label_column_of, labels_of
+        from hf_ext.trainers.consensus.labels import checked_rows
 
         self.script, self.args, self.model_args = script_args, training_args, model_args
         self.column = script_args.input_column or KINDS[script_args.kind]
@@ -37,8 +39,10 @@ class Inputs:
             )
         self.label = label_column_of(rows, training_args.label_column)
         self.names = class_names_of(rows, self.label)
-        seen = int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
-        self.classes = training_args.num_classes or (len(self.names) if self.names else seen)
+        check_class_count(training_args.num_classes, rows.features[self.label], "num_classes", self.label)
+        known = training_args.num_classes or (len(self.names) if self.names else None)
+        self.classes = known or int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
+        checked_rows(rows, self.classes, "training", (self.label,))
         training_args.num_classes = self.classes
         if script_args.kind == "image":
             training_args.remove_unused_columns = False  # the collator reads the picture
@@ -63,12 +67,12 @@ class Inputs:
             return SentenceHead.from_pretrained(
                 name,
                 self.classes,
-                label_names=self.names,
+                label_names=self.names and self.names[: self.classes],
                 freeze_encoder=self.script.freeze_encoder,
                 revision=revision,
             )
         heads = {"text": "SequenceClassification", "tokens": "TokenClassification", "image": "ImageClassification"}
-        names = self.names or [f"LABEL_{i}" for i in range(self.classes)]
+        names = (self.names or [])[: self.classes] or [f"LABEL_{i}" for i in range(self.classes)]
         with loading_model(name):
             return getattr(transformers, f"AutoModelFor{heads[self.script.kind]}").from_pretrained(
                 name,

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset
 
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.data.relabeling.columns import ClassColumn, class_column
-from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_spent
+from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_ledger, has_spent
+from hf_ext.trainers.consensus.labels import sets_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +106,19 @@ def _ledger(rows: Dataset) -> float | None:
     return float(f"{found[0]:.7g}")  # float32, rounded up, back to the number that was meant
 
 
-def check_eval_rows(train: Dataset, held_out: Dataset | None, args: Any) -> None:
+def check_eval_rows(train: Dataset, held_out: Any, args: Any) -> None:
     """
     Warn of evaluation rows whose labels look clean beside private ones; refuse to choose a checkpoint by them.
 
     Raises:
         ValueError: `load_best_model_at_end` by rows without a ledger, beside training rows with one.
     """
-    if held_out is None or not has_spent(train) or has_spent(held_out):
+    clean = [
+        part
+        for _, part in sets_of(held_out, "evaluation")
+        if not (has_spent(part) if isinstance(part, Dataset) else has_ledger(part.column_names or ()))
+    ]
+    if not clean or not has_spent(train):
         return
     if args.load_best_model_at_end:
         raise ValueError(

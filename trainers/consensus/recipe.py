@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState
 
 from hf_ext.data.provenance import model_hash
 from hf_ext.data.relabeling import RRChannel
+from hf_ext.data.relabeling.class_names import check_class_count
 from hf_ext.data.relabeling.columns import IGNORED_LABEL
 from hf_ext.data.relabeling.ranks import refuse_different_ranks
 from hf_ext.data.run_settings import claim_run, described, model_settings, settings_of
@@ -34,6 +35,7 @@ from hf_ext.trainers.consensus.facts import (
     label_column_of,
     labels_of,
 )
+from hf_ext.trainers.consensus.labels import check_model, checked_rows, class_bound, same_eval_names
 from hf_ext.trainers.consensus.report import ConsensusResult, RoundReport, markdown_of
 from hf_ext.trainers.consensus.rounds import Fitted, Rounds, Shared, fold_of, in_order
 from hf_ext.trainers.consensus.trainer import NoisyLabels, noisy_labels_trainer
@@ -64,7 +66,7 @@ class ConsensusRecipe:
             Settings of every round and of the recipe.
         train_dataset (`Dataset`):
             As the trainer reads it (tokenised), with the noisy labels; the ledger's columns, if there.
-        eval_dataset (`Dataset`, *optional*):
+        eval_dataset (`Dataset`, `IterableDataset`, or a mapping of names to them, *optional*):
             For the trainers' own evaluation; its labels should be noisy ones too. No choice is made by it.
         channel ([`~hf_ext.data.relabeling.RRChannel`], *optional*):
             What the labels came through. By default of `args.channel_epsilon`, else of the ledger.
@@ -78,7 +80,9 @@ class ConsensusRecipe:
     | `weight` | float, optional: a row's multiplier |
 
     Raises:
-        ValueError: labels that are no classes, no channel where one is needed, or settings that do not go together.
+        ValueError: no channel where one is needed, or settings that do not go together; evaluation rows, or (in `run`)
+            a model, whose classes are others than those of the training rows, or in another order.
+        RowError: a training or evaluation label that is no class; of a stream of evaluation rows when it is read.
         TypeError: a stream, or a trainer with a loss of its own.
         RuntimeError: processes that train together hold different rows.
 
@@ -95,7 +99,7 @@ class ConsensusRecipe:
         model_init: Callable[[], Any],
         args: ConsensusConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Any] | None = None,
         channel: RRChannel | None = None,
         **trainer_kwargs: Any,
     ) -> None:
@@ -118,16 +122,20 @@ class ConsensusRecipe:
         self.label = label_column_of(train_dataset, args.label_column)
         self.channel = channel_of(train_dataset, self.label, channel, args)
         self.class_names = class_names_of(train_dataset, self.label)
-        columns = labels_of(train_dataset, self.label, self._classes_or_none())
+        check_class_count(self._classes_or_none(), train_dataset.features[self.label], "the recipe", self.label)
+        self.known_classes = class_bound(self._classes_or_none(), train_dataset.features, self.label)
+        columns = labels_of(train_dataset, self.label, self.known_classes)
         self.is_tokens = columns.lengths is not None
         labelled = columns.flat[columns.flat != IGNORED_LABEL]
         if not len(labelled):
             raise ValueError(f"column {self.label!r} has no label: there is nothing to learn from.")
-        self.num_classes = self._classes_or_none() or int(labelled.max()) + 1
+        self.num_classes = self.known_classes or int(labelled.max()) + 1
         refuse_different_ranks(columns.flat, "the training labels")
         self.train_dataset = self._numbered(train_dataset)
         check_eval_rows(train_dataset, eval_dataset, args)
-        self.eval_dataset = eval_dataset
+        label_columns = (self.label, *(name for name in ("label", "labels") if name != self.label))
+        same_eval_names(train_dataset, eval_dataset, label_columns)
+        self.eval_dataset = checked_rows(eval_dataset, self.known_classes, "evaluation", label_columns, integers=True)
         self.strategies = self._strategies()
         self.initial_weights: str | None = None
         self.facts: dict[str, Any] = {}
@@ -316,6 +324,7 @@ class ConsensusRecipe:
         """Refuse to go on with a run that was begun otherwise."""
         set_seed(self.args.seed)
         model = self._initial(None)
+        check_model(model, self.train_dataset, self.label, self._classes_or_none())
         stateful = [one for one in self.trainer_kwargs.get("callbacks") or () if isinstance(one, ExportableState)]
         settings = {
             "trainer": self.trainer_class.__name__,

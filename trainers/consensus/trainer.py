@@ -14,13 +14,16 @@ from transformers import Trainer
 
 from hf_ext._upstream_labels import LabelSeam
 from hf_ext.data.relabeling import RRChannel
+from hf_ext.data.relabeling.accuracy import channel_classes
 from hf_ext.data.relabeling.consensus import LABEL_PROBS
+from hf_ext.data.relabeling.heads import outputs_of
 from hf_ext.data.relabeling.ledger import CHANNEL
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX, RowError
 from hf_ext.guards.weights import refuse_vanishing_weights
 from hf_ext.losses.label_noise import forward_corrected_nll, soft_nll
 from hf_ext.trainers.consensus.card import card_of_classifier
+from hf_ext.trainers.consensus.labels import checked_rows, same_eval_names
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 WEIGHT, CHANNEL_INDEX = "weight", "channel_index"
@@ -49,11 +52,20 @@ class NoisyLabels(SavesWithCard, LabelSeam):
         rows = kwargs.get("train_dataset")
         if isinstance(rows, Dataset) and WEIGHT in rows.column_names:
             refuse_vanishing_weights(rows)
-        kwargs = self._with_channel_index(kwargs)
+        kwargs = self._with_channel_index(self._with_checked_labels(kwargs))
         super().__init__(*args, **kwargs, compute_loss_func=self.noise)
         self.loss_is_scaled_for_ga = True
         if self.args.label_smoothing_factor != 0:
             raise ValueError("label_smoothing_factor is skipped silently where a loss is given: leave it at 0.")
+
+    def _with_checked_labels(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Rows of which every label is a class: the loss would stop at another one in the middle of an epoch."""
+        same_eval_names(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        num_classes = channel_classes(self.noise.channel) or outputs_of(kwargs.get("model"))
+        for name, what in (("train_dataset", "training"), ("eval_dataset", "evaluation")):
+            if kwargs.get(name) is not None:
+                kwargs[name] = checked_rows(kwargs[name], num_classes, what)
+        return kwargs
 
     def carried_columns(self) -> tuple[str, ...]:
         """What the loss reads beside logits and labels."""
@@ -186,7 +198,8 @@ class ForwardCorrectedTrainer(NoisyLabels, Trainer):
     Raises:
         ValueError: a loss function or label smoothing beside it, a channel that has no name in the mapping, or weights
             that are all zero or vanish.
-        RowError: a row of the dataset whose channel is not in the mapping.
+        RowError: a row of the dataset whose channel is not in the mapping, or whose label is no class; of a stream
+            when the row is read.
         NonFiniteError: a logit, weight or loss is not finite; the optimiser step is not taken.
 
     Relations: a single channel gives `forward_loss_func`'s loss; epsilon without bound gives cross-entropy.

@@ -16,7 +16,7 @@ from hf_ext.data.pruning.dataset import RANK, number_of_rows
 from hf_ext.data.pruning.encoders import Encoder, as_encoder
 from hf_ext.data.pruning.groups import Label, quotas
 from hf_ext.data.pruning.matching import gm_matching
-from hf_ext.data.pruning.vectors import refuse_row
+from hf_ext.data.pruning.vectors import LABEL_RULE, class_names, label_problem, refuse_row
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -232,10 +232,14 @@ class _Reader:
             return [_ALL] * rows
         if self.by not in batch:
             raise ValueError(f"by={self.by!r}: the stream has no such column (it has {list(batch)}).")
+        names = class_names(self.stream.features, self.by)
         for place, label in enumerate(batch[self.by]):
-            if label is None or label != label:
+            if isinstance(label, (list, dict)):
+                raise ValueError(f"by={self.by!r}: the column holds {type(label).__name__}s, not one label a row.")
+            problem = label_problem(label, names)
+            if problem is not None:
                 row = {name: values[place] for name, values in batch.items()}
-                refuse_row(row, first + place, self.by, f"there is no label ({label!r})", "Give it one, or drop it.")
+                refuse_row(row, first + place, self.by, problem, LABEL_RULE)
         return batch[self.by]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 BATCH_ROWS = 1000  # rows read from Arrow at a time
 IN_MEMORY = 256 * 2**20  # bytes of vectors that are gathered in memory; more go to a memory-mapped file
 _TOO_LONG = 1e30
+LABEL_RULE = "Give the row a label, or drop it with dataset.filter."
 _RULE = "Fix the row, or drop it with dataset.filter."
 
 
@@ -248,20 +249,34 @@ def label_values(dataset: Dataset, column: str) -> list[Any]:
         ValueError: no such column, or its values are no labels.
         RowError: a row without a label.
     """
-    from datasets import ClassLabel
-
     if column not in dataset.column_names:
         raise ValueError(f"by={column!r}: the dataset has no such column (it has {dataset.column_names}).")
-    feature = dataset.features[column]
     values = _plain(dataset, column)
     if values and isinstance(values[0], (list, dict)):
-        raise ValueError(f"by={column!r}: the column holds {feature}, not one label a row.")
-    names = feature.names if isinstance(feature, ClassLabel) else None
+        raise ValueError(f"by={column!r}: the column holds {dataset.features[column]}, not one label a row.")
+    names = class_names(dataset.features, column)
     for index, value in enumerate(values):
-        if value is None or value != value or (names is not None and value < 0):
-            row = dataset.with_format(None)[index]
-            refuse_row(row, index, column, f"there is no label ({value!r})", "Give the row a label, or drop it.")
+        problem = label_problem(value, names)
+        if problem is not None:
+            refuse_row(dataset.with_format(None)[index], index, column, problem, LABEL_RULE)
     return values if names is None else [names[value] for value in values]
+
+
+def class_names(features: Mapping[str, Any] | None, column: str) -> list[str] | None:
+    """Names of a `ClassLabel`; `None` of another column, and of a stream that does not tell its features."""
+    from datasets import ClassLabel
+
+    feature = (features or {}).get(column)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def label_problem(label: Any, names: list[str] | None) -> str | None:
+    """Why a value is no label, where `names` are those of a `ClassLabel`; `None` if it is one."""
+    if label is None or label != label:
+        return f"there is no label ({label!r})"
+    if names is not None and not 0 <= label < len(names):
+        return f"there is no label ({label!r}: the column's classes are 0 to {len(names) - 1})"
+    return None
 
 
 def score_values(dataset: Dataset, column: str) -> FloatArray:

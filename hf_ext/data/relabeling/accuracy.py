@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel
-from hf_ext.data.relabeling.columns import IGNORED_LABEL, class_column, per_row
+from hf_ext.data.relabeling.class_names import numbered_alike
+from hf_ext.data.relabeling.columns import IGNORED_LABEL, per_row
 from hf_ext.data.relabeling.estimates import CONFIDENCE, Estimate
 
-__all__ = ["Channels", "accuracy_difference", "channel_values", "noisy_accuracy"]
+__all__ = ["Channels", "accuracy_difference", "channel_classes", "channel_values", "noisy_accuracy"]
 
 Channels = RRChannel | Mapping[str, RRChannel]
 """One channel for all rows, or that of each name in `label_dp_channel`."""
@@ -128,8 +129,10 @@ def _terms(
         raise ValueError(
             f"{len(labels):,} labels and {len(predictions):,} predictions: give as many, and at least one."
         )
-    num_classes = channel.num_classes if isinstance(channel, RRChannel) else None
-    given, predicted = (class_column(batch, name, num_classes) for name in batch)
+    features = {
+        name: getattr(column, "features", None) for name, column in batch.items()
+    }  # a dataset's column has one
+    given, predicted, _ = numbered_alike(batch, features, "labels", "predictions", channel_classes(channel))
     if not same_shape(given.lengths, predicted.lengths):
         raise ValueError("labels and predictions differ in their numbers of tokens.")
     kept = given.flat != IGNORED_LABEL
@@ -147,6 +150,13 @@ def same_shape(one: NDArray[np.int64] | None, two: NDArray[np.int64] | None) -> 
     if one is None or two is None:
         return one is None and two is None
     return np.array_equal(one, two)
+
+
+def channel_classes(channel: Any) -> int | None:
+    """Classes of a channel, or of those in a mapping; `None` without one, and where they differ."""
+    channels = channel.values() if isinstance(channel, Mapping) else [channel]
+    numbers = {getattr(one, "num_classes", None) for one in channels}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def channel_values(

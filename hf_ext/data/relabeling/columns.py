@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_ext.guards._row_rules import IGNORED_LABEL, describe, excerpt_of, plain
 from hf_ext.guards.rows import RowError
 
-__all__ = ["IGNORED_LABEL", "ClassColumn", "class_column", "probability_rows", "row_error"]
+__all__ = [
+    "IGNORED_LABEL", "ClassColumn", "are_classes", "class_column", "label_columns", "probability_rows",
+    "refuse_beyond", "row_error",
+]  # fmt: skip
 
 IntArray = NDArray[np.int64]
+BATCH_ROWS = 100_000  # labels of tokens are many
 
 
 class ClassColumn(NamedTuple):
@@ -41,6 +48,18 @@ class ClassColumn(NamedTuple):
         entries[self.flat != IGNORED_LABEL] = values
         return per_row(entries, self.lengths)
 
+    def numbered(self, order: IntArray | None) -> ClassColumn:
+        """The same classes under other numbers: class `order[k]` becomes `k`; as it is for `None`."""
+        if order is None:
+            return self
+        labelled = self.flat != IGNORED_LABEL
+        new = np.argsort(order)[np.where(labelled, self.flat, 0)]
+        return ClassColumn(np.where(labelled, new, self.flat), self.lengths)
+
+    def row_of(self, entry: int) -> int:
+        """Number of the row that an entry of `flat` belongs to."""
+        return entry if self.lengths is None else int(np.searchsorted(np.cumsum(self.lengths), entry, side="right"))
+
     def rows(self, values: NDArray[Any]) -> Any:
         """Values of shape `(entries, ...)` back in rows: an array, or for tokens a list of arrays."""
         return values if self.lengths is None else np.split(values, np.cumsum(self.lengths)[:-1])
@@ -54,17 +73,19 @@ def per_row(values: NDArray[Any], lengths: IntArray) -> NDArray[Any]:
 
 
 def row_error(
-    batch: Mapping[str, Any], index: int, column: str, problem: str, remedy: str, offset: int = 0
+    batch: Mapping[str, Any], index: int, column: str, problem: str, remedy: str, offset: int | None = 0
 ) -> RowError:
-    """The error of a row, with what its other columns hold, and a remedy."""
+    """The error of a row, with what its other columns hold, and a remedy; `offset` as for [`class_column`]."""
     row = {name: plain(values[index]) for name, values in batch.items() if len(values) > index}
     excerpt = excerpt_of(row, column, "text")
-    message = f"row {index + offset:,}, column {column!r}: {problem}.\n  {excerpt}\n  {remedy}"
-    return RowError(message, index + offset, column)
+    number = index + (offset or 0)
+    counted = " (its number is that in its batch)" if offset is None and len(batch[column]) > 1 else ""
+    message = f"row {number:,}, column {column!r}: {problem}{counted}.\n  {excerpt}\n  {remedy}"
+    return RowError(message, number, column)
 
 
 def class_column(
-    batch: Mapping[str, Any], column: str, num_classes: int | None = None, *, offset: int = 0
+    batch: Mapping[str, Any], column: str, num_classes: int | None = None, *, offset: int | None = 0
 ) -> ClassColumn:
     """
     Read a column of class numbers, or of lists of them.
@@ -77,7 +98,7 @@ def class_column(
         num_classes (`int`, *optional*):
             Bound of the classes; without it any number from 0 is a class.
         offset (`int`, *optional*, defaults to 0):
-            Number of the batch's first row, for messages.
+            Number of the batch's first row, for messages; `None` where it is not known.
 
     Raises:
         ValueError: there is no such column.
@@ -101,7 +122,9 @@ def class_column(
     return ClassColumn(flat, lengths)
 
 
-def _integers(values: Any, batch: Mapping[str, Any], column: str, num_classes: int | None, offset: int) -> IntArray:
+def _integers(
+    values: Any, batch: Mapping[str, Any], column: str, num_classes: int | None, offset: int | None
+) -> IntArray:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError):
@@ -148,7 +171,7 @@ def _remedy(column: str, num_classes: int | None, tokens: bool = False) -> str:
 
 
 def probability_rows(
-    batch: Mapping[str, Any], column: str, classes: ClassColumn, num_classes: int | None, *, offset: int = 0
+    batch: Mapping[str, Any], column: str, classes: ClassColumn, num_classes: int | None, *, offset: int | None = 0
 ) -> NDArray[np.float64]:
     """
     A column of predicted distributions, one for each entry of `classes`, shape `(entries, num_classes)`.
@@ -162,15 +185,91 @@ def probability_rows(
             f"no column {column!r}: predict_column writes it. The rows have {', '.join(map(repr, batch))}."
         )
     values: Sequence[Any] = batch[column]
-    rows = [np.asarray(plain(value), dtype=np.float64) for value in values]
-    width = num_classes or (rows[0].shape[-1] if rows else 0)
+    rows = [_numbers(plain(value)) for value in values]
+    width = num_classes or next((row.shape[-1] for row in rows if row.size and row.ndim), 0)
     for i, row in enumerate(rows):
         shape = (width,) if classes.lengths is None else (int(classes.lengths[i]), width)
         if row.shape != shape and not (row.size == 0 and shape[0] == 0):
-            problem = f"expected probabilities of shape {shape}, found {row.shape}"
+            problem = f"expected probabilities{_of_shape(shape)}, found {_shape_of(row, plain(values[i]))}"
+        elif width == 0 and classes.lengths is None:
+            problem = "expected probabilities, found an empty list"
         elif row.size and not (np.isfinite(row).all() and row.min() >= 0 and np.abs(row.sum(-1) - 1).max() < 1e-3):
             problem = "expected non-negative probabilities that sum to one"
+        elif row.size and width == 1:
+            problem = "one probability is no distribution over classes"
         else:
             continue
         raise row_error(batch, i, column, problem, "predict_column writes them; apply a softmax to logits.", offset)
     return np.concatenate([row.reshape(-1, width) for row in rows]) if rows else np.empty((0, width))
+
+
+def _numbers(value: Any) -> NDArray[np.float64]:
+    """A row's probabilities; an array without a dimension for what holds none, such as a text or uneven lists."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (ValueError, TypeError):
+        return np.array(np.nan)
+
+
+def _of_shape(shape: tuple[int, ...]) -> str:
+    return f" of shape {shape}" if shape[-1] else ""
+
+
+def _shape_of(row: NDArray[np.float64], value: Any) -> str:
+    return describe(value) if row.ndim == 0 else str(row.shape)
+
+
+def refuse_beyond(
+    batch: Mapping[str, Any], column: str, classes: ClassColumn, width: int, of: str, *, offset: int | None = 0
+) -> None:
+    """
+    Refuse classes that a predicted distribution does not have.
+
+    Args:
+        batch (`Mapping`), column (`str`), offset (`int`, *optional*):
+            As for [`class_column`].
+        classes ([`ClassColumn`]):
+            Of that column.
+        width (`int`):
+            Classes of the distribution.
+        of (`str`):
+            What the distribution is, for the message.
+
+    Raises:
+        RowError: a class that is none of 0 to `width - 1`.
+    """
+    labelled = classes.flat != IGNORED_LABEL
+    beyond = np.flatnonzero(labelled & ((classes.flat < 0) | (classes.flat >= width)))
+    if len(beyond):
+        entry = int(beyond[0])
+        problem = f"class {classes.flat[entry]}, but {of} has {width} classes"
+        remedy = "Predict with a model of all the classes, or drop rows of the others with dataset.filter."
+        raise row_error(batch, classes.row_of(entry), column, problem, remedy, offset)
+
+
+def label_columns(rows: Dataset, column: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """A column as Arrow arrays, each with the number of its first row."""
+    table = rows.select_columns(column).with_format("arrow")
+    for start in range(0, len(rows), BATCH_ROWS):
+        yield start, table[start : start + BATCH_ROWS].column(column)
+
+
+def are_classes(column: pa.ChunkedArray, num_classes: int | None) -> bool | None:
+    """
+    Whether an Arrow column of integers, or of lists of them, holds classes only, and -100 in lists.
+
+    Returns:
+        `bool`, or `None` of a column of another type.
+    """
+    tokens = False
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if column.null_count:
+            return False
+        tokens, column = True, pc.list_flatten(column)
+    if not pa.types.is_integer(column.type):
+        return None
+    if column.null_count:
+        return False
+    values = column.to_numpy()
+    bad = (values < 0) if num_classes is None else (values < 0) | (values >= num_classes)
+    return not (bad & (values != IGNORED_LABEL) if tokens else bad).any()

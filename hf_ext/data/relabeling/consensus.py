@@ -11,13 +11,21 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value
 from numpy.typing import NDArray
 
-from hf_ext.data.relabeling.accuracy import IN_SAMPLE, Channels, channel_values, noisy_accuracy, same_shape
+from hf_ext.data.relabeling.accuracy import (
+    IN_SAMPLE,
+    Channels,
+    channel_classes,
+    channel_values,
+    noisy_accuracy,
+    same_shape,
+)
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel
+from hf_ext.data.relabeling.class_names import check_class_count, numbered_alike
 from hf_ext.data.relabeling.columns import (
     IGNORED_LABEL,
     ClassColumn,
-    class_column,
     probability_rows,
+    refuse_beyond,
     row_error,
 )
 from hf_ext.data.relabeling.ledger import CHANNEL, TRUE_LABEL
@@ -43,6 +51,8 @@ class ConsensusFilter:
     Args:
         label (`str`, *optional*, defaults to `"label"`), prediction (`str`, *optional*, defaults to `"pred"`):
             Columns of the given and the predicted class, one a row (for tokens, `relabel` masks instead of dropping).
+            Two `ClassLabel`s in another order are compared by name where `batched=True` shows them to the filter; row
+            by row, and of a stream, it sees numbers alone.
         probs (`str`, *optional*):
             Column of the predicted distribution; needed for the next two.
         min_prob (`float`, *optional*):
@@ -75,12 +85,18 @@ class ConsensusFilter:
         """Whether to keep a row; of a batch a list."""
         alone = not isinstance(plain(batch[self.label]) if self.label in batch else 0, list | tuple)
         rows: Mapping[str, Any] = {name: [value] for name, value in batch.items()} if alone else batch
-        given, predicted = class_column(rows, self.label), class_column(rows, self.prediction)
+        features = getattr(getattr(rows, "formatter", None), "features", None) or {}  # of datasets' batch
+        given, predicted, order = numbered_alike(rows, features, self.label, self.prediction, None, None)
         if given.lengths is not None or predicted.lengths is not None:
             raise ValueError("ConsensusFilter judges one label a row; for tokens use relabel(mode='consensus').")
         keep = given.flat == predicted.flat
         if self.probs is not None:
-            probs = probability_rows(rows, self.probs, given, None)
+            probs = probability_rows(rows, self.probs, given, None if order is None else len(order), offset=None)
+            width, what = probs.shape[1], f"the distribution in {self.probs!r}"
+            for name, classes in ((self.label, given), (self.prediction, predicted)):
+                refuse_beyond(rows, name, classes, width, what, offset=None)
+            check_class_count(width, features.get(self.label), what, self.label)
+            probs = probs if order is None else probs[:, order]
             own = probs[np.arange(len(probs)), given.flat] if len(probs) else np.empty(0)
             if self.top_k > 1:
                 keep = (probs > own[:, None]).sum(axis=1) < self.top_k
@@ -106,6 +122,7 @@ def bayes_posterior(
     Returns:
         Array of shape `(rows, num_classes)`; rows sum to one.
     """
+    refuse_beyond({"labels": labels}, "labels", ClassColumn(np.asarray(labels), None), probs.shape[1], "probs")
     q, contrast = channel_values(channel, channel_ids, None, len(labels))
     likelihood = np.broadcast_to(np.asarray(q)[..., None] if np.ndim(q) else q, probs.shape).copy()
     labelled = np.flatnonzero(labels != IGNORED_LABEL)
@@ -229,14 +246,31 @@ class _Relabelling:
         batch = {name: rows[name][:] for name in dict.fromkeys([*needed, *shown])}
         if not len(rows):
             raise ValueError("the dataset has no rows to relabel.")
-        self.num_classes = channel.num_classes if isinstance(channel, RRChannel) else None
-        self.given = class_column(batch, label, self.num_classes)
-        self.predicted = class_column(batch, prediction, self.num_classes)
+        self.num_classes = channel_classes(channel)
+        check_class_count(self.num_classes, rows.features[label], "the channel", label)
+        read_probs = probs if probs in needed else None
+        self.given, self.predicted, self.order = numbered_alike(
+            batch, rows.features, label, prediction, self.num_classes
+        )
         if not same_shape(self.given.lengths, self.predicted.lengths):
             _refuse_lengths(batch, self.given, self.predicted, prediction)
-        self.probs = probability_rows(batch, probs, self.given, self.num_classes) if probs in needed else None
+        self.probs = self._probs(batch, prediction, read_probs)
         self.channel_ids = self._channel_ids(rows)
         self.report = self._report(rows, prediction)
+
+    def _probs(self, batch: Mapping[str, Any], prediction: str, probs: str | None) -> FloatArray | None:
+        """Distributions of all entries, of whose classes every label and prediction is one."""
+        if probs is None:
+            return None
+        named = None if self.order is None else len(self.order)
+        if None not in (named, self.num_classes) and named != self.num_classes:
+            raise ValueError(f"the channel has {self.num_classes} classes, {prediction!r} and {self.label!r} {named}.")
+        distributions = probability_rows(batch, probs, self.given, self.num_classes or named)
+        width, what = distributions.shape[1], f"the distribution in {probs!r}"
+        for column, classes in ((self.label, self.given), (prediction, self.predicted)):
+            refuse_beyond(batch, column, classes, width, what)
+        check_class_count(width, self.dataset.features[self.label], what, self.label)
+        return distributions if self.order is None else distributions[:, self.order]
 
     def _channel_ids(self, rows: Dataset) -> list[str] | None:
         if CHANNEL not in rows.column_names:

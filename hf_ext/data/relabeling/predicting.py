@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, List, Value
+from datasets import ClassLabel, Dataset, List, Value
 from numpy.typing import NDArray
 
+from hf_ext.data.relabeling.class_names import Names, names_of_column
 from hf_ext.data.relabeling.columns import IGNORED_LABEL
 from hf_ext.data.relabeling.consensus import OUT_OF_FOLD
+from hf_ext.data.relabeling.heads import (
+    check_head,
+    check_width,
+    names_of_outputs,
+    outputs_of,
+    same_names,
+    warn_of_order,
+)
 from hf_ext.guards._row_rules import plain
 
 __all__ = ["fold_numbers", "predict_column"]
@@ -36,8 +45,8 @@ def predict_column(
 
     | column out | type |
     |---|---|
-    | `pred` | int, the likeliest class; a list of them for tokens |
-    | `probs` | float32, the distribution over the classes, of fixed length |
+    | `pred` | int, the likeliest class; a list of them for tokens. A `ClassLabel` where the outputs have names |
+    | `probs` | float32, the distribution over the classes, of fixed length, in the order of `pred` |
     | `pred_is_out_of_fold` | bool, whether the model had not seen the row's label |
 
     Args:
@@ -59,10 +68,14 @@ def predict_column(
             prediction rows alike.
 
     Returns:
-        `Dataset`: with the three columns.
+        `Dataset`: with the three columns. Classes have the model's numbers. Where its names (those of the rows it was
+        trained on, or its `config.id2label`) are those of the label's `ClassLabel` in another order, a warning says
+        so; `relabel`, `noisy_accuracy` and a batched [`ConsensusFilter`] go by the names.
 
     Raises:
-        ValueError: a column that is missing, fewer than two folds, or a trainer that cannot be trained afresh.
+        ValueError: a column that is missing, fewer than two folds, or a trainer that cannot be trained afresh; a model
+            whose outputs are no distribution over the classes of the label's `ClassLabel`, or which names other ones.
+        RowError: a label beyond the model's outputs.
 
     Reference: Das et al. 2025 (arXiv 2406.11206), section 2, predicts in-sample. A model then agrees with the noise it
     has memorised; out of fold its agreement is independent of it.
@@ -74,18 +87,26 @@ def predict_column(
     if fold_column is None:
         if not hasattr(trainer, "predict"):
             raise ValueError(f"without folds a trained Trainer is needed, got {type(trainer).__name__}.")
-        probs = _predict(trainer, prepare(rows), rows, label)
-        return _with_predictions(rows, probs, out_of_fold=False)
+        _check_trainer(trainer, rows, label, fold=False)
+        probs, names = _predict(trainer, prepare(rows), rows, label, fold=False)
+        warn_of_order(names, rows, label)
+        return _with_predictions(rows, probs, names, out_of_fold=False)
     folds = _folds(rows, fold_column)
+    _check_trainer(trainer, rows, label, fold=True)
     found: list[Any] = [None] * len(rows)
-    for fold in sorted(set(folds.tolist())):
+    for number, fold in enumerate(sorted(set(folds.tolist()))):
         inside = np.flatnonzero(folds == fold)
         others = rows.select(np.flatnonzero(folds != fold).tolist())
         held_out = rows.select(inside.tolist())
         fitted = _trained(trainer, prepare(others), fold)
-        for i, values in zip(inside, _predict(fitted, prepare(held_out), held_out, label), strict=True):
+        probs, fold_names = _predict(fitted, prepare(held_out), held_out, label, fold=True)
+        names = names if number else fold_names
+        if names != fold_names:
+            raise ValueError(f"the models of two folds name their classes {names} and {fold_names}: train them alike.")
+        for i, values in zip(inside, probs, strict=True):
             found[int(i)] = values
-    return _with_predictions(rows, found, out_of_fold=True)
+    warn_of_order(names, rows, label)
+    return _with_predictions(rows, found, names, out_of_fold=True)
 
 
 def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, seed: int = 0) -> Dataset:
@@ -118,6 +139,27 @@ def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, 
 
 def _as_it_is(rows: Dataset) -> Dataset:
     return rows
+
+
+def _check_trainer(trainer: Any, rows: Dataset, label: str, *, fold: bool) -> None:
+    """Refuse, before anything is trained or predicted, a model whose outputs are not the rows' classes."""
+    if any(one.__module__.startswith("transformers.pipelines") for one in type(trainer).__mro__):
+        raise ValueError(
+            f"predict_column takes a Trainer, got {type(trainer).__name__}: Trainer(model=pipeline.model, "
+            "processing_class=pipeline.tokenizer) predicts tokenised rows with its model."
+        )
+    model = getattr(trainer, "model", None)
+    if model is None:
+        return
+    check_head(model)
+    width = outputs_of(model)
+    if width is None:  # a head of one's own: its outputs tell
+        return
+    check_width(width, rows, label)
+    if fold:
+        same_names(model, names_of_column(rows.features, label))
+    else:
+        names_of_outputs(trainer, rows, label, width, fold=False)
 
 
 def _folds(rows: Dataset, column: str) -> NDArray[Any]:
@@ -154,8 +196,14 @@ def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
     return fresh
 
 
-def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[NDArray[np.float32]]:
-    """Distributions of every row, shape `(num_classes,)`, or `(tokens, num_classes)` in token classification."""
+def _predict(
+    trainer: Any, inputs: Dataset, rows: Dataset, label: str, *, fold: bool
+) -> tuple[list[NDArray[np.float32]], Names | None]:
+    """
+    Distributions of every row, and the names of their classes.
+
+    They are of shape `(num_classes,)`, or `(tokens, num_classes)` in token classification.
+    """
     hidden = _without_labels(inputs, label)
     logits = _in_order(trainer, hidden)
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
@@ -168,10 +216,12 @@ def _predict(trainer: Any, inputs: Dataset, rows: Dataset, label: str) -> list[N
         raise ValueError(
             "the model's logits are not finite: it has diverged. Lower the learning rate and train again."
         )
+    check_width(logits.shape[-1], rows, label)
+    names = names_of_outputs(trainer, rows, label, logits.shape[-1], fold=fold)
     if logits.ndim == 2:
-        return list(_softmax(logits).astype(np.float32))
+        return list(_softmax(logits).astype(np.float32)), names
     lengths = [len(row) for row in inputs.with_format(None)["labels" if "labels" in inputs.column_names else label]]
-    return [_softmax(row[:n]).astype(np.float32) for row, n in zip(logits, lengths, strict=True)]
+    return [_softmax(row[:n]).astype(np.float32) for row, n in zip(logits, lengths, strict=True)], names
 
 
 def _in_order(trainer: Any, inputs: Dataset) -> Any:
@@ -198,11 +248,14 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def _with_predictions(rows: Dataset, probs: list[NDArray[np.float32]], *, out_of_fold: bool) -> Dataset:
+def _with_predictions(
+    rows: Dataset, probs: list[NDArray[np.float32]], names: Names | None, *, out_of_fold: bool
+) -> Dataset:
     tokens = probs[0].ndim == 2
     classes = probs[0].shape[-1]
     one = List(Value("float32"), length=classes)
     pred = [row.argmax(axis=-1).tolist() for row in probs]
-    done = rows.add_column("pred", pred, feature=List(Value("int64")) if tokens else Value("int64"))
+    kind = Value("int64") if names is None else ClassLabel(names=list(names))
+    done = rows.add_column("pred", pred, feature=List(kind) if tokens else kind)
     done = done.add_column("probs", [row.tolist() for row in probs], feature=List(one) if tokens else one)
     return done.add_column(OUT_OF_FOLD, [out_of_fold] * len(rows), feature=Value("bool"))

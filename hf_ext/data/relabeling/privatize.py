@@ -64,6 +64,7 @@ def privatize(
 
     Raises:
         RowError: a label outside 0..K-1; an id that is missing or not unique.
+        ValueError: the mechanism has more classes than the label column's `ClassLabel`.
         LabelLeakError: another column gives the label away.
         PrivacyBudgetError: the labels are randomised already; or the record holds another release of them, and the
             mechanism does not say `compose`; or it holds other labels under the same ids and the same noise.
@@ -76,6 +77,7 @@ def privatize(
         done = privatize(dataset[split], mechanism, num_proc=num_proc)
         return with_split(dataset, split, done, NOTHING_SPENT)
     if isinstance(dataset, IterableDataset):
+        mechanism.check_features(dataset.features)
         logger.warning("No record is kept of what is drawn from a stream. %s", _RECORD)
         return dataset.map(mechanism, batched=True)
     if not isinstance(dataset, Dataset):
@@ -138,6 +140,7 @@ def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> tuple[dict[s
     for name, why in ((mechanism.label, "labels"), (mechanism.id_column, "ids, to which the noise is tied")):
         if name not in rows.column_names:
             raise ValueError(f"no column {name!r} with the {why}; the rows have {rows.column_names}. {_IDS}")
+    mechanism.check_features(rows.features)
     batch = {mechanism.id_column: rows[mechanism.id_column][:], mechanism.label: rows[mechanism.label][:]}
     classes = class_column(batch, mechanism.label, mechanism.num_classes)
     if not mechanism.compose:

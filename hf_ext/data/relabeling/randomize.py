@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel, check_classes, check_epsilon, likely_classes
+from hf_ext.data.relabeling.class_names import check_class_count
 from hf_ext.data.relabeling.columns import IGNORED_LABEL, ClassColumn, class_column, row_error
 from hf_ext.data.relabeling.keys import KeyRef, below, check_key, encoded, keep_threshold, uniforms
 from hf_ext.data.relabeling.leaks import refuse_leaks
@@ -150,7 +151,8 @@ class RandomizedResponse:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Noisy labels and ledger of one batch."""
-        classes = class_column(batch, self.label, self.num_classes)
+        self.check_features(getattr(getattr(batch, "formatter", None), "features", None))  # as a lazy batch has them
+        classes = class_column(batch, self.label, self.num_classes, offset=None)
         rows = len(batch[self.label])
         epsilons, channels = self.ledger_after(batch, classes, rows)
         refuse_leaks(batch, self.label, public=self._public())
@@ -163,6 +165,15 @@ class RandomizedResponse:
         noisy = classes.flat.copy()
         noisy[labelled] = self._draw(classes.flat[labelled], noise, likely)
         return {self.label: classes.rows(noisy), EPSILON: rounded_up(epsilons), CHANNEL: channels}
+
+    def check_features(self, features: Mapping[str, Any] | None) -> None:
+        """
+        Refuse a label column that cannot hold every class which may come out.
+
+        Raises:
+            ValueError: it is a `ClassLabel` of fewer classes.
+        """
+        check_class_count(self.num_classes, (features or {}).get(self.label), "the mechanism", self.label)
 
     def _public(self) -> tuple[str, ...]:
         prior = () if self.prior_column is None else (self.prior_column,)

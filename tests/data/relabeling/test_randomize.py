@@ -180,6 +180,15 @@ def test_a_fresh_draw_from_true_labels_is_added_up(released: Dataset) -> None:
     assert set(third["label_dp_epsilon"]) == {2.5}
 
 
+def test_what_was_spent_counts_in_a_batch_whose_other_rows_have_no_ledger(released: Dataset) -> None:
+    second = response(0.5, 4, compose=True, salt="second")
+    private = carry_ledger(rows(), released).select(range(30, 33))
+    both = concatenate_datasets([rows().select(range(30)), private])  # nulls in the ledger of the first part
+    expected = [0.5] * 30 + [1.5] * 3
+    assert both.map(second, batched=True)["label_dp_epsilon"][:] == expected
+    assert privatize(both, second)["label_dp_epsilon"][:] == expected
+
+
 def test_the_same_draw_again_is_not_a_fresh_one(released: Dataset) -> None:
     with pytest.raises(PrivacyBudgetError, match="Give the new release another salt"):
         privatize(released, response(1.0, 4, compose=True))
@@ -342,6 +351,21 @@ def test_a_label_that_is_no_class_is_named_by_row_value_and_remedy(bad: object, 
     assert "id: 'c'" in message
     assert "class_encode_column('label')" in message
     assert caught.value.row_index == 2
+
+
+def test_more_classes_than_the_label_column_can_hold_are_refused_before_a_row_is_mapped() -> None:
+    five = response(1.0, 5)
+    ways = (
+        lambda: privatize(rows(8), five),
+        lambda: privatize(DatasetDict(train=rows(8)), five),
+        lambda: privatize(rows(8).to_iterable_dataset(), five),
+        lambda: rows(8).map(five, batched=True),
+    )
+    for release in ways:
+        with pytest.raises(ValueError, match=r"the mechanism has 5 classes, but column 'label' is a ClassLabel of 4"):
+            release()
+    spare = rows(8).cast_column("label", Value("int64")).cast_column("label", ClassLabel(num_classes=9))
+    assert set(privatize(spare, response(1.0, 4))["label"]) <= set(range(4))  # names that no row needs do not matter
 
 
 @pytest.mark.parametrize("feature", [float, str, bool])
