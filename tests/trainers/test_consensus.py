@@ -153,9 +153,7 @@ def test_equal_steps_are_the_first_rounds_and_at_most_four_times_its_epochs(rows
     hard = rows.remove_columns("label").add_column("label", labels)
     result = run(tmp_path / "cap", hard, budget="steps", num_train_epochs=1, learning_rate=1e-9)
     assert result.rounds[1].rows == 6
-    assert result.rounds[1].steps == 4, (
-        "four passes over six rows, of a batch each, are fewer than the first round's 8"
-    )
+    assert result.rounds[1].steps == 4, "four passes over six rows, a batch each: fewer than the first round's 8"
 
 
 def test_every_round_starts_from_the_same_weights(rows: Dataset, tmp_path: Path) -> None:

@@ -88,9 +88,7 @@ def test_good_evaluation_rows_of_every_form_are_evaluated(rows: Dataset, tmp_pat
     assert losses[0] == pytest.approx(losses[1]), "the same rows, as a dataset and as a stream"
 
 
-def test_evaluation_rows_and_models_in_another_order_are_refused_with_both_shown(
-    rows: Dataset, tmp_path: Path
-) -> None:
+def test_evaluation_rows_and_models_of_another_order_are_refused_with_both(rows: Dataset, tmp_path: Path) -> None:
     turned = rows.cast_column("label", Value("int64")).cast_column("label", ClassLabel(names=ORDER))
     for held_out in (turned, {"x": turned}, turned.to_iterable_dataset()):
         with pytest.raises(ValueError, match=r"0 'music'.*; the training rows: 0 'billing'.*: the order is another"):

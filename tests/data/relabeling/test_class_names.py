@@ -151,9 +151,7 @@ def test_a_class_beyond_the_distribution_or_the_class_label_is_named_by_row_and_
             bayes_posterior(np.full((2, 2), 0.5), np.array([0, bad]), RRChannel(1.0, 2))
 
 
-@pytest.mark.parametrize(
-    "bad", [None, [], [1.0], [0.2, 0.3, 0.5], [0.5], [1.2, -0.2], [float("nan"), 1.0], [0.5, 0.6]]
-)
+@pytest.mark.parametrize("bad", [None, [], [1.0], [0.2, 0.3, 0.5], [1.2, -0.2], [float("nan"), 1.0], [0.5, 0.6]])
 @pytest.mark.parametrize("row", [0, 1])
 def test_what_is_no_distribution_is_named_by_row(bad: Any, row: int) -> None:
     probs = [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
