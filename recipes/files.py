@@ -80,7 +80,7 @@ def read_settings(name: str) -> tuple[Path, dict[str, Any]]:
         ValueError: there is no such file, or it is no YAML mapping of option names to values.
     """
     path = find_recipe(name)
-    values = read_yaml(path)
+    values = read_yaml(path, exponents_from=2)  # those of the first level are typed
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a YAML mapping of option names to values, found {type(values).__name__}")
     wrong = next((key for key in values if not isinstance(key, str)), "")

@@ -18,6 +18,7 @@ from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
+from hf_ext.recipes.keywords import check_scheduler, naming_keywords
 from hf_ext.recipes.loading import check_files, check_model_name, first_rows, load_splits, pick_split
 from hf_ext.recipes.parser import RecipeParser
 
@@ -137,14 +138,15 @@ class Recipe:
         self.before_loading(training_args, model_args)
         rows, held_out = self.load(script_args, training_args, dataset_args)
         self.before_training(script_args, training_args, model_args)
-        trainer = self.make_trainer(
-            model_args.model_name_or_path,
-            training_args,
-            model_args,
-            train_dataset=rows,
-            eval_dataset=held_out if training_args.eval_strategy != "no" else None,
-        )
-        trainer.train(resume_from_checkpoint=resume_from(training_args.resume_from_checkpoint))
+        with naming_keywords(training_args):
+            trainer = self.make_trainer(
+                model_args.model_name_or_path,
+                training_args,
+                model_args,
+                train_dataset=rows,
+                eval_dataset=held_out if training_args.eval_strategy != "no" else None,
+            )
+            trainer.train(resume_from_checkpoint=resume_from(training_args.resume_from_checkpoint))
         trainer.accelerator.print("Training completed.")
         trainer.save_model(training_args.output_dir, _internal_call=True)  # the push comes last, with the report
         trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
@@ -208,6 +210,7 @@ def check_arguments(
             f"Start one process each (hf-ext train --num_processes {training_args.n_gpu}, or accelerate launch), or "
             "set CUDA_VISIBLE_DEVICES=0."
         )
+    check_scheduler(training_args)
     resume = resume_from(training_args.resume_from_checkpoint)
     if resume is True and last_checkpoint(training_args.output_dir) is None:
         raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {training_args.output_dir!r}")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from trl import TrlParser
 
-from hf_ext.cli.schema import config_schema, problem_of
+from hf_ext.cli.schema import config_schema, converted, problem_of
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.recipes.files import did_you_mean, read_settings, take_config
 
@@ -109,4 +109,4 @@ class RecipeParser(TrlParser):
             problem = problem_of(value, known[key])
             if problem:  # argparse takes a default of any type, so this is the only check there is
                 raise ValueError(f"{path}: {key}: {problem}")
-        return others, config
+        return others, {key: converted(value, known[key]) for key, value in config.items()}

@@ -72,8 +72,10 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
 
 def _prune(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.pruning import load_encoder, prune
+    from hf_ext.data.pruning.selectors import check_method
 
     method_options = dict(_named_value(text) for text in options.option)
+    check_method(options.method, method_options)  # now, and not after the rows are read
     if options.resume_path is not None:
         method_options["resume_path"] = options.resume_path
     rows = rows_of(options, options.dataset)
@@ -158,4 +160,4 @@ def _named_value(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as trim=0.1")
-    return name, parse_yaml(value, f"--option {name[:80]}")
+    return name, parse_yaml(value, f"--option {name[:80]}", exponents_from=0)

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Literal, Union
 
+from hf_ext.recipes.files import did_you_mean
+
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 INTEGER = r"^[-+]?[0-9]+$"
@@ -122,7 +124,7 @@ def _type(hint: Any) -> dict[str, Any]:
     if origin is list:
         return {"type": ["array"], "items": _type(arguments[0])}
     if origin is dict:
-        return dict(SCALARS[dict])
+        return {**SCALARS[dict], **({"additionalProperties": further} if (further := _type(arguments[1])) else {})}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {"enum": [member.value for member in hint]}
     if hint in SCALARS:
@@ -142,6 +144,9 @@ def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {"type": list(dict.fromkeys(name for member in members for name in member["type"]))}
     for member in members:
         merged |= {key: value for key, value in member.items() if key != "type"}
+    entries = [member.get("additionalProperties") for member in members if member.get("type") == ["object"]]
+    if any(entry != entries[0] for entry in entries):  # mappings of two kinds: either, so their entries are anything
+        merged.pop("additionalProperties", None)
     if SCALARS[str] in members:  # any string, not only one that is a number
         merged.pop("pattern", None)
     return merged
@@ -182,6 +187,33 @@ def problem_of(value: Any, schema: dict[str, Any]) -> str | None:
     return _object_problem(value, schema) if isinstance(value, dict) else None
 
 
+def converted(value: Any, schema: dict[str, Any]) -> Any:
+    """
+    A value without problem, where numbers inside of lists and mappings that were written as texts are numbers.
+
+    `argparse` makes a number of a text itself, but only of one that is the whole value.
+
+    Args:
+        value (`Any`):
+            One of which [`problem_of`] says nothing.
+        schema (`dict`):
+            As [`problem_of`] takes it.
+    """
+    if isinstance(value, list):
+        return [_number(converted(entry, schema.get("items", {})), schema.get("items", {})) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    known, further = schema.get("properties", {}), schema.get("additionalProperties", {})
+    schemas = {key: known.get(key, further or {}) for key in value}
+    return {key: _number(converted(entry, schemas[key]), schemas[key]) for key, entry in value.items()}
+
+
+def _number(value: Any, schema: dict[str, Any]) -> Any:
+    if not isinstance(value, str) or schema.get("pattern") not in (NUMBER, INTEGER):
+        return value
+    return int(value) if schema["pattern"] == INTEGER else float(value)
+
+
 def _object_problem(value: dict[Any, Any], schema: dict[str, Any]) -> str | None:
     known, further = schema.get("properties", {}), schema.get("additionalProperties", {})
     missing = [name for name in schema.get("required", ()) if name not in value]
@@ -191,11 +223,15 @@ def _object_problem(value: dict[Any, Any], schema: dict[str, Any]) -> str | None
         if not isinstance(key, str) or not re.search(schema.get("propertyNames", {}).get("pattern", ""), key):
             return f"{_shown(key)} is no usable key"
         if key not in known and further is False:
-            return f"unknown key {key!r}"
+            return f"unknown key {_shown_key(key)}{did_you_mean(key, known)}"
         problem = problem_of(entry, known.get(key, further))
         if problem:
             return f"{key}: {problem}"
     return None
+
+
+def _shown_key(key: str) -> str:
+    return repr(key if len(key) <= 60 else f"{key[:57]}...")
 
 
 def _is(value: Any, name: str) -> bool:

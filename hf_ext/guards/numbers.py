@@ -78,16 +78,15 @@ class Bounds:
 
 
 _LARGEST = 2**63 - 1  # what Arrow and torch hold
-_INFINITE = {"most": math.inf, "below": True}
 
 COUNT = Bounds(int, 1, _LARGEST, "a whole number, at least 1 and below 2**63")
 SIZE = Bounds(int, 1, 2**31 - 1, "a whole number, at least 1 and below 2**31")
 WHOLE = Bounds(int, 0, 2**31 - 1, "a whole number, at least 0 and below 2**31")
 CLASSES = Bounds(int, 2, 2**31, "a whole number of classes, at least 2 and at most 2**31")
 SEED = Bounds(int, 0, 2**32 - 1, "a whole number, at least 0 and below 2**32")  # numpy takes no other
-POSITIVE = Bounds(float, 0, words="a finite number above 0", above=True, **_INFINITE)
-NON_NEGATIVE = Bounds(float, 0, words="a finite number, at least 0", **_INFINITE)
-FINITE = Bounds(float, -math.inf, words="a finite number", above=True, **_INFINITE)
+POSITIVE = Bounds(float, 0, words="a finite number above 0", above=True, most=math.inf, below=True)
+NON_NEGATIVE = Bounds(float, 0, words="a finite number, at least 0", most=math.inf, below=True)
+FINITE = Bounds(float, -math.inf, words="a finite number", above=True, most=math.inf, below=True)
 SHARE = Bounds(float, 0, 1, "a number above 0 and at most 1", above=True)
 PROBABILITY = Bounds(float, 0, 1, "a number from 0 to 1")
 _PAIR = Bounds(int, 2, 2**31 - 1, "a whole number, at least 2 and below 2**31")

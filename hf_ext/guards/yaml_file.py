@@ -27,6 +27,9 @@ MAX_DIGITS = 400
 # What int, date and the like raise, and PyYAML 6.0 lets pass: '2024-13-40', '!!bool maybe', '!!set [a]'.
 NO_VALUE = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError)
 
+# PyYAML reads YAML 1.1, in which these are texts; in YAML 1.2, and to whoever writes them, they are numbers.
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -34,13 +37,15 @@ class YamlError(ValueError):
     """A text is no YAML that can be used; the message says where and why."""
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | Path, *, exponents_from: int | None = None) -> Any:
     """
     Read a YAML file, as [`parse_yaml`] reads a text.
 
     Args:
         path (`str` or `Path`):
             A file of UTF-8 text.
+        exponents_from (`int`, *optional*):
+            As [`parse_yaml`] takes it.
 
     Returns:
         `Any`: plain values: dictionaries, lists, strings, numbers, booleans, dates, `None`.
@@ -49,7 +54,7 @@ def read_yaml(path: str | Path) -> Any:
         YamlError: the file is too long, no UTF-8, or no YAML that can be used.
         OSError: it cannot be opened; the message names it.
     """
-    return parse_yaml(read_text(path, MAX_BYTES), str(path))
+    return parse_yaml(read_text(path, MAX_BYTES), str(path), exponents_from=exponents_from)
 
 
 def read_text(path: str | Path, limit: int) -> str:
@@ -79,7 +84,7 @@ def read_text(path: str | Path, limit: int) -> str:
         raise YamlError(f"{path} is no UTF-8 text (byte {error.start:,}): save it as UTF-8") from error
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str, *, exponents_from: int | None = None) -> Any:
     """
     Read a YAML text within bounds.
 
@@ -92,6 +97,9 @@ def parse_yaml(text: str, name: str) -> Any:
             One YAML document.
         name (`str`):
             What the message calls it, such as the file's path.
+        exponents_from (`int`, *optional*):
+            Level of nesting, 0 for the whole document, from which a bare `1e-5` is a number, as YAML 1.2 has it; by
+            default it is a text on every level. Whoever knows the types of the upper levels converts those.
 
     Returns:
         `Any`: plain values.
@@ -107,7 +115,7 @@ def parse_yaml(text: str, name: str) -> Any:
         raise YamlError(f"{name} holds NUL or half a surrogate pair, which no text file does")
     try:
         _check_size(text, name)
-        return yaml.load(text, Loader=_loader())  # noqa: S506  a subclass of the safe one
+        return yaml.load(text, Loader=_loader(exponents_from))  # noqa: S506  a subclass of the safe one
     except yaml.MarkedYAMLError as error:
         place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         reason = " ".join(part for part in (error.context, error.problem) if part)
@@ -172,13 +180,36 @@ def _place(event: Event) -> str:
     return "line ?" if event.start_mark is None else f"line {event.start_mark.line + 1}"
 
 
-def _loader() -> Any:
+def _number_exponents(node: Node, level: int, seen: set[int]) -> None:
+    """Tag bare scalars such as `1e-5` as numbers, from `level` levels below `node` on."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        is_bare = not node.style and node.tag == "tag:yaml.org,2002:str"
+        if level <= 0 and is_bare and _EXPONENT.fullmatch(node.value):
+            node.tag = "tag:yaml.org,2002:float"
+        return
+    if id(node) in seen:  # an alias: once is enough
+        return
+    seen.add(id(node))
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, entry) for entry in node.value]
+    for _, entry in pairs:
+        _number_exponents(entry, level - 1, seen)
+
+
+def _loader(exponents_from: int | None) -> Any:
     """The safe loader, with keys given twice and values that are none refused where they stand."""
     from yaml.constructor import ConstructorError
 
     base: Any = fast_loader()
 
     class Loader(base):
+        def get_single_node(self) -> Node | None:
+            node = super().get_single_node()
+            if node is not None and exponents_from is not None:
+                _number_exponents(node, exponents_from, set())
+            return node
+
         def construct_object(self, node: Node, deep: bool = False) -> Any:
             kind = node.tag.rpartition(":")[2]
             if kind in ("int", "float") and len(node.value) > MAX_DIGITS:

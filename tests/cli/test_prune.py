@@ -13,6 +13,8 @@ from hf_ext.cli import main
 from hf_ext.data.pruning import PruneReport, prune
 from hf_ext.recipes.loading import load_rows
 
+FIVE = ["--output", "x.jsonl", "--k", "5", "--column", "vector"]
+
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
@@ -137,6 +139,29 @@ def test_a_method_s_option_that_is_no_value_is_one_line(rows, capsys, value):
     assert "error: --option trim" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("k: 0", "k must be a whole number, at least 1"),
+        ("seed: -1", "seed must be a whole number, at least 0"),
+        ("fraction: 2", "fraction must be a number above 0 and at most 1"),
+    ],
+)
+def test_a_number_of_the_file_has_the_bounds_of_the_option(rows, tmp_path, capsys, setting, problem):
+    (tmp_path / "c.yaml").write_text(f"{setting}\n")
+    assert main(["data", "prune", "--dataset", "rows.parquet", "--output", "x.jsonl", "--config", "c.yaml"]) == 2
+    assert f"error: --config c.yaml: {problem}" in capsys.readouterr().err
+
+
+def test_an_option_without_a_point_is_a_number_on_the_command_line_and_in_a_file(rows, tmp_path):
+    (tmp_path / "c.yaml").write_text("option: {trim: 3e-1}\n")
+    command = ["data", "prune", "--dataset", "rows.parquet", "--column", "vector", "--k", "9", "--output"]
+    assert main([*command, "a.jsonl", "--option", "trim=3e-1"]) == 0
+    assert main([*command, "b.jsonl", "--config", "c.yaml"]) == 0
+    expected = prune(rows, 9, column="vector", trim=0.3)["text"][:]
+    assert load_rows("a.jsonl")["text"][:] == load_rows("b.jsonl")["text"][:] == expected
+
+
 def test_the_recipe_of_the_package_runs_on_rows_and_a_model_of_ones_own(rows, tmp_path):
     from tests.data.pruning.test_embedding import bert
 
@@ -175,6 +200,12 @@ def test_a_model_makes_the_vectors(rows, tmp_path):
         (["--output", "x.jsonl", "--k", "5", "--column", "vector", "--by", "kind"], ["by='kind'"]),
         (["--output", "x.jsonl", "--k", "5", "--column", "vector", "--option", "trim"], ["NAME=VALUE"]),
         (["--output", "x.jsonl", "--k", "5", "--column", "vector", "--method", "best"], ["Unknown method 'best'"]),
+        ([*FIVE, "--option", "trimm=0.1"], ["method='gm' has no option 'trimm'. Did you mean 'trim'? It has backend"]),
+        ([*FIVE, "--option", "seed=3"], ["method='gm' has no option 'seed'."]),  # the command's own
+        ([*FIVE, "--option", "trim=abc"], ["trim must be a number, got 'abc'"]),
+        ([*FIVE, "--option", "replace=maybe"], ["replace must be true or false, got 'maybe'"]),
+        ([*FIVE, "--option", "budget=equal"], ["budget shares the rows out among groups", "give by"]),
+        ([*FIVE, "--method", "k_center", "--option", "trim=0.1"], ["method='k_center' has no option 'trim'."]),
         (["--output", "x.jsonl", "--k", "5", "--encoder", "nowhere"], ["encoder 'nowhere' cannot be loaded"]),
         (["--output", "x.jsonl", "--config", "none.yaml"], ["none.yaml"]),
     ],

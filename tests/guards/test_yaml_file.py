@@ -12,6 +12,19 @@ import yaml
 
 from hf_ext.guards.yaml_file import MAX_BYTES, MAX_DEPTH, YamlError, parse_yaml, read_yaml
 
+EXPONENTS = "a: 1e-5\nb: {c: 1e-5, d: '1e-5', e: [1E3, .5e2, 3e4x, e5, 1.0e-5]}\n"
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_bare_exponent_is_a_number_from_the_level_asked_for_and_a_quoted_one_never(level: int) -> None:
+    found = parse_yaml(EXPONENTS, "a", exponents_from=level)
+    assert found == {
+        "a": "1e-5" if level > 1 else 1e-5,
+        "b": {"c": 1e-5, "d": "1e-5", "e": [1000.0, 50.0, "3e4x", "e5", 1e-5]},
+    }
+    assert parse_yaml(EXPONENTS, "a") == yaml.safe_load(EXPONENTS)
+    assert parse_yaml("1e-6", "a", exponents_from=0) == 1e-6
+
 
 def aliases(levels: int) -> str:
     """A list of ten, ten times in a list, and so on: 10**levels values in a few hundred letters."""

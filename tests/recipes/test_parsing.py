@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from hf_ext.recipes.files import find_recipe, package_folder
 from hf_ext.recipes.flow.train import RECIPE, make_parser
+from hf_ext.recipes.keywords import check_scheduler
+from tests.recipes.work import SMALL
 
 
 def parse(*arguments):
@@ -148,3 +151,63 @@ def test_help_shows_the_method_s_own_options_and_the_config(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(name in text for name in ("--tau", "--learning_rate", "--prompt_column", "--lora_r", "--config FILE"))
+
+
+NESTED = """
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr: 1e-6}
+model_init_kwargs: {a: {b: [2E2, text]}}
+learning_rate: '1e-4'
+max_steps: 1_000
+"""
+
+
+def test_numbers_inside_of_mappings_and_lists_are_numbers(tmp_path):
+    from hf_ext.recipes.infopo.train import make_parser as infopo_parser
+    from hf_ext.recipes.rare.train import make_parser as rare_parser
+
+    def parsed(make, text):
+        (tmp_path / "c.yaml").write_text(text)
+        command = ["--use_cpu", "true", "--bf16", "false", "--config", str(tmp_path / "c.yaml")]
+        return make().parse_args_and_config(command)[1]
+
+    training = parsed(make_parser, NESTED)
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-6}
+    assert training.model_init_kwargs == {"a": {"b": [200.0, "text"]}}
+    assert (training.learning_rate, training.max_steps) == (1e-4, 1000)
+    weights = parsed(infopo_parser, "loss_type: [infopo, sft]\nloss_weights: ['1', 1e-1]\n").loss_weights
+    assert weights == [1.0, 0.1]
+    assert all(isinstance(weight, float) for weight in weights)
+    retriever = parsed(rare_parser, "learning_rate_mapping: {a: 1e-4, b: '2e-4'}\nprompts: {query: 'Q: '}\n")
+    assert retriever.learning_rate_mapping == {"a": 1e-4, "b": 2e-4}
+    assert retriever.prompts == {"query": "Q: "}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keywords", "problem"),
+    [
+        ("cosine", {"num_cyclse": 1}, "unexpected keyword argument 'num_cyclse'"),
+        ("cosine", {"num_cycles": "half"}, "could not convert"),
+        ("cosine_with_min_lr", {}, "min_lr or min_lr_rate"),
+        ("cosine_with_min_lr", {"min_lr": "1e-6"}, "'str'"),
+        ("constant_with_warmup", {"num_cycles": 1}, "has no effect with lr_scheduler_type='constant_with_warmup'"),
+    ],
+)
+def test_keywords_of_a_scheduler_are_tried_before_anything_is_loaded(kind, keywords, problem):
+    settings = SimpleNamespace(lr_scheduler_type=kind, lr_scheduler_kwargs=keywords, learning_rate=1e-4)
+    with pytest.raises(ValueError, match=f"^lr_scheduler_kwargs=.*{problem}"):
+        check_scheduler(settings)
+
+
+def test_every_scheduler_that_needs_no_keywords_passes():
+    for kind in ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+                 "inverse_sqrt", "reduce_lr_on_plateau", "greedy"):  # fmt: skip
+        check_scheduler(SimpleNamespace(lr_scheduler_type=kind, lr_scheduler_kwargs=None, learning_rate=1e-4))
+
+
+def test_a_keyword_that_the_model_does_not_take_is_said_to_be_the_setting_s(work, capsys):
+    (work / "c.yaml").write_text("model_init_kwargs: {attn_implementatoin: eager}\n")
+    arguments = [*SMALL, "--dataset_name", "train.jsonl", "--output_dir", "out", "--config", "c.yaml"]
+    status, err = error_of(capsys, *arguments)
+    assert status == 2
+    assert "error: model_init_kwargs has a key 'attn_implementatoin' that nothing takes" in err

@@ -12,7 +12,7 @@ from hf_ext.data.pruning.embedding import embed_rows
 from hf_ext.data.pruning.matching import Matching
 from hf_ext.data.pruning.median import GeometricMedian, not_converged
 from hf_ext.data.pruning.report import PruneReport, make_report
-from hf_ext.data.pruning.selectors import select_rows
+from hf_ext.data.pruning.selectors import check_method, select_rows
 from hf_ext.data.pruning.vectors import column_vectors, label_values, refuse_bad_vectors, score_values
 from hf_ext.data.splits import with_split
 from hf_ext.guards._row_rules import excerpt_of
@@ -107,6 +107,8 @@ def prune(
     """
     from datasets import Dataset, DatasetDict, IterableDataset
 
+    if not isinstance(dataset, IterableDataset):  # of a stream by `prune_stream`, which has others
+        check_method(method, method_options)
     vectors = {"column": column, "encoder": encoder, "input_column": input_column, "batch_size": batch_size}
     shared = {"method": method, "by": by, "score_column": score_column, "seed": seed, **vectors, **method_options}
     shared |= {"cache_dir": cache_dir, "strict": strict, "show_progress": show_progress}

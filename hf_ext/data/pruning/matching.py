@@ -230,6 +230,9 @@ def _counts(
     if k is not None and k > sum(kept.values()) and not replace:
         after = f" after trimming {n - sum(kept.values()):,} of {n:,}" if sum(kept.values()) < n else ""
         raise ValueError(f"k={k:,} rows asked for, {sum(kept.values()):,} there{after}. Lower k.")
+    if not grouped and (budget != "proportional" or at_least):
+        name = "min_per_group" if budget == "proportional" else "budget"
+        raise ValueError(f"{name} shares the rows out among groups, and there are none: give by (or groups).")
     if grouped:
         return quotas(k, kept, budget, at_least)
     if k is None:

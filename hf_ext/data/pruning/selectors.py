@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from hf_ext.data.pruning._options import check_options
 from hf_ext.data.pruning._rows import Rows, Selection, check_rows
 from hf_ext.data.pruning._run import _center
 from hf_ext.data.pruning._types import FloatArray, IntArray
@@ -90,10 +91,7 @@ def select_rows(
     Reference: Welling 2009, *Herding dynamical weights to learn*; Sener, Savarese 2018, arXiv 1708.00489 (k-center);
     Xia et al. 2023, *Moderate Coreset*; Sorscher et al. 2022 (easy and hard, arXiv 2206.14486).
     """
-    if method not in SELECTORS:
-        near = difflib.get_close_matches(str(method), SELECTORS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SELECTORS)}.{hint}")
+    check_method(method, {**options, "budget": budget, "min_per_group": min_per_group})
     return SELECTORS[method](
         X,
         k,
@@ -104,6 +102,20 @@ def select_rows(
         min_per_group=min_per_group,
         **options,
     )
+
+
+def check_method(method: str, options: Mapping[str, Any]) -> None:
+    """
+    Refuse an unknown method, and options that it does not have or of another type, before any row is read.
+
+    Raises:
+        ValueError: names the method or the option, and those that there are.
+    """
+    if method not in SELECTORS:
+        near = difflib.get_close_matches(str(method), SELECTORS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SELECTORS)}.{hint}")
+    check_options(method, options)
 
 
 def register_selector(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
