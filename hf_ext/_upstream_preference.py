@@ -134,11 +134,15 @@ class PreferenceSeam(Seam):
         rows = self.check_rows(unformatted(dataset), args, dataset_name)
         prepare = super()._prepare_dataset
 
+        tokenised: list[AnyDataset] = []
+
         def host(chosen_rows: AnyDataset) -> AnyDataset:
+            tokenised.append(chosen_rows)
             return prepare(chosen_rows, processing_class, args, dataset_name)
 
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         dataset = self.tokenise(rows, host, tokenizer, args, dataset_name)
+        rows = tokenised[-1]  # without those that the template did not take
         self.check_prepared(dataset, rows, args, dataset_name)
         return dataset
 

@@ -72,7 +72,11 @@ class TruncateRows:
             if is_per_token(weight) and len(weight) != len(ids):
                 problem = f"weight: has {len(weight)} entries, the tokenised row has {len(ids)} tokens"
             elif all(label == -100 for label in short[1:]):  # the first token has nothing before it to predict it from
-                problem = f"labels: no supervised token is left of {len(ids)} after truncation to {self.max_length}"
+                problem = "labels: no supervised token after the first"
+                if self.max_length is not None and len(ids) > self.max_length:
+                    problem = (
+                        f"labels: no supervised token is left of {len(ids)} after truncation to {self.max_length}"
+                    )
             else:
                 problem = ""
             out["input_ids"].append(ids[cut])

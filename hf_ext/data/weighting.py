@@ -171,7 +171,7 @@ def add_original_losses(
     scores = score_rows(
         model,
         rows,
-        pad_token_id=processing_class.eos_token_id if pad is None else pad,
+        pad_token_id=(processing_class.eos_token_id or 0) if pad is None else pad,  # padding is not scored
         batch_size=batch_size,
         autocast=autocast,
         show_progress=show_progress,

@@ -18,11 +18,14 @@ from tqdm.auto import tqdm
 from trl import DPOConfig
 
 from hf_ext._upstream import DataCollatorForPreference, fused_lm_head, tokenise_preference_rows, unformatted
+from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import adapters_off
 from hf_ext.evaluation.intervals import CONFIDENCE
 from hf_ext.evaluation.models import Model, check_adapters_off, free_memory, loaded, ready
 from hf_ext.evaluation.preference_report import Interval, LikelihoodReport
+from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.preference_rows import check_preference_rows
+from hf_ext.guards.tokens import say_count, tokenise_checked
 from hf_ext.losses.infopo import ESTIMATORS, bound_of_loss, infopo_loss
 
 if TYPE_CHECKING:
@@ -197,7 +200,13 @@ def _reference_source(model: Any, reference: Any, dataset: Dataset) -> tuple[str
 def _tokenised(pairs: Dataset, processing_class: Any, max_length: int | None) -> tuple[Dataset, int]:
     """The pairs with token ids, without those that truncation empties on a side, and how many those are."""
     args = DPOConfig(report_to="none", bf16=False, max_length=max_length)
-    rows = tokenise_preference_rows(pairs, processing_class, args)
+    rows = tokenise_checked(
+        with_prompts(pairs, "evaluation"),
+        lambda texts: tokenise_preference_rows(texts, processing_class, args),
+        getattr(processing_class, "tokenizer", processing_class),
+        args,
+        dataset_name="evaluation",
+    )
     kept = [i for i, row in enumerate(rows) if min(_completion_tokens(row, max_length)) > 0]
     if not kept:
         raise ValueError(
@@ -212,6 +221,8 @@ def _tokenised(pairs: Dataset, processing_class: Any, max_length: int | None) ->
             len(rows),
             max_length,
         )
+    is_same = SameResponses(max_length)
+    say_count(is_same.count(rows, rows), len(rows), is_same.sentence(), "evaluation", "pairs")
     return rows.select(kept), len(rows) - len(kept)
 
 
@@ -239,7 +250,7 @@ class _Scorer:
         show_progress: bool,
     ) -> None:
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad = (tokenizer.eos_token_id or 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.collate = DataCollatorForPreference(pad_token_id=pad, max_length=max_length)
         self.batch_size = batch_size
         self.autocast_dtype = autocast_dtype

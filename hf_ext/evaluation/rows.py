@@ -12,6 +12,8 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_ext.guards.tokens import without_padding
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
@@ -67,7 +69,7 @@ def _prepared_target(
     if "seq_lengths" in target.column_names:
         raise ValueError("target is packed; give the unpacked rows, an interval over rows needs rows.")
     if {"input_ids", "labels"} <= set(target.column_names):
-        return target
+        return without_padding(target, "target")
     from trl import SFTConfig
 
     from hf_ext.data.weighting import prepare_sft_rows
@@ -101,13 +103,14 @@ def _token_rows(dataset: Dataset, name: str, max_length: int) -> Rows:
             "Give rows whose labels are not all -100, or raise max_length."
         )
     if len(kept) < len(cut):
+        is_cut = any(len(ids) > max_length for ids in plain["input_ids"])
         logger.warning(
-            "%s: %d of %d rows have no supervised token within max_length=%d and are left out of the report; "
-            "raise max_length to include them.",
+            "%s: %d of %d rows have no supervised token within max_length=%d and are left out of the report%s",
             name,
             len(cut) - len(kept),
             len(cut),
             max_length,
+            "; raise max_length to include those that have one beyond it." if is_cut else ".",
         )
     return Rows(*(list(column) for column in zip(*kept, strict=True)))
 

@@ -68,7 +68,20 @@ class TemplateRules(RowRules):
                 name = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
                 said = shorten(f"{name}{error}".rstrip("."), PROBLEM_LENGTH)
                 return Found(columns[-1], f"the chat template does not take this row: {said}")
+        if self.assistant_only_loss and not self._has_assistant_tokens(row, settings):
+            return Found(
+                self.renderings[-1][0][-1],
+                "assistant_only_loss needs tokens of the assistant, and the chat template marks none in this row: it "
+                "must stand around them with {% generation %}",
+            )
         return None
+
+    def _has_assistant_tokens(self, row: Mapping[str, Any], settings: dict[str, Any]) -> bool:
+        messages = [_as_chat(message) for column in self.renderings[-1][0] for message in row[column]]
+        tokens = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **settings
+        )
+        return 1 in tokens["assistant_masks"]
 
 
 def _as_chat(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,6 +97,7 @@ def tokenise_named(
     tokenizer: PreTrainedTokenizerBase,
     *,
     chat_template: str | None = None,
+    assistant_only_loss: bool = False,
     on_bad_row: str = "raise",
     bad_rows_path: str | None = None,
     dataset_name: str = "train",
@@ -101,6 +115,8 @@ def tokenise_named(
             The host's way from rows to tokens.
         tokenizer (`PreTrainedTokenizerBase`), chat_template (`str`, *optional*):
             What the host renders messages with.
+        assistant_only_loss (`bool`, *optional*, defaults to `False`):
+            Whether a row without a token of the assistant is bad too, as for the host.
         on_bad_row (`str`), bad_rows_path (`str`, *optional*), dataset_name (`str`):
             As in [`check_sft_rows`].
 
@@ -110,7 +126,7 @@ def tokenise_named(
     Raises:
         [`RowError`]: at a row that cannot be rendered, with `on_bad_row="raise"`. ValueError: where no row can be.
     """
-    rules = _rules(dataset, tokenizer, chat_template)
+    rules = _rules(dataset, tokenizer, chat_template, assistant_only_loss)
     if rules is None:
         return tokenise(dataset)
     if not isinstance(dataset, Dataset):
@@ -125,7 +141,10 @@ def tokenise_named(
 
 
 def _rules(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    assistant_only_loss: bool,
 ) -> TemplateRules | None:
     """The rules of rows that are messages; `None` for other rows, and where there is no template at all."""
     if not (chat_template or getattr(tokenizer, "chat_template", None)):
@@ -146,7 +165,7 @@ def _rules(
         data_type="messages",
         conversational=True,
         text_field=renderings[0][0][0],
-        assistant_only_loss=False,
+        assistant_only_loss=assistant_only_loss,
         columns=tuple(first),
         tokenizer=tokenizer,
         chat_template=chat_template,

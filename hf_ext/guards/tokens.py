@@ -68,6 +68,28 @@ def require_end_token(tokenizer: PreTrainedTokenizerBase, remedy: str = "set tok
         )
 
 
+def require_padding_token(tokenizer: Any, args: Any) -> None:
+    """
+    Refuse a tokenizer that a batch cannot be padded with: the host's own message names a token 'None'.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer, or what holds one; nothing is known of one that the host loads itself.
+        args (`SFTConfig` or `DPOConfig` or `KTOConfig`):
+            Its `pad_token` and `eos_token` are read, where it has them.
+
+    Raises:
+        ValueError: if neither a padding nor an end token is known.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    named = [getattr(args, name, None) for name in ("pad_token", "eos_token")]
+    if tokenizer is not None and not any((*named, tokenizer.pad_token, tokenizer.eos_token)):
+        raise ValueError(
+            "The tokenizer has no end token and no padding token. Set tokenizer.eos_token, with which batches are "
+            "padded too, or pass pad_token in the config."
+        )
+
+
 @dataclass(frozen=True)
 class RemovePadding:
     """
@@ -185,6 +207,7 @@ def tokenise_checked(
             tokenise,
             tokenizer,
             chat_template=chat_template,
+            assistant_only_loss=getattr(args, "assistant_only_loss", False),
             on_bad_row=getattr(args, "on_bad_row", "raise"),
             bad_rows_path=getattr(args, "bad_rows_path", None),
             dataset_name=dataset_name,

@@ -16,6 +16,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 from trl import SFTConfig
 
+from hf_ext import InfoPOConfig, InfoPOTrainer, WeightedSFTConfig, WeightedSFTTrainer, forgetting_report
 from hf_ext.data.sft_rows import prepare_sft_rows
 from hf_ext.data.weighting import add_original_losses
 from hf_ext.guards.rows import RowError
@@ -34,8 +35,8 @@ TOKENIZER = tiny_tokenizer()
 both_forms = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 
 
-def config(**settings: Any) -> SFTConfig:
-    return SFTConfig(report_to="none", bf16=False, use_cpu=True, **settings)
+def config(config_class: Any = SFTConfig, **settings: Any) -> Any:
+    return config_class(report_to="none", bf16=False, use_cpu=True, **settings)
 
 
 def tokens_of(rows: Any, tokenizer: Any = TOKENIZER, **settings: Any) -> list[dict[str, Any]]:
@@ -203,6 +204,28 @@ def test_a_published_tokenizer_gives_no_warning_on_ordinary_rows(
 # --- the end token ---------------------------------------------------------------------------------------------------
 
 
+def test_padded_rows_with_labels_are_measured_as_rows_without_padding() -> None:
+    ids = [TOKENIZER(text)["input_ids"] for text in tiny_text_dataset(3)["text"]]
+    plain = [{"input_ids": row, "labels": row} for row in ids]
+    hidden = [padded(row, list(range(2, 2 + len(row["input_ids"]))), 90) for row in plain]
+    original, new = tiny_model(TOKENIZER), tiny_model(TOKENIZER, seed=1)
+    reports = [
+        forgetting_report(new, original, TOKENIZER, target=Dataset.from_list(rows), show_progress=False).to_dict()
+        for rows in (hidden, plain)
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_rows_whose_template_marks_no_token_of_the_assistant_are_named() -> None:
+    marks = copy.deepcopy(TOKENIZER)
+    marks.chat_template = CHAT_TEMPLATE.replace("'assistant' %}", "'assistant' and message['content'] != 'Ho' %}", 1)
+    rows = Dataset.from_list([{"messages": [user("Hi"), bot(text)]} for text in ("Yes", "Ho", "No")])
+    assert len(tokens_of(rows, marks)) == 3
+    with pytest.raises(RowError, match="the chat template marks none in this row") as caught:
+        tokens_of(rows, marks, assistant_only_loss=True)
+    assert (caught.value.row_index, caught.value.column) == (1, "messages")
+
+
 @both_forms
 def test_without_an_end_token_texts_are_refused_and_nothing_else(make: Any) -> None:
     bare = copy.deepcopy(TOKENIZER)
@@ -217,6 +240,13 @@ def test_without_an_end_token_texts_are_refused_and_nothing_else(make: Any) -> N
     named = tokens_of(make([{"text": "Hi"}]), bare, eos_token="<|im_end|>")
     assert named == tokens_of(make([{"text": "Hi"}])), "the config's end token was not used"
     assert bare.eos_token is None, "the user's tokenizer was changed"
+    bare.pad_token = None
+    turns = tiny_messages_dataset(2)
+    for trainer_class, args in ((WeightedSFTTrainer, WeightedSFTConfig), (InfoPOTrainer, InfoPOConfig)):
+        with pytest.raises(ValueError, match="The tokenizer has no end token and no padding token"):
+            trainer_class(tiny_model(8), args=config(args), train_dataset=turns, processing_class=bare)
+    scores = [add_original_losses(turns, tiny_model(TOKENIZER), known) for known in (bare, TOKENIZER)]
+    assert scores[0]["original_nll_sum"][:] == scores[1]["original_nll_sum"][:]
     with pytest.raises(ValueError, match="eos_token='<end>' is not in the tokenizer's vocabulary"):
         tokens_of(make([{"text": "Hi"}]), bare, eos_token="<end>")
 

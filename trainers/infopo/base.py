@@ -23,7 +23,7 @@ from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.rows import ROW_INDEX
-from hf_ext.guards.tokens import SayOnce, say_count, tokenise_checked
+from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.collator import OwnColumnsCollator
 from hf_ext.trainers.infopo.config import own_config
@@ -66,6 +66,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
         args = own_config(self.config_class, args, model, self._name)
         if train_dataset is not None and next(iter(train_dataset), None) is None:
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
+        require_padding_token(processing_class, args)
         if ref_model is None and kwargs.get("peft_config") is None:
             self._refuse_missing_reference(model, args)
         with _no_reference_model(args), _flags_kept(model if kwargs.get("peft_config") is None else None):

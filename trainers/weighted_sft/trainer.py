@@ -16,7 +16,7 @@ from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import check_sft_rows
-from hf_ext.guards.tokens import tokenise_checked
+from hf_ext.guards.tokens import require_padding_token, tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
@@ -144,6 +144,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     ) -> None:
         if datasets[0] is not None and next(iter(datasets[0]), None) is None:  # the host meets a StopIteration here
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
+        require_padding_token(processing_class, args)
         columns = {name for dataset in datasets if hasattr(dataset, "column_names") for name in column_names(dataset)}
         refused = {
             "compute_loss_func": (compute_loss_func is not None, "subclass this trainer and override compute_loss"),
