@@ -131,7 +131,7 @@ class Seam(Trainer):
     What the seams of every host share; stands before the host trainer in a seam's bases.
 
     - `push_checkpoint(checkpoint)`: the push of a checkpoint's folder while training goes on;
-    - `add_ratio`, `add_metric`: metrics that join the host's next log line;
+    - `add_ratio`, `add_metric`: metrics that join the host's next log line, or those of their evaluation;
     - saved arguments are JSON, not a pickle;
     - where nothing else holds its models they go with the trainer, at once.
     """
@@ -175,11 +175,24 @@ class Seam(Trainer):
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the ratios summed over processes."""
-        mode = "train" if self.model.training else "eval"
-        for name, value in self.take_ratios(mode).items():
-            self._metrics[mode][name] = [value]
+        """Log, with the ratios of training summed over processes."""
+        if self.model.training:
+            for name, value in self.take_ratios("train").items():
+                self._metrics["train"][name] = [value]
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate or predict, with the ratios among the metrics under the call's prefix."""
+        stored = getattr(self, "_metrics", {"eval": {}})["eval"]
+        stored.clear()  # of a `predict`, which logs nothing
+        self.__dict__.get("_ratios", {"eval": {}})["eval"].clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self.take_ratios("eval")
+        if metric_key_prefix != "eval":
+            # TRL logs its own under "eval_", whatever the prefix: those of one set overwrite another's (trl 1.16).
+            metrics |= {name: sum(values) / len(values) for name, values in stored.items() if values}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.push_checkpoint(checkpoint_folder)

@@ -21,12 +21,9 @@ class RetrievalSeam(Seam):
     """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the ratios of this mode summed over processes."""
-        mode = "train" if self.model.training else "eval"
-        key = "loss" if mode == "train" else "eval_loss"
-        if any(name == key or (mode == "eval" and name.endswith("_loss")) for name in logs):
-            prefix = "" if mode == "train" else "eval_"
-            logs |= {prefix + name: value for name, value in self.take_ratios(mode).items()}
+        """Log, with the ratios of training summed over processes."""
+        if self.model.training and "loss" in logs:
+            logs |= self.take_ratios("train")
         super(Seam, self).log(logs, start_time)  # past Seam's own, which fills a store that TRL's trainers have
 
     def add_metric(self, name: str, value: float) -> Any:

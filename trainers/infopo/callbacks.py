@@ -22,8 +22,8 @@ class LikelihoodGuardCallback(TrainerCallback):
     Acts once the chosen responses have become less likely than under the reference model.
 
     It reads the mean change of the chosen responses' log-probability, `infopo/chosen_delta`, from the log: of
-    evaluations where there are any, of training otherwise. A resumed run continues the count, which is taken from the
-    log's history.
+    evaluations where there are any (of each set, where there are several), of training otherwise. A resumed run
+    continues the count, which is taken from the log's history.
 
     Args:
         mode (`str`, *optional*, defaults to `"warn"`):
@@ -54,15 +54,17 @@ class LikelihoodGuardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on with the verdict of a run that is resumed, as if it had seen each of its logs."""
-        entries = self._entries(args, state)
-        for count in range(1, len(entries) + 1):
-            self._judge(entries[:count])
+        for entries in self._entries(args, state).values():
+            for count in range(1, len(entries) + 1):
+                self._judge(entries[:count])
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Count, and act."""
-        if self._key(args) not in (logs or {}) or not self._judge(self._entries(args, state)):
+        entries = self._entries(args, state)
+        is_low = [self._judge(entries[key]) for key in logs or {} if key in entries]
+        if not any(is_low):
             return
         if not self._said:
             self._said = True
@@ -73,17 +75,21 @@ class LikelihoodGuardCallback(TrainerCallback):
 
     def has_stopped(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether the run whose log this is was stopped by it."""
-        return self.mode == "stop" and self._judge(self._entries(args, state))
+        is_low = [self._judge(entries) for entries in self._entries(args, state).values()]
+        return self.mode == "stop" and any(is_low)
 
     @staticmethod
-    def _key(args: TrainingArguments) -> str:
+    def _entries(args: TrainingArguments, state: TrainerState) -> dict[str, list[tuple[float, int]]]:
+        """Values in the log's history, nats per token, with their steps; apart for each evaluation set."""
         strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-        return ("" if strategy == "no" else "eval_") + CHOSEN_DELTA
-
-    def _entries(self, args: TrainingArguments, state: TrainerState) -> list[tuple[float, int]]:
-        """Values in the log's history, nats per token, with their steps."""
-        key = self._key(args)
-        return [(entry[key], entry.get("step", state.global_step)) for entry in state.log_history if key in entry]
+        start = "" if strategy == "no" else "eval_"
+        entries: dict[str, list[tuple[float, int]]] = {}
+        for logs in state.log_history:
+            for key in logs:
+                is_of_set = start and key.startswith(start) and key.endswith("_" + CHOSEN_DELTA)
+                if is_of_set or key == start + CHOSEN_DELTA:
+                    entries.setdefault(key, []).append((logs[key], logs.get("step", state.global_step)))
+        return entries
 
     def _judge(self, entries: list[tuple[float, int]]) -> bool:
         """Whether it is to act on the last of these values; sets the verdict, which stays once they have fallen."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 from trl import DPOConfig, KTOConfig
 
+from hf_ext.guards.best_metric import fill_direction, without_host_direction
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.losses.infopo import ESTIMATORS, LARGEST_EXPONENT, UNPAIRED_ESTIMATORS, check_estimator
 
@@ -188,6 +189,7 @@ class InfoPOConfig(InfoPOSettings, DPOConfig):
         if INFOPO in losses:
             self._refuse_beside_infopo(losses)
         check_numbers(self)
+        fill_direction(self)
         super().__post_init__()
         self.fill_paths(self.output_dir)
 
@@ -263,6 +265,7 @@ class InfoPOUnpairedConfig(InfoPOSettings, KTOConfig):
         if self.positive_fraction is not None and not 0 < self.positive_fraction < 1:
             raise ValueError(f"positive_fraction must lie between 0 and 1, got {self.positive_fraction!r}.")
         check_numbers(self)
+        fill_direction(self)
         super().__post_init__()
         self.fill_paths(self.output_dir)
 
@@ -278,7 +281,7 @@ def own_config(config_class: type[Config], args: TrainingArguments | None, model
     if args is None:
         source = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
         return config_class(f"{source.rstrip('/').split('/')[-1]}-{name}")
-    values = args.to_dict()
+    values = without_host_direction(args.to_dict())
     values |= {key: getattr(args, key) for key in values if key.endswith("_token")}  # to_dict hides them
     if values.get("loss_type") in (["sigmoid"], "kto"):
         for own in fields(config_class):

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from hf_ext.data.exemplars import ExampleDraw, Exclude, RareFormatter
+from hf_ext.guards.best_metric import fill_direction, without_host_direction
 from hf_ext.guards.numbers import check_numbers
 
 RULES = ("self", "same_text", "same_positive", "negatives")
@@ -255,6 +256,7 @@ class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        fill_direction(self)
         super().__post_init__()
         self.check_settings()
 
@@ -269,6 +271,7 @@ class RareSparseConfig(RareSettings, SparseEncoderTrainingArguments):
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        fill_direction(self)
         super().__post_init__()
         self.check_settings()
 
@@ -288,4 +291,4 @@ def own_config(config_class: type[Config], args: TrainingArguments | None, train
     if not isinstance(args, host):
         raise TypeError(f"{trainer_name} needs a {config_class.__name__}, got {type(args).__name__}.")
     values = {entry.name: getattr(args, entry.name) for entry in fields(host) if entry.init}
-    return config_class(**values)
+    return config_class(**without_host_direction(values))

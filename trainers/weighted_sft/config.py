@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from hf_ext.guards.best_metric import fill_direction
 from hf_ext.guards.numbers import check_numbers
 
 
@@ -69,6 +70,7 @@ class WeightedSFTConfig(SFTConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
         check_numbers(self)
+        fill_direction(self)
         super().__post_init__()
         if self.bad_rows_path is None and self.output_dir is not None:
             self.bad_rows_path = f"{self.output_dir}/bad_rows.jsonl"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_ext._upstream import CheckpointSeam
+from hf_ext.guards.best_metric import check_best_metric
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.guards.runs import claimed_folder, claims_output
@@ -68,10 +69,12 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
             DiskFullError: no room for a checkpoint; the earlier ones are intact.
             NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
                 and after the last step.
+            ValueError: `metric_for_best_model` is a metric of ours that names none of several evaluation sets.
             InUseError: another run trains into `output_dir`.
             StoppedBySigterm: with `enable_jit_checkpoint`, after a SIGTERM, once its checkpoint is whole; a
                 `SystemExit`, so that nothing takes the weights so far for the result.
         """
+        check_best_metric(self)
         if resume_from_checkpoint not in (None, False):
             resume_from_checkpoint = agreed_checkpoint(self, resume_from_checkpoint)
         result = super().train(resume_from_checkpoint, *args, **kwargs)

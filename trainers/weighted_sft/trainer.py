@@ -14,6 +14,7 @@ from trl import SFTConfig
 from hf_ext._upstream import AnyDataset, SFTSeam
 from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
+from hf_ext.guards.best_metric import without_host_direction
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import check_sft_rows
 from hf_ext.guards.tokens import require_padding_token, tokenise_checked
@@ -137,7 +138,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
         values = args.to_dict()
         # to_dict hides whatever is named a token, `eos_token` too.
         values |= {name: getattr(args, name) for name in values if name.endswith("_token")}
-        return cls.config_class(**values)
+        return cls.config_class(**without_host_direction(values))
 
     def _refuse(
         self, args: WeightedSFTConfig, compute_loss_func: Callable | None, processing_class: Any, *datasets: Any
