@@ -2,9 +2,10 @@
 How fast are context-free rows sampled next to transformers' `generate`?
 
 Both sample SmolLM2-135M-Instruct in bf16 from the bare start token at temperature 1 without a filter, in one process,
-turn by turn. Each runs at its own best batch size of 16, 32, 64 and 96, found first on rows of 64 tokens. Natural rows
-have a limit of 128 tokens, at least 10,000 of them are kept. Then every row gets a limit of its own, uniform from 16
-to 256, the same for both, unknown to either beforehand: rows come in the order drawn. `generate` runs whole batches;
+turn by turn. Each runs at its own best batch size of 16 to 256, found first on rows of 64 tokens. Natural rows have a
+limit of 128 tokens, at least 10,000 of them are kept. Then every row gets a limit of its own, uniform from 16
+to 256, the same for both, unknown to either beforehand: rows come in the order drawn, at least two batches of either
+sampler, so that there are slots to refill. `generate` runs whole batches;
 a stopping criterion ends a batch once each of its rows has met its limit or its end token. What it computes beyond a
 row's end is not kept.
 
@@ -16,7 +17,7 @@ Last line, one JSON object:
   speedup_uniform       as `speedup`, with a limit of its own for each row (goal >= 1.6)
   bound_uniform         as `bound`, there
 
-    python benchmarks/context_free_speed.py [--rounds 2]    # under ten minutes on 2 cores with nothing else on them
+    python benchmarks/context_free_speed.py [--rounds 2]    # some 20 minutes on 2 cores with nothing else on them
     python benchmarks/context_free_speed.py --cpu-clock     # CPU seconds of one thread: for a machine that is shared
     python benchmarks/context_free_speed.py --quick         # seconds, a tiny model, not the claim
 """
@@ -48,7 +49,7 @@ from hf_ext.data.slots import can_refill
 class Sizes:
     """What is run: the real sizes, or those of a quick run."""
 
-    batch_sizes: tuple[int, ...] = (16, 32, 64, 96)
+    batch_sizes: tuple[int, ...] = (16, 32, 64, 96, 128, 192, 256)
     sweep_tokens: int = 64
     natural_limit: int = 128
     natural_tokens: int = 10_000
@@ -213,10 +214,12 @@ def main() -> None:
 
     # Whole batches of the peer, and enough of them that early ends leave the tokens wanted (a fifth is plenty).
     wanted = 1.2 * sizes.natural_tokens / sizes.natural_limit
-    natural = torch.full((-int(-wanted // best["peer"]) * best["peer"],), sizes.natural_limit)
+    peer = best["peer"]
+    natural = torch.full((-int(-wanted // peer) * peer,), sizes.natural_limit)
     low, high = sizes.uniform_limits
-    # Twice the rows: with one batch no slot would ever be refilled.
-    uniform = torch.randint(low, high + 1, (2 * len(natural),), generator=torch.Generator().manual_seed(0))
+    # Two batches of either sampler: with one no slot would ever be refilled.
+    count = -(-2 * max(len(natural), *best.values()) // peer) * peer
+    uniform = torch.randint(low, high + 1, (count,), generator=torch.Generator().manual_seed(0))
     parts = [("natural", natural)] * args.rounds + [("uniform", uniform)] * max(1, args.rounds // 2)
     for number, (part, limits) in enumerate(tqdm(parts, desc="Rounds", unit="round")):
         for name in ("peer", "ours") if number % 2 else ("ours", "peer"):
