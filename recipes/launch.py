@@ -14,6 +14,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 import hf_ext
 from hf_ext.cli.errors import exit_status
+from hf_ext.cli.streams import printing
 from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
@@ -121,7 +122,7 @@ class Recipe:
                 return NOT_PUSHED
             return 0
 
-        return exit_status(command, parser.prog)
+        return printing(lambda: exit_status(command, parser.prog), parser.prog)
 
     def main(
         self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig

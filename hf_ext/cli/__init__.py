@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from hf_ext.cli.errors import ended_by_sigterm
+from hf_ext.cli.streams import printing
 
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
@@ -81,9 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments without the program's name; those of the process if not given.
 
     Returns:
-        `int`: exit status; 2 where no verb was given, 130 after Ctrl-C.
+        `int`: exit status; 2 where no verb was given, 130 after Ctrl-C, 141 where the reader of the output has left.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return printing(lambda: _run(arguments), "hf-ext")
+
+
+def _run(arguments: list[str]) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = make_parser(verb)

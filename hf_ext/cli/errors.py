@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hf_ext.cli.streams import OutputError
 from hf_ext.guards.disk import DiskFullError, is_disk_full, is_refused
 from hf_ext.guards.processes import forks_end_with_us
 
@@ -87,7 +88,7 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
     try:
         return int(command() or 0)
     except Exception as error:
-        if _is_interrupted(error):
+        if _is_interrupted(error) or isinstance(error, OutputError):
             raise
         full, in_template = is_disk_full(error), _is_of_chat_template(error)
         if not (full or in_template or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
