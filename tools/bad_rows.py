@@ -34,6 +34,7 @@ Rows are checked before anything is tokenised. With `on_bad_row="raise"` (the de
 with the sentence below, behind `row 2, column 'text': ` and before an excerpt of the row and the remedy. With
 `on_bad_row="drop"` bad rows are left out, counted in the log, and written to `bad_rows.jsonl` with the same sentence.
 They are read together and written as they are found: all of them, or, where the disk is full, none.
+A row that the tokenizer's chat template does not take is a bad row like these, with the template's own words.
 Each case has a good twin that passes. Where a column's type makes every row bad, the sentence also names that type.
 
 The page is made by `python tools/bad_rows.py` from `bad_rows.py`, `bad_preference_rows.py` and `nothing_to_learn.py`

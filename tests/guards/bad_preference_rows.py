@@ -52,6 +52,11 @@ PAIR_CASES = [
         {"rejected": [*WHOLE["chosen"], user("And?")]}, "rejected", SAME, "chosen: 'Why is the sky blue?'",
     ),
     Case(
+        "dialogues that begin differently", WHOLE, {"rejected": [user("Is it blue?"), bot("No.")]},
+        {"rejected": [WHOLE["chosen"][0], bot("No.")]}, "rejected",
+        "'chosen' and 'rejected' share no beginning, and there is no 'prompt'", "chosen: 'Why is the sky blue?'",
+    ),
+    Case(
         "weight negative", HEAVY, {"weight": -1.0}, {"weight": 0.0}, "weight",
         "expected a finite number >= 0, found -1.0", SKY,
     ),

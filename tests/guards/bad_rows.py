@@ -237,6 +237,18 @@ CASES = [
         "assistant mask None", IDS | {"assistant_masks": [0, 1, 1]}, {"assistant_masks": None}, {}, "assistant_masks",
         "found None", TITLE,
     ),
+    Case(
+        "attention mask too short", IDS | {"attention_mask": [1, 1, 0]}, {"attention_mask": [1, 1]},
+        {"attention_mask": [0, 1, 1]}, "attention_mask", "attention_mask has 2 entries, row has 3 tokens", TITLE,
+    ),
+    Case(
+        "attention mask of zeros", IDS | {"attention_mask": [1, 1, 1]}, {"attention_mask": [0, 0, 0]},
+        {"attention_mask": [0, 0, 1]}, "attention_mask", "every entry is 0, so the row has no token", TITLE,
+    ),
+    Case(
+        "attention mask of document numbers", IDS | {"attention_mask": [1, 1, 1]}, {"attention_mask": [1, 2, 2]},
+        {"attention_mask": [1, 1, 0]}, "attention_mask", "expected 0 or 1 in every entry, found 2", TITLE,
+    ),
     # weight
     Case("weight None", HEAVY_TEXT, {"weight": None}, {"weight": 0.0}, "weight", "found None", FIRST_TEXT),
     Case("weight NaN", HEAVY_TEXT, {"weight": NAN}, {"weight": 0.5}, "weight", "found nan", FIRST_TEXT),
