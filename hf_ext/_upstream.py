@@ -31,6 +31,8 @@ from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_con
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
+NO_ROW = "The dataset gave no row: look at its filters, its split and the rows that were dropped."
+
 # (owner, private symbol, what breaks when it moves): read by the contract tests.
 TOUCHED = (
     ("peft.tuners.tuners_utils.BaseTunerLayer", "_disable_adapters", "an adapter that was off could be on afterwards"),
@@ -362,6 +364,15 @@ def load_original(
 # --- for all ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def expecting_a_row() -> Iterator[None]:
+    """Inside, the host looks into a data set, and meets a StopIteration where a stream has nothing to show."""
+    try:
+        yield
+    except StopIteration as error:
+        raise ValueError(NO_ROW) from error
+
+
 def unformatted(dataset: AnyDataset) -> AnyDataset:
     """The rows as plain Python values: a `with_format("torch")` would turn lists into tensors on the way."""
     if isinstance(dataset, Dataset):
@@ -424,6 +435,7 @@ def _restore_forward(model: weakref.ref[Any], function: weakref.ref[Any]) -> Non
 
 
 __all__ = [
+    "NO_ROW",
     "TOUCHED",
     "AnyDataset",
     "CheckpointSeam",
@@ -431,6 +443,7 @@ __all__ = [
     "DataCollatorForPreference",
     "SFTSeam",
     "Seam",
+    "expecting_a_row",
     "fused_lm_head",
     "load_original",
     "tokenise_preference_rows",

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
-from hf_ext._upstream import AnyDataset, Seam, unformatted
+from hf_ext._upstream import AnyDataset, Seam, expecting_a_row, unformatted
 from hf_ext._upstream_adapters import model_as_before
 
 OWN_COLUMNS = ("weight", "row_index")  # of a collated batch, beside the host's: never passed to a model
@@ -138,7 +138,8 @@ class PreferenceSeam(Seam):
 
         def host(chosen_rows: AnyDataset) -> AnyDataset:
             tokenised.append(chosen_rows)
-            return prepare(chosen_rows, processing_class, args, dataset_name)
+            with expecting_a_row():
+                return prepare(chosen_rows, processing_class, args, dataset_name)
 
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         dataset = self.tokenise(rows, host, tokenizer, args, dataset_name)

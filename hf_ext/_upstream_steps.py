@@ -68,6 +68,7 @@ class StepSeam(Trainer):
     - `has_steps_left()`: whether a run that goes on from a checkpoint trains at all;
     - `see_batches(batches)`: the micro-batches of the optimiser step that comes, on this process;
     - `check_gradient(norm, parameters)`: before every optimiser step, and before gradients are clipped;
+    - `check_steps()`: when a training ends without a step;
     - `check_result()`: after the last step, before anything is made of the weights.
     """
 
@@ -91,6 +92,9 @@ class StepSeam(Trainer):
 
         `parameters` by name, with their gradients; none where shards or clipping hide which one is to blame.
         """
+
+    def check_steps(self) -> None:
+        """Look at a training that ended without a step; the default takes it as it is."""
 
     def check_result(self) -> None:
         """Look at the weights after the last step; the default does not."""
@@ -151,6 +155,8 @@ class StepSeam(Trainer):
         return num_train_epochs, 0
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if self.finished_checkpoint is None and self.state.global_step == 0:
+            self.check_steps()
         if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None):
             self.check_result()
         if self.finished_checkpoint is None:

@@ -104,10 +104,10 @@ def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
         "draw_batches",
         "push_checkpoint",
     }
-    hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log"}
+    hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log", "evaluation_loop"}
     hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
     hooks |= {"compute_ref_log_probs", "take_ratios"}
-    hooks |= {"has_steps_left", "see_batches", "check_gradient", "check_result"}
+    hooks |= {"has_steps_left", "see_batches", "check_gradient", "check_steps", "check_result"}
     defined = {
         name
         for seam in (Seam, StepSeam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
-from hf_ext._upstream import AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
+from hf_ext._upstream import NO_ROW, AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
 from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.rows import RowProblem, check_sft_rows, handle_bad_rows
 from hf_ext.guards.tokens import tokenise_checked
@@ -32,9 +32,17 @@ PROBLEM = "_problem"
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
-    """Column names, read off the first row where a streamed dataset does not know them."""
+    """
+    Column names, read off the first row where a streamed dataset does not know them.
+
+    Raises:
+        ValueError: a stream of unknown columns gives no row.
+    """
     names = dataset.column_names
-    return list(next(iter(dataset))) if names is None else list(names)
+    first = next(iter(dataset), None) if names is None else names
+    if first is None:
+        raise ValueError(NO_ROW)
+    return list(first)
 
 
 def is_per_token(value: Any) -> bool:

@@ -96,6 +96,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Score the rows if that is still to do, then train. A resumed run takes the scores it was started with."""
+        self.check_trainable()
         if "weight" not in self.train_dataset.column_names:
             resuming = resume_from_checkpoint not in (None, False)
             self.train_dataset = self._weighted(self.train_dataset, self._original_scores(resuming))

@@ -69,12 +69,14 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
             DiskFullError: no room for a checkpoint; the earlier ones are intact.
             NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
                 and after the last step.
-            ValueError: `metric_for_best_model` is a metric of ours that names none of several evaluation sets.
+            ValueError: nothing is trainable; `metric_for_best_model` is a metric of ours that names none of several
+                evaluation sets; or not a single step was taken.
             InUseError: another run trains into `output_dir`.
             StoppedBySigterm: with `enable_jit_checkpoint`, after a SIGTERM, once its checkpoint is whole; a
                 `SystemExit`, so that nothing takes the weights so far for the result.
         """
         check_best_metric(self)
+        self.check_trainable()
         if resume_from_checkpoint not in (None, False):
             resume_from_checkpoint = agreed_checkpoint(self, resume_from_checkpoint)
         result = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hf_ext._upstream_steps import StepSeam
+from hf_ext.data.provenance import is_peft
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
 from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part
 from hf_ext.guards.rows import ROW_INDEX
@@ -40,9 +42,53 @@ class SafeSteps(StepSeam):
         self._first_values = None  # of a training that ended in an error
         return super().train(*args, **kwargs)
 
+    def check_trainable(self) -> None:
+        """
+        Refuse a run that could move nothing, before anything is done for it.
+
+        Raises:
+            ValueError: no parameter is trainable, the optimizer that was passed holds none that is, or there is no
+                epoch to train.
+        """
+        if self.args.max_steps <= 0 and self.args.num_train_epochs <= 0:
+            self.check_steps()
+        trained = [value for value in self.model.parameters() if value.requires_grad]
+        if not trained:
+            raise ValueError(nothing_trainable(self.model))
+        # One that the host has made is prepared, and may hold other tensors in place of the parameters.
+        is_own = self.optimizer is not None and not isinstance(self.optimizer, AcceleratedOptimizer)
+        if is_own and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            held = {id(value) for group in self.optimizer.param_groups for value in group["params"]}
+            if not any(id(value) in held for value in trained):
+                raise ValueError(
+                    "The optimizer in optimizers= holds no parameter that is trained: it was made of another model's "
+                    "parameters, or of those before an adapter was added. Make it of trainer.model's, or pass "
+                    "optimizer_cls_and_kwargs."
+                )
+
+    def check_steps(self) -> None:
+        """
+        Stop a run that had no batch to take a step with, before it saves a model that is what it was.
+
+        Raises:
+            ValueError: not a single optimiser step was taken.
+        """
+        if self._first_values is not None:
+            reason = (
+                "a pass over the train dataset gives fewer batches than gradient_accumulation_steps="
+                f"{self.args.gradient_accumulation_steps}, so that none is ever complete: lower it, or add rows"
+            )
+        elif self.args.max_steps <= 0 and self.args.num_train_epochs <= 0:
+            reason = f"num_train_epochs={self.args.num_train_epochs}: set it, or max_steps, above 0"
+        else:
+            reason = "the train dataset gave no row: look at its filters, its split and the rows that were dropped"
+        raise ValueError(f"Training ended without an optimiser step, and no model is saved: {reason}.")
+
     def see_batches(self, batches: list[dict[str, Any]]) -> None:
         """Keep which rows the step is made of: a loss takes the column out of its batch."""
-        if self._first_values is None:
+        if not batches and self.state.global_step == 0:
+            self.check_steps()  # here, for the host would save a checkpoint at the end of the epoch
+        if batches and self._first_values is None:
             self._first_values = self.state.global_step, checksum(self.model)
         self._step_rows = tuple(batch[ROW_INDEX] for batch in batches if ROW_INDEX in batch)
 
@@ -126,6 +172,18 @@ class SafeSteps(StepSeam):
             "rank": self.accelerator.process_index,
             "row_index": torch.cat(rows) if rows else None,
         }
+
+
+def nothing_trainable(model: Module) -> str:
+    """What to say of a model without a trainable parameter."""
+    if any(is_peft(module, "BaseTunerLayer") for module in model.modules()) or is_peft(model, "PeftModel"):
+        remedy = (
+            "Its adapter was loaded for inference, as PeftModel.from_pretrained does: load it with is_trainable=True "
+            "to train it on, or pass the base model and peft_config= for a new one."
+        )
+    else:
+        remedy = "Call requires_grad_(True) on what is to be trained, or pass peft_config= for an adapter."
+    return f"No parameter of the model is trainable (requires_grad is False), so nothing would be learned. {remedy}"
 
 
 def changing_values(model: Module, with_statistics: bool = True) -> Iterator[tuple[str, Tensor]]:
