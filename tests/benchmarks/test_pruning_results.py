@@ -217,38 +217,3 @@ def test_speed_headline_follows_from_its_rounds():
     assert headline["peak_memory_mb"] == round(result["memory_bytes"]["int8"]["peak"] / 1e6)
     assert set(result["curves"]) == {"n", "k", "threads"}
     assert [one["internal_api"] for one in result["numpy_blas"]], "which kernel numpy's product ran"
-
-
-def tables_of(heading: str) -> list[list[str]]:
-    """Cells of every table line under a heading of the how-to."""
-    text = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8").split(f"## {heading}")[1].split("\n## ")[0]
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [[cell.strip().replace("*", "") for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_how_to_shows_the_measured_accuracies():
-    rows, shown = load("pruning_robustness")["rows"], 0
-    methods = ["full", "random", "herding", "gm", "gm_official", "moderate", "easy"]
-    for features, corruption, *cells in tables_of("Which method when"):
-        if features in KEPT:
-            expected = [mean(rows, features, corruption, method) for method in methods]
-            assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), (features, corruption)
-            shown += 1
-    assert shown == 4 * 4
-
-
-def test_how_to_shows_the_measured_distances():
-    headline, shown = load("pruning_generation")["headline"], 0
-    for share, *cells in tables_of("Which method when"):
-        if share.endswith("%") and len(cells) == 5:
-            expected = [headline[f"{share[:-2]}_{arm}"] for arm in ("clean", "full", "random", "herding", "gm")]
-            assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.0051)
-            shown += 1
-    assert shown == 3
-
-
-def test_how_to_shows_the_measured_speed():
-    headline = load("gm_matching_speed")["headline"]
-    cells = {name: value for name, value, *_ in tables_of("How fast")}
-    for key in ("speedup_exact", "speedup_pool", "speedup_over_numpy", "f32_over_read_bound", "int8_over_read_bound"):
-        assert float(cells[f"`{key}`"]) == pytest.approx(headline[key], rel=0.005), key
