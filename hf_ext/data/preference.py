@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from hf_ext.guards.rows import RowError
 from hf_ext.guards.tokens import SayOnce, say_count
 
 __all__ = ["PairsToUnpaired", "pairs_to_unpaired"]
@@ -75,6 +77,7 @@ def pairs_to_unpaired(dataset: AnyData, num_proc: int | None = None) -> AnyData:
 
     Raises:
         ValueError: `chosen` or `rejected` is missing.
+        [`RowError`]: without `prompt`, two conversations share no message.
 
     Example:
 
@@ -153,6 +156,9 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
 
     Returns:
         As given, each with `prompt`, and `chosen` and `rejected` without it.
+
+    Raises:
+        [`RowError`]: two conversations share no message (in a stream the trainer's check of rows says so).
     """
     if isinstance(dataset, dict):
         return type(dataset)({name: with_prompts(split, name, num_proc) for name, split in dataset.items()})
@@ -164,10 +170,19 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
         dataset = dataset.map(ExtractPrompt(), batched=True, features=features)
         return dataset.filter(SayOnce(_has_no_prompt, NO_PROMPT, dataset_name))
     dataset = dataset.map(ExtractPrompt(), batched=True, features=features, num_proc=num_proc)
-    prompts = dataset.select_columns("prompt").with_format("arrow").iter(batch_size=10_000)
     is_text = isinstance(features["prompt"], Value)
-    empty = sum(pc.sum(pc.equal(pc.binary_length(t["prompt"]), 0)).as_py() or 0 for t in prompts) if is_text else 0
-    say_count(empty, len(dataset), NO_PROMPT, dataset_name, "pairs")
+    length = pc.binary_length if is_text else pc.list_value_length
+    tables = dataset.select_columns("prompt").with_format("arrow").iter(batch_size=10_000)
+    lengths = np.concatenate([length(table["prompt"]).to_numpy() for table in tables] or [np.ones(0)])
+    empty = np.flatnonzero(lengths == 0)
+    if len(empty) and not is_text:
+        raise RowError(
+            f"row {empty[0]:,}, column 'rejected': 'chosen' and 'rejected' share no beginning, and there is no "
+            "'prompt'. Fix the row, or drop it with dataset.filter.",
+            row_index=int(empty[0]),
+            column="rejected",
+        )
+    say_count(len(empty), len(dataset), NO_PROMPT, dataset_name, "pairs")
     return dataset
 
 

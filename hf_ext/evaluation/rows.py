@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_ext.guards.tokens import without_padding
+from hf_ext.guards.tokens import count_doubled, without_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +57,8 @@ def rows_to_score(
             _require_columns(general_text, ["text"], "general_text")
         texts = list(general_text["text"] if isinstance(general_text, Dataset) else general_text)
         ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        rows["general"] = _token_rows(Dataset.from_dict({"input_ids": ids, "labels": ids}), "general_text", max_length)
+        general = count_doubled(Dataset.from_dict({"input_ids": ids, "labels": ids}), tokenizer, "general_text")
+        rows["general"] = _token_rows(general, "general_text", max_length)
     return rows
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from datasets import Dataset
+
+from hf_ext.guards.tokens import token_at
 
 BATCH_SIZE = 10_000
 
@@ -54,12 +56,14 @@ class SameResponses:
         )
         count = 0
         for table, other_table in zip(*sides, strict=True):
-            prompts, firsts = (_lists(table.column(name)) for name in ("prompt_ids", columns[0]))
-            others = _lists(other_table.column(columns[1]))
-            for prompt, first, other in zip(prompts, firsts, others, strict=True):
-                # most pairs differ in their first token, and comparing numbers is ten times faster than arrays
-                if self.keep_end or (len(first) and len(other) and first[0] == other[0]):
-                    count += self.of(len(prompt), first, other)
+            prompts, firsts = (table.column(name).combine_chunks() for name in ("prompt_ids", columns[0]))
+            others = other_table.column(columns[1]).combine_chunks()
+            alike = np.arange(len(firsts))
+            if not self.keep_end:  # most pairs differ in their first token, and columns are compared at once
+                alike = np.flatnonzero(token_at(firsts, 0) == token_at(others, 0))
+            lengths = np.diff(prompts.offsets.to_numpy())[alike].tolist()
+            pairs = zip(lengths, _lists(firsts, alike), _lists(others, alike), strict=True)
+            count += sum(self.of(length, first, other) for length, first, other in pairs)
         return count
 
     def sentence(self) -> str:
@@ -72,9 +76,8 @@ class SameResponses:
         ).rstrip()
 
 
-def _lists(column: Any) -> list[Any]:
-    """Each row's list as a view of one array."""
-    column = column.combine_chunks()
+def _lists(column: Any, rows: npt.NDArray[np.int64]) -> list[Any]:
+    """The lists of some rows as views of one array."""
     values = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy().tolist()
-    return [values[start:end] for start, end in pairwise(offsets)]
+    offsets = column.offsets.to_numpy()
+    return [values[start:end] for start, end in zip(offsets[rows], offsets[rows + 1], strict=True)]

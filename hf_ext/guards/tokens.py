@@ -315,7 +315,7 @@ class Doubled:
                 parts = [columns[name] for name in ((ending,) if self.supervised else beginning)]
                 doubled |= (_from_start(parts, 0) == self.token) & (_from_start(parts, 1) == self.token)
             if -1 in self.sides:
-                last, last_but_one = (_token_at(columns[ending], place) for place in (-1, -2))
+                last, last_but_one = (token_at(columns[ending], place) for place in (-1, -2))
                 doubled |= (last == self.token) & (last_but_one == self.token)
         return doubled
 
@@ -325,12 +325,12 @@ def _from_start(parts: Sequence[Any], place: int) -> Tokens:
     places = np.full(len(parts[0]), place)
     tokens = np.full(len(parts[0]), -1, dtype=np.int64)
     for part in parts:
-        tokens = np.where(tokens == -1, _token_at(part, places), tokens)
+        tokens = np.where(tokens == -1, token_at(part, places), tokens)
         places = places - np.diff(part.offsets.to_numpy())
     return tokens
 
 
-def _token_at(column: Any, place: int | Tokens) -> Tokens:
+def token_at(column: Any, place: int | Tokens) -> Tokens:
     """The token of each row's list at `place` (from its end where negative), -1 where there is none."""
     offsets = column.offsets.to_numpy().astype(np.int64)
     starts, ends = offsets[:-1], offsets[1:]

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import unpair_preference_dataset
 
+from hf_ext import RowError
 from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
 
 STANDARD = {
@@ -62,6 +63,16 @@ def test_a_prompt_within_the_responses_is_extracted() -> None:
     )
     expected = pairs_to_unpaired(whole.remove_columns("weight"))
     assert by_content(pairs_to_unpaired(implicit)) == by_content(expected)
+
+
+def test_conversations_that_share_nothing_are_named() -> None:
+    def turns(first: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": first}, {"role": "assistant", "content": first + "!"}]
+
+    rows = [{"chosen": turns("a"), "rejected": [*turns("a")[:1], *turns("b")[1:]]}]
+    rows.append({"chosen": turns("a"), "rejected": turns("b")})
+    with pytest.raises(RowError, match=r"row 1, column 'rejected': 'chosen' and 'rejected' share no beginning"):
+        pairs_to_unpaired(Dataset.from_list(rows))
 
 
 def test_streams_and_dicts_of_splits_give_the_same_rows() -> None:
