@@ -31,7 +31,7 @@ class Inputs:
         from hf_ext.trainers.consensus.facts import class_names_of, label_column_of, labels_of
         from hf_ext.trainers.consensus.labels import checked_rows
 
-        self.script, self.args, self.model_args = script_args, training_args, model_args
+        self.script, self.args, self.model_args, self.rows = script_args, training_args, model_args, rows
         self.column = script_args.input_column or KINDS[script_args.kind]
         if self.column not in rows.column_names:
             raise ValueError(
@@ -87,7 +87,15 @@ class Inputs:
             )
 
     def prepare(self, rows: Any) -> Any:
-        """Rows as the trainer reads them; the ledger and ids stay beside."""
+        """
+        Rows as the trainer reads them; the ledger and ids stay beside.
+
+        Raises:
+            ValueError: the label's `ClassLabel` is not that of the training rows.
+        """
+        from hf_ext.trainers.consensus.labels import same_eval_names
+
+        same_eval_names(self.rows, rows, (self.label,))  # tokenising leaves the names of tokens' labels behind
         if self.script.kind == "image":
             return rows
         if self.script.kind == "tokens":

@@ -130,3 +130,5 @@ def test_the_trainer_alone_names_such_labels_too(rows: Dataset, tmp_path: Path) 
             made(rows, bad)
         with pytest.raises(RowError, match=r"^row 5, column 'label'"):
             made(bad.to_iterable_dataset()).train()
+        with pytest.raises(RowError, match=r"^evaluation dataset, row 5, column 'label'"):
+            made(rows).evaluate(bad)

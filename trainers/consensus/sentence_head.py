@@ -38,6 +38,9 @@ class SentenceHead(nn.Module):
         freeze_encoder (`bool`, *optional*, defaults to `False`):
             Whether the head alone is trained.
 
+    Raises:
+        ValueError: names of another number than the classes.
+
     | input | shape |
     |---|---|
     | `input_ids`, `attention_mask` (and `token_type_ids`) | `(batch, seq_len)` |
@@ -60,6 +63,10 @@ class SentenceHead(nn.Module):
         head = Dense(encoder.get_embedding_dimension(), num_labels, activation_function=nn.Identity())
         self.modules_in_order = nn.ModuleList([*modules, head])
         self.tokenizer, self.label_names = encoder.tokenizer, list(label_names or map(str, range(num_labels)))
+        if len(self.label_names) != num_labels:
+            raise ValueError(
+                f"label_names has {len(self.label_names)} names, num_labels is {num_labels}: give one each."
+            )
         self.base_model_name = getattr(encoder.model_card_data, "base_model", None)
         if freeze_encoder:
             for module in modules:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import Trainer
 
@@ -61,11 +61,17 @@ class NoisyLabels(SavesWithCard, LabelSeam):
     def _with_checked_labels(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Rows of which every label is a class: the loss would stop at another one in the middle of an epoch."""
         same_eval_names(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
-        num_classes = channel_classes(self.noise.channel) or outputs_of(kwargs.get("model"))
+        self.num_classes = channel_classes(self.noise.channel) or outputs_of(kwargs.get("model"))
         for name, what in (("train_dataset", "training"), ("eval_dataset", "evaluation")):
             if kwargs.get(name) is not None:
-                kwargs[name] = checked_rows(kwargs[name], num_classes, what)
+                kwargs[name] = checked_rows(kwargs[name], self.num_classes, what)
         return kwargs
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the host; rows that the constructor did not see are looked at now."""
+        if isinstance(eval_dataset, Dataset | IterableDataset):
+            eval_dataset = checked_rows(eval_dataset, self.num_classes, "evaluation")
+        return super().get_eval_dataloader(eval_dataset)
 
     def carried_columns(self) -> tuple[str, ...]:
         """What the loss reads beside logits and labels."""

@@ -100,12 +100,14 @@ def order_between(
 
 def same_order(source: Names | None, target: Names | None, source_is: str, target_is: str, remedy: str) -> None:
     """
-    Refuse two sets of names of another order; arguments as [`order_between`].
+    Refuse two sets of names of another order, whichever of them has further ones; arguments as [`order_between`].
 
     Raises:
         ValueError: another order, or other names.
     """
-    if order_between(source, target, source_is, target_is, remedy) is not None:
+    if source is not None and target is not None and len(source) > len(target):
+        same_order(target, source, target_is, source_is, remedy)
+    elif order_between(source, target, source_is, target_is, remedy) is not None:
         assert source is not None
         assert target is not None
         raise ValueError(_contradiction(source, target, source_is, target_is, "the order is another", remedy))

@@ -75,6 +75,7 @@ def check_width(width: int, rows: Dataset, label: str) -> None:
         RowError: a label beyond the outputs.
     """
     _refuse_one_output(width)
+    label = next((name for name in (label, *LABEL_COLUMNS) if name in rows.column_names), label)
     if label not in rows.column_names:
         return
     check_class_count(width, rows.features[label], "the model", label)

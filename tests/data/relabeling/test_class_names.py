@@ -18,7 +18,7 @@ from hf_ext.data.relabeling import (
     predict_column,
     relabel,
 )
-from hf_ext.data.relabeling.class_names import names_of_model, order_between
+from hf_ext.data.relabeling.class_names import names_of_model, order_between, same_order
 from hf_ext.guards.rows import RowError
 from tests.trainers.classifiers import CLASSES, NAMES, labelled_rows, tiny_bert, token_rows
 
@@ -121,6 +121,9 @@ def test_other_names_are_refused_with_both_shown_and_spelling_does_not_matter() 
     assert order_between(("A", "a"), ("a", "A"), "", "", "").tolist() == [1, 0], "two classes that differ in case"
     assert order_between(("a", "b"), ("a", "b", "unused"), "", "", "") is None
     assert order_between(None, ("a", "b"), "", "", "") is None
+    same_order(("a", "b", "unused"), ("a", "b"), "", "", "")
+    with pytest.raises(ValueError, match="not the same classes"):  # a prediction could be a class the label has not
+        order_between(("a", "b", "c"), ("a", "b"), "", "", "")
 
 
 # --- classes that are none -------------------------------------------------------------------------------------------
