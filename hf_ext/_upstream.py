@@ -140,6 +140,13 @@ class Seam(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if has_adapted_head(self.model, "TrainableTokensWrapper"):  # else an AttributeError in the first step
+            raise ValueError(
+                "trainable_token_indices also trains the output head's tokens here (the head is tied to the "
+                "embeddings, or is named), and the loss multiplies by the head's own weight (trl 1.16, peft 0.21). "
+                "Take a model whose embeddings are not tied and name the embeddings alone, or train both whole: "
+                "modules_to_save=['embed_tokens', 'lm_head'], ensure_weight_tying=True."
+            )
         models: list[Any] = [self.model, getattr(self, "ref_model", None)]
         for model in models:
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -412,6 +419,29 @@ def fused_lm_head(model: Any) -> Iterator[None]:
             base.forward = before
 
 
+def label_log_probs(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """
+    Log-probability of every label after the first, `(batch, seq_len - 1)`, 0 where it is -100; in [`fused_lm_head`].
+
+    TRL multiplies by the head's weight alone (trl 1.16), so what PEFT put around the head would be left out: such a
+    model gives its logits.
+    """
+    if not has_adapted_head(model):
+        return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+    labels = inputs["labels"][:, 1:]
+    without_labels = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**without_labels, use_cache=False).logits[:, :-1].float()
+    chosen = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return chosen.masked_fill(labels == -100, 0)
+
+
+def has_adapted_head(model: Any, kind: str = "") -> bool:
+    """Whether PEFT has put a module around the output head, of a class of this name where one is given."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = type(base.get_output_embeddings()) if hasattr(base, "get_output_embeddings") else object
+    return head.__module__.startswith("peft.") and kind in ("", head.__name__)
+
+
 def release_with(trainer: Trainer, model: Any) -> None:
     """
     Give `model` its own forward back when `trainer` is dropped.
@@ -445,6 +475,7 @@ __all__ = [
     "Seam",
     "expecting_a_row",
     "fused_lm_head",
+    "label_log_probs",
     "load_original",
     "tokenise_preference_rows",
     "tokenise_rows",

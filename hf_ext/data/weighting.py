@@ -17,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from trl import SFTConfig
 
-from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head
+from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head, label_log_probs
 from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 from hf_ext.guards.weights import LEAST_WEIGHT
@@ -92,9 +92,9 @@ def score_rows(
             counts = [len(row["seq_lengths"]) if packed else 1 for row in examples]
             inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
             with autocast():
-                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                values = label_log_probs(model, inputs)
             mask = (batch["labels"][:, 1:] != -100) & (documents >= 0)
-            log_probs = outputs.log_probs[:, -mask.shape[1] :].double().cpu()
+            log_probs = values[:, -mask.shape[1] :].double().cpu()
             sums = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, documents[mask], -log_probs[mask])
             tokens = torch.bincount(documents[mask], minlength=sum(counts))
             ends = np.cumsum(counts)

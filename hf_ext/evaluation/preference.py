@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from trl import DPOConfig
 
-from hf_ext._upstream import DataCollatorForPreference, fused_lm_head, tokenise_preference_rows, unformatted
+from hf_ext._upstream import (
+    DataCollatorForPreference,
+    fused_lm_head,
+    label_log_probs,
+    tokenise_preference_rows,
+    unformatted,
+)
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import adapters_off
 from hf_ext.evaluation.intervals import CONFIDENCE
@@ -283,9 +289,9 @@ class _Scorer:
                 labels = batch["input_ids"].masked_fill(mask == 0, -100)
                 inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
                 with self._autocast(device.type):
-                    outputs = model(**inputs, labels=labels.to(device), use_cache=False, fused_lm_head=True)
+                    values = label_log_probs(model, inputs | {"labels": labels.to(device)})
                 # from the right: prompt-learning adapters prepend virtual tokens
-                log_probs = outputs.log_probs[:, -(mask.shape[1] - 1) :].double().cpu()
+                log_probs = values[:, -(mask.shape[1] - 1) :].double().cpu()
                 found[chunk] = log_probs.sum(dim=1).view(2, -1).T.numpy()
                 bar.update(len(chunk))
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
