@@ -75,14 +75,14 @@ class RetrievalArguments(RecipeArguments):
 
 def texts_of(rows: Any, columns: Sequence[str] | None) -> Any:
     """
-    Rows with these columns of texts, in this order, and the ids that lie beside them.
+    Rows with these columns of texts, in this order, and the ids and labels that lie beside them.
 
     Raises:
         ValueError: a column is missing, or there are fewer than two.
     """
     if columns is None:
         return rows
-    from hf_ext.data.exemplars.sources import ID_NAMES
+    from hf_ext.data.exemplars.roles import is_id, is_negative, read_roles
     from hf_ext.data.sft_rows import column_names
 
     there = column_names(rows)
@@ -91,7 +91,14 @@ def texts_of(rows: Any, columns: Sequence[str] | None) -> Any:
         raise ValueError(f"the dataset has no column {missing[0]!r}; it has {there}")
     if len(columns) < 2:
         raise ValueError(f"text_columns needs a query's and a document's column, got {list(columns)}")
-    return rows.select_columns([*columns, *(name for name in ID_NAMES if name in there and name not in columns)])
+    beside = [name for name in there if name not in columns and (is_id(name) or name in ("label", "labels"))]
+    chosen = rows.select_columns([*columns, *beside])
+    roles = read_roles(columns, columns)
+    # The names say otherwise than the caller: new ones, for the trainer goes by names.
+    named = {} if columns[:2] == [roles.query, roles.document] else {columns[0]: "query", columns[1]: "positive"}
+    numbered = enumerate(columns[2:], start=1)
+    named |= {name: f"negative_{number}" for number, name in numbered if not is_negative(name)}
+    return chosen.rename_columns(named) if named else chosen
 
 
 def is_beir(name: str | None) -> bool:

@@ -40,6 +40,8 @@ def suits(kind: Any, role: Role, keys: tuple[str, str] = ("role", "content")) ->
         return _is_number(kind)
     if role == "label":
         return bool(pa.types.is_boolean(kind))
+    if role == "match":
+        return _is_number(kind) or bool(pa.types.is_boolean(kind))
     if role in ("ids", "labels", "mask", "attention"):
         return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
     if role == "messages":
@@ -79,6 +81,8 @@ def suspects(table: Any, rules: RowRules) -> Mask:
             bad, assistant = _messages(column, keys)
             found |= bad
             speakers |= assistant
+        elif role == "match":
+            found |= _nulls(column) | rules.wrong_matches(_numpy(column))
         else:
             found |= _numbers(column, role, num_tokens)
     if rules.assistant_only_loss and "messages" in rules.roles().values():

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 EXCERPT_LENGTH = 80
 IGNORED_LABEL = -100
@@ -19,8 +20,9 @@ DataType = Literal[
     "unpaired_preference", "retrieval",
 ]  # fmt: skip
 Role = Literal[
-    "string", "messages", "ids", "labels", "mask", "attention", "weight", "free", "label", "row_weight", "number"
-]
+    "string", "messages", "ids", "labels", "mask", "attention", "weight", "free", "label", "row_weight", "number",
+    "match",
+]  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -214,6 +216,10 @@ class RowRules:
             if problem := self._column_problem(row, column, role):
                 return Found(column, problem)
         return self._turns_problem(row)
+
+    def wrong_matches(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which labels of the role "match" say that a pair does not match; only retrieval rows have such."""
+        return np.zeros(len(labels), dtype=bool)
 
     def _column_problem(self, row: Mapping[str, Any], column: str, role: Role) -> str | None:
         value = plain(row.get(column))

@@ -1,38 +1,129 @@
-"""Check the rows of a retrieval dataset before training, texts beside texts, and name the bad ones."""
+"""Check the rows of a retrieval dataset before training, texts beside texts and their label, and name the bad ones."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from hf_ext.guards._row_rules import Role, RowRules
-from hf_ext.guards.rows import _check_arguments, _check_dataset, _check_stream, _first_rows
+from hf_ext.guards._row_rules import Role, RowRules, excerpt_of, plain
+from hf_ext.guards.matches import MOST_GRADE, MatchRule, match_rule
+from hf_ext.guards.rows import (
+    RowError,
+    RowProblem,
+    _check_arguments,
+    _check_dataset,
+    _check_stream,
+    _find_all,
+    _first_rows,
+    _row_error,
+)
 
 
 @dataclass(frozen=True)
 class RetrievalRules(RowRules):
     """
-    The rules for the rows of one retrieval dataset: every column that is checked holds a text.
+    The rules for the rows of one retrieval dataset: columns of texts, and a label that says that they match.
 
     Args:
         texts (`tuple[str, ...]`): columns of texts, the query's first.
+        matches ([`MatchRule`], *optional*): of the label, where it is checked.
         data_type, conversational, text_field, assistant_only_loss, columns: as in [`RowRules`].
     """
 
     texts: tuple[str, ...] = ()
+    matches: MatchRule | None = None
 
     def roles(self) -> dict[str, Role]:
         """Columns to check and the role each plays, in the order of checking."""
-        return dict.fromkeys(self.texts, "string")
+        texts: dict[str, Role] = dict.fromkeys(self.texts, "string")
+        return texts | ({self.matches.column: "match"} if self.matches is not None else {})
+
+    def wrong_matches(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which labels say that a pair does not match."""
+        return np.zeros(len(labels), dtype=bool) if self.matches is None else self.matches.wrong(labels)
+
+    def _column_problem(self, row: Mapping[str, Any], column: str, role: Role) -> str | None:
+        if role == "match" and self.matches is not None:
+            return self.matches.problem(plain(row.get(column)))
+        return super()._column_problem(row, column, role)
+
+
+def rules_of(columns: Sequence[str], texts: Sequence[str] = (), matches: MatchRule | None = None) -> RetrievalRules:
+    """The rules for a dataset with these columns, texts and labels."""
+    return RetrievalRules(
+        data_type="retrieval", conversational=False, text_field=texts[0] if texts else "query",
+        assistant_only_loss=False, columns=tuple(columns), texts=tuple(texts), matches=matches,
+    )  # fmt: skip
+
+
+def match_rule_of(dataset: Dataset | IterableDataset, has_negatives: bool) -> MatchRule | None:
+    """[`match_rule`] of a dataset, whose values tell too: integers beyond any grade say nothing of a match."""
+    rule = match_rule(dataset.features or {}, has_negatives)
+    if rule is None or rule.kind != "integer" or not isinstance(dataset, Dataset) or not len(dataset):
+        return rule
+    labels = dataset.select_columns([rule.column]).with_format("arrow")[:].column(rule.column)
+    largest = pc.max(labels).as_py()
+    return None if largest is not None and largest > MOST_GRADE else rule
+
+
+def check_matches(dataset: Dataset, matches: MatchRule) -> None:
+    """
+    Refuse a dataset with a pair that does not match.
+
+    Raises:
+        [`RowError`]: at the first such row.
+    """
+    bad = _no_matches(dataset, matches)
+    if len(bad):
+        raise _error(dataset, matches, int(bad[0]), len(bad) - 1)
+
+
+def only_matches(dataset: Dataset, matches: MatchRule) -> Dataset:
+    """
+    The rows that match, where the loss reads the labels of the others.
+
+    Raises:
+        [`RowError`]: a label neither says that its pair matches nor that it does not, as a degree of likeness.
+        ValueError: no row matches.
+    """
+    bad = _no_matches(dataset, matches)
+    labels = dataset.with_format(None).select(bad)[matches.column][:]
+    unclear = [row for row, label in zip(bad, labels, strict=True) if matches.kind == "float" and label != 0]
+    store = "pass those that do as exemplars=ExemplarStore(...)."
+    if unclear:
+        remedy = f"The loss reads it, but it does not tell which pairs are exemplars: {store}"
+        raise _error(dataset, matches, int(unclear[0]), len(unclear) - 1, remedy)
+    if len(bad) == len(dataset):
+        raise ValueError(f"No label in {matches.column!r} says that its pair matches, so none is an exemplar: {store}")
+    return dataset.select(np.delete(np.arange(len(dataset)), bad)) if len(bad) else dataset
+
+
+def _no_matches(dataset: Dataset, matches: MatchRule) -> npt.NDArray[np.int64]:
+    """Positions of the rows that do not match."""
+    rules = rules_of(dataset.column_names, matches=matches)
+    bad = _find_all(dataset.with_format(None), rules, [matches.column])
+    return np.fromiter((position for position, _, _ in bad), dtype=np.int64)
+
+
+def _error(dataset: Dataset, matches: MatchRule, position: int, more: int, remedy: str = "") -> RowError:
+    row = dataset.with_format(None)[position]
+    problem = matches.problem(row[matches.column]) or ""
+    found = RowProblem(position, matches.column, problem, excerpt_of(row, matches.column, "query"))
+    return _row_error(found, more, "train", remedy or "It would be shown as an example of a query and its document.")
 
 
 def check_retrieval_rows(
     dataset: Dataset | IterableDataset,
     texts: Sequence[str],
     *,
+    matches: MatchRule | None = None,
     on_bad_row: str = "raise",
     bad_rows_path: str | os.PathLike[str] | None = None,
     dataset_name: str = "train",
@@ -45,6 +136,8 @@ def check_retrieval_rows(
             Rows of texts.
         texts (`Sequence[str]`):
             Columns that must hold a non-empty string in every row, the query's first.
+        matches ([`MatchRule`], *optional*):
+            Of the label, where nothing reads it that a pair does not match.
         on_bad_row (`str`), bad_rows_path (`str` or `os.PathLike`), dataset_name (`str`):
             As in [`check_sft_rows`].
 
@@ -63,10 +156,7 @@ def check_retrieval_rows(
             f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
         )
     columns = tuple(dataset.column_names or first_rows[0])
-    rules = RetrievalRules(
-        data_type="retrieval", conversational=False, text_field=texts[0], assistant_only_loss=False, columns=columns,
-        texts=tuple(texts),
-    )  # fmt: skip
+    rules = rules_of(columns, texts, matches)
     if isinstance(dataset, Dataset):
         return _check_dataset(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
     return _check_stream(dataset, rules, on_bad_row, bad_rows_path, dataset_name)

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_ext.recipes.loading import first_rows, load_rows, load_splits, rename_columns
+from hf_ext.recipes.retrieval import texts_of
 
 ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}.", "weight": i / 2, "id": f"r{i}"} for i in range(5)]
 
@@ -145,3 +146,15 @@ def test_a_file_that_holds_no_rows_says_what_it_is(tmp_path, monkeypatch, conten
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=words):
         load_splits(str(tmp_path / "rows.jsonl"))
+
+
+def test_text_columns_say_which_text_is_which_whatever_their_names():
+    rows = Dataset.from_dict(
+        {"qid": [1], "answer": ["a"], "question": ["q"], "context": ["c"], "label": [1], "x": ["x"]}
+    )
+    named = texts_of(rows, ["question", "answer"])
+    assert named.column_names == ["question", "answer", "qid", "label"]
+    swapped = texts_of(rows, ["answer", "question", "context"])
+    assert swapped[0] == {"query": "a", "positive": "q", "negative_1": "c", "qid": 1, "label": 1}
+    stream = texts_of(rows.to_iterable_dataset(), ["answer", "question"])
+    assert next(iter(stream)) == {"query": "a", "positive": "q", "qid": 1, "label": 1}

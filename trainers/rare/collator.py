@@ -67,7 +67,7 @@ class RareDataCollator(SentenceTransformerDataCollator):
 
     def for_evaluation(self) -> RareDataCollator:
         """The same with draws that do not change from epoch to epoch, so that evaluations can be compared."""
-        pools = {name: replace(pool, own_rows=False) for name, pool in self.pools.items()}  # other rows, other numbers
+        pools = {name: replace(pool, own_rows=None) for name, pool in self.pools.items()}  # other rows, other numbers
         return replace(self, pools=pools, epoch=torch.full((1,), -1, dtype=torch.int64), resample=True)
 
     def set_epoch(self, epoch: int) -> None:
@@ -109,7 +109,7 @@ class RareDataCollator(SentenceTransformerDataCollator):
             tokenizer=self.tokenizer,
             prompt=pool.prompt,
             draw=self.draw,
-            targets=pool.columns.targets(rows, pool.own_rows),
+            targets=pool.targets(rows),
             exclude=self.exclude,
             salt=salt,
             min_score=self.min_score,

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
 from hf_ext._upstream_retrieval import SentenceTransformerSeam
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
+from hf_ext.data.exemplars.sources import require_matches
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
@@ -20,7 +21,7 @@ from hf_ext.retrieval.pooling import Body
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig, own_config
-from hf_ext.trainers.rare.pools import Pool, RetrievalColumns, find_columns, own_store
+from hf_ext.trainers.rare.pools import Pool, find_columns, own_store
 from hf_ext.trainers.rare.setup import prepare, query_prompt, set_lengths, token_counter
 from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
@@ -76,9 +77,11 @@ def context_targets(
     plain = dataset.with_format(None)
     if ROW_INDEX not in plain.column_names:
         plain = plain.add_column(ROW_INDEX, list(range(len(plain))))
-    own = store is None
-    pool = store if store is not None else own_store(plain, columns)
-    texts = _with_exemplars(teacher, plain, columns, Pool(pool, columns, prompt, own), args)
+    own_rows = None
+    if store is None:
+        require_matches(plain)
+        store, own_rows = own_store(plain, columns)
+    texts = _with_exemplars(teacher, plain, Pool(store, columns, prompt, own_rows), args)
     reader = RareEncoder.from_model(teacher)  # without a pool: it reads what it is given, exemplars marked
     queries, documents = plain[columns.query][:], plain[columns.positive][:]
     options: dict[str, Any] = {"batch_size": batch_size, "convert_to_numpy": True, "show_progress_bar": False}
@@ -95,17 +98,17 @@ def to_length_one(vectors: Any) -> NDArray[np.float32]:
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _with_exemplars(teacher: Any, rows: Dataset, columns: RetrievalColumns, pool: Pool, args: RareConfig) -> list[str]:
+def _with_exemplars(teacher: Any, rows: Dataset, pool: Pool, args: RareConfig) -> list[str]:
     length = set_lengths(teacher, args.max_query_tokens, args.max_document_tokens)
     formatter = args.formatter(length)
     made = augment(
         pool.store,
         formatter,
-        rows[columns.query][:],
+        rows[pool.columns.query][:],
         tokenizer=token_counter(teacher) if formatter.has_budget else None,
         prompt=pool.prompt,
         draw=ExampleDraw(args.n_examples, "fixed", 1.0, args.seed),
-        targets=columns.targets(list(rows), pool.own_rows),
+        targets=pool.targets(list(rows)),
         exclude=args.exclusion(),
         min_score=args.min_example_score,
     )

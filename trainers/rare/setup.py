@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from numpy.typing import NDArray
 
 from hf_ext.data.exemplars import DenseRetriever, ExemplarStore, HybridRetriever, TokenCounter
 from hf_ext.data.exemplars.text import text_key
-from hf_ext.guards.retrieval_rows import check_retrieval_rows
+from hf_ext.guards.matches import MatchRule
+from hf_ext.guards.retrieval_rows import check_retrieval_rows, match_rule_of
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.pools import Pool, RetrievalColumns, find_columns, own_store
 
@@ -50,7 +53,12 @@ class Prepared:
 
 
 def prepare(
-    model: Any, args: Any, train: Any, evaluation: Any, exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None
+    model: Any,
+    args: Any,
+    train: Any,
+    evaluation: Any,
+    exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None,
+    loss: Any = None,
 ) -> Prepared:
     """
     Check rows, find columns, build pools, and fill prompts and tasks.
@@ -60,6 +68,7 @@ def prepare(
         args ([`RareSettings`]): the configuration.
         train, evaluation (`Dataset`, `IterableDataset`, dict of them or `None`): raw rows.
         exemplars ([`ExemplarStore`] or a dict of them by data set, *optional*): pools; the training rows by default.
+        loss (*optional*): what is trained by, or one a data set; the default reads no labels.
 
     Raises:
         ValueError: a column is missing, a data set has no pool, one store was given for several data sets.
@@ -70,26 +79,31 @@ def prepare(
     given = _stores_by_name(exemplars, training)
     made = Prepared()
     columns: dict[str, RetrievalColumns] = {}
+    rules: dict[str, MatchRule | None] = {}
     for name, dataset in training.items():
-        columns[name], made.train[name] = _checked(dataset, args, name or "train")
+        columns[name], rules[name], made.train[name] = _checked(dataset, args, name or "train", loss_of(loss, name))
     for name, dataset in by_name(evaluation).items():
         if len(training) > 1 and name not in training:
             raise ValueError(
                 f"The evaluation data set {name or '(the only one)'!r} has no pool of exemplars: name it like one of "
                 f"the training data sets, {sorted(training)}."
             )
-        _, made.eval[name] = _checked(dataset, args, f"{name} eval".strip())
+        trained = name if name in columns else next(iter(columns))
+        found, _, made.eval[name] = _checked(dataset, args, f"{name} eval".strip(), loss_of(loss, trained))
+        columns[trained] = _read_alike(columns[trained], found, f"{name} eval".strip())
     several = isinstance(train, dict)
     made.prompts = args.prompts or _prompts(model, args.instruction, columns, several)
     for name, found in columns.items():
         store = given.get(name)
-        own = store is None
+        own_rows = None
         if store is None:
-            store = own_store(made.train[name], found)
+            store, own_rows = own_store(made.train[name], found, rules[name])
         prompt = query_prompt(made.prompts, name, found.query)
         queries = [data[name] for data in (made.train, made.eval) if name in data]
-        store = _with_retriever(store, model, args.example_retriever, prompt, found.query, queries, own)
-        made.pools[name] = Pool(store, found, prompt, own)
+        store = _with_retriever(
+            store, model, args.example_retriever, prompt, found.query, queries, own_rows is not None
+        )
+        made.pools[name] = Pool(store, found, prompt, own_rows)
     tasks = {
         name: {found.query: "query"} | dict.fromkeys(found.texts[1:], "document") for name, found in columns.items()
     }
@@ -115,8 +129,36 @@ def _stores_by_name(
     return exemplars
 
 
-def _checked(dataset: Any, args: Any, dataset_name: str) -> tuple[RetrievalColumns, Dataset | IterableDataset]:
-    """Columns of a data set, and its rows checked and numbered."""
+def _read_alike(trained: RetrievalColumns, evaluated: RetrievalColumns, dataset_name: str) -> RetrievalColumns:
+    """Columns by which the rows of both are read, with the ids of either kept from the model."""
+    if (trained.query, trained.positive) != (evaluated.query, evaluated.positive):
+        raise ValueError(
+            f"The {dataset_name} dataset has its texts in {[evaluated.query, evaluated.positive]}, the training "
+            f"dataset in {[trained.query, trained.positive]}: rename them with dataset.rename_columns."
+        )
+    return replace(trained, apart=tuple(dict.fromkeys((*trained.apart, *evaluated.apart))))
+
+
+RANKING = re.compile("Ranking|Triplet|GIST|MegaBatch|GradCache")  # names of losses that read no labels
+
+
+def loss_of(loss: Any, name: str) -> Any:
+    """The loss of one data set, where there is one a data set."""
+    return loss.get(name) if isinstance(loss, Mapping) else loss
+
+
+def reads_labels(loss: Any) -> bool:
+    """Whether a loss of sentence-transformers (6.2) reads labels; the default does not, a wrapper as what it wraps."""
+    while isinstance(getattr(loss, "loss", None), torch.nn.Module):
+        loss = loss.loss
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return loss is not None and RANKING.search(name) is None
+
+
+def _checked(
+    dataset: Any, args: Any, dataset_name: str, loss: Any
+) -> tuple[RetrievalColumns, MatchRule | None, Dataset | IterableDataset]:
+    """Columns of a data set, the rule of labels that the loss reads, and its rows checked and numbered."""
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(f"The {dataset_name} dataset is a {type(dataset).__name__}; make one with Dataset.from_list.")
     names = {"query": args.query_column, "positive": args.positive_column}
@@ -124,10 +166,13 @@ def _checked(dataset: Any, args: Any, dataset_name: str) -> tuple[RetrievalColum
     path = args.bad_rows_path
     if path is None and args.on_bad_row == "drop":
         path = f"{args.output_dir}/bad_rows.jsonl"
+    matches = match_rule_of(dataset, has_negatives=bool(found.negatives))
+    read = reads_labels(loss)
     rows = check_retrieval_rows(
-        dataset, found.texts, on_bad_row=args.on_bad_row, bad_rows_path=path, dataset_name=dataset_name
-    )
-    return found, rows
+        dataset, found.texts, matches=None if read else matches, on_bad_row=args.on_bad_row, bad_rows_path=path,
+        dataset_name=dataset_name,
+    )  # fmt: skip
+    return found, matches if read else None, rows
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class RareMethod(SavesWithCard, RetrievalSeam):
         read_texts_as_they_are(model, args.text_only)
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
         self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(model)
-        made = prepare(model, args, train_dataset, eval_dataset, exemplars)
+        made = prepare(model, args, train_dataset, eval_dataset, exemplars, loss)
         self.pools = made.pools
         args.prompts, args.router_mapping = made.prompts, made.router_mapping
         keep_prompts(model, made.pools)

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.data.exemplars.ids import as_id, as_ids, some
+from hf_ext.data.exemplars.roles import ColumnRoles, is_list_of_texts, is_negative, read_roles
 from hf_ext.guards.unpacked import require_modest
 
 logger = logging.getLogger(__name__)
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 TREC_FIELDS = 4  # query, iteration, document, grade
-QUERY_NAMES = ("query", "anchor", "question", "sentence1")
-DOCUMENT_NAMES = ("document", "positive", "answer", "passage", "context", "sentence2")
-ID_NAMES = ("id", "_id", "doc_id", "query_id", "row_index")
 
 
 def require_rows(dataset: Any, what: str) -> None:
@@ -46,6 +44,24 @@ def text_columns(dataset: Any) -> list[str]:
 _STRINGS = ("string", "large_string")
 
 
+def roles_of(dataset: Any, **named: str | None) -> ColumnRoles:
+    """
+    The part of each column, [`read_roles`], of a dataset; `named` are those that the caller names.
+
+    Raises:
+        TypeError: the column that was named is not text, or a column of ids holds something else.
+        ValueError: it is missing.
+    """
+    texts = text_columns(dataset)
+    for name in filter(None, named.values()):
+        if name not in dataset.column_names:
+            raise ValueError(f"column {name!r} is missing; the dataset has {dataset.column_names}.")
+    for name in filter(None, (named.get("query"), named.get("document"))):
+        if name not in texts:
+            raise TypeError(f"column {name!r} is not text but {dataset.features[name]}. Exemplars are pairs of texts.")
+    return read_roles(dataset.column_names, texts, **named)
+
+
 def pair_columns(dataset: Any, query: str | None = None, document: str | None = None) -> tuple[str, str]:
     """
     Names of the query's and the document's column.
@@ -54,39 +70,72 @@ def pair_columns(dataset: Any, query: str | None = None, document: str | None = 
         TypeError: the column that was named is not text.
         ValueError: it is missing, or there are no two text columns to choose from.
     """
-    texts = text_columns(dataset)
-    for name in filter(None, (query, document)):
-        if name not in dataset.column_names:
-            raise ValueError(f"column {name!r} is missing; the dataset has {dataset.column_names}.")
-        if name not in texts:
-            raise TypeError(f"column {name!r} is not text but {dataset.features[name]}. Exemplars are pairs of texts.")
-    free = [name for name in texts if name not in (query, document, *ID_NAMES)]
-    query = query or next((name for name in QUERY_NAMES if name in free), next(iter(free), None))
-    free = [name for name in free if name != query]
-    document = document or next((name for name in DOCUMENT_NAMES if name in free), next(iter(free), None))
-    if query is None or document is None:
+    return pair_of(dataset, roles_of(dataset, query=query, document=document))
+
+
+def pair_of(dataset: Any, roles: ColumnRoles) -> tuple[str, str]:
+    """
+    Names of the query's and the document's column.
+
+    Raises:
+        ValueError: there are no two text columns to choose from.
+    """
+    if roles.query is None or roles.document is None:
         kinds = {name: str(feature) for name, feature in dataset.features.items()}
-        raise ValueError(f"A pool needs two text columns, a query and its document; the dataset has {kinds}.")
-    return query, document
+        lists = [name for name, feature in dataset.features.items() if is_list_of_texts(feature)]
+        remedy = f" {lists[0]!r} is a list of texts: make a row of each." if lists else ""
+        raise ValueError(f"A pool needs two text columns, a query and its document; the dataset has {kinds}.{remedy}")
+    return roles.query, roles.document
 
 
 def columns_of(dataset: Any, names: Mapping[str, str | None]) -> dict[str, Any]:
     """The store's columns from a dataset; `names` says where each one lies, `None` where it is to be found."""
     require_rows(dataset, "ExemplarStore.from_dataset")
-    query, document = pair_columns(dataset, names["query"], names["document"])
+    named = {column: names[column] for column in ("query", "document", "id", "doc_id")}
+    roles = roles_of(dataset, **named)
+    query, document = pair_of(dataset, roles)
+    negative = names["negative"]
+    if negative is not None and negative not in dataset.column_names:
+        raise ValueError(f"column {negative!r} is missing; the dataset has {dataset.column_names}.")
+    if negative is None:
+        negative = next(filter(is_negative, roles.negatives), None)
+    columns = {"id": roles.id, "doc_id": roles.doc_id, "negative": negative}
+    for column in ("id", "doc_id"):
+        name = columns[column]
+        if name is not None and names[column] is None and not holds_ids(dataset.features[name]):
+            columns[column] = None  # a list or a dict under such a name is no id; a number that is no integer is one
+    require_matches(dataset, negative is not None)
     plain = dataset.with_format(None)
     rows: dict[str, Any] = {"query": plain[query][:], "document": plain[document][:]}
-    for column in ("id", "doc_id", "negative"):
-        name = names[column]
-        if name is not None and name not in dataset.column_names:
-            raise ValueError(f"column {name!r} is missing; the dataset has {dataset.column_names}.")
-        if name is None and column in dataset.column_names and column not in (query, document):
-            name = column
-        if name is not None:
-            values = plain[name][:]
-            whole = column != "negative" and all(isinstance(value, int) for value in values)
-            rows[column] = [str(value) for value in values] if whole else values
+    for column, name in columns.items():
+        if name is None:
+            continue
+        if is_list_of_texts(dataset.features[name]):
+            raise TypeError(
+                f"column {name!r} holds lists of texts, and an exemplar has one {column}. Choose one with "
+                "dataset.map, or remove the column."
+            )
+        rows[column] = plain[name][:]
     return rows
+
+
+def holds_ids(feature: Any) -> bool:
+    """Whether the values of a column may be taken for ids: not those of a list or a dict."""
+    return isinstance(getattr(feature, "dtype", None), str)
+
+
+def require_matches(dataset: Any, has_negatives: bool = False) -> None:
+    """
+    Refuse rows whose label says that query and document do not match: each would be shown as an example.
+
+    Raises:
+        RowError: such a row; it is named, with the filter that leaves it out.
+    """
+    from hf_ext.guards.retrieval_rows import check_matches, match_rule_of
+
+    rule = match_rule_of(dataset, has_negatives)
+    if rule is not None:
+        check_matches(dataset, rule)
 
 
 def beir_pairs(folder: Path, split: str, query_ids: Iterable[Any] | None, min_grade: int) -> dict[str, Any]:
