@@ -17,6 +17,7 @@ from hf_ext.guards.finite import readable_part
 __all__ = ["require_untouched_adapters"]
 
 LARGEST_SHARE = 1e-3  # of the largest logit: DoRA and the like are neutral at first up to rounding
+ROUNDINGS = 4  # of the logits' own precision, where that is coarser: DoRA in bfloat16
 LORA_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 NOISE = 1e-4  # of a product whose factors are orthogonal: init_lora_weights="orthogonal"
 
@@ -44,8 +45,10 @@ def require_untouched_adapters(
         raise ValueError(_refusal(f"The adapter of {name!r} is not as it was made"))
     if not is_peft(model, "PeftModel") or model.active_peft_config.is_prompt_learning:
         return  # virtual tokens leave the base as it is, though they change the logits from the start
-    difference, size = _difference_of_logits(model, autocast)
-    if difference > LARGEST_SHARE * size:
+    adapted, base = _logits_of_a_few_tokens(model, autocast)
+    difference = float((adapted.float() - base.float()).abs().max())
+    share = max(LARGEST_SHARE, ROUNDINGS * torch.finfo(base.dtype).eps)
+    if difference > share * float(base.abs().max()):
         raise ValueError(_refusal(f"Switching the adapter off changes the logits by {difference:.2g}"))
 
 
@@ -58,16 +61,16 @@ def _refusal(finding: str) -> str:
     )
 
 
-def _difference_of_logits(model: Any, autocast: Callable[[], AbstractContextManager]) -> tuple[float, float]:
-    """How far the logits of a few tokens move when adapters are switched off, and how large they are without."""
+def _logits_of_a_few_tokens(model: Any, autocast: Callable[[], AbstractContextManager]) -> tuple[Tensor, Tensor]:
+    """With adapters and without, in the precision of training."""
     device = model.get_input_embeddings().weight.device
     ids = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
     with model_as_before(model), autocast():
         model.eval()
-        adapted = model(input_ids=ids, use_cache=False).logits.float()
+        adapted = model(input_ids=ids, use_cache=False).logits
         with adapters_off(model):
-            base = model(input_ids=ids, use_cache=False).logits.float()
-    return float((adapted - base).abs().max()), float(base.abs().max())
+            base = model(input_ids=ids, use_cache=False).logits
+    return adapted, base
 
 
 def _trained_modules(model: nn.Module) -> Iterator[str]:
@@ -100,14 +103,19 @@ def _differ(first: Tensor, second: Tensor) -> bool:
 
 
 def _changes_weights(layer: Any, adapter: str) -> bool:
-    """Whether the product of a LoRA layer's two matrices is not zero."""
+    """Whether the product of a LoRA layer's two matrices is not zero; AdaLoRA has a diagonal between them."""
+    scales = _matrix(getattr(layer, "lora_E", {}), adapter)
     for names in LORA_PAIRS:
         down, up = (_matrix(getattr(layer, name, {}), adapter) for name in names)
         if down is None or up is None or not (bool(down.any()) and bool(up.any())):
             continue
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(down.shape[1], generator=generator).to(down)
-        if float((up @ (down @ probe)).norm()) > NOISE * float(up.norm() * (down @ probe).norm()):
+        probe = torch.randn(down.shape[1], generator=generator).to(down.device)
+        inner = down.float() @ probe
+        inner = inner if scales is None else scales.float().flatten() * inner
+        noise = max(NOISE, ROUNDINGS * torch.finfo(up.dtype).eps)
+        up, inner = up.float(), inner.float()
+        if float((up @ inner).norm()) > noise * float(up.norm() * inner.norm()):
             return True
     return False
 
@@ -116,4 +124,4 @@ def _matrix(parts: Any, adapter: str) -> Tensor | None:
     if adapter not in parts:
         return None
     values = readable_part(getattr(parts[adapter], "weight", parts[adapter]))
-    return None if values is None or not values.numel() else values.float().flatten(1)
+    return None if values is None or not values.numel() else values.flatten(1)

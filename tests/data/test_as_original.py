@@ -32,9 +32,9 @@ def lora(**settings: Any) -> LoraConfig:
     return LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | settings))
 
 
-def tuned(config: Any, change: Callable[[Any], Any] = lambda model: None) -> Any:
+def tuned(config: Any, change: Callable[[Any], Any] = lambda model: None, dropout: float = 0.1) -> Any:
     """A `PeftModel` whose adapter does something, changed as a user might have changed it."""
-    model = get_peft_model(tiny_model(TOKENIZER, attention_dropout=0.1), config)
+    model = get_peft_model(tiny_model(TOKENIZER, attention_dropout=dropout), config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -172,3 +172,14 @@ def test_the_reference_forward_of_a_trained_adapter_unfreezes_nothing(loss: str,
     frozen = {name for name in weights if "lora_B.default" not in name}
     assert {name for name, value in trainer.model.named_parameters() if not value.requires_grad} == frozen
     assert {name for name, value in trainer.model.named_parameters() if torch.equal(value, weights[name])} == frozen
+
+
+def test_an_adapter_that_the_reference_is_not_made_of_is_refused(tmp_path: Path) -> None:
+    named = get_peft_model(tiny_model(TOKENIZER), lora(), adapter_name="policy")
+    for model in (named, tuned(lora(), add_second("second"))):
+        with pytest.raises(ValueError, match="a copy of one named 'default'"):
+            start(InfoPOTrainer, InfoPOConfig, tmp_path, model=model, reference=None)
+    model = tuned(lora(), add_second("default"), dropout=0.0)
+    trainer = start(InfoPOTrainer, InfoPOConfig, tmp_path, model=model, reference=None)
+    trainer.train()
+    assert trainer.state.log_history[0]["infopo/chosen_delta"] == 0, "the reference is the adapter as it was"

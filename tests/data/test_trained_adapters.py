@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -18,6 +18,7 @@ NEW: dict[str, Any] = {
     "all layers and the head": LoraConfig(**(SETTINGS | {"target_modules": "all-linear"})),
     "embeddings": LoraConfig(**(SETTINGS | {"target_modules": ["embed_tokens", "q_proj"]})),
     "dora": LoraConfig(**SETTINGS, use_dora=True),
+    "adalora": AdaLoraConfig(target_modules=["q_proj"], init_r=4, total_step=10, task_type="CAUSAL_LM"),
     "rslora": LoraConfig(**SETTINGS, use_rslora=True),
     "orthogonal": LoraConfig(**SETTINGS, init_lora_weights="orthogonal"),
     "saved modules": LoraConfig(**SETTINGS, modules_to_save=["norm"]),
@@ -45,6 +46,13 @@ def test_a_new_adapter_passes_and_a_few_small_steps_of_training_are_seen(kind: s
         optimizer.zero_grad()
     with pytest.raises(ValueError, match=r"trained already.*merge_and_unload"):
         require_untouched_adapters(model)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", NEW)
+def test_a_new_adapter_passes_in_bfloat16(kind: str) -> None:
+    model = adapted(NEW[kind]).to(torch.bfloat16)
+    require_untouched_adapters(model)
 
 
 def test_one_step_of_a_small_learning_rate_is_seen_in_any_precision() -> None:

@@ -68,6 +68,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
         require_padding_token(processing_class, args)
         if ref_model is None and kwargs.get("peft_config") is None:
+            self._refuse_other_adapters(model, args)
             self._refuse_missing_reference(model, args)
         with _no_reference_model(args), _flags_kept(model if kwargs.get("peft_config") is None else None):
             super().__init__(
@@ -89,6 +90,19 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
                 args.likelihood_guard, args.guard_tolerance, args.guard_patience
             )
             self.add_callback(self.likelihood_guard)
+
+    @staticmethod
+    def _refuse_other_adapters(model: Any, args: Any) -> None:
+        """The host makes the reference of the adapter "default", whichever is trained (trl 1.16)."""
+        if not isinstance(model, PeftModel):
+            return
+        is_other = model.active_adapters != ["default"] and not args.reference_free
+        if is_other or "default" not in model.peft_config:
+            raise ValueError(
+                f"The model's adapters are {list(model.peft_config)}, active {model.active_adapters}; the reference "
+                "would be a copy of one named 'default', which is not the one that is trained. Load the adapter to be "
+                "trained as adapter_name='default' and alone, or pass the reference as ref_model."
+            )
 
     @staticmethod
     def _refuse_missing_reference(model: Any, args: Any) -> None:
