@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, List, Value, concatenate_datasets
 
 from hf_ext.data.relabeling import RelabelReport, RRChannel, fold_numbers, noisy_accuracy, predict_column, relabel
 from hf_ext.data.relabeling.columns import IGNORED_LABEL, class_column
@@ -187,7 +187,11 @@ class Rounds:
     # --- predictions and figures -------------------------------------------------------------------------------------
 
     def _predict(self, trainer: Any, rows: Dataset, *, out_of_fold: bool) -> Dataset:
-        found = predict_column(trainer, rows, label=self.shared.label).select_columns(list(PREDICTED))
+        found = predict_column(trainer, rows, label=self.shared.label)
+        # The recipe has compared the names; plain numbers go with the predictions that an older version saved.
+        feature = List(Value("int64")) if isinstance(found.features["pred"], List) else Value("int64")
+        found = found.remove_columns("pred").add_column("pred", found["pred"][:], feature=feature)
+        found = found.select_columns(list(PREDICTED))
         if not out_of_fold:
             return found
         flags = [True] * len(found)
