@@ -241,3 +241,26 @@ def test_a_mistake_in_relabel_is_status_2_and_named(predicted, capsys, extra, wo
     command = "data relabel --dataset predicted.parquet --output out.parquet"
     assert main([*shlex.split(command), *shlex.split(extra)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_labels_outside_their_classes_end_with_status_2_and_predictions_of_another_order_are_translated(rows, capsys):
+    def write(name, column, numbers, names):
+        given = rows.remove_columns([column]) if column in rows.column_names else rows
+        given.add_column(column, numbers).cast_column(column, ClassLabel(names=names)).to_parquet(name)
+
+    labels = rows["label"][:]
+    write("bad.parquet", "label", [*labels[:2], 7, *labels[3:]], list("abcd"))  # a cast lets any number in
+    for command in (shlex.split(RUN), shlex.split("data relabel --dataset bad.parquet --prediction id --output")):
+        command[command.index("--dataset") + 1] = "bad.parquet"
+        assert main([*command, "out.parquet"]) == 2
+        assert "row 2, column 'label': expected a class from 0 to 3, found 7" in capsys.readouterr().err
+        assert not os.path.exists("out.parquet")
+    assert main([*shlex.split(RUN), "out.parquet", "--num-classes", "5"]) == 2
+    assert "the mechanism has 5 classes, but column 'label' is a ClassLabel of 4" in capsys.readouterr().err
+    write("turned.parquet", "pred", [3 - label for label in labels], list("dcba"))
+    command = shlex.split("data relabel --dataset turned.parquet --output out.parquet --overwrite")
+    assert main([*command, "--mode", "consensus"]) == 0
+    assert load_rows("out.parquet")["label"][:] == labels, "by name every prediction is the label"
+    write("other.parquet", "pred", labels, list("wxyz"))
+    assert main(shlex.split("data relabel --dataset other.parquet --mode full --output other-out.parquet")) == 2
+    assert "0 'w', 1 'x', 2 'y', 3 'z'; column 'label': 0 'a', 1 'b'" in capsys.readouterr().err
