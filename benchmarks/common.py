@@ -142,8 +142,9 @@ def finish(options: argparse.Namespace, result: dict[str, Any], headline: dict[s
         return None
     output, fault = options.output, None
     if _is_committed(output):
-        moved = code_hash(headline["benchmark"]) != options.code
-        fault = "The measured code changed during the run." if moved else _changed_tree()
+        same = code_hash(headline["benchmark"]) == options.code
+        fault = None if same else "The measured code changed during the run."
+        fault = fault or _changed_tree()
         output = options.work / output.name if fault else output
     text = json.dumps({"headline": headline, **provenance(), "code": options.code, **result}, indent=1)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,11 +30,11 @@ from hf_ext.evaluation.report import ArmResult, ForgettingReport
 
 def row_of(result: ArmResult) -> dict[str, Any]:
     """An arm's line of the table."""
-    measured = {"easy": result.group_loss["hard=False"], "hard": result.group_loss["hard=True"]}
+    estimates = {"easy": result.group_loss["hard=False"], "hard": result.group_loss["hard=True"]}
     if result.kl_original_to_new:
-        measured["kl"] = result.kl_original_to_new
+        estimates["kl"] = result.kl_original_to_new
     row: dict[str, Any] = {"arm": result.name}
-    for name, estimate in measured.items():
+    for name, estimate in estimates.items():
         row |= {name: round(estimate.mean, 6), f"{name}_half_width": round(estimate.half_width or 0.0, 6)}
     return row
 
@@ -64,9 +64,9 @@ def main() -> None:
     args = parser(__doc__ or "", "demo").parse_args()
     settings = fast_settings() if args.quick else full_settings()
     folder = args.work / ("quick" if args.quick else "run")
-    done = piece(args.work, folder.name, settings.to_dict(), lambda: {"rows": rows_of(run_demo(folder, settings))})
-    result = {"settings": settings.to_dict(), "rows": done["rows"], "seconds": done["seconds"]}
-    finish(args, result, headline_of(done["rows"], settings))
+    table = piece(args.work, folder.name, settings.to_dict(), lambda: {"rows": rows_of(run_demo(folder, settings))})
+    result = {"settings": settings.to_dict(), "rows": table["rows"], "seconds": table["seconds"]}
+    finish(args, result, headline_of(table["rows"], settings))
 
 
 if __name__ == "__main__":

@@ -60,11 +60,11 @@ class Entry:
     @property
     def expressions(self) -> list[str]:
         """One a figure."""
-        found = []
+        each = []
         for line in self.lines:
             expression, _, values = line.rpartition(" for ")
-            found += [expression.replace("{}", value) for value in values.split()] if "{}" in line else [line]
-        return found
+            each += [expression.replace("{}", value) for value in values.split()] if "{}" in line else [line]
+        return each
 
     @property
     def result(self) -> str | None:
@@ -74,16 +74,16 @@ class Entry:
 
 def entries() -> list[Entry]:
     """The blocks of `figures.txt`."""
-    found: list[Entry] = []
+    blocks: list[Entry] = []
     text = source = ""
     for line in TABLE.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
             text, _, source = line[3:].partition(": ")
         elif line.startswith("    "):
-            found[-1] = replace(found[-1], lines=(*found[-1].lines, line.strip()))
+            blocks[-1] = replace(blocks[-1], lines=(*blocks[-1].lines, line.strip()))
         elif line.strip() and not line.startswith("# "):
-            found.append(Entry(text, source, line.strip(), ()))
-    return found
+            blocks.append(Entry(text, source, line.strip(), ()))
+    return blocks
 
 
 class Rows:
@@ -92,28 +92,28 @@ class Rows:
     def __init__(self, result: dict[str, Any]) -> None:
         self.result = result
 
-    def values(self, path: str, of: str = "rows", **wanted: Any) -> list[float]:
+    def values(self, path: str, of: str = "rows", **columns: Any) -> list[float]:
         """A key of the rows with these values; dots go down."""
-        rows = [row for row in self.result[of] if all(row[key] == value for key, value in wanted.items())]
+        rows = [row for row in self.result[of] if all(row[key] == value for key, value in columns.items())]
         if not rows:
-            raise ValueError(f"no row with {wanted}")
-        found = []
+            raise ValueError(f"no row with {columns}")
+        values = []
         for row in rows:
             value: Any = row
             for key in path.split("."):
                 value = value[key]
-            found.append(value)
-        return found
+            values.append(value)
+        return values
 
     def groups(self, *keys: str) -> list[tuple[tuple[Any, ...], Callable[[str], float]]]:
         """The rows by their values of `keys`: those, and a function that gives the group's mean of a path."""
-        found = sorted({tuple(row[key] for key in keys) for row in self.result["rows"]})
-        means = [partial(self.mean, **dict(zip(keys, values, strict=True))) for values in found]
-        return list(zip(found, means, strict=True))
+        names = sorted({tuple(row[key] for key in keys) for row in self.result["rows"]})
+        means = [partial(self.mean, **dict(zip(keys, values, strict=True))) for values in names]
+        return list(zip(names, means, strict=True))
 
-    def mean(self, path: str, of: str = "rows", **wanted: Any) -> float:
+    def mean(self, path: str, of: str = "rows", **columns: Any) -> float:
         """Mean over rows."""
-        return fmean(self.values(path, of, **wanted))
+        return fmean(self.values(path, of, **columns))
 
     def points(self, arm: str, task: str, column: str, leaked: str = "01") -> float:
         """nDCG in points: mean over seeds and queries of `rare_retrieval`, of those whose flag is in `leaked`."""
@@ -123,8 +123,8 @@ class Rows:
 
     def names(self) -> dict[str, Any]:
         """Names of an expression."""
-        named = {name: getattr(self, name) for name in ("values", "groups", "mean", "points", "result")}
-        return named | {"h": self.result["headline"], "fmean": fmean}
+        functions = {name: getattr(self, name) for name in ("values", "groups", "mean", "points", "result")}
+        return functions | {"h": self.result["headline"], "fmean": fmean}
 
 
 @cache
@@ -185,16 +185,16 @@ def write() -> None:
         path = ROOT / entry.text
         text = path.read_text(encoding="utf-8")
         values = [value_of(entry.result, expression) for expression in entry.expressions]
-        fresh = [f if agrees(f, v) else shown_as(f, v) for f, v in zip(entry.figures, values, strict=True)]
+        numbers = [f if agrees(f, v) else shown_as(f, v) for f, v in zip(entry.figures, values, strict=True)]
         place = entry.pattern.search(text)
-        if fresh == entry.figures or place is None:
+        if numbers == entry.figures or place is None:
             continue
-        for group in range(len(fresh), 0, -1):  # from the end: positions before it stay true
+        for group in range(len(numbers), 0, -1):  # from the end: positions before it stay true
             start, end = place.span(group)
-            text = text[:start] + fresh[group - 1] + text[end:]
+            text = text[:start] + numbers[group - 1] + text[end:]
         path.write_text(text, encoding="utf-8")
         words = FIGURE.split(entry.snippet)
-        words[1::2] = ["{" + figure + "}" for figure in fresh]
+        words[1::2] = ["{" + figure + "}" for figure in numbers]
         snippet = "".join(words)
         table = table.replace(f"\n{entry.snippet}\n", f"\n{snippet}\n")
         print(f"{entry.text}: {snippet}")
@@ -217,22 +217,22 @@ NOT_PROSE = (
 )
 
 
-def uncovered(text: str, own: list[Entry]) -> list[str]:
+def uncovered(text: str, table: list[Entry]) -> list[str]:
     """Figures of a text that no entry holds, each with its line."""
     prose = text
     for pattern in NOT_PROSE:
         prose = pattern.sub(lambda match: re.sub(r"\S", "\0", match[0]), prose)
-    covered: set[int] = set()
-    for entry in own:
+    places: set[int] = set()
+    for entry in table:
         for place in entry.pattern.finditer(text):
             for group in range(1, len(entry.figures) + 1):
-                covered.update(range(*place.span(group)))
-    found = []
+                places.update(range(*place.span(group)))
+    sourceless = []
     for match in LOOKS_MEASURED.finditer(prose):
-        if not covered & set(range(*match.span())):
+        if not places & set(range(*match.span())):
             line = text[text.rfind("\n", 0, match.start()) + 1 : text.find("\n", match.end())]
-            found.append(f"{match[0]} in: {line.strip()}")
-    return found
+            sourceless.append(f"{match[0]} in: {line.strip()}")
+    return sourceless
 
 
 def main() -> None:
@@ -241,9 +241,9 @@ def main() -> None:
     options.add_argument("--write", action="store_true", help="Write the results' figures into the texts.")
     if options.parse_args().write:
         write()
-    found = list(faults())
-    print("\n".join(found) or "Every figure is what its result says.")
-    sys.exit(bool(found))
+    sentences = list(faults())
+    print("\n".join(sentences) or "Every figure is what its result says.")
+    sys.exit(bool(sentences))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 # parent's size. So a bare interpreter, itself started afresh, starts the command and reads its peak.
 LAUNCHER = """
 import json, resource, subprocess, sys
-done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True)
+program = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True)
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"status": done.returncode, "output": done.stdout, "peak": peak}))
+print(json.dumps({"status": program.returncode, "output": program.stdout, "peak": peak}))
 """
 
 

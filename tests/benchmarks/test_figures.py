@@ -57,8 +57,8 @@ def test_every_figure_is_what_its_result_says(figures):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_figure_of_a_text_has_a_source(text, figures):
-    own = [entry for entry in figures.entries() if entry.text == text]
-    assert figures.uncovered((ROOT / text).read_text(encoding="utf-8"), own) == []
+    sources = [entry for entry in figures.entries() if entry.text == text]
+    assert figures.uncovered((ROOT / text).read_text(encoding="utf-8"), sources) == []
 
 
 def test_a_figure_without_a_result_says_so_in_its_text(figures):
@@ -79,10 +79,10 @@ def test_a_figure_without_a_result_says_so_in_its_text(figures):
 
 def test_a_text_with_measured_figures_shows_their_day_and_where_to_see_whether_they_are_old(figures):
     for text in TEXTS:
-        own = [entry for entry in figures.entries() if entry.text == text]
+        sources = [entry for entry in figures.entries() if entry.text == text]
         content = (ROOT / text).read_text(encoding="utf-8")
-        for name in {entry.result for entry in own if entry.result}:
-            dates = [entry for entry in own if entry.result == name and 'result["date"]' in entry.expressions]
+        for name in {entry.result for entry in sources if entry.result}:
+            dates = [entry for entry in sources if entry.result == name and 'result["date"]' in entry.expressions]
             assert dates, f"{text} does not show the day of {name}"
             assert "benchmarks.md" in content, text
 

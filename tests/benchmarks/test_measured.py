@@ -86,10 +86,10 @@ class Clone:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Clone:
-    made = Clone(tmp_path_factory.mktemp("measured"))
-    assert made.run().returncode == 0
-    made.commit()
-    return made
+    repository = Clone(tmp_path_factory.mktemp("measured"))
+    assert repository.run().returncode == 0
+    repository.commit()
+    return repository
 
 
 @pytest.fixture
@@ -147,13 +147,13 @@ def test_text_that_is_not_measured_makes_nothing_stale(clone):
 
 
 def test_a_changed_tree_is_refused_by_name_before_any_work(clone):
-    works, before = clone.works(), clone.output.read_bytes()
+    works, content = clone.works(), clone.output.read_bytes()
     clone.write("hf_ext/losses/module.py", "x = 4\n")
     clone.write("hf_ext/losses/new one.py", "x = 4\n")
     failed = clone.run()
     assert failed.returncode == 2
     assert "hf_ext/losses/module.py, hf_ext/losses/new one.py" in failed.stderr
-    assert (clone.works(), clone.output.read_bytes()) == (works, before)
+    assert (clone.works(), clone.output.read_bytes()) == (works, content)
     elsewhere = clone.log.parent / "trial.json"
     assert clone.run("step_cost", "--output", str(elsewhere)).returncode == 0
     assert json.loads(elsewhere.read_text())["commit"].endswith("+changes")
@@ -168,13 +168,13 @@ def test_a_changed_tree_is_refused_by_name_before_any_work(clone):
 def test_code_that_changes_during_the_run_keeps_its_result_out_and_loses_nothing(clone):
     clone.write("hf_ext/_upstream.py", "y = 5\n")
     clone.commit()
-    before = clone.output.read_bytes()
+    content = clone.output.read_bytes()
     failed = clone.run(EDIT="hf_ext/guards/module.py")
     assert failed.returncode == 1
     assert "changed during the run" in failed.stderr
-    assert clone.output.read_bytes() == before
-    kept = Path(failed.stderr.split("The result is in ")[1].strip().removesuffix("."))
-    assert json.loads(kept.read_text())["headline"]["value"] == 1
+    assert clone.output.read_bytes() == content
+    rescue = Path(failed.stderr.split("The result is in ")[1].strip().removesuffix("."))
+    assert json.loads(rescue.read_text())["headline"]["value"] == 1
     clone.git("checkout", "-q", ".")
 
 
