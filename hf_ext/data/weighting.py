@@ -20,6 +20,7 @@ from trl import SFTConfig
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head, label_log_probs
 from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
+from hf_ext.guards.tokens import without_padding
 from hf_ext.guards.weights import LEAST_WEIGHT
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def add_original_losses(
             "whole set. Materialise the stream first, for example with Dataset.from_generator."
         )
     prepared = {"labels", "row_index"} <= set(dataset.column_names)
-    rows = dataset
+    rows = without_padding(dataset) if prepared else dataset
     if not prepared:
         unpacked = None if args is None else _unpacked(args)
         rows = prepare_sft_rows(dataset, processing_class, unpacked)

@@ -153,7 +153,13 @@ def test_nearly_equal_weights_are_warned_about(tmp_path: Path, caplog: Any) -> N
     with caplog.at_level(logging.WARNING, logger="hf_ext"):
         flow_run(tmp_path / "hot", tau="1000", max_steps=1)
     assert "nearly equal" in caplog.text
+    assert "because tau=1000 is large against the differences of the rows' losses" in caplog.text
     assert "tau='ess:0.8'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="hf_ext"):
+        flow_run(tmp_path / "same", dataset=rows().select([0] * 4), max_steps=1)
+    assert "because the rows' losses under the original model are alike." in caplog.text
+    assert "ess:" not in caplog.text, "no tau gives weights of unlike size to rows of one loss"
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="hf_ext"):
         trainer, _ = flow_run(tmp_path / "cold", tau="ess:0.9", max_steps=1)

@@ -28,6 +28,7 @@ from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
 logger = logging.getLogger(__name__)
 
 ESS_WARNING = 0.95
+SHARPER_SHARE = 0.8  # the effective sample size that its warning proposes
 
 
 class FlowSFTTrainer(WeightedSFTTrainer):
@@ -163,12 +164,16 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         }
         logger.info("FLOW weights: %s", self.flow_statistics)
         if self.flow_statistics["flow/ess_ratio"] > ESS_WARNING:
+            is_median = self.args.tau == "median"
+            can_be_sharper = float((means == means.min()).mean()) < SHARPER_SHARE  # else no tau gives that share
             logger.warning(
                 "FLOW weights are nearly equal (effective sample size %.3f of the documents): the run will differ "
-                "little from plain SFT, because the rows' losses under the original model are alike. tau='ess:0.8' "
-                "weighs them more sharply.",
+                "little from plain SFT, because %s.%s",
                 self.flow_statistics["flow/ess_ratio"],
-            )
+                "the rows' losses under the original model are alike" if is_median else
+                f"tau={self.args.tau} is large against the differences of the rows' losses under the original model",
+                f" tau='ess:{SHARPER_SHARE}' weighs them more sharply." if can_be_sharper else "",
+            )  # fmt: skip
         self._hard_rows = self._hardest(scored, np.sort(means)[-tenth])
         return scored.map(flow, batched=True, desc="Weighting rows")
 
