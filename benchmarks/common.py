@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "
 
 class BenchmarkParser(argparse.ArgumentParser):
     """
-    Options of one benchmark. What they hold beside the options: `code`, the hash of the code that is measured.
+    Options of one benchmark. They also hold `code`, the hash of the measured code, and `commit`, both of the start.
 
     Finished pieces lie in a folder of that hash, so that none of other code is mixed in. A run whose result would be
     committed is refused before its work where the code at hand is in no commit.
@@ -33,9 +33,10 @@ class BenchmarkParser(argparse.ArgumentParser):
         self.name = name
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As in the parent, `work` and `code` filled in."""
+        """As in the parent, `work`, `code` and `commit` filled in."""
         options, others = super().parse_known_args(args, namespace)
         options.code = code_hash(self.name)
+        options.commit = _commit()
         if options.work.name != options.code:  # the child of a run is given the folder itself
             options.work /= options.code
         if not options.quick and not getattr(options, "role", None) and _is_committed(options.output):
@@ -47,6 +48,12 @@ class BenchmarkParser(argparse.ArgumentParser):
 
 def _is_committed(output: Path) -> bool:
     return RESULTS in output.resolve().parents
+
+
+def _commit() -> str:
+    head = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    return commit + ("+changes" if changed_files() else "")
 
 
 def _changed_tree() -> str | None:
@@ -104,22 +111,21 @@ def piece(work: Path, key: str, settings: dict[str, Any], compute: Callable[[], 
     return result
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, machine kind, command and commit; no names and no paths."""
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    """Versions, machine kind, command, commit and code; no names and no paths."""
     versions = {}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    head = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "versions": versions,
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count(), "gpu": _gpu()},
         "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit + ("+changes" if changed_files() else ""),
+        "commit": options.commit,
+        "code": options.code,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
@@ -134,22 +140,20 @@ def finish(options: argparse.Namespace, result: dict[str, Any], headline: dict[s
     """
     Write the result file (not in a quick run) and print the headline as the last line.
 
-    Returns the file written. Where the code changed during the work the result goes to `work` instead and the run
-    fails: hours are not lost, and nothing is committed that no commit explains.
+    Returns the file written. Where the measured code changed during the work the result goes to `work` instead and the
+    run fails: hours are not lost, and nothing is committed that no commit explains.
     """
     if options.quick:
         print(json.dumps(headline))
         return None
-    output, fault = options.output, None
-    if _is_committed(output):
-        same = code_hash(headline["benchmark"]) == options.code
-        fault = None if same else "The measured code changed during the run."
-        fault = fault or _changed_tree()
-        output = options.work / output.name if fault else output
-    text = json.dumps({"headline": headline, **provenance(), "code": options.code, **result}, indent=1)
+    output = options.output
+    changed = _is_committed(output) and code_hash(headline["benchmark"]) != options.code
+    if changed:
+        output = options.work / output.name
+    text = json.dumps({"headline": headline, **provenance(options), **result}, indent=1)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text + "\n", encoding="utf-8")
-    if fault:
-        sys.exit(f"{fault} The result is in {output}.")
+    if changed:
+        sys.exit(f"The measured code changed during the run. The result is in {output}.")
     print(json.dumps(headline))
     return output

@@ -178,6 +178,15 @@ def test_code_that_changes_during_the_run_keeps_its_result_out_and_loses_nothing
     clone.git("checkout", "-q", ".")
 
 
+def test_other_files_may_change_during_the_run_and_the_commit_is_that_of_the_start(clone):
+    clone.write("hf_ext/_upstream.py", "y = 6\n")
+    clone.commit()
+    start = clone.git("rev-parse", "HEAD")
+    assert clone.run(EDIT="hf_ext/data/module.py").returncode == 0
+    assert clone.result()["commit"] == start
+    clone.commit()
+
+
 def test_the_hash_tells_without_git(clone, tmp_path):
     assert clone.run().returncode == 0
     tarball = tmp_path / "tarball"

@@ -42,6 +42,7 @@ def test_result_says_where_it_came_from_and_names_no_machine(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {"headline", "versions", "machine", "command", "commit", "date", "rows"} <= set(result)
     assert result["headline"]["benchmark"] == path.stem
+    assert "code" not in result or re.fullmatch("[0-9a-f]{40}", result["commit"]), "of code that no commit holds"
     assert {"torch", "trl", "transformers"} <= set(result["versions"])
     assert not [folder for folder in ("/home", "/work", "/root", "/tmp") if folder in path.read_text()]
 
