@@ -171,10 +171,16 @@ def test_rows_left_out_as_bad_do_not_shift_the_places_of_the_others(tmp_path: Pa
         assert row["query"] not in {hit.query for hit in one.shown}
 
 
-def test_evaluation_rows_may_lack_negatives_and_must_have_their_texts_under_the_same_names(tmp_path: Path) -> None:
+def test_evaluation_rows_are_checked_whenever_they_come_and_may_lack_negatives(tmp_path: Path) -> None:
     triplets = dataset(query=QUERIES, positive=POSITIVES, negative=POSITIVES[::-1])
     built = trainer(tmp_path, triplets, kwargs={"eval_dataset": ROWS})
     assert "negative_input_ids" not in next(iter(built.get_eval_dataloader()))
+    later = ROWS.add_column("query_id", [str(i) for i in NUMBERS])
+    assert built.evaluate(later)["eval_loss"] == built.evaluate(ROWS)["eval_loss"]
+    with pytest.raises(RowError, match=r"eval dataset, row 0, column 'label'"):
+        built.evaluate(ROWS.add_column("label", [0] * 12))
+    with pytest.raises(ValueError, match="Reorder the columns of the eval dataset"):
+        built.evaluate(ROWS.select_columns(["positive", "query"]))
     renamed = ROWS.rename_columns({"query": "question", "positive": "answer"})
     with pytest.raises(ValueError, match=r"rename them with dataset\.rename_columns"):
         trainer(tmp_path, triplets, kwargs={"eval_dataset": renamed})

@@ -82,15 +82,7 @@ def prepare(
     rules: dict[str, MatchRule | None] = {}
     for name, dataset in training.items():
         columns[name], rules[name], made.train[name] = _checked(dataset, args, name or "train", loss_of(loss, name))
-    for name, dataset in by_name(evaluation).items():
-        if len(training) > 1 and name not in training:
-            raise ValueError(
-                f"The evaluation data set {name or '(the only one)'!r} has no pool of exemplars: name it like one of "
-                f"the training data sets, {sorted(training)}."
-            )
-        trained = name if name in columns else next(iter(columns))
-        found, _, made.eval[name] = _checked(dataset, args, f"{name} eval".strip(), loss_of(loss, trained))
-        columns[trained] = _read_alike(columns[trained], found, f"{name} eval".strip())
+    made.eval, columns = checked_evaluation(by_name(evaluation), args, columns, loss)
     several = isinstance(train, dict)
     made.prompts = args.prompts or _prompts(model, args.instruction, columns, several)
     for name, found in columns.items():
@@ -127,6 +119,29 @@ def _stores_by_name(
     if unknown:
         raise ValueError(f"exemplars has a store for {sorted(unknown)[0]!r}, the data sets are {sorted(training)}.")
     return exemplars
+
+
+def checked_evaluation(
+    evaluation: Datasets, args: Any, columns: dict[str, RetrievalColumns], loss: Any = None
+) -> tuple[Datasets, dict[str, RetrievalColumns]]:
+    """
+    Evaluation rows checked and numbered, and the columns by which they and the training rows are read.
+
+    Raises:
+        ValueError: a data set has no pool, or its texts stand under other names than the training rows'.
+    """
+    columns = dict(columns)
+    rows: Datasets = {}
+    for name, dataset in evaluation.items():
+        if len(columns) > 1 and name not in columns:
+            raise ValueError(
+                f"The evaluation data set {name or '(the only one)'!r} has no pool of exemplars: name it like one of "
+                f"the training data sets, {sorted(columns)}."
+            )
+        trained = name if name in columns else next(iter(columns))
+        found, _, rows[name] = _checked(dataset, args, f"{name} eval".strip(), loss_of(loss, trained))
+        columns[trained] = _read_alike(columns[trained], found, f"{name} eval".strip())
+    return rows, columns
 
 
 def _read_alike(trained: RetrievalColumns, evaluated: RetrievalColumns, dataset_name: str) -> RetrievalColumns:

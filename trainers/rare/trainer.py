@@ -25,6 +25,7 @@ from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
 from hf_ext.trainers.rare.setup import (
     as_given,
+    checked_evaluation,
     keep_prompts,
     prepare,
     read_texts_as_they_are,
@@ -100,7 +101,7 @@ class RareMethod(SavesWithCard, RetrievalSeam):
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
         self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(model)
         made = prepare(model, args, train_dataset, eval_dataset, exemplars, loss)
-        self.pools = made.pools
+        self.pools, self.given_loss = made.pools, loss
         args.prompts, args.router_mapping = made.prompts, made.router_mapping
         keep_prompts(model, made.pools)
         evaluation = as_given(made.eval) if made.eval else eval_dataset
@@ -159,9 +160,16 @@ class RareMethod(SavesWithCard, RetrievalSeam):
         return isinstance(dataset, dict)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The host's, with draws that are the same at every evaluation."""
-        training = self.data_collator
-        self.data_collator = training.for_evaluation()
+        """The host's, with draws that are the same at every evaluation; rows given to `evaluate` are checked first."""
+        training = evaluating = self.data_collator
+        features = getattr(eval_dataset, "features", None) or {}
+        if len(self.pools) == 1 and eval_dataset is not None and features and ROW_INDEX not in features:
+            columns = {name: pool.columns for name, pool in self.pools.items()}
+            rows, columns = checked_evaluation({ONE_DATASET: eval_dataset}, self.args, columns, self.given_loss)
+            eval_dataset = rows[ONE_DATASET]
+            pools = {name: replace(pool, columns=columns[name]) for name, pool in self.pools.items()}
+            evaluating = replace(training, pools=pools)
+        self.data_collator = evaluating.for_evaluation()
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
