@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
@@ -23,6 +24,10 @@ REPLACED = (*PAIR_COLUMNS, "completion", "label")
 NO_PROMPT = (
     "There is no column 'prompt', and the responses of {rows} of the {name} dataset share no beginning: their prompt "
     "is empty. Name the column of your prompts 'prompt', or put them at the beginning of both responses."
+)
+REPEATED_PROMPT = (
+    "Both responses of {rows} of the {name} dataset begin with their prompt, which then stands twice. Take it out of "
+    "the responses, or remove the column 'prompt': the beginning that they share is their prompt then."
 )
 
 
@@ -163,8 +168,10 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
     if isinstance(dataset, dict):
         return type(dataset)({name: with_prompts(split, name, num_proc) for name, split in dataset.items()})
     names = _columns(dataset)
-    if "prompt" in names or not set(PAIR_COLUMNS) <= set(names):
+    if not set(PAIR_COLUMNS) <= set(names):
         return dataset
+    if "prompt" in names:
+        return _warn_of_repeated_prompts(dataset, dataset_name)
     features = dataset.features and Features({**dataset.features, "prompt": dataset.features["chosen"]})
     if not isinstance(dataset, Dataset):
         dataset = dataset.map(ExtractPrompt(), batched=True, features=features)
@@ -184,6 +191,44 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
         )
     say_count(len(empty), len(dataset), NO_PROMPT, dataset_name, "pairs")
     return dataset
+
+
+def _warn_of_repeated_prompts(dataset: Any, dataset_name: str) -> Any:
+    """Pairs as they are, with a word on those whose two responses begin with the prompt, which stands there twice."""
+    if not isinstance(dataset, Dataset):
+        return dataset.filter(SayOnce(_repeats_prompt, REPEATED_PROMPT, dataset_name))
+    columns = ["prompt", *PAIR_COLUMNS]
+    tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000)
+    count = sum(sum(map(_repeats_prompt, _alike(table).to_pylist())) for table in tables)
+    say_count(count, len(dataset), REPEATED_PROMPT, dataset_name, "pairs")
+    return dataset
+
+
+def _alike(table: Any) -> Any:
+    """The rows whose prompt and chosen response begin alike: reading rows one by one takes longer."""
+    firsts = [_beginning(table[name]) for name in ("prompt", "chosen")]
+    if any(first is None for first in firsts):
+        return table
+    return table.filter(pc.fill_null(pc.equal(*firsts), True))
+
+
+def _beginning(column: Any) -> Any:
+    """A text's first character, or the first message's content; `None` where a column holds neither in every row."""
+    if pa.types.is_string(column.type):
+        return pc.utf8_slice_codeunits(column, 0, 1)
+    message: Any = getattr(column.type, "value_type", None)
+    if message is None or not pa.types.is_struct(message) or message.get_field_index("content") < 0:
+        return None
+    if not pa.types.is_string(message.field("content").type) or not pc.min(pc.list_value_length(column)).as_py():
+        return None
+    return pc.struct_field(pc.list_element(column, 0), "content")
+
+
+def _repeats_prompt(row: dict[str, Any]) -> bool:
+    prompt = row["prompt"]
+    if not prompt or (isinstance(prompt, str) and prompt.isspace()):
+        return False
+    return all(row[side] is not None and row[side][: len(prompt)] == prompt for side in PAIR_COLUMNS)
 
 
 def _has_no_prompt(row: dict[str, Any]) -> bool:

@@ -99,6 +99,21 @@ def test_pairs_that_share_no_beginning_are_counted_or_named(
     assert [row["row_index"] for row in dropped.train_dataset] == [0, 2]
 
 
+@both_forms
+def test_prompts_that_stand_in_the_responses_too_are_counted(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rows in (list(pairs(3)), list(conversational(pairs(3)))):
+        list(ours(tmp_path, make(rows)).train_dataset)
+        assert warnings_of(caplog) == []
+        twice = [row | {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows[1:]]
+        half = rows[0] | {"chosen": rows[0]["prompt"] + rows[0]["chosen"]}
+        list(ours(tmp_path, make([half, *twice])).train_dataset)
+        (said,) = warnings_of(caplog)
+        which = "2 of 3 pairs (66.7 %)" if make is FORMS["dataset"] else "row 1 (the first such row)"
+        assert f"Both responses of {which} of the train dataset begin with their prompt" in said
+
+
 # --- pairs that are the same within max_length -----------------------------------------------------------------------
 
 
