@@ -298,7 +298,8 @@ def __getattr__(name: str) -> Any:
         return version("hf-ext")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hf_ext' has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
+    with import_module("hf_ext.guards.extras").naming_extras():
+        value = getattr(import_module(_EXPORTS[name]), name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

@@ -15,6 +15,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 import hf_ext
 from hf_ext.cli.errors import exit_status
 from hf_ext.cli.streams import printing
+from hf_ext.guards.extras import require_extra
 from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
@@ -212,6 +213,8 @@ def check_arguments(
             "set CUDA_VISIBLE_DEVICES=0."
         )
     check_scheduler(training_args)
+    if model_args.use_peft:
+        require_extra("peft")
     resume = resume_from(training_args.resume_from_checkpoint)
     if resume is True and last_checkpoint(training_args.output_dir) is None:
         raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {training_args.output_dir!r}")

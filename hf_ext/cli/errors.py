@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from hf_ext.cli.streams import OutputError
 from hf_ext.guards.disk import DiskFullError, is_disk_full, is_refused
+from hf_ext.guards.extras import missing_extra
 from hf_ext.guards.processes import forks_end_with_us
 
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
@@ -51,6 +52,13 @@ def _is_of_chat_template(error: Exception) -> bool:
     return False
 
 
+def _is_of_packages(error: Exception) -> bool:
+    """Whether a package is missing that a setting asks for; a name that a package lacks is no mistake of the user."""
+    if not isinstance(error, ImportError):
+        return False
+    return (error.name or "").partition(".")[0] != "hf_ext" and "cannot import name" not in str(error)
+
+
 def exit_status(command: Callable[[], int | None], prog: str) -> int:
     """
     Run a command and turn its errors into a message and an exit status.
@@ -62,9 +70,9 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
             Name in front of the message.
 
     Returns:
-        `int`: 2 after an error of the input or of a chat template, or a place that cannot be read or written (message
-        on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite and where a disk is
-        full, 130 after Ctrl-C. Any other error passes through, with its traceback.
+        `int`: 2 after an error of the input or of a chat template, a missing package, or a place that cannot be read
+        or written (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite
+        and where a disk is full, 130 after Ctrl-C. Any other error passes through, with its traceback.
     """
     try:
         with forks_end_with_us():
@@ -90,12 +98,13 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
     except Exception as error:
         if _is_interrupted(error) or isinstance(error, OutputError):
             raise
-        full, in_template = is_disk_full(error), _is_of_chat_template(error)
-        if not (full or in_template or is_refused(error) or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
+        full, in_template, of_packages = is_disk_full(error), _is_of_chat_template(error), _is_of_packages(error)
+        is_known = full or in_template or of_packages or is_refused(error)
+        if not (is_known or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        message = str(error)
+        message = " ".join(str(missing_extra(error) or error).split()) if of_packages else str(error)
         if in_template:
             message = f"the tokenizer's chat template fails: {type(error).__name__}: {message}"
         if full and not isinstance(error, DiskFullError):  # of a host library's own file, such as a cache

@@ -17,6 +17,7 @@ from hf_ext.cli.options import (
     option,
     rows_of,
 )
+from hf_ext.guards.extras import require_extra
 from hf_ext.guards.numbers import COUNT, POSITIVE, SEED, SIZE
 
 
@@ -112,6 +113,8 @@ def run_preference(options: argparse.Namespace) -> int:
 
     if options.plot and options.output is None:
         raise ValueError("--plot needs --output, the folder to draw into")
+    if options.plot:
+        require_extra("matplotlib")
     pairs = rows_of(options, options.dataset)
     model, tokenizer = _policy(options)
     reference = None
@@ -145,10 +148,7 @@ def _policy(options: argparse.Namespace) -> tuple[Any, Any]:
     folder = Path(options.model)
     if not (folder / "adapter_config.json").is_file():
         return model_and_tokenizer(options.model, options.dtype, options.device)
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise ValueError(f'{options.model!r} is a PEFT adapter; run: pip install "hf-ext[peft]"') from error
+    from peft import PeftConfig, PeftModel
     from transformers import AutoTokenizer
 
     from hf_ext.guards.models import loading_model

@@ -73,14 +73,19 @@ def run(options: argparse.Namespace) -> int:
     how, arguments = launch.parse_known_args(options.arguments)
     module = MODULES[options.method]
     if "--schema" in arguments:
-        return _print_schema(module, f"A recipe of {prog}: the file after --config")
-    status = exit_status(lambda: _check_config(arguments), prog)
+        return exit_status(lambda: _print_schema(module, f"A recipe of {prog}: the file after --config"), prog)
+    status = exit_status(lambda: _check_config(arguments), prog) or exit_status(lambda: _import(module), prog)
     if status:
         return status
     wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
     if not wants_launcher or {"--help", "-h"} & set(arguments):
         return import_module(module).RECIPE.run(arguments, prog=prog)
     return exit_status(lambda: _launch(prog, module, arguments, how.accelerate_config, how.num_processes), prog)
+
+
+def _import(module: str) -> None:
+    """Import a recipe; what its host library lacks is said in a line."""
+    import_module(module).make_parser()
 
 
 def _check_config(arguments: Sequence[str]) -> None:

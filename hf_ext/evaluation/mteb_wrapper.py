@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.guards.extras import naming_extras
 from hf_ext.retrieval.encoder import RareEncoder
 
-try:
+with naming_extras():
     from mteb.models.abs_encoder import get_prompt_name
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-except ImportError as error:
-    raise ImportError("The MTEB wrapper needs mteb 2: pip install 'hf-ext[mteb]'.") from error
 
 __all__ = ["RareMtebEncoder"]
 

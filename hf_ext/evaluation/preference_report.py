@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
 
@@ -170,6 +171,7 @@ class LikelihoodReport:
         Raises:
             ValueError: the report was read back and has no rows.
         """
+        require_extra("matplotlib")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import escape
 
@@ -187,6 +188,7 @@ class ForgettingReport:
         Raises:
             ValueError: the report lacks the target loss or a measure of forgetting.
         """
+        require_extra("matplotlib")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

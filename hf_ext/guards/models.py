@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.guards.disk import is_disk_full
+from hf_ext.guards.extras import MissingExtraError
 from hf_ext.guards.inside import file_in, read_json, require_file, require_inside
 
 LISTS = ("modules.json",)  # every other JSON file of a model holds an object
@@ -53,7 +54,7 @@ def loading_model(name: object, what: str = "model") -> Iterator[None]:
         if os.path.isdir(str(name)):
             check_model_folder(str(name))
         yield
-    except (ModelFilesError, MemoryError):
+    except (ModelFilesError, MissingExtraError, MemoryError):
         raise
     except BaseException as error:
         # tokenizers' Rust code panics over some files: an exception, but none of `Exception`

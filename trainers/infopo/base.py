@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import PreferenceForward, PreferenceSeam
 from hf_ext.data.preference import with_prompts
+from hf_ext.data.provenance import is_peft
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
@@ -106,7 +106,12 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
 
     @staticmethod
     def _refuse_missing_reference(model: Any, args: Any) -> None:
-        if isinstance(model, str | PeftModel) or args.precompute_ref_log_probs or args.reference_free:
+        if (
+            isinstance(model, str)
+            or is_peft(model, "PeftModel")
+            or args.precompute_ref_log_probs
+            or args.reference_free
+        ):
             return
         name = getattr(model.config, "_name_or_path", "")
         if not name or (os.path.isabs(name) and not os.path.isdir(name)):
@@ -298,7 +303,7 @@ def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
 @contextmanager
 def _flags_kept(model: Any) -> Iterator[None]:
     """Inside, the host puts a copy of a trained adapter into `model` as reference, which unfreezes it (peft 0.21)."""
-    parameters = list(model.parameters()) if isinstance(model, PeftModel) else []
+    parameters = list(model.parameters()) if is_peft(model, "PeftModel") else []
     flags = [parameter.requires_grad for parameter in parameters]
     try:
         yield

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_ext.data.exemplars.ids import as_ids
 from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
+from hf_ext.guards.extras import naming_extras
 from hf_ext.guards.threads import torch_threads_kept
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ class Bm25Retriever:
 
 class _Bm25Ranker:
     def __init__(self, settings: Bm25Retriever, texts: Sequence[str]) -> None:
-        try:
+        with naming_extras():
             from bm25s import BM25
-        except ImportError as error:
-            raise ImportError("BM25 needs bm25s: pip install 'hf-ext[retrieval]', with [fast] for numba.") from error
 
         self.split = settings.splitter
         self.vocabulary: dict[str, int] = {}

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from hf_ext.guards.extras import naming_extras
 from hf_ext.guards.models import loading_model
 
 Encode: TypeAlias = Callable[[Any], Any]
@@ -113,13 +114,8 @@ def load_encoder(name: str | Path, device: str | None = None) -> Any:
             _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
         if modules is not None:
-            try:
+            with naming_extras():
                 from sentence_transformers import SentenceTransformer
-            except ImportError as error:
-                raise ValueError(
-                    f"encoder {str(name)!r} is a sentence-transformers model, and that library is missing. Run: pip "
-                    'install "hf-ext[retrieval]"'
-                ) from error
             return SentenceTransformer(str(name), device=str(where))
         from transformers import AutoModel, AutoProcessor
 

@@ -15,6 +15,7 @@ from hf_ext.data.pruning import _measure
 from hf_ext.data.pruning._rows import check_rows
 from hf_ext.data.pruning.groups import split_groups
 from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
 
@@ -264,6 +265,7 @@ class PruneReport:
         Raises:
             ValueError: there were no vectors.
         """
+        require_extra("matplotlib")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
