@@ -197,7 +197,7 @@ def _task(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str], 
         judged.setdefault(query, {})[document] = float(grade)
     if options.max_queries is not None:
         judged = dict(list(judged.items())[: options.max_queries])
-    return texts_by_id(folder, "queries", judged), texts_by_id(folder, "corpus"), judged
+    return texts_by_id(folder, "queries"), texts_by_id(folder, "corpus"), judged
 
 
 def _encoder(options: argparse.Namespace) -> Any:
