@@ -115,6 +115,7 @@ def run_preference(options: argparse.Namespace) -> int:
         raise ValueError("--plot needs --output, the folder to draw into")
     if options.plot:
         require_extra("matplotlib")
+    _require_folder(options.output)
     pairs = rows_of(options, options.dataset)
     model, tokenizer = _policy(options)
     reference = None
@@ -176,6 +177,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
         raise ValueError("nothing to measure: give one of --target, --context-free, --num-tokens, --general-text")
     if options.context_free is not None and options.num_tokens is not None:
         raise ValueError("give --context-free or --num-tokens, not both")
+    _require_folder(options.output)
     arms = _arms(options.new)
     for name in arms.values():
         if not (Path(name) / "adapter_config.json").is_file():
@@ -207,6 +209,12 @@ def run_forgetting(options: argparse.Namespace) -> int:
         print(report.to_markdown())
         print(f"report: {folder}")
     return 0
+
+
+def _require_folder(output: str | None) -> None:
+    """Refuse a report's place now, and not after everything is measured."""
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"--output {output!r} is a file, and a folder is to be written; name another")
 
 
 def _arms(words: list[str]) -> dict[str, str]:

@@ -88,7 +88,7 @@ def model_and_tokenizer(
     Load a model and its tokenizer.
 
     Raises:
-        ValueError: the model, its tokenizer or the device is not there.
+        ValueError: the model, its tokenizer or the device is not there, or the model is no causal one.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,6 +107,12 @@ def model_and_tokenizer(
         # Said aloud: without it transformers asks on a terminal whether to run code that came with the model.
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, trust_remote_code=False)
+    # transformers gives a BERT a head of random weights and lets every token read those after it.
+    if getattr(model.config, "is_decoder", None) is False and not model.config.is_encoder_decoder:
+        raise ValueError(
+            f"model {name!r} reads a text in both directions (is_decoder is false in its config.json), so it has no "
+            "likelihood of one: name a causal language model"
+        )
     return model.to(where), tokenizer
 
 

@@ -70,6 +70,7 @@ def test_the_result_trains_with_weighted_sft(work):
         (["--output", "x.txt"], ["x.txt", ".parquet"]),
         (["--output", "original"], ["--output 'original' is the --model 'original' itself, which would be lost"]),
         (["--output", "x.jsonl", "--model", "nowhere"], ["model 'nowhere' cannot be loaded"]),
+        (["--output", "x.jsonl", "--model", "classifier"], ["model 'classifier' reads a text in both directions"]),
         (["--output", "x.jsonl", "--dataset", "none.jsonl"], ["none.jsonl", "no such file"]),
         (["--output", "x.jsonl", "--split", "dev"], ["'dev'", "['train']"]),
         (["--output", "x.jsonl", "--device", "cuda:7"], ["cuda:7"]),

@@ -64,6 +64,7 @@ def test_a_trained_adapter_is_an_arm(work):
     ("arguments", "words"),
     [
         (["--new", "nowhere"], ["model 'nowhere' cannot be loaded"]),
+        (["--new", "same", "--output", "train.jsonl"], ["--output 'train.jsonl' is a file"]),
         (["--new", "=same"], ["expected NAME=MODEL"]),
         (["--new", "same", "--new", "x/same"], ["already", "NAME=MODEL"]),
         (["--new", "same", "--context-free", "store", "--num-tokens", "5"], ["not both"]),
