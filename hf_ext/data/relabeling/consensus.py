@@ -73,7 +73,7 @@ class ConsensusFilter:
     probs: str | None = None
     min_prob: float | None = None
     top_k: int = 1
-    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+    revision: str = "2"  # changes whenever the output would: datasets hashes this object, not the code behind it
 
     def __post_init__(self) -> None:
         if self.top_k < 1 or (self.min_prob is not None and not 0 <= self.min_prob <= 1):
