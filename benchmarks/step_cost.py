@@ -73,7 +73,9 @@ class Stepper:
         self.model, self.optimizer = accelerator.prepare(self.trainer.model, self.trainer.optimizer)
         self.trainer.current_gradient_accumulation_steps = 1
         keep = [
-            c for c in self.trainer.train_dataset.column_names if c in ("input_ids", "labels", "weight", "row_index")
+            c
+            for c in self.trainer.train_dataset.column_names
+            if c in ("input_ids", "labels", "weight", "__hf_ext_row__")
         ]
         self.rows = list(self.trainer.train_dataset.select_columns(keep))
 

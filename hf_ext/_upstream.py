@@ -29,9 +29,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
+from hf_ext._columns import NO_ROW, column_names
 
-NO_ROW = "The dataset gave no row: look at its filters, its split and the rows that were dropped."
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 # (owner, private symbol, what breaks when it moves): read by the contract tests.
 TOUCHED = (
@@ -226,13 +226,16 @@ class SFTSeam(Seam, SFTTrainer):
 
     Subclasses override only these and `compute_loss`:
 
-    - `check_rows(dataset, args, formatting_func, dataset_name)`: raw rows, before anything else;
-    - `tokenise(rows, host, tokenizer, args, formatting_func, dataset_name)`: around the host's `host(rows)`;
+    - `check_rows(dataset, args, formatting_func, dataset_name)`: raw rows, before anything else; it gives rows of one
+      data type, with the texts of `formatting_func`. Where `rows_are_checked`, that was done;
+    - `tokenise(rows, host, tokenizer, args, dataset_name)`: around the host's `host(rows)`;
     - `prepare_rows(dataset, args, packing, dataset_name)`: tokenised, labelled rows, before truncation and packing;
     - `signature_columns()`: further columns that must reach the collator;
     - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
     - `draw_batches(batches)`: the micro-batches of one optimiser step, as a list that may be extended or annotated.
     """
+
+    rows_are_checked = False
 
     def check_rows(
         self, dataset: AnyDataset, args: SFTConfig, formatting_func: Callable | None, dataset_name: str
@@ -246,7 +249,6 @@ class SFTSeam(Seam, SFTTrainer):
         host: Callable[[AnyDataset], AnyDataset],
         tokenizer: PreTrainedTokenizerBase,
         args: SFTConfig,
-        formatting_func: Callable | None,
         dataset_name: str,
     ) -> AnyDataset:
         """Tokenise and label checked rows; the default is the host's way alone."""
@@ -279,13 +281,17 @@ class SFTSeam(Seam, SFTTrainer):
         formatting_func: Callable | None,
         dataset_name: str,
     ) -> AnyDataset:
-        dataset = self.check_rows(unformatted(dataset), args, formatting_func, dataset_name)
+        if not self.rows_are_checked:
+            dataset = self.check_rows(unformatted(dataset), args, formatting_func, dataset_name)
+        self.completion_only_loss = completion_only(column_names(dataset), args)
         prepare = super()._prepare_dataset
 
         def host(rows: AnyDataset) -> AnyDataset:
-            return prepare(rows, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
+            # Checked rows hold the texts of `formatting_func`: the host would write them to a column it does not read.
+            with expecting_a_row():
+                return prepare(rows, processing_class, _tokenise_only(args), False, None, dataset_name)
 
-        dataset = self.tokenise(dataset, host, processing_class, args, formatting_func, dataset_name)
+        dataset = self.tokenise(dataset, host, processing_class, args, dataset_name)
         return self.prepare_rows(dataset, args, packing, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -302,6 +308,18 @@ class SFTSeam(Seam, SFTTrainer):
         """Draw the micro-batches of one optimiser step, then let `draw_batches` see them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return (self.draw_batches(batches) if batches else batches), num_items
+
+
+def completion_only(names: list[str], args: SFTConfig) -> bool:
+    """
+    Whether the loss is on completions alone, for rows with the columns `names`.
+
+    TRL (1.16) asks the first train row alone, also for eval sets, and leaves a `completion_mask` of tokenised rows
+    unused unless `completion_only_loss=True`.
+    """
+    if args.completion_only_loss is not None:
+        return args.completion_only_loss
+    return {"prompt", "completion"} <= set(names) or "completion_mask" in names
 
 
 def _tokenise_only(args: SFTConfig) -> SFTConfig:
@@ -335,18 +353,15 @@ def tokenise_rows(
     dataset: AnyDataset,
     processing_class: PreTrainedTokenizerBase,
     args: SFTConfig,
-    formatting_func: Callable | None = None,
     dataset_name: str = "train",
 ) -> AnyDataset:
-    """TRL's own tokenising and labelling of rows of any SFT data type, without building a trainer (and so a model)."""
-    first = next(iter(dataset))
+    """TRL's own tokenising and labelling of rows of one SFT data type, without building a trainer (and so a model)."""
     host = object.__new__(SFTTrainer)  # `_prepare_dataset` reads three attributes of the trainer, and nothing else
     host._tokenizer = processing_class
-    host.completion_only_loss = (
-        "prompt" in first and "completion" in first if args.completion_only_loss is None else args.completion_only_loss
-    )
+    host.completion_only_loss = completion_only(column_names(dataset), args)
     host.chat_template = training_template(processing_class, args)
-    return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, formatting_func, dataset_name)
+    with expecting_a_row():
+        return host._prepare_dataset(dataset, processing_class, _tokenise_only(args), False, None, dataset_name)
 
 
 def load_original(

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import AnyDataset, Seam, expecting_a_row, unformatted
 from hf_ext._upstream_adapters import model_as_before
 
-OWN_COLUMNS = ("weight", "row_index")  # of a collated batch, beside the host's: never passed to a model
+OWN_COLUMNS = ("weight", ROW_INDEX)  # of a collated batch, beside the host's: never passed to a model
 
 
 class PreferenceForward(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.inside import file_in, read_json, require_inside, require_links_inside, require_path_inside
 from hf_ext.guards.models import first_line, loading_model
 from hf_ext.guards.unpacked import require_modest, require_shallow
@@ -170,7 +171,7 @@ def rename_columns(
     dataset: AnyDataset, prompt_column: str | None, completion_column: str | None, prompt_template: str | None = None
 ) -> AnyDataset:
     """
-    Prompt-completion rows from two columns of any names; `weight` and `row_index` stay, other columns are left out.
+    Prompt-completion rows from two columns of any names; `weight` stays, other columns are left out.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -195,7 +196,7 @@ def rename_columns(
 
 def take_columns(dataset: AnyDataset, columns: dict[str, str], prompt_template: str | None = None) -> AnyDataset:
     """
-    Rows with the keys of `columns`, each filled from the column it names; `weight` and `row_index` stay, others go.
+    Rows with the keys of `columns`, each filled from the column it names; `weight` stays, other columns go.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -218,7 +219,7 @@ def take_columns(dataset: AnyDataset, columns: dict[str, str], prompt_template: 
     for column in columns.values():
         if column not in names:
             raise ValueError(f"the dataset has no column {column!r}; it has {names}")
-    kept = [name for name in ("weight", "row_index") if name in names and name not in columns]
+    kept = [name for name in ("weight", ROW_INDEX) if name in names and name not in columns]
     renamed = dataset.map(RenamedColumns(tuple(columns.items()), prompt_template), batched=True)
     return renamed.select_columns([*columns, *kept])
 

@@ -143,11 +143,11 @@ def test_metrics_are_lists_by_mode_that_log_averages(stock: SFTTrainer) -> None:
 def test_preparation_without_length_or_packing_keeps_other_columns_and_every_token(
     rows: Dataset, stock: SFTTrainer
 ) -> None:
-    extra = rows.add_column("weight", [float(i) for i in range(6)]).add_column("row_index", list(range(6)))
+    extra = rows.add_column("weight", [float(i) for i in range(6)]).add_column("__hf_ext_row__", list(range(6)))
     args = config_of(SFTConfig, stock.args.output_dir, max_length=None)
     out = stock._prepare_dataset(extra, TOKENIZER, args, False, None, "train")
     assert out["weight"] == extra["weight"]
-    assert out["row_index"] == extra["row_index"]
+    assert out["__hf_ext_row__"] == extra["__hf_ext_row__"]
     assert {"input_ids", "labels"} <= set(out.column_names)
     text = rows["text"] if "text" in rows.column_names else [r["prompt"] + r["completion"] for r in rows]
     assert [len(ids) for ids in out["input_ids"]] == [len(TOKENIZER(t)["input_ids"]) + 1 for t in text]

@@ -1,4 +1,4 @@
-"""Prepared SFT rows that keep their `weight` and their `row_index`: truncation, packing, collation.
+"""Prepared SFT rows that keep their `weight` and their `__hf_ext_row__`: truncation, packing, collation.
 
 TRL's own preparation drops every column but two when it packs. The functions here do the last steps of the
 preparation (truncate, filter, pack, shuffle) the way TRL does, in the same order and with the same random states, so
@@ -18,31 +18,17 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
-from hf_ext._upstream import NO_ROW, AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
-from hf_ext.guards._row_rules import excerpt_of
-from hf_ext.guards.rows import RowProblem, check_sft_rows, handle_bad_rows
+from hf_ext._columns import ROW_INDEX, column_names
+from hf_ext._upstream import AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
+from hf_ext.data.chat_columns import warn_of_unwritten_calls
+from hf_ext.data.host_rows import host_rows
+from hf_ext.data.problem_rows import PROBLEM, drop_problem_rows
 from hf_ext.guards.tokens import tokenise_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-PROBLEM = "_problem"
-
-
-def column_names(dataset: AnyDataset) -> list[str]:
-    """
-    Column names, read off the first row where a streamed dataset does not know them.
-
-    Raises:
-        ValueError: a stream of unknown columns gives no row.
-    """
-    names = dataset.column_names
-    first = next(iter(dataset), None) if names is None else names
-    if first is None:
-        raise ValueError(NO_ROW)
-    return list(first)
 
 
 def is_per_token(value: Any) -> bool:
@@ -59,7 +45,7 @@ class TruncateRows:
     |---|---|---|---|
     | `input_ids`, `labels` | list of int | the same, cut | |
     | `weight` (optional) | float, or list of float per token | the same, cut | |
-    | | | `_problem` | str, empty where the row is good |
+    | | | `__hf_ext_problem__` | str, empty where the row is good |
     """
 
     max_length: int | None
@@ -97,14 +83,14 @@ class TruncateRows:
 
 @dataclass(frozen=True)
 class SpreadOverTokens:
-    """Turn `weight` and `row_index` into lists as long as `input_ids`, so that they can be packed with it."""
+    """Turn `weight` and `__hf_ext_row__` into lists as long as `input_ids`, so that they can be packed with it."""
 
     revision: str = "1"
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Spread one batch."""
         lengths = [len(ids) for ids in batch["input_ids"]]
-        out = {"row_index": [[i] * n for i, n in zip(batch["row_index"], lengths, strict=True)]}
+        out = {ROW_INDEX: [[i] * n for i, n in zip(batch[ROW_INDEX], lengths, strict=True)]}
         if "weight" in batch:
             out["weight"] = [
                 w if is_per_token(w) else [float(w)] * n for w, n in zip(batch["weight"], lengths, strict=True)
@@ -114,60 +100,17 @@ class SpreadOverTokens:
 
 @dataclass(frozen=True)
 class RowIndexOfDocuments:
-    """After packing, keep one `row_index` a document instead of one a token."""
+    """After packing, keep one `__hf_ext_row__` a document instead of one a token."""
 
     revision: str = "1"
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Shorten one batch."""
         out = []
-        for index, lengths in zip(batch["row_index"], batch["seq_lengths"], strict=True):
+        for index, lengths in zip(batch[ROW_INDEX], batch["seq_lengths"], strict=True):
             ends = torch.as_tensor(lengths).cumsum(0).tolist()
             out.append([index[end - 1] for end in ends])
-        return {"row_index": out}
-
-
-@dataclass(frozen=True)
-class _StreamedGoodRow:
-    """Filter of a streamed dataset: raises, or writes the row down and drops it."""
-
-    on_bad_row: str
-    bad_rows_path: str | None
-    dataset_name: str
-    revision: str = "1"
-
-    def __call__(self, row: dict[str, Any]) -> bool:
-        """Whether to keep the row."""
-        if not row[PROBLEM]:
-            return True
-        _report([row], self.on_bad_row, self.bad_rows_path, self.dataset_name)
-        return False
-
-
-def _report(rows: list[dict[str, Any]], on_bad_row: str, bad_rows_path: str | None, dataset_name: str) -> None:
-    problems = []
-    for row in rows:
-        column, _, text = row[PROBLEM].partition(": ")
-        shown = {name: value for name, value in row.items() if name != PROBLEM}
-        problems.append(RowProblem(row["row_index"], column, text, excerpt_of(shown, column, "text")))
-    by_index = {row["row_index"]: {k: v for k, v in row.items() if k != PROBLEM} for row in rows}
-    handle_bad_rows(problems, by_index.__getitem__, on_bad_row, bad_rows_path, dataset_name)
-
-
-def _drop_bad_rows(dataset: AnyDataset, on_bad_row: str, bad_rows_path: str | None, dataset_name: str) -> AnyDataset:
-    if isinstance(dataset, Dataset):
-        flags = dataset.with_format(None)[PROBLEM]
-        bad = [i for i, problem in enumerate(flags) if problem]
-        if bad:
-            _report([dataset[i] for i in bad], on_bad_row, bad_rows_path, dataset_name)
-            dataset = dataset.select([i for i, problem in enumerate(flags) if not problem])
-            if len(dataset) == 0:
-                raise ValueError(
-                    f"The {dataset_name} dataset has no row left with a supervised token. Raise max_length."
-                )
-    else:
-        dataset = dataset.filter(_StreamedGoodRow(on_bad_row, bad_rows_path, dataset_name))
-    return dataset.remove_columns(PROBLEM)
+        return {ROW_INDEX: out}
 
 
 def finish_rows(
@@ -180,16 +123,17 @@ def finish_rows(
     bad_rows_path: str | None = None,
 ) -> AnyDataset:
     """
-    Truncate, check, pack and shuffle tokenised rows as `SFTTrainer` does, keeping `weight` and `row_index`.
+    Truncate, check, pack and shuffle tokenised rows as `SFTTrainer` does, keeping `weight` and `__hf_ext_row__`.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows with `input_ids`, `labels`, `row_index` and, if there are weights, `weight`. Rows that are packed
+            Rows with `input_ids`, `labels`, `__hf_ext_row__` and, if there are weights, `weight`. Rows that are packed
             already (a `seq_lengths` column, from [`prepare_sft_rows`]) pass unchanged.
         args (`SFTConfig`):
             Gives `max_length`, `truncation_mode`, `packing_strategy`, `shuffle_dataset`, `seed`, `dataset_num_proc`.
         packing (`bool`):
-            Whether to pack. Packed rows have `seq_lengths` (documents), `weight` (tokens) and `row_index` (documents).
+            Whether to pack. Packed rows have `seq_lengths` (documents), `weight` (tokens) and `__hf_ext_row__`
+            (documents).
         dataset_name (`str`):
             Used in messages.
         on_bad_row (`str`), bad_rows_path (`str`, *optional*):
@@ -212,7 +156,9 @@ def finish_rows(
     )
     desc = {"desc": f"Truncating {dataset_name} dataset"} if kwargs else {}
     dataset = dataset.map(truncate, batched=True, **desc, **kwargs)
-    dataset = _drop_bad_rows(dataset, on_bad_row, bad_rows_path, dataset_name)
+    dataset = drop_problem_rows(
+        dataset, on_bad_row, bad_rows_path, dataset_name, "has no row left with a supervised token. Raise max_length."
+    )
     if packing:
         dataset = _pack(dataset, args, names, dataset_name, kwargs)
     if args.shuffle_dataset:
@@ -224,7 +170,7 @@ def _pack(
     dataset: AnyDataset, args: SFTConfig, names: list[str], dataset_name: str, kwargs: dict[str, Any]
 ) -> AnyDataset:
     # The order matters: TRL measures lengths on the first column.
-    keep = ["input_ids", "labels", *(["weight"] if "weight" in names else []), "row_index"]
+    keep = ["input_ids", "labels", *(["weight"] if "weight" in names else []), ROW_INDEX]
     dataset = dataset.select_columns(keep)
     if args.shuffle_dataset:
         dataset = dataset.shuffle(seed=args.seed)
@@ -265,8 +211,8 @@ def prepare_sft_rows(
             Used in messages.
 
     Returns:
-        The same kind of dataset with `input_ids`, `labels`, `row_index` (original position), `weight` if it was there,
-        and `seq_lengths` if packed. A trainer takes it as it is.
+        The same kind of dataset with `input_ids`, `labels`, `__hf_ext_row__` (position in `dataset`), `weight` if it
+        was there, and `seq_lengths` if packed. A trainer takes it as it is.
 
     Raises:
         RowError: a row is malformed and `args.on_bad_row` is not `"drop"`.
@@ -275,20 +221,15 @@ def prepare_sft_rows(
         args = SFTConfig(report_to="none", bf16=False)
     on_bad_row = getattr(args, "on_bad_row", "raise")
     path = getattr(args, "bad_rows_path", None)
-    dataset = check_sft_rows(
-        unformatted(dataset),
-        dataset_text_field=args.dataset_text_field,
-        assistant_only_loss=args.assistant_only_loss,
-        formatting_func=formatting_func,
-        on_bad_row=on_bad_row,
-        bad_rows_path=path,
-        dataset_name=dataset_name,
+    dataset = host_rows(
+        unformatted(dataset), args, formatting_func, dataset_name, on_bad_row=on_bad_row, bad_rows_path=path
     )
     tokenizer = with_end_token(processing_class, args)
+    template = training_template(tokenizer, args)
+    warn_of_unwritten_calls(dataset, template or tokenizer.chat_template, dataset_name)
     dataset = tokenise_checked(
-        dataset, lambda rows: tokenise_rows(rows, tokenizer, args, formatting_func, dataset_name), tokenizer, args,
-        chat_template=training_template(tokenizer, args), formatted=formatting_func is not None,
-        dataset_name=dataset_name,
+        dataset, lambda rows: tokenise_rows(rows, tokenizer, args, dataset_name), tokenizer, args,
+        chat_template=template, dataset_name=dataset_name,
     )  # fmt: skip
     return finish_rows(dataset, args, args.packing, dataset_name, on_bad_row=on_bad_row, bad_rows_path=path)
 
@@ -355,7 +296,7 @@ class WeightedCollator:
     Wraps TRL's collator and adds what the weighted loss needs, each shaped like `labels` unless said otherwise.
 
     Adds `weight` (the multiplier of each token's loss; under `reduction="row"` divided by its document's supervised
-    tokens), `row_index` (dataset row of each token, -1 on padding), `num_items` (shape `(1,)`: this micro-batch's
+    tokens), `__hf_ext_row__` (dataset row of each token, -1 on padding), `num_items` (shape `(1,)`: this micro-batch's
     share of the denominator) and each of `extra_columns` (0 where a row has none).
 
     Args:
@@ -372,7 +313,7 @@ class WeightedCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows into a batch."""
-        own = ("weight", "row_index", *self.extra_columns)
+        own = ("weight", ROW_INDEX, *self.extra_columns)
         batch = self.inner([{k: v for k, v in row.items() if k not in own} for row in rows])
         labels = batch["labels"]
         flat = "attention_mask" not in batch
@@ -390,7 +331,7 @@ class WeightedCollator:
         else:
             num_items = torch.tensor(len(present) if self.reduction == "token" else len(present.unique()))
         batch["weight"] = weight
-        batch["row_index"] = self._row_index(rows, documents)
+        batch[ROW_INDEX] = self._row_index(rows, documents)
         batch["num_items"] = num_items.to(torch.float32).reshape(1)
         for name in self.extra_columns:
             batch[name] = column(name, fill=0.0)
@@ -400,6 +341,6 @@ class WeightedCollator:
     def _row_index(rows: list[dict[str, Any]], documents: Tensor) -> Tensor:
         of_document: list[int] = []
         for row in rows:
-            index = row.get("row_index", -1)
+            index = row.get(ROW_INDEX, -1)
             of_document += index if isinstance(index, list) else [index] * len(row.get("seq_lengths") or [0])
         return torch.where(documents >= 0, torch.tensor(of_document)[documents.clamp(min=0)], -1)

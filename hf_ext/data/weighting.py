@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from trl import SFTConfig
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head, label_log_probs
 from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
@@ -122,6 +123,7 @@ def add_original_losses(
     processing_class: PreTrainedTokenizerBase,
     args: SFTConfig | None = None,
     *,
+    formatting_func: Callable[[dict], str] | None = None,
     batch_size: int = 8,
     show_progress: bool = True,
 ) -> Dataset:
@@ -143,6 +145,8 @@ def add_original_losses(
             Its tokenizer.
         args (`SFTConfig`, *optional*):
             The training config: `max_length`, masks and autocast dtype must be the training's.
+        formatting_func (`Callable`, *optional*):
+            The training's: what is scored is what is trained on.
         batch_size (`int`, *optional*, defaults to `8`):
             Rows a forward.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -162,11 +166,13 @@ def add_original_losses(
             f"add_original_losses needs a Dataset, got {type(dataset).__name__}: a temperature is a property of the "
             "whole set. Materialise the stream first, for example with Dataset.from_generator."
         )
-    prepared = {"labels", "row_index"} <= set(dataset.column_names)
+    prepared = {"input_ids", "labels", ROW_INDEX} <= set(dataset.column_names)
     rows = without_padding(dataset) if prepared else dataset
     if not prepared:
         unpacked = None if args is None else _unpacked(args)
-        rows = prepare_sft_rows(dataset, processing_class, unpacked)
+        # Numbered anew: the rows are picked by position below, and the numbers of an earlier check may be others.
+        unnumbered = dataset.remove_columns([ROW_INDEX] if ROW_INDEX in dataset.column_names else [])
+        rows = prepare_sft_rows(unnumbered, processing_class, unpacked, formatting_func=formatting_func)
     autocast = _autocast_of(args, next(model.parameters()).device.type)
     pad = processing_class.pad_token_id
     scores = score_rows(
@@ -179,8 +185,8 @@ def add_original_losses(
     )
     if prepared:
         return attach_scores(rows, scores)
-    order = np.argsort(rows["row_index"], kind="stable")
-    kept = dataset.select([rows[int(i)]["row_index"] for i in order])
+    order = np.argsort(rows[ROW_INDEX], kind="stable")
+    kept = dataset.select([rows[int(i)][ROW_INDEX] for i in order])
     return attach_scores(kept, [scores[int(i)] for i in order])
 
 

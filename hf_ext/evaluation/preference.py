@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from trl import DPOConfig
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import (
     DataCollatorForPreference,
     fused_lm_head,
@@ -24,6 +25,7 @@ from hf_ext._upstream import (
     tokenise_preference_rows,
     unformatted,
 )
+from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import adapters_off
 from hf_ext.evaluation.intervals import CONFIDENCE
@@ -148,7 +150,10 @@ def likelihood_report(
             free_memory()
         start = loaded(source, like=model)
         reference_logps = score(start, rows, "reference")
-    table = _pair_columns(rows, logps, reference_logps, score.lengths(rows), groups)
+    table = _pair_columns(rows, logps, reference_logps, score.lengths(rows))
+    group_of_pair = None if groups is None else list(dataset.select(rows[ROW_INDEX])[groups])
+    if groups is not None and group_of_pair is not None and groups not in table:
+        table[groups] = group_of_pair
     settings = {
         "reference": name,
         "num_pairs": len(rows),
@@ -158,15 +163,13 @@ def likelihood_report(
         "beta": beta,
         "length_normalized": length_normalized,
         "groups": groups,
-        "num_groups": len(set(map(repr, table[groups]))) if groups is not None else len(rows),
+        "num_groups": len(set(map(repr, group_of_pair))) if group_of_pair is not None else len(rows),
         "max_length": max_length,
         "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
         "interval": f"{CONFIDENCE:.0%} percentile bootstrap, {num_bootstrap} draws, seed {seed}",
     }
     values = _measures_of_pairs(table) | _bounds_of_pairs(table, beta, length_normalized)
-    intervals = bootstrap_means(
-        values, None if groups is None else table[groups], num_bootstrap=num_bootstrap, seed=seed
-    )
+    intervals = bootstrap_means(values, group_of_pair, num_bootstrap=num_bootstrap, seed=seed)
     bounds = {key: intervals.pop(key) for key in ESTIMATORS}
     return LikelihoodReport(intervals, bounds, settings, Dataset.from_dict(table))
 
@@ -184,6 +187,8 @@ def _checked(dataset: Dataset, groups: str | None) -> Dataset:
         raise ValueError(f"The pairs have a column {images[0]!r}: likelihood_report scores text only.")
     if groups is not None and groups not in dataset.column_names:
         raise ValueError(f"groups={groups!r}: the pairs have no such column; they have {dataset.column_names}.")
+    if ROW_INDEX in dataset.column_names:  # positions in an earlier dataset, and groups are looked up in this one
+        dataset = dataset.remove_columns(ROW_INDEX)
     return check_preference_rows(unformatted(dataset), dataset_name="evaluation")
 
 
@@ -207,7 +212,7 @@ def _tokenised(pairs: Dataset, processing_class: Any, max_length: int | None) ->
     """The pairs with token ids, without those that truncation empties on a side, and how many those are."""
     args = DPOConfig(report_to="none", bf16=False, max_length=max_length)
     rows = tokenise_checked(
-        with_prompts(pairs, "evaluation"),
+        with_prompts(without_filled_nulls(pairs, "evaluation"), "evaluation"),
         lambda texts: tokenise_preference_rows(texts, processing_class, args),
         getattr(processing_class, "tokenizer", processing_class),
         args,
@@ -296,7 +301,7 @@ class _Scorer:
                 bar.update(len(chunk))
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
-            index = rows[int(bad[0])]["row_index"]
+            index = rows[int(bad[0])][ROW_INDEX]
             raise FloatingPointError(
                 f"{name}: row {index:,} gives log-probabilities {found[bad[0]].tolist()}; {len(bad)} rows do."
             )
@@ -316,12 +321,11 @@ def _pair_columns(
     logps: NDArray[np.float64],
     reference_logps: NDArray[np.float64],
     lengths: NDArray[np.int64],
-    groups: str | None,
 ) -> dict[str, list]:
     """The columns of `LikelihoodReport.rows`."""
     delta = logps - reference_logps
     table: dict[str, Any] = {
-        "row_index": np.asarray(rows["row_index"]),
+        "row_index": np.asarray(rows[ROW_INDEX]),
         "chosen_logps": logps[:, 0],
         "rejected_logps": logps[:, 1],
         "ref_chosen_logps": reference_logps[:, 0],
@@ -333,10 +337,7 @@ def _pair_columns(
         "chosen_length": lengths[:, 0],
         "rejected_length": lengths[:, 1],
     }
-    columns = {key: values.tolist() for key, values in table.items()}
-    if groups is not None and groups not in columns:
-        columns[groups] = list(rows[groups])
-    return columns
+    return {key: values.tolist() for key, values in table.items()}
 
 
 def _measures_of_pairs(table: dict[str, list]) -> dict[str, NDArray[np.float64]]:

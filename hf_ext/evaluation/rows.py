@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.tokens import count_doubled, without_padding
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """Token ids, and labels with -100 where not supervised; one list a row. `index` is the row's original position."""
+    """Token ids, and labels with -100 where not supervised; one list a row. `index` is its position in the dataset."""
 
     ids: list[list[int]]
     labels: list[list[int]]
@@ -69,6 +70,8 @@ def _prepared_target(
         raise TypeError(f"target must be a datasets.Dataset, got {type(target).__name__}; take(n) and load it first.")
     if "seq_lengths" in target.column_names:
         raise ValueError("target is packed; give the unpacked rows, an interval over rows needs rows.")
+    if ROW_INDEX in target.column_names:  # positions in an earlier dataset, and groups are looked up in this one
+        target = target.remove_columns(ROW_INDEX)
     if {"input_ids", "labels"} <= set(target.column_names):
         return without_padding(target, "target")
     from trl import SFTConfig
@@ -94,7 +97,7 @@ def _context_free_dataset(context_free: Any, original: Any) -> Dataset:
 def _token_rows(dataset: Dataset, name: str, max_length: int) -> Rows:
     _require_columns(dataset, ["input_ids", "labels"], name)
     plain = dataset.with_format(None)
-    positions = plain["row_index"] if "row_index" in plain.column_names else range(len(plain))
+    positions = plain[ROW_INDEX] if ROW_INDEX in plain.column_names else range(len(plain))
     columns = zip(plain["input_ids"], plain["labels"], positions, strict=True)
     cut = [(list(ids[:max_length]), list(labels[:max_length]), int(i)) for ids, labels, i in columns]
     kept = [row for row in cut if _count(row[1]) > 0]
@@ -124,11 +127,6 @@ def group_names(target: Dataset | None, groups: str | None, rows: Rows | None) -
         raise ValueError(f"groups={groups!r} names a column of target, but no target was given.")
     _require_columns(target, [groups], "target")
     values = target.with_format(None)[groups]
-    if (
-        "row_index" in target.column_names
-    ):  # positions of an earlier dataset: look rows up by it, not by their place here
-        by_index = dict(zip(target.with_format(None)["row_index"], values, strict=True))
-        return np.array([f"{groups}={by_index[i]}" for i in rows.index])
     return np.array([f"{groups}={values[i]}" for i in rows.index])
 
 

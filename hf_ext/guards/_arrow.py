@@ -6,6 +6,7 @@ They only save time. What is wrong with a row, if anything, is decided by `_row_
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_ext.guards._row_rules import IGNORED_LABEL, Role, RowRules
+from hf_ext.guards._row_rules import IGNORED_LABEL, MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, Role, RowRules
 
 Mask = npt.NDArray[np.bool_]
 
@@ -30,7 +31,7 @@ def _is_number(kind: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def suits(kind: Any, role: Role, keys: tuple[str, str] = ("role", "content")) -> bool:
+def suits(kind: Any, role: Role, keys: tuple[str, str] = MESSAGE_KEYS) -> bool:
     """Whether an Arrow type is the plain one for a role; any other type is judged row by row."""
     if role == "string":
         return _is_string(kind)
@@ -66,19 +67,18 @@ def suspects(table: Any, rules: RowRules) -> Mask:
         `numpy.ndarray` of shape `(rows,)`, bool: true for every bad row, and for a few good ones.
     """
     found: Mask = np.zeros(table.num_rows, dtype=bool)
-    keys = ("from", "value") if rules.data_type == "conversations" else ("role", "content")
     speakers: Mask = np.zeros(table.num_rows, dtype=bool)
     num_tokens = _lengths(table, "input_ids") if rules.data_type == "input_ids" else None
     for name, role in rules.roles().items():
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # pyarrow keeps some types chunked
             column = pa.concat_arrays(column.chunks)
-        if not suits(column.type, role, keys):
+        if not suits(column.type, role, rules.keys):
             return np.ones(table.num_rows, dtype=bool)
         if role == "string":
             found |= _nulls(column) | (_numpy(pc.binary_length(column)) == 0)
         elif role == "messages":
-            bad, assistant = _messages(column, keys)
+            bad, assistant = _messages(column, rules)
             found |= bad
             speakers |= assistant
         elif role == "match":
@@ -121,15 +121,37 @@ def _any_in_list(column: Any, bad_entries: Mask) -> Mask:
     return rows
 
 
-def _messages(column: Any, keys: tuple[str, str]) -> tuple[Mask, Mask]:
+def _messages(column: Any, rules: RowRules) -> tuple[Mask, Mask]:
     """Rows with a defect in some message, and rows that hold a message of the assistant."""
     messages = pc.list_flatten(column)
-    speaker, content = (pc.struct_field(messages, [key]) for key in keys)
+    speaker, content = (pc.struct_field(messages, [key]) for key in rules.keys)
     entries = _nulls(messages)
     for field in (speaker, content):
         entries |= _nulls(field) | (_numpy(pc.binary_length(field)) == 0)
+    if rules.keys == SHAREGPT_KEYS:  # what a call holds is judged row by row
+        entries |= ~_is_in(speaker, SHAREGPT_ROLES) | _is_in(speaker, ["function_call"])
     rows = _nulls(column) | (_numpy(pc.list_value_length(column)) == 0) | _any_in_list(column, entries)
-    return rows, _any_in_list(column, _numpy(pc.equal(speaker, "assistant")).astype(bool))
+    return rows, _any_in_list(column, _is_in(speaker, rules.assistants))
+
+
+def filled_rows(column: Any, keys: tuple[str, ...]) -> Mask:
+    """Rows in which a dict under `keys`, through lists and dicts, or a dict inside of it, has a null entry."""
+    if _is_list(column.type):
+        return _any_in_list(column, filled_rows(pc.list_flatten(column), keys))
+    rows: Mask = np.zeros(len(column), dtype=bool)
+    if not pa.types.is_struct(column.type):
+        return rows
+    names = [field.name for field in column.type]
+    if keys:
+        return filled_rows(pc.struct_field(column, [keys[0]]), keys[1:]) if keys[0] in names else rows
+    for name in names:
+        entries = pc.struct_field(column, [name])
+        rows |= _nulls(entries) | filled_rows(entries, ())
+    return rows & ~_nulls(column)
+
+
+def _is_in(strings: Any, wanted: Iterable[str]) -> Mask:
+    return _numpy(pc.is_in(strings, value_set=pa.array(sorted(wanted), strings.type))).astype(bool)
 
 
 def _same_responses(chosen: Any, rejected: Any) -> Mask:

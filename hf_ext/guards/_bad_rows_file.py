@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hf_ext._columns import OUR_PREFIX
 from hf_ext.guards.disk import append_whole, writing
 
-ROW_INDEX = "row_index"
 PIECE_BYTES = 2**20  # lines are written together: a call of the system for each would take longer than finding them
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # made once: json.dumps makes one a call
@@ -45,7 +45,7 @@ def line_of(row_index: int, column: str, problem: str, row: Mapping[str, Any]) -
         "row_index": row_index,
         "column": column,
         "problem": problem,
-        "row": {name: value for name, value in row.items() if name != ROW_INDEX},
+        "row": {name: value for name, value in row.items() if not name.startswith(OUR_PREFIX)},
     }
     try:
         return _ENCODER.encode(entry) + "\n"

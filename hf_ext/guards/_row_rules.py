@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_ext._columns import ROW_INDEX
+
 EXCERPT_LENGTH = 80
 IGNORED_LABEL = -100
+
+# The speakers of ShareGPT rows, and the role of each in a chat template; any other name is refused.
+SHAREGPT_ROLES = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "function_call": "assistant", "observation": "tool", "tool": "tool",
+}  # fmt: skip
+SHAREGPT_KEYS = ("from", "value")
+MESSAGE_KEYS = ("role", "content")
 
 DataType = Literal[
     "text", "messages", "conversations", "prompt_completion", "input_ids", "formatted", "preference",
@@ -62,7 +72,7 @@ def excerpt_of(row: Mapping[str, Any], column: str, text_field: str) -> str:
     The defective column comes last, because there the content is often what is missing.
     """
     preferred = ["prompt", text_field, "messages", "conversations", "completion"]
-    others = [name for name in row if name not in preferred and name not in ("row_index", "weight")]
+    others = [name for name in row if name not in preferred and name not in (ROW_INDEX, "weight")]
     names = [name for name in (*preferred, *others) if name in row and name != column]
     for name in (*names, column):
         text = _first_string(row.get(name))
@@ -136,7 +146,34 @@ def _content_problem(message: Mapping[str, Any], key: str) -> str | None:
     return f"'{key}' must be a string or a list of parts, found {describe(content)}"
 
 
-def messages_problem(messages: object, keys: tuple[str, str] = ("role", "content")) -> str | None:
+def tool_calls_of(text: object) -> list[dict[str, Any]] | None:
+    """
+    The tool calls in the JSON that a `function_call` of ShareGPT rows holds; `None` where it holds none.
+
+    Args:
+        text (`object`): should be JSON of `{"name": ..., "arguments": {...}}`, or of a list of those.
+    """
+    try:
+        calls = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        return None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or any(not isinstance(call, dict) or not isinstance(call.get("name"), str) for call in calls):
+        return None
+    return [{"type": "function", "function": {"arguments": {}} | call} for call in calls]
+
+
+def _speaker_problem(message: Mapping[str, Any]) -> str | None:
+    """Check the speaker of a message of ShareGPT rows."""
+    speaker, text = (message[key] for key in SHAREGPT_KEYS)
+    if speaker not in SHAREGPT_ROLES:
+        return f"no role is known for the speaker {speaker!r}; known are {', '.join(map(repr, SHAREGPT_ROLES))}"
+    if speaker == "function_call" and tool_calls_of(text) is None:
+        return f"'function_call' needs JSON of {{'name': ..., 'arguments': ...}}, found {describe(text)}"
+    return None
+
+
+def messages_problem(messages: object, keys: tuple[str, str] = MESSAGE_KEYS) -> str | None:
     """Check a non-empty list of messages, each a dict with a speaker and a content under `keys`."""
     if not isinstance(messages, list):
         return f"expected a list of messages with {keys[0]!r} and {keys[1]!r}, found {describe(messages)}"
@@ -149,7 +186,10 @@ def messages_problem(messages: object, keys: tuple[str, str] = ("role", "content
         if not isinstance(speaker, str) or not speaker:
             known = ", ".join(repr(key) for key in message) or "none"
             return f"message {i}: expected a string under {keys[0]!r}, found {describe(speaker)} (keys: {known})"
-        if problem := _content_problem(message, keys[1]):
+        problem = _content_problem(message, keys[1])
+        if problem is None and keys == SHAREGPT_KEYS:
+            problem = _speaker_problem(message)
+        if problem:
             return f"message {i}: {problem}"
     if not any(message.get(keys[1]) or message.get("tool_calls") for message in messages):
         return f"every message's {keys[1]!r} is an empty string"
@@ -180,6 +220,8 @@ class RowRules:
             Whether a conversational row must hold an assistant message.
         columns (`tuple[str, ...]`):
             Names of the dataset's columns, in order.
+        keys (`tuple[str, str]`):
+            Under which a message has its speaker and its content.
     """
 
     data_type: DataType
@@ -187,6 +229,13 @@ class RowRules:
     text_field: str
     assistant_only_loss: bool
     columns: tuple[str, ...]
+    keys: tuple[str, str] = field(default=MESSAGE_KEYS, kw_only=True)  # rules that inherit have fields without default
+
+    @property
+    def assistants(self) -> set[str]:
+        """What the assistant may be called."""
+        named = {speaker for speaker, role in SHAREGPT_ROLES.items() if role == "assistant"}
+        return named if self.keys == SHAREGPT_KEYS else {"assistant"}
 
     def roles(self) -> dict[str, Role]:
         """Columns to check and the role each plays, in the order of checking."""
@@ -204,7 +253,7 @@ class RowRules:
             optional: dict[str, Role] = {"labels": "labels", "completion_mask": "mask", "assistant_masks": "mask"}
             optional["attention_mask"] = "attention"
             chosen |= {name: role for name, role in optional.items() if name in self.columns}
-        elif self.data_type != "formatted":
+        elif "messages" in chosen.values():  # both are for the chat template
             chosen |= {name: "free" for name in ("tools", "chat_template_kwargs") if name in self.columns}
         return chosen | ({"weight": "weight"} if "weight" in self.columns else {})
 
@@ -226,8 +275,7 @@ class RowRules:
         if role == "messages":
             if isinstance(value, str) and self.data_type == "prompt_completion":
                 return f"expected a list of messages as in the other turns, found {describe(value)}"
-            keys = ("from", "value") if self.data_type == "conversations" else ("role", "content")
-            return messages_problem(value, keys)
+            return messages_problem(value, self.keys)
         if role == "string":
             return string_problem(value, may_be_empty=column == "prompt" and self.data_type == "prompt_completion")
         if role == "ids":
@@ -263,9 +311,8 @@ class RowRules:
         if not self.assistant_only_loss or "messages" not in self.roles().values():
             return None
         turns = [name for name, role in self.roles().items() if role == "messages"]
-        key = "from" if self.data_type == "conversations" else "role"
-        speakers = [message[key] for name in turns for message in row[name]]
-        if "assistant" in speakers:
+        speakers = [message[self.keys[0]] for name in turns for message in row[name]]
+        if not self.assistants.isdisjoint(speakers):
             return None
         found = ", ".join(repr(speaker) for speaker in dict.fromkeys(speakers))
         return Found(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {found}")
@@ -292,7 +339,10 @@ def rules_for(
     formatted: bool,
 ) -> RowRules | Found:
     """
-    Choose the rules as TRL chooses the data type: from the columns, and from what the first rows hold.
+    Choose the rules, and with them the data type: from the columns, and from what the first rows hold.
+
+    Where the columns are of several types, the first of these counts: pretokenised, formatted, a text whose column was
+    named (`text_field` is not `"text"`), prompt and completion, conversations, messages, text.
 
     Returns:
         [`RowRules`], or a [`Found`] naming the missing column where the columns fit no data type.
@@ -304,12 +354,14 @@ def rules_for(
         data_type = "input_ids"
     elif formatted:
         data_type = "formatted"
-    elif "prompt" in names or ("completion" in names and not {text_field, "messages", "conversations"} & set(names)):
+    elif text_field != "text" and text_field in names:
+        data_type = "text"
+    elif _is_prompt_completion(names, text_field):
         data_type = "prompt_completion"
         for missing, present in (("completion", "prompt"), ("prompt", "completion")):
             if missing not in names:
                 return Found(missing, f"this column is missing and {present!r} is there. The columns are {listing}")
-    elif "conversations" in names and ("messages" not in names or _uses_from_value(first_rows)):
+    elif "conversations" in names and ("messages" not in names or _first_message_has(SHAREGPT_KEYS, first_rows)):
         data_type = "conversations"
     elif "messages" in names:
         data_type = "messages"
@@ -324,10 +376,22 @@ def rules_for(
     turns = (row.get(name) for row in first_rows for name in ("completion", "prompt"))
     first_turn = next((turn for turn in turns if isinstance(turn, str | list)), None)
     conversational = data_type == "prompt_completion" and isinstance(first_turn, list)
-    return RowRules(data_type, conversational, text_field, assistant_only_loss, names)
+    is_sharegpt = data_type == "conversations" and not _first_message_has(MESSAGE_KEYS, first_rows)
+    keys = SHAREGPT_KEYS if is_sharegpt else MESSAGE_KEYS
+    return RowRules(data_type, conversational, text_field, assistant_only_loss, names, keys=keys)
 
 
-def _uses_from_value(first_rows: list[dict[str, Any]]) -> bool:
+def _is_prompt_completion(names: tuple[str, ...], text_field: str) -> bool:
+    """Whether rows are of that type, complete or with a column missing; many chats have a `prompt` beside them."""
+    if "prompt" in names and "completion" in names:
+        return True
+    chats = {"messages", "conversations"} & set(names)
+    return not chats and ("prompt" in names or ("completion" in names and text_field not in names))
+
+
+def _first_message_has(keys: tuple[str, str], first_rows: list[dict[str, Any]]) -> bool:
+    """Whether the first message under `conversations` has these keys."""
     turns = (row.get("conversations") for row in first_rows)
     messages = next((turn for turn in turns if isinstance(turn, list) and turn), [None])
-    return isinstance(messages[0], dict) and "from" in messages[0] and "value" in messages[0]
+    # Arrow gives every message the keys of all others, as null
+    return isinstance(messages[0], dict) and messages[0].get(keys[0]) is not None

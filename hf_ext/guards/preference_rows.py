@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+from hf_ext._columns import columns_of_other_types
+from hf_ext.guards._row_errors import row_error
 from hf_ext.guards._row_rules import (
     Found,
     Role,
@@ -31,18 +33,11 @@ from hf_ext.guards.rows import (
     _check_dataset,
     _check_stream,
     _first_rows,
-    _row_error,
     _row_number,
 )
 
 PAIRS = ("chosen", "rejected")
 SINGLE = ("prompt", "completion", "label")
-# Columns of another data type, which the host would read (trl 1.16): it takes any rows with 'chosen' and 'rejected'
-# for pairs, and whether rows are messages it decides by one of these columns, another one from run to run.
-FOREIGN: dict[str, tuple[str, ...]] = {
-    "preference": ("completion", "messages"),
-    "unpaired_preference": (*PAIRS, "messages"),
-}
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
 
 
@@ -65,7 +60,9 @@ class PreferenceRules(RowRules):
         roles |= dict.fromkeys(PAIRS if self.data_type == "preference" else ("completion",), turn)
         if self.data_type == "unpaired_preference":
             roles["label"] = "label"
-        optional: dict[str, Role] = {"tools": "free", "chat_template_kwargs": "free", "weight": "row_weight"}
+        optional: dict[str, Role] = {"weight": "row_weight"}
+        if self.conversational:  # both are for the chat template
+            optional |= {"tools": "free", "chat_template_kwargs": "free"}
         optional |= dict.fromkeys(REFERENCE_COLUMNS, "number")
         return roles | {name: role for name, role in optional.items() if name in self.columns}
 
@@ -130,9 +127,9 @@ def check_preference_rows(
             As in [`check_sft_rows`].
 
     Returns:
-        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
-        in `dataset`. A `row_index` that is already there is kept. Columns of another data type (`messages`,
-        `completion`) are left out, because the host would read them.
+        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `__hf_ext_row__`: their
+        position in `dataset`. One that is already there, from an earlier call, is kept. Columns of another data type
+        (`messages`, `completion`, `text`...) are left out, because the host would read them.
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
@@ -207,7 +204,7 @@ def _check(
     rules = PreferenceRules(data_type, isinstance(first, list), response, False, columns)
     check = _check_dataset if isinstance(dataset, Dataset) else _check_stream
     checked = check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
-    foreign = [name for name in FOREIGN[data_type] if name in columns]
+    foreign = columns_of_other_types(columns, rules.roles())
     return checked.remove_columns(foreign) if foreign else checked
 
 
@@ -219,7 +216,7 @@ def _missing(
     expected = ", ".join(map(repr, needed))
     text = f"this column is missing. The columns are {listing}; expected {expected}"
     problem = RowProblem(_row_number(row) if ROW_INDEX in row else 0, name, text, excerpt_of(row, name, "prompt"))
-    return _row_error(problem, 0, dataset_name, "Rename your column with dataset.rename_column.")
+    return row_error(problem, 0, dataset_name, "Rename your column with dataset.rename_column.")
 
 
 def _refuse_one_class(dataset: Dataset) -> None:

@@ -142,8 +142,8 @@ def check_retrieval_rows(
             As in [`check_sft_rows`].
 
     Returns:
-        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
-        in `dataset`. A `row_index` that is already there is kept.
+        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `__hf_ext_row__`: their
+        position in `dataset`. One that is already there, from an earlier call, is kept.
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"`.

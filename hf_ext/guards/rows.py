@@ -21,8 +21,18 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 from datasets.fingerprint import Hasher
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext.guards import _arrow
-from hf_ext.guards._bad_rows_file import ROW_INDEX, append_lines, line_of, rank
+from hf_ext.guards._bad_rows_file import append_lines, line_of, rank
+from hf_ext.guards._row_errors import (
+    RowError,
+    RowProblem,
+    check_choice,
+    handle_bad_rows,
+    remedy_of,
+    row_error,
+    warn_of_dropped,
+)
 from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
 from hf_ext.guards.weights import refuse_vanishing_weights
 
@@ -32,51 +42,6 @@ REVISION = "1"  # changes whenever the rows or columns that come out would: data
 BATCH_SIZE = 10_000
 ROWS_IN_MEMORY = 1000  # bad rows read at a time, whole
 FIRST_ROWS = 100  # of a stream: enough to see whether turns are strings or messages
-DEFAULT_FILE_NAME = "bad_rows.jsonl"
-
-
-class RowError(ValueError):
-    """
-    A row that cannot be trained on.
-
-    Attributes:
-        row_index (`int`):
-            Position of the row in the dataset as it was given, from 0.
-        column (`str`):
-            Column with the defect.
-    """
-
-    def __init__(self, message: str, row_index: int, column: str) -> None:
-        super().__init__(message)
-        self.row_index = row_index
-        self.column = column
-
-    def __reduce__(self) -> tuple[type[RowError], tuple[str, int, str]]:
-        # the default passes the message alone, so the error would not survive the way back from a worker process
-        return type(self), (str(self), self.row_index, self.column)
-
-
-@dataclass(frozen=True)
-class RowProblem:
-    """
-    One bad row.
-
-    Args:
-        row_index (`int`):
-            Position of the row in the dataset as it was given, from 0.
-        column (`str`):
-            Column with the defect.
-        problem (`str`):
-            What was expected and what was found.
-        excerpt (`str`):
-            `column: 'beginning of its content'`, which shows a reader what row it is; the content is cut at 80
-            characters.
-    """
-
-    row_index: int
-    column: str
-    problem: str
-    excerpt: str
 
 
 def check_sft_rows(
@@ -95,10 +60,13 @@ def check_sft_rows(
     | data type | columns checked |
     |---|---|
     | text | `dataset_text_field`: a non-empty string |
-    | conversation | `messages` (role, content), or `conversations` (from, value) |
+    | conversation | `messages` (role, content), or `conversations` (from, value; `human`, `gpt`, `system`...) |
     | prompt-completion | `prompt`, `completion`: both strings (an empty prompt is fine), or both lists of messages |
     | pretokenised | `input_ids`, `labels`, `completion_mask`, `assistant_masks`: lists of integers, equally long |
     | every type | `weight`, where there is one: a finite number >= 0 a row, or a list of them |
+
+    Columns of several types: what counts is `input_ids`, else a column that `dataset_text_field` names (other than the
+    default), else `prompt` with `completion`, `conversations` (from, value), `messages`, `text`, in this order.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -120,29 +88,37 @@ def check_sft_rows(
             Named in messages.
 
     Returns:
-        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `row_index`: their position
-        in `dataset`. A `row_index` that is already there is kept. In a stream read by several dataloader workers, each
-        counts the rows it reads itself.
+        `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `__hf_ext_row__`: their
+        position in `dataset`. One that is already there, from an earlier call, is kept. In a stream read by several
+        dataloader workers, each counts the rows it reads itself.
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"` (a stream: when the row is read), where a column is
-        missing, or where a `row_index` that is there is no integer (its own `row_index` is then -1).
+        missing, or where a `__hf_ext_row__` that is there is no integer (the error's `row_index` is then -1).
         ValueError: for an empty dataset, one with no good row, or one whose every weight is zero or vanishes (not
             checked on streams).
     """
     _check_arguments(dataset, on_bad_row, bad_rows_path)
+    rules = sft_rules(
+        dataset, dataset_text_field, assistant_only_loss, formatted=formatting_func is not None, name=dataset_name
+    )
+    return check_by_rules(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+
+
+def sft_rules(
+    dataset: Dataset | IterableDataset, dataset_text_field: str, assistant_only_loss: bool, formatted: bool, name: str
+) -> RowRules:
+    """The rules for a dataset's rows, with the data type they are of; errors as in [`check_sft_rows`]."""
     first_rows = _first_rows(dataset)
     if not first_rows:
-        raise ValueError(
-            f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
-        )
+        raise ValueError(f"The {name} dataset is empty: there is no row to train on. Check its filters and split.")
     columns = dataset.column_names if dataset.column_names is not None else list(first_rows[0])
     rules = rules_for(
         columns,
         first_rows,
         text_field=dataset_text_field,
         assistant_only_loss=assistant_only_loss,
-        formatted=formatting_func is not None,
+        formatted=formatted,
     )
     if isinstance(rules, Found):  # no row is good, so there is nothing that "drop" could keep
         excerpt = excerpt_of(first_rows[0], rules.column, dataset_text_field)
@@ -152,64 +128,26 @@ def check_sft_rows(
             "Rename your column with dataset.rename_column, name it with dataset_text_field "
             f"(now {dataset_text_field!r}), or remove the columns of another data type with dataset.remove_columns."
         )
-        raise _row_error(problem, 0, dataset_name, remedy)
+        raise row_error(problem, 0, name, remedy)
+    return rules
+
+
+def check_by_rules(
+    dataset: Dataset | IterableDataset,
+    rules: RowRules,
+    on_bad_row: str,
+    bad_rows_path: str | os.PathLike[str] | None,
+    dataset_name: str,
+) -> Dataset | IterableDataset:
+    """[`check_sft_rows`] by rules that are at hand."""
     if isinstance(dataset, Dataset):
         return _check_dataset(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
     return _check_stream(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
 
 
-def handle_bad_rows(
-    problems: list[RowProblem],
-    row_of: Callable[[int], dict[str, Any]],
-    on_bad_row: str,
-    bad_rows_path: str | os.PathLike[str] | None,
-    dataset_name: str,
-) -> None:
-    """
-    Raise at the first bad row, or log and write all of them.
-
-    Args:
-        problems (`list[RowProblem]`):
-            Bad rows in their order; with none, nothing happens.
-        row_of (`Callable[[int], dict]`):
-            Gives the row for a `row_index`.
-        on_bad_row (`str`):
-            `"raise"` or `"drop"`.
-        bad_rows_path (`str` or `os.PathLike`, *optional*):
-            File to which `"drop"` appends one JSON object a row: `row_index`, `column`, `problem`, `row`. Only the
-            process whose environment has no `RANK`, or `RANK=0`, writes it.
-        dataset_name (`str`):
-            Named in messages.
-
-    Raises:
-        [`RowError`]: for the first problem, with `on_bad_row="raise"`; it says how many more there are.
-        ValueError: for another `on_bad_row`, or for `"drop"` without `bad_rows_path`.
-    """
-    _check_choice(on_bad_row, bad_rows_path)
-    if not problems:
-        return
-    if on_bad_row == "raise":
-        raise _row_error(problems[0], len(problems) - 1, dataset_name, _remedy(bad_rows_path))
-    if rank() != 0:
-        return
-    numbered = ((problem, problem.row_index) for problem in problems)
-    append_lines((line_of(i, problem.column, problem.problem, row_of(i)) for problem, i in numbered), bad_rows_path)
-    _warn_of_dropped(len(problems), problems[0], bad_rows_path, dataset_name)
-
-
-def _warn_of_dropped(
-    count: int, first: RowProblem, bad_rows_path: str | os.PathLike[str] | None, dataset_name: str
-) -> None:
-    logger.warning(
-        "Dropped %s bad row(s) of the %s dataset and wrote them to %s. The first: row %s, column %r: %s. Fix them, or "
-        'pass on_bad_row="raise" to stop instead.',
-        f"{count:,}", dataset_name, bad_rows_path, f"{first.row_index:,}", first.column, first.problem,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class AddRowIndex:
-    """Number the rows of a stream, for `IterableDataset.map(..., with_indices=True)`: adds `row_index`."""
+    """Number the rows of a stream, for `IterableDataset.map(..., with_indices=True)`: adds `__hf_ext_row__`."""
 
     revision: str = REVISION
 
@@ -221,7 +159,7 @@ class AddRowIndex:
 @dataclass(frozen=True)
 class IsGoodRow:
     """
-    Check the rows of a stream as they pass, for `IterableDataset.filter`; each row must have its `row_index`.
+    Check the rows of a stream as they pass, for `IterableDataset.filter`; each row must have its `__hf_ext_row__`.
 
     Args:
         rules ([`RowRules`]):
@@ -258,7 +196,7 @@ class IsGoodRow:
 
 
 def _check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
-    _check_choice(on_bad_row, bad_rows_path)
+    check_choice(on_bad_row, bad_rows_path)
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         raise TypeError(
             "Expected one dataset, got a dict of splits. Pass one of them, such as "
@@ -268,16 +206,6 @@ def _check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.P
         raise TypeError(
             f"Expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}. Make one with "
             "Dataset.from_list(rows)."
-        )
-
-
-def _check_choice(on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
-    if on_bad_row not in ("raise", "drop"):
-        raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
-    if on_bad_row == "drop" and bad_rows_path is None:
-        raise ValueError(
-            'on_bad_row="drop" needs a file for the dropped rows, so that none is lost silently. Pass '
-            f'bad_rows_path="{DEFAULT_FILE_NAME}" (or a path of your own).'
         )
 
 
@@ -302,7 +230,7 @@ def _check_dataset(
         if first is not None:
             position, found, _ = first
             more = sum(1 for _ in bad)
-            raise _row_error(_problem(plain[position], found, rules), more, dataset_name, _remedy(bad_rows_path))
+            raise row_error(_problem(plain[position], found, rules), more, dataset_name, remedy_of(bad_rows_path))
     else:
         dropped = _Dropped(plain, rules)
         dropped.write(bad_rows_path, dataset_name)
@@ -335,7 +263,7 @@ class _Dropped:
             for _ in lines:
                 pass
         if self.positions and rank() == 0:
-            _warn_of_dropped(len(self.positions), self.first, bad_rows_path, dataset_name)
+            warn_of_dropped(len(self.positions), self.first, bad_rows_path, dataset_name)
 
     def _lines(self) -> Iterator[str]:
         for position, found, row in _find_all(self.plain, self.rules, self.plain.column_names):
@@ -411,8 +339,7 @@ def _check_stream(
 def _column_type(column: str, dataset: Dataset, rules: RowRules) -> str:
     """The column's type for the message, where the type itself is the defect, for then it is every row's."""
     kind = dataset.data.schema.field(column).type if column in dataset.column_names else None
-    keys = ("from", "value") if rules.data_type == "conversations" else ("role", "content")
-    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[column], keys):
+    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[column], rules.keys):
         return ""
     return f" (the column's type is {kind})"
 
@@ -423,7 +350,7 @@ def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProble
 
 
 def _row_number(row: Mapping[str, Any]) -> int:
-    """The `row_index`, of the first document where packed; a [`RowError`] where that column is something else."""
+    """The row's position, of the first document where packed; a [`RowError`] where that column is something else."""
     value = row.get(ROW_INDEX)
     try:
         return operator.index(value[0] if isinstance(value, list) and value else value)  # type: ignore[arg-type]
@@ -434,18 +361,3 @@ def _row_number(row: Mapping[str, Any]) -> int:
             row_index=-1,
             column=ROW_INDEX,
         ) from None
-
-
-def _row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) -> RowError:
-    where = "" if dataset_name == "train" else f"{dataset_name} dataset, "
-    message = f"{where}row {problem.row_index:,}, column {problem.column!r}: {problem.problem}.\n  {problem.excerpt}\n"
-    if more:
-        message += f"  {more:,} more bad row{'s' if more > 1 else ''} in this dataset.\n"
-    return RowError(f"{message}  {remedy}", problem.row_index, problem.column)
-
-
-def _remedy(bad_rows_path: str | os.PathLike[str] | None) -> str:
-    return (
-        'Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" '
-        f"(dropped rows are written to {Path(bad_rows_path or DEFAULT_FILE_NAME).name})."
-    )

@@ -110,7 +110,7 @@ def tokenise_named(
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Checked rows with their `row_index`, of any data type.
+            Checked rows with their `__hf_ext_row__`, of any data type.
         tokenise (`Callable`):
             The host's way from rows to tokens.
         tokenizer (`PreTrainedTokenizerBase`), chat_template (`str`, *optional*):

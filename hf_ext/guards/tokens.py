@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset, Features, IterableDataset
 
-from hf_ext.guards._bad_rows_file import ROW_INDEX
+from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.templates import tokenise_named
 
 if TYPE_CHECKING:
@@ -166,7 +166,6 @@ def tokenise_checked(
     args: Any,
     *,
     chat_template: str | None = None,
-    formatted: bool = False,
     dataset_name: str = "train",
 ) -> Any:
     """
@@ -174,7 +173,7 @@ def tokenise_checked(
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Checked rows of any data type, with their `row_index`.
+            Checked rows of any data type, with their `__hf_ext_row__`.
         tokenise (`Callable`):
             The host's way from rows to tokens.
         tokenizer (`PreTrainedTokenizerBase`):
@@ -183,8 +182,6 @@ def tokenise_checked(
             Its `on_bad_row` and `bad_rows_path` are read, where it has them.
         chat_template (`str`, *optional*):
             What the host renders messages with in place of the tokenizer's.
-        formatted (`bool`, *optional*, defaults to `False`):
-            Whether a `formatting_func` makes a text of every row.
         dataset_name (`str`, *optional*):
             Named in messages.
 
@@ -195,23 +192,20 @@ def tokenise_checked(
         [`RowError`]: at a row that the chat template does not take. ValueError: for texts without an end token.
     """
     first: dict[str, Any] = next(iter(dataset), {})
-    if (formatted and "input_ids" not in first) or _is_text(first):
+    if _is_text(first):
         by_config = "pass eos_token in the config or " if hasattr(args, "eos_token") else ""
         require_end_token(tokenizer, f"{by_config}set tokenizer.eos_token")
     dataset = without_padding(dataset, dataset_name)
-    if formatted:
-        tokenised = tokenise(dataset)
-    else:
-        tokenised = tokenise_named(
-            dataset,
-            tokenise,
-            tokenizer,
-            chat_template=chat_template,
-            assistant_only_loss=getattr(args, "assistant_only_loss", False),
-            on_bad_row=getattr(args, "on_bad_row", "raise"),
-            bad_rows_path=getattr(args, "bad_rows_path", None),
-            dataset_name=dataset_name,
-        )
+    tokenised = tokenise_named(
+        dataset,
+        tokenise,
+        tokenizer,
+        chat_template=chat_template,
+        assistant_only_loss=getattr(args, "assistant_only_loss", False),
+        on_bad_row=getattr(args, "on_bad_row", "raise"),
+        bad_rows_path=getattr(args, "bad_rows_path", None),
+        dataset_name=dataset_name,
+    )
     return count_doubled(tokenised, tokenizer, dataset_name)
 
 

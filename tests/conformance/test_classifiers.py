@@ -113,14 +113,14 @@ def test_weights_are_rows_that_are_there_as_often(method: Classifier, tmp_path: 
 
 @every_classifier
 def test_a_nan_stops_before_the_optimiser_step_and_names_the_row(method: Classifier, tmp_path: Path) -> None:
-    rows = method.rows(24).add_column("row_index", np.arange(24)).add_column("weight", [1.0] * 24)
+    rows = method.rows(24).add_column("__hf_ext_row__", np.arange(24)).add_column("weight", [1.0] * 24)
     trainer = method.build(tmp_path, rows, max_steps=20)
     collate, before = trainer.data_collator, Snapshot()
     trainer.add_callback(before)
 
     def spoil(batch: list[dict]) -> dict[str, Any]:
         found = collate(batch)
-        found["weight"] = torch.where(found["row_index"] == 13, math.nan, found["weight"])
+        found["weight"] = torch.where(found["__hf_ext_row__"] == 13, math.nan, found["weight"])
         return found
 
     trainer.data_collator = spoil

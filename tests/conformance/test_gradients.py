@@ -47,12 +47,12 @@ def stopped(trainer: Any, callback: TrainerCallback, step: int = LAST) -> NonFin
 def test_a_nan_gradient_stops_before_the_last_step_and_names_parameter_and_rows(method: Any, tmp_path: Path) -> None:
     rows = method.rows(24)
     if method.name == "consensus":  # the trainer of classifiers takes a user's own numbering
-        rows = rows.add_column("row_index", list(range(24)))
+        rows = rows.add_column("__hf_ext_row__", list(range(24)))
     trainer = method.build(tmp_path, rows, **ORDER)
     step, step_rows = trainer.training_step, []
 
     def recorded(model: Any, inputs: dict[str, Any], *args: Any) -> Any:
-        step_rows.append({row for row in inputs["row_index"].flatten().tolist() if row >= 0})
+        step_rows.append({row for row in inputs["__hf_ext_row__"].flatten().tolist() if row >= 0})
         return step(model, inputs, *args)
 
     trainer.training_step = recorded

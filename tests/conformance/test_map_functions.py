@@ -34,7 +34,7 @@ def tokens(seed: int = 0, with_list_weights: bool = False) -> dict[str, list]:
     weight = (
         [[w / 8 for w in row] for row in ids] if with_list_weights else rng.integers(0, 9, N).astype(float).tolist()
     )
-    return {"input_ids": ids, "labels": ids, "weight": weight, "row_index": list(range(100, 100 + N))}
+    return {"input_ids": ids, "labels": ids, "weight": weight, "__hf_ext_row__": list(range(100, 100 + N))}
 
 
 def scores() -> dict[str, list]:
@@ -64,7 +64,7 @@ def packed_index() -> dict[str, list]:
     lengths = packed_scores()["seq_lengths"]
     return {
         "seq_lengths": lengths,
-        "row_index": [[10 * i for i, n in enumerate(row) for _ in range(n)] for row in lengths],
+        "__hf_ext_row__": [[10 * i for i, n in enumerate(row) for _ in range(n)] for row in lengths],
     }
 
 

@@ -74,7 +74,7 @@ def test_the_hash_of_rows_moves_with(what: str) -> None:
 def test_the_hash_of_rows_ignores_what_is_not_scored() -> None:
     rows = Dataset.from_dict(BASE)
     expected = rows_hash(rows)
-    assert rows_hash(rows.add_column("row_index", [7, 9])) == expected
+    assert rows_hash(rows.add_column("__hf_ext_row__", [7, 9])) == expected
     assert rows_hash(rows.with_format("torch")) == expected
     assert (
         rows_hash(Dataset.from_dict({name: column[::-1] for name, column in BASE.items()}).select([1, 0])) == expected

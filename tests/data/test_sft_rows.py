@@ -30,7 +30,7 @@ def token_rows(draw: Any) -> list[dict[str, Any]]:
                 "input_ids": ids,
                 "labels": [token if s else -100 for token, s in zip(ids, supervised, strict=True)],
                 "weight": [(token % 97) / 8 for token in ids],
-                "row_index": i,
+                "__hf_ext_row__": i,
             }
         )
     return rows
@@ -44,9 +44,9 @@ def collate(rows: list[dict], flat: bool, **settings: Any) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None)
 def test_every_token_of_a_batch_has_its_own_weight_and_row(rows: list[dict], flat: bool) -> None:
     batch = collate(rows, flat)
-    assert batch["weight"].shape == batch["labels"].shape == batch["row_index"].shape
+    assert batch["weight"].shape == batch["labels"].shape == batch["__hf_ext_row__"].shape
     ids, where = batch["input_ids"], batch["input_ids"] != 0
-    assert torch.equal(batch["row_index"], torch.where(where, (ids - 1) // 100, -1))
+    assert torch.equal(batch["__hf_ext_row__"], torch.where(where, (ids - 1) // 100, -1))
     assert torch.equal(batch["weight"], torch.where(where, (ids % 97) / 8, 0.0))
 
 
@@ -72,25 +72,25 @@ def test_the_share_of_the_denominator_is_that_of_a_loop(
 def test_packing_moves_weights_and_rows_with_their_tokens(rows: list[dict]) -> None:
     args = config_of(SFTConfig, "unused", max_length=14)
     packed = finish_rows(Dataset.from_list(rows), args, packing=True)
-    assert packed.column_names == ["input_ids", "labels", "weight", "row_index", "seq_lengths"]
+    assert packed.column_names == ["input_ids", "labels", "weight", "__hf_ext_row__", "seq_lengths"]
     seen: list[int] = []
     for row in packed:
         assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["weight"]) == len(row["labels"]) <= 14
-        assert len(row["row_index"]) == len(row["seq_lengths"])
+        assert len(row["__hf_ext_row__"]) == len(row["seq_lengths"])
         assert row["weight"] == [(token % 97) / 8 for token in row["input_ids"]]
-        documents = [i for i, n in zip(row["row_index"], row["seq_lengths"], strict=True) for _ in range(n)]
+        documents = [i for i, n in zip(row["__hf_ext_row__"], row["seq_lengths"], strict=True) for _ in range(n)]
         assert documents == [(token - 1) // 100 for token in row["input_ids"]]
         seen += row["input_ids"]
     assert sorted(seen) == sorted(token for row in rows for token in row["input_ids"])
     batch = collate(packed.to_list(), flat=True)
-    assert torch.equal(batch["row_index"], (batch["input_ids"] - 1) // 100)
+    assert torch.equal(batch["__hf_ext_row__"], (batch["input_ids"] - 1) // 100)
     assert torch.equal(batch["weight"], (batch["input_ids"] % 97) / 8)
 
 
 def test_rows_without_weight_weigh_one_and_padding_nothing() -> None:
     batch = collate([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4], "labels": [4]}], flat=False)
     assert batch["weight"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["row_index"].tolist() == [[-1, -1, -1], [-1, -1, -1]]
+    assert batch["__hf_ext_row__"].tolist() == [[-1, -1, -1], [-1, -1, -1]]
     assert float(batch["num_items"]) == 2
 
 
@@ -102,13 +102,15 @@ def test_extra_columns_travel_and_are_zero_where_a_row_has_none() -> None:
 
 def test_padding_to_a_multiple_is_padding() -> None:
     inner = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True, pad_to_multiple_of=8)
-    batch = WeightedCollator(inner)([{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "weight": 2.0, "row_index": 5}])
+    batch = WeightedCollator(inner)(
+        [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "weight": 2.0, "__hf_ext_row__": 5}]
+    )
     assert batch["weight"].tolist() == [[2, 2, 2, 0, 0, 0, 0, 0]]
-    assert batch["row_index"].tolist() == [[5, 5, 5, -1, -1, -1, -1, -1]]
+    assert batch["__hf_ext_row__"].tolist() == [[5, 5, 5, -1, -1, -1, -1, -1]]
     assert float(batch["num_items"]) == 4
 
 
 def test_packing_needs_a_length() -> None:
-    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2], "row_index": 0}])
+    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2], "__hf_ext_row__": 0}])
     with pytest.raises(ValueError, match="`max_length` can't be `None`"):
         finish_rows(rows, config_of(SFTConfig, "unused", max_length=None), packing=True)

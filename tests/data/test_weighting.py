@@ -75,10 +75,10 @@ def test_scores_are_the_full_logit_losses_of_each_document(layout: str, tmp_path
         flat = [
             triple
             for row in out
-            for triple in zip(row["row_index"], row["original_nll_sum"], row["original_num_tokens"], strict=True)
+            for triple in zip(row["__hf_ext_row__"], row["original_nll_sum"], row["original_num_tokens"], strict=True)
         ]
     else:
-        index = range(len(rows)) if layout == "raw" else out["row_index"]
+        index = range(len(rows)) if layout == "raw" else out["__hf_ext_row__"]
         flat = list(zip(index, out["original_nll_sum"], out["original_num_tokens"], strict=True))
     expected = expected_scores(model, rows)
     longest = max(len(TOKENIZER(row["prompt"] + row["completion"])["input_ids"]) for row in rows)

@@ -16,7 +16,7 @@ from tests.fuzz.engine import EXAMPLES, fuzz, trees
 from tests.guards.bad_rows import CASES, as_stream
 
 COLUMNS = ["text", "messages", "conversations", "prompt", "completion", "input_ids", "labels", "completion_mask"]
-COLUMNS += ["weight", "tools", "row_index", "title"]
+COLUMNS += ["weight", "tools", "row_index", "__hf_ext_row__", "title"]
 MESSAGES = st.lists(
     st.fixed_dictionaries({}, optional={key: trees(leaves=2) for key in ("role", "content", "from", "value")}),
     max_size=2,

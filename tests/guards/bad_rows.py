@@ -185,8 +185,18 @@ CASES = [
         "conversations", "message 0: expected a string under 'from'", SHARED,
     ),
     Case(
-        "speaker is not called assistant", SHARE, {"conversations": TWO_TURNS}, {}, "conversations",
-        "found only 'human', 'gpt'", SHARED, ASSISTANT,
+        "nobody speaks for the assistant", SHARE, {"conversations": TWO_TURNS[:1]}, {"conversations": TWO_TURNS},
+        "conversations", "found only 'human'", SHARED, ASSISTANT,
+    ),
+    Case(
+        "speaker without a role", SHARE, {"conversations": [turn("narrator", "Why is the sky blue?"), *TWO_TURNS]},
+        {"conversations": TWO_TURNS}, "conversations", "message 0: no role is known for the speaker 'narrator'",
+        SHARED,
+    ),
+    Case(
+        "function_call is no JSON", SHARE, {"conversations": [*TWO_TURNS, turn("function_call", "look it up")]},
+        {"conversations": [*TWO_TURNS, turn("function_call", '{"name": "look"}')]}, "conversations",
+        "message 2: 'function_call' needs JSON of {'name': ..., 'arguments': ...}, found str", SHARED,
     ),
     # pretokenised
     Case("input_ids None", IDS, {"input_ids": None}, {"input_ids": [0]}, "input_ids", "found None", TITLE),

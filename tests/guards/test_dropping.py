@@ -36,7 +36,7 @@ def test_drop_leaves_out_the_bad_row_and_writes_it(case, form, tmp_path):
     path = tmp_path / "logs" / "bad.jsonl"
     rows = FORMS[form](bad_rows_of(case))
     checked = check_sft_rows(rows, on_bad_row="drop", bad_rows_path=path, **case.options)
-    assert [row["row_index"] for row in checked] == [0, 1, 3]
+    assert [row["__hf_ext_row__"] for row in checked] == [0, 1, 3]
     (line,) = read_lines(path)
     assert (line["row_index"], line["column"]) == (2, case.column)
     assert case.problem in line["problem"]
@@ -138,9 +138,11 @@ def test_kept_and_dropped_together_are_the_original_rows_in_order(kinds, stream)
         checked = check_sft_rows((as_stream if stream else as_dataset)(rows), on_bad_row="drop", bad_rows_path=path)
         kept = list(checked)
         dropped = read_lines(path)
-    assert [row["row_index"] for row in kept] == [i for i, bad in enumerate(is_bad) if not bad]
+    assert [row["__hf_ext_row__"] for row in kept] == [i for i, bad in enumerate(is_bad) if not bad]
     assert [line["row_index"] for line in dropped] == [i for i, bad in enumerate(is_bad) if bad]
-    everything = {row["row_index"]: row["text"] for row in kept} | {d["row_index"]: d["row"]["text"] for d in dropped}
+    everything = {row["__hf_ext_row__"]: row["text"] for row in kept} | {
+        d["row_index"]: d["row"]["text"] for d in dropped
+    }
     assert [everything[i] for i in range(len(rows))] == [row["text"] for row in rows]
 
 
@@ -170,4 +172,4 @@ def test_column_wise_check_finds_what_the_row_by_row_check_finds(rows, picks):
         options = {"assistant_only_loss": True, "on_bad_row": "drop", "bad_rows_path": Path(folder) / "bad.jsonl"}
         whole = check_sft_rows(as_dataset(rows).select(order), **options)
         stream = check_sft_rows(as_stream([rows[i] for i in order]), **options)
-        assert whole["row_index"][:] == [row["row_index"] for row in stream]
+        assert whole["__hf_ext_row__"][:] == [row["__hf_ext_row__"] for row in stream]

@@ -48,7 +48,7 @@ def test_a_bad_row_is_named_and_its_twin_passes(case: Case, make: Any) -> None:
 def test_a_dropped_row_is_written_and_no_other(case: Case, make: Any, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     kept = check_of(case)(make(rows_with(case, case.bad)), on_bad_row="drop", bad_rows_path=file)
-    assert [row["row_index"] for row in kept] == [0, 1, 2, 3, 4, 6, 7]
+    assert [row["__hf_ext_row__"] for row in kept] == [0, 1, 2, 3, 4, 6, 7]
     (entry,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert (entry["row_index"], entry["column"]) == (5, case.column)
 
@@ -80,7 +80,7 @@ def test_good_rows_pass_as_they_are(rows: list[dict], make: Any) -> None:
     assert [{k: row[k] for k in rows[0] if k != "score"} for row in out] == [
         {k: row[k] for k in rows[0] if k != "score"} for row in rows
     ]
-    assert [row["row_index"] for row in out] == list(range(len(rows)))
+    assert [row["__hf_ext_row__"] for row in out] == list(range(len(rows)))
 
 
 def test_equal_pairs_are_found_wherever_they_stand() -> None:
@@ -99,7 +99,7 @@ def test_equal_pairs_are_found_wherever_they_stand() -> None:
         rows = [{"prompt": make("a"), "chosen": make(one), "rejected": make(other)} for one, other in texts]
         expected = [i for i, row in enumerate(rows) if row["chosen"] != row["rejected"]]
         kept = check_preference_rows(Dataset.from_list(rows), on_bad_row="drop", bad_rows_path="/dev/null")
-        assert kept["row_index"][:] == expected
+        assert kept["__hf_ext_row__"][:] == expected
         assert 0 < len(expected) < 400
 
 
@@ -138,7 +138,7 @@ def test_pairs_given_as_unpaired_rows_are_checked_as_pairs() -> None:
 
 
 def test_many_bad_rows_are_counted_and_a_row_index_is_kept() -> None:
-    rows = [PAIR | {"row_index": 10 + i} for i in range(4)]
+    rows = [PAIR | {"__hf_ext_row__": 10 + i} for i in range(4)]
     for i in (1, 3):
         rows[i] = rows[i] | {"chosen": None}
     with pytest.raises(RowError, match=r"row 11, column 'chosen'(.|\n)*1 more bad row in this dataset"):

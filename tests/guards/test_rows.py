@@ -36,7 +36,7 @@ def test_bad_row_is_named_with_column_excerpt_and_remedy(case, form):
 def test_good_twin_passes(case, form):
     rows = [case.base, case.base | case.twin, case.base]
     checked = list(check_sft_rows(FORMS[form](rows), **case.options))
-    assert [row["row_index"] for row in checked] == [0, 1, 2]
+    assert [row["__hf_ext_row__"] for row in checked] == [0, 1, 2]
 
 
 def test_cases_are_distinct_and_many():
@@ -47,7 +47,7 @@ MISSING = [
     ({"body": "Ada counts."}, "text", "expected 'text', 'messages', 'prompt' with 'completion', or 'input_ids'"),
     ({"prompt": "Why?", "answer": "No."}, "completion", "'prompt' is there. The columns are 'prompt', 'answer'"),
     ({"completion": "No.", "question": "Why?"}, "prompt", "'completion' is there"),
-    ({"prompt": "Why?", "messages": [user("Why?")]}, "completion", "The columns are 'prompt', 'messages'"),
+    ({"prompt": "Why?", "text": "Why? No."}, "completion", "The columns are 'prompt', 'text'"),
 ]
 
 
@@ -98,7 +98,7 @@ def test_message_reads_as_the_style_page_shows_it():
 def test_bad_rows_are_named_wherever_they_stand_in_a_long_dataset(tmp_path):
     rows = Dataset.from_dict({"text": ["" if i in (9_999, 10_000, 20_001) else "a" for i in range(20_005)]})
     kept = check_sft_rows(rows, on_bad_row="drop", bad_rows_path=tmp_path / "bad.jsonl")
-    assert set(range(20_005)) - set(kept["row_index"][:]) == {9_999, 10_000, 20_001}
+    assert set(range(20_005)) - set(kept["__hf_ext_row__"][:]) == {9_999, 10_000, 20_001}
 
 
 def test_error_survives_the_way_back_from_a_worker():
@@ -150,9 +150,9 @@ def test_unusable_arguments_are_refused():
 )
 def test_good_rows_come_back_as_they_went_in(rows, options):
     checked = check_sft_rows(rows, **options)
-    assert checked.remove_columns("row_index").to_list() == rows.to_list()
-    assert checked.remove_columns("row_index").features == rows.features
-    assert checked["row_index"][:] == list(range(len(rows)))
+    assert checked.remove_columns("__hf_ext_row__").to_list() == rows.to_list()
+    assert checked.remove_columns("__hf_ext_row__").features == rows.features
+    assert checked["__hf_ext_row__"][:] == list(range(len(rows)))
     streamed = check_sft_rows(rows.to_iterable_dataset(), **options)
     assert list(streamed) == checked.to_list()
     assert streamed.features == checked.features
@@ -162,15 +162,15 @@ def test_row_index_counts_the_rows_as_given_after_shuffle_and_select():
     rows = tiny_text_dataset(40).shuffle(seed=3).select(range(5, 30))
     checked = check_sft_rows(rows)
     assert checked["text"][:] == rows["text"][:]
-    assert checked["row_index"][:] == list(range(25))
+    assert checked["__hf_ext_row__"][:] == list(range(25))
 
 
 def test_row_index_that_is_there_is_kept_and_named(tmp_path):
-    rows = Dataset.from_dict({"text": ["a", "", "b"], "row_index": [70, 4000, 9]})
+    rows = Dataset.from_dict({"text": ["a", "", "b"], "__hf_ext_row__": [70, 4000, 9]})
     with pytest.raises(RowError, match="row 4,000"):
         check_sft_rows(rows)
     kept = check_sft_rows(rows, on_bad_row="drop", bad_rows_path=tmp_path / "bad.jsonl")
-    assert kept["row_index"][:] == [70, 9]
+    assert kept["__hf_ext_row__"][:] == [70, 9]
     with pytest.raises(RowError, match="row 4,000"):
         list(check_sft_rows(rows.to_iterable_dataset()))
 
@@ -179,16 +179,16 @@ def test_row_index_that_is_there_is_kept_and_named(tmp_path):
 @pytest.mark.parametrize("value", [None, [], "7", 1.5])
 def test_a_stranger_s_row_index_is_refused_by_name_in_good_and_bad_rows(form, value):
     for text in ("a", ""):
-        with pytest.raises(RowError, match="column 'row_index': expected the row's position") as caught:
-            list(check_sft_rows(FORMS[form]([{"text": text, "row_index": value}])))
-        assert (caught.value.row_index, caught.value.column) == (-1, "row_index")
+        with pytest.raises(RowError, match="column '__hf_ext_row__': expected the row's position") as caught:
+            list(check_sft_rows(FORMS[form]([{"text": text, "__hf_ext_row__": value}])))
+        assert (caught.value.row_index, caught.value.column) == (-1, "__hf_ext_row__")
 
 
 def test_formatted_datasets_are_checked_and_keep_their_format():
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3]], "weight": [[1.0, 0.5], [1.0]]}).with_format("torch")
     checked = check_sft_rows(rows)
     assert checked.format["type"] == "torch"
-    assert check_sft_rows(checked)["row_index"][:].tolist() == [0, 1]
+    assert check_sft_rows(checked)["__hf_ext_row__"][:].tolist() == [0, 1]
     assert len(list(check_sft_rows(rows.to_iterable_dataset().with_format("torch")))) == 2
 
 
@@ -218,7 +218,7 @@ def test_dropped_rows_are_written_whole_and_in_order_whether_they_stand_together
     assert [(line["row_index"], line["row"]) for line in written] == [
         (i, row) for i, row in enumerate(picked) if row["text"] is None
     ]
-    assert good["row_index"] == [i for i, row in enumerate(picked) if row["text"] is not None]
+    assert good["__hf_ext_row__"] == [i for i, row in enumerate(picked) if row["text"] is not None]
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

@@ -73,7 +73,7 @@ def test_a_row_that_truncation_leaves_without_a_target_is_named(packing: bool, s
 def test_a_row_without_a_target_after_truncation_can_be_dropped(tmp_path: Any) -> None:
     args = config_of(WeightedSFTConfig, tmp_path, max_length=40, on_bad_row="drop")
     trainer = build(WeightedSFTTrainer, args, with_a_long_prompt())
-    assert trainer.train_dataset["row_index"][:] == [0, 1, 2, 3, 4, 6, 7]
+    assert trainer.train_dataset["__hf_ext_row__"][:] == [0, 1, 2, 3, 4, 6, 7]
     (line,) = [json.loads(line) for line in Path(args.bad_rows_path).read_text(encoding="utf-8").splitlines()]
     assert line["row_index"] == LONG_PROMPT
     assert line["column"] == "labels"

@@ -261,7 +261,7 @@ def test_data_seed_orders_the_stored_rows_whatever_the_seed_and_zero_is_one_too(
     trainer = build(ContextFreeSFTTrainer, args, rows(), context_free_dataset=store)
     batch = trainer.draw_batches([{}])[0]["context_free"]
     order = np.random.default_rng((7 if data_seed is None else data_seed, 0)).permutation(len(store.to_dataset()))
-    assert batch["row_index"][:, -1].tolist() == order[:5].tolist()
+    assert batch["__hf_ext_row__"][:, -1].tolist() == order[:5].tolist()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

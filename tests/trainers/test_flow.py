@@ -67,11 +67,11 @@ def test_every_documents_weight_is_exp_of_minus_its_mean_loss_over_the_median(la
     for row in trainer.train_dataset:
         if layout == "packed":
             ends = np.cumsum(row["seq_lengths"])
-            for i, start, end in zip(row["row_index"], [0, *ends], ends, strict=False):
+            for i, start, end in zip(row["__hf_ext_row__"], [0, *ends], ends, strict=False):
                 assert len(set(row["weight"][start:end])) == 1
                 seen[i] = row["weight"][start]
         else:
-            seen[row["row_index"]] = row["weight"]
+            seen[row["__hf_ext_row__"]] = row["weight"]
     assert sorted(seen) == list(range(N))
     assert [seen[i] for i in range(N)] == pytest.approx(np.exp(-means / tau).tolist(), rel=1e-5)
 

@@ -96,7 +96,7 @@ def test_pairs_that_share_no_beginning_are_counted_or_named(
         list(ours(tmp_path, make(chats)).train_dataset)
     assert (caught.value.row_index, caught.value.column) == (1, "rejected")
     dropped = ours(tmp_path, make(chats), on_bad_row="drop", bad_rows_path=str(tmp_path / "bad.jsonl"))
-    assert [row["row_index"] for row in dropped.train_dataset] == [0, 2]
+    assert [row["__hf_ext_row__"] for row in dropped.train_dataset] == [0, 2]
 
 
 @both_forms
@@ -205,7 +205,7 @@ def test_a_pair_that_the_template_does_not_take_is_named_and_dropped(make: Any, 
         assert (caught.value.row_index, caught.value.column) == (2, column)
         file = tmp_path / f"{build.__name__}.jsonl"
         settings |= {"on_bad_row": "drop", "bad_rows_path": str(file)}
-        kept = {row["row_index"] for row in build(tmp_path, make(data), **settings).train_dataset}
+        kept = {row["__hf_ext_row__"] for row in build(tmp_path, make(data), **settings).train_dataset}
         assert kept == {0, 1, 3}
         assert {json.loads(line)["row_index"] for line in file.read_text(encoding="utf-8").splitlines()} == {2}
 

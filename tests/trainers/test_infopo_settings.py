@@ -196,7 +196,7 @@ def test_rows_whose_prompt_fills_max_length_are_counted(
 ) -> None:
     long = rows.map(lambda row, i: {"prompt": row["prompt"] * (9 if i in (2, 6) else 1)}, with_indices=True)
     kept = start(trainer, trainer.config_class, tmp_path, long)
-    assert kept.train_dataset["row_index"][:] == [0, 1, 3, 4, 5, 7]
+    assert kept.train_dataset["__hf_ext_row__"][:] == [0, 1, 3, 4, 5, 7]
     assert "2 of 8 rows (25.0 %) of the train dataset have no completion token left" in caplog.text
     with pytest.raises(ValueError, match="None of the 8 rows of the train dataset has a completion token left"):
         start(trainer, trainer.config_class, tmp_path, rows, max_length=4)
@@ -236,7 +236,7 @@ def test_dropped_rows_are_written_and_the_rest_is_trained_on(tmp_path: Path) -> 
     rows[3]["rejected"] = rows[3]["chosen"]
     rows[6]["chosen"] = ""
     trainer = ours(tmp_path, Dataset.from_list(rows), on_bad_row="drop")
-    assert trainer.train_dataset["row_index"][:] == [0, 1, 2, 4, 5, 7]
+    assert trainer.train_dataset["__hf_ext_row__"][:] == [0, 1, 2, 4, 5, 7]
     assert len((tmp_path / "ours" / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert train(trainer)
 

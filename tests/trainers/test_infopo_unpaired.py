@@ -62,7 +62,7 @@ def test_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
     given = unpaired(tmp_path / "a", rows)
     split = unpaired(tmp_path / "b", unpair_preference_dataset(rows))
     assert given.train_dataset["label"][:] == split.train_dataset["label"][:]
-    assert given.train_dataset["row_index"][:] == [*range(6), *range(6)], "a pair's two rows carry its number"
+    assert given.train_dataset["__hf_ext_row__"][:] == [*range(6), *range(6)], "a pair's two rows carry its number"
     assert train(given) == train(split)
     assert_same_weights(given.model, split.model)
 

@@ -106,7 +106,7 @@ def test_a_row_without_a_text_is_named_or_dropped(column: str, value: Any, tmp_p
     with pytest.raises(RowError, match=rf"row 5, column '{column}'"):
         trainer(tmp_path, Dataset.from_list(rows))
     built = trainer(tmp_path, Dataset.from_list(rows), on_bad_row="drop")
-    assert built.train_dataset["row_index"] == [0, 1, 2, 3, 4, 6, 7]
+    assert built.train_dataset["__hf_ext_row__"] == [0, 1, 2, 3, 4, 6, 7]
     assert (tmp_path / "bad_rows.jsonl").is_file()
 
 
@@ -262,7 +262,7 @@ def test_a_nan_stops_before_the_step_and_names_the_rows(tmp_path: Path) -> None:
     compute_loss = built.compute_loss
 
     def spoil(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if 13 in inputs["row_index"].tolist():
+        if 13 in inputs["__hf_ext_row__"].tolist():
             with torch.no_grad():
                 next(model.parameters()).fill_(math.nan)
         return compute_loss(model, inputs, *args, **kwargs)

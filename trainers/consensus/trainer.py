@@ -35,7 +35,7 @@ class NoisyLabels(SavesWithCard, LabelSeam):
     The loss of noisy labels for a stock trainer; stands before it in the bases. See [`ForwardCorrectedTrainer`].
 
     Batches may carry `weight` (a row's multiplier), `channel_index` (which of several channels), `label_probs` (soft
-    labels, which take the place of the given ones) and `row_index` (for errors).
+    labels, which take the place of the given ones) and `__hf_ext_row__` (for errors).
     """
 
     method = "consensus"

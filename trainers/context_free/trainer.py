@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import DataCollatorForLanguageModeling, load_original
 from hf_ext.data.context_free import ContextFreeStore
 from hf_ext.data.sft_rows import WeightedCollator
@@ -195,7 +196,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         if self.args.max_length is not None:
             # The likelihood of a prefix anchors the prefix's distribution: cutting keeps the estimate exact for it.
             dataset = dataset.map(CutRows(self.args.max_length), batched=True)
-        return dataset.add_column("row_index", range(len(dataset)))
+        return dataset.add_column(ROW_INDEX, range(len(dataset)))
 
     def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give each target micro-batch of the step a context-free one, and all of them the second denominator."""
@@ -228,11 +229,11 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _context_free_loss(self, model: Any, batch: dict[str, Any]) -> Tensor:
-        own = ("weight", "row_index", "num_items", "sampled_logps")
+        own = ("weight", ROW_INDEX, "num_items", "sampled_logps")
         outputs = model(**{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True)
         mask, log_probs = outputs.label_mask, outputs.log_probs
         sampled = with_virtual_tokens(batch["sampled_logps"][:, 1:], log_probs)
-        row_index = with_virtual_tokens(batch["row_index"][:, 1:], log_probs, -1)
+        row_index = with_virtual_tokens(batch[ROW_INDEX][:, 1:], log_probs, -1)
         self.guard("context-free log-probability", log_probs, row_index)
         tokens, detached = mask.sum(), log_probs.detach()
         self.add_ratio("loss/context_free", -detached.sum(), tokens)

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext.data.original_cache import Scores, cache_file, load_scores, rows_hash, save_scores
 from hf_ext.data.provenance import model_hash
 from hf_ext.data.trained_adapters import require_untouched_adapters
@@ -74,7 +75,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._hard_rows: Tensor = torch.zeros(1, dtype=torch.bool)
+        self._hard_rows: Tensor = torch.empty(0, dtype=torch.int64)
         self.flow_statistics: dict[str, float] = {}
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
@@ -179,15 +180,13 @@ class FlowSFTTrainer(WeightedSFTTrainer):
 
     @staticmethod
     def _hardest(scored: Dataset, threshold: float) -> Tensor:
-        """Flags by dataset row: does the original model's mean loss on it reach the hardest tenth's?"""
-        columns = (scored[c] for c in ("row_index", "original_nll_sum", "original_num_tokens"))
+        """Positions of the rows on which the original model's mean loss reaches the hardest tenth's, sorted."""
+        columns = (scored[c] for c in (ROW_INDEX, "original_nll_sum", "original_num_tokens"))
         index, sums, counts = (np.hstack(list(column)) for column in columns)
-        flags = torch.zeros(int(index.max()) + 1, dtype=torch.bool)
-        flags[index[(counts > 0) & (sums >= threshold * counts)]] = True
-        return flags
+        return torch.from_numpy(np.unique(index[(counts > 0) & (sums >= threshold * counts)]))
 
     def after_forward(self, values: TokenValues) -> None:
         """Log the plain loss on the hardest tenth: what FLOW gives up."""
         self._hard_rows = self._hard_rows.to(values.row_index.device)
-        hard = self._hard_rows[values.row_index.clamp(min=0)] & values.mask
+        hard = torch.isin(values.row_index, self._hard_rows) & values.mask
         self.add_ratio("loss/hardest_decile", -(values.log_probs * hard).sum(), hard.sum())

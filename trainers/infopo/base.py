@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import PreferenceForward, PreferenceSeam
 from hf_ext.data.preference import with_prompts
@@ -22,7 +23,6 @@ from hf_ext.data.provenance import is_peft
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
-from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.collator import OwnColumnsCollator
@@ -199,7 +199,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
     def check_reference(self, dataset: AnyDataset, dataset_name: str) -> None:
         """Stop at a reference log-probability that is not finite, before the first step."""
         columns = dataset.with_format("torch")
-        rows = columns["row_index"][:] if "row_index" in dataset.column_names else None
+        rows = columns[ROW_INDEX][:] if ROW_INDEX in dataset.column_names else None
         for name in self.reference_columns:
             check_finite(
                 f"{name} of the {dataset_name} dataset", columns[name][:], step=0,
@@ -217,7 +217,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
 
     def check_forward(self, forward: PreferenceForward) -> Tensor:
         """Stop at a value that is not finite, naming rows; returns the log-ratios of shape `(rows,)`, in nats."""
-        rows = forward.inputs.get("row_index")
+        rows = forward.inputs.get(ROW_INDEX)
         if rows is not None:
             rows = rows.repeat(len(forward.logps) // len(rows))
         training = self.model.training
@@ -227,7 +227,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
         ):
             self.guard(name, values, rows)
         if training and "weight" in forward.inputs:
-            self.guard("weight", forward.inputs["weight"], forward.inputs.get("row_index"))
+            self.guard("weight", forward.inputs["weight"], forward.inputs.get(ROW_INDEX))
         logratios = forward.logps - forward.reference_logps
         if training and not self._compared and self.state.global_step == 0 and not self.args.reference_free:
             self._compared = True

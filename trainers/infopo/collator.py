@@ -12,7 +12,7 @@ from hf_ext._upstream_preference import OWN_COLUMNS
 
 class OwnColumnsCollator:
     """
-    The host's collator, and `weight` (float32) and `row_index` (int64) of shape `(rows,)` where the rows have them.
+    The host's collator, and `weight` (float32) and the rows' positions (int64), shape `(rows,)`, where there are any.
 
     Args:
         inner (`Callable`): the host's collator.

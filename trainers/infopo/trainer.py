@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import DPOSeam, PreferenceForward
+from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows
 from hf_ext.losses.infopo import infopo_loss
@@ -77,15 +78,16 @@ class InfoPOTrainer(PreferenceMethod, DPOSeam):
         self.loss_weights = [weight for name, weight in losses if name != INFOPO]
 
     def check_rows(self, dataset: AnyDataset, args: InfoPOConfig, dataset_name: str) -> AnyDataset:
-        """Preflight of raw rows: adds `row_index`, and raises or drops malformed rows."""
+        """Preflight of raw rows: numbers them, raises or drops malformed ones, and leaves what the host may see."""
         if "weight" in column_names(dataset) and args.loss_type != [INFOPO]:
             raise ValueError(
                 f"The {dataset_name} dataset has a 'weight' column, and loss_type={args.loss_type!r} holds losses of "
                 "the host, which take no weights. Set loss_type='infopo', or remove the column."
             )
-        return check_preference_rows(
+        rows = check_preference_rows(
             dataset, on_bad_row=args.on_bad_row, bad_rows_path=args.bad_rows_path, dataset_name=dataset_name
         )
+        return without_filled_nulls(rows, dataset_name, args.dataset_num_proc)
 
     def needs_forward(self) -> bool:
         """Whether the loss or the guard reads the policy's forward; `ld_alpha` would distort what the guard reads."""

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hf_ext._upstream import AnyDataset
 from hf_ext._upstream_preference import KTOSeam, PreferenceForward
+from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss
 from hf_ext.trainers.infopo.base import PreferenceMethod
@@ -89,10 +90,11 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOSeam):
         return found
 
     def check_rows(self, dataset: AnyDataset, args: InfoPOUnpairedConfig, dataset_name: str) -> AnyDataset:
-        """Preflight of raw rows: adds `row_index`, and raises or drops malformed rows."""
-        return check_unpaired_rows(
+        """Preflight of raw rows: numbers them, raises or drops malformed ones, and leaves what the host may see."""
+        rows = check_unpaired_rows(
             dataset, on_bad_row=args.on_bad_row, bad_rows_path=args.bad_rows_path, dataset_name=dataset_name
         )
+        return without_filled_nulls(rows, dataset_name, args.dataset_num_proc)
 
     def needs_forward(self) -> bool:
         """Always: the host's own loss is not used."""

@@ -51,8 +51,8 @@ class RareDataCollator(SentenceTransformerDataCollator):
             As in [`~sentence_transformers.base.data_collator.BaseDataCollator`].
 
     Besides the host's keys a batch holds `rare_counts`, int64 of shape `(rows, 4)`: exemplars wanted, shown, dropped
-    for lack of tokens, and 1 where the search found none at all; `row_index`, int64 of shape `(rows,)`, where the rows
-    have it; and, where exemplars are not pooled, `{query column}_exemplar_mask`, int64 of the shape of its token ids.
+    for lack of tokens, and 1 where the search found none at all; `__hf_ext_row__`, int64 of shape `(rows,)`, where the
+    rows have it; and, where exemplars are not pooled, `{query column}_exemplar_mask`, int64 of the shape of its ids.
     """
 
     pools: dict[str, Pool] = field(default_factory=dict, repr=False)

@@ -12,11 +12,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream_steps import StepSeam
 from hf_ext.data.provenance import is_peft
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
 from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part
-from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.guards.weights import LEAST_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class SafeSteps(StepSeam):
     """
     Checks around every optimiser step of any host trainer; stands before it in the bases.
 
-    Batches may carry `row_index`: the rows that an error names.
+    Batches may carry `__hf_ext_row__`: the rows that an error names.
     """
 
     weight_remedy = "Look at the column 'weight', where there is one: 1 is usual."

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from trl import SFTConfig
 
-from hf_ext._upstream import AnyDataset, SFTSeam
+from hf_ext._columns import ROW_INDEX
+from hf_ext._upstream import AnyDataset, SFTSeam, unformatted
+from hf_ext.data.chat_columns import warn_of_unwritten_calls
+from hf_ext.data.host_rows import host_rows
 from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.best_metric import without_host_direction
 from hf_ext.guards.finite import check_finite
-from hf_ext.guards.rows import check_sft_rows
 from hf_ext.guards.tokens import require_padding_token, tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
@@ -106,6 +109,10 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     ) -> None:
         args = self._own_config(model, args)
         self._refuse(args, compute_loss_func, processing_class, train_dataset, eval_dataset)
+        if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            train_dataset, eval_dataset = self._checked(
+                args, kwargs.get("formatting_func"), train_dataset, eval_dataset
+            )
         model, processing_class = self.see_original(model, processing_class, args, **kwargs)
         super().__init__(
             model=model,
@@ -116,6 +123,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
             processing_class=processing_class,
             **kwargs,
         )
+        self.rows_are_checked = False  # `evaluate` brings others
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError(
@@ -146,7 +154,8 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
         if datasets[0] is not None and next(iter(datasets[0]), None) is None:  # the host meets a StopIteration here
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
         require_padding_token(processing_class, args)
-        columns = {name for dataset in datasets if hasattr(dataset, "column_names") for name in column_names(dataset)}
+        sets = [set(column_names(dataset)) for dataset in datasets if hasattr(dataset, "column_names")]
+        columns = set().union(*sets)
         refused = {
             "compute_loss_func": (compute_loss_func is not None, "subclass this trainer and override compute_loss"),
             "label_smoothing_factor": (args.label_smoothing_factor > 0, "set it to 0: it needs the full logits"),
@@ -164,13 +173,30 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
                 "pass a tokenizer and text rows",
             ),
             "packed rows without packing": (
-                "seq_lengths" in columns and not (args.packing or args.padding_free),
+                any({"seq_lengths", "input_ids"} <= names for names in sets)
+                and not (args.packing or args.padding_free),
                 "these rows were packed already; set packing=True so that they are collated without padding",
             ),
         }
         for what, (hit, remedy) in refused.items():
             if hit:
                 raise ValueError(f"{type(self).__name__} does not support {what}: {remedy}.")
+
+    def _checked(self, args: Any, formatting_func: Callable | None, train: Any, evaluation: Any) -> tuple[Any, Any]:
+        """Both sets checked, before the host's constructor takes facts (is it a chat?) from the first row."""
+
+        def check(dataset: Any, name: str) -> Any:
+            if not isinstance(dataset, Dataset | IterableDataset):
+                return dataset  # none, or what the host will refuse
+            return self.check_rows(unformatted(dataset), args, formatting_func, name)
+
+        train = check(train, "train")
+        if isinstance(evaluation, dict):
+            evaluation = {name: check(rows, name) for name, rows in evaluation.items()}
+        else:
+            evaluation = check(evaluation, "eval")
+        self.rows_are_checked = True
+        return train, evaluation
 
     def see_original(
         self, model: Any, processing_class: Any, args: WeightedSFTConfig, **kwargs: Any
@@ -181,15 +207,14 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     def check_rows(
         self, dataset: AnyDataset, args: WeightedSFTConfig, formatting_func: Callable | None, dataset_name: str
     ) -> AnyDataset:
-        """Preflight of raw rows: adds `row_index`, and raises or drops malformed rows."""
-        dataset = check_sft_rows(
+        """Preflight of raw rows: numbers them, raises or drops malformed ones, and leaves what the host may see."""
+        dataset = host_rows(
             dataset,
-            dataset_text_field=args.dataset_text_field,
-            assistant_only_loss=args.assistant_only_loss,
-            formatting_func=formatting_func,
+            args,
+            formatting_func,
+            dataset_name,
             on_bad_row=args.on_bad_row,
             bad_rows_path=args.bad_rows_path,
-            dataset_name=dataset_name,
         )
         if dataset_name == "train" and "weight" not in column_names(dataset):
             self.on_missing_weight()
@@ -205,26 +230,26 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
         host: Callable[[AnyDataset], AnyDataset],
         tokenizer: PreTrainedTokenizerBase,
         args: WeightedSFTConfig,
-        formatting_func: Callable | None,
         dataset_name: str,
     ) -> AnyDataset:
         """The host's tokenising, with padding removed and rows named that the chat template does not take."""
+        warn_of_unwritten_calls(rows, self.chat_template or tokenizer.chat_template, dataset_name)
         return tokenise_checked(
             rows, host, tokenizer, args,
-            chat_template=self.chat_template, formatted=formatting_func is not None, dataset_name=dataset_name,
+            chat_template=self.chat_template, dataset_name=dataset_name,
         )  # fmt: skip
 
     def prepare_rows(
         self, dataset: AnyDataset, args: WeightedSFTConfig, packing: bool, dataset_name: str
     ) -> AnyDataset:
-        """Truncate, pack and shuffle with `weight` and `row_index`."""
+        """Truncate, pack and shuffle with `weight` and `__hf_ext_row__`."""
         return finish_rows(
             dataset, args, packing, dataset_name, on_bad_row=args.on_bad_row, bad_rows_path=args.bad_rows_path
         )
 
     def signature_columns(self) -> list[str]:
         """Columns the collator reads beyond TRL's."""
-        return ["weight", "row_index"]
+        return ["weight", ROW_INDEX]
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -248,7 +273,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
     ) -> Any:
         """Weighted loss in training, plain loss in evaluation (the weighted one is logged beside it)."""
         weight = inputs.pop("weight")[:, 1:]
-        row_index = inputs.pop("row_index")[:, 1:]
+        row_index = inputs.pop(ROW_INDEX)[:, 1:]
         items = inputs.pop("num_items")
         recorder = _Recorder(model)
         training = self.model.training
