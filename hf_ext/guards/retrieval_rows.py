@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+from hf_ext.guards._row_errors import row_error
 from hf_ext.guards._row_rules import Role, RowRules, excerpt_of, plain
 from hf_ext.guards.matches import MOST_GRADE, MatchRule, match_rule
 from hf_ext.guards.rows import (
@@ -22,7 +23,6 @@ from hf_ext.guards.rows import (
     _check_stream,
     _find_all,
     _first_rows,
-    _row_error,
 )
 
 
@@ -116,7 +116,7 @@ def _error(dataset: Dataset, matches: MatchRule, position: int, more: int, remed
     row = dataset.with_format(None)[position]
     problem = matches.problem(row[matches.column]) or ""
     found = RowProblem(position, matches.column, problem, excerpt_of(row, matches.column, "query"))
-    return _row_error(found, more, "train", remedy or "It would be shown as an example of a query and its document.")
+    return row_error(found, more, "train", remedy or "It would be shown as an example of a query and its document.")
 
 
 def check_retrieval_rows(
