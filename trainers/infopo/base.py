@@ -94,7 +94,7 @@ class PreferenceMethod(SavesWithCard, PreferenceSeam):
     @staticmethod
     def _refuse_other_adapters(model: Any, args: Any) -> None:
         """The host makes the reference of the adapter "default", whichever is trained (trl 1.16)."""
-        if not isinstance(model, PeftModel):
+        if not is_peft(model, "PeftModel"):
             return
         is_other = model.active_adapters != ["default"] and not args.reference_free
         if is_other or "default" not in model.peft_config:
