@@ -85,7 +85,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _import(module: str) -> None:
     """Import a recipe; what its host library lacks is said in a line."""
-    import_module(module).make_parser()
+    import hf_ext
+
+    getattr(hf_ext, import_module(module).RECIPE.config)
 
 
 def _check_config(arguments: Sequence[str]) -> None:

@@ -78,7 +78,6 @@ def test_an_adapter_is_its_own_reference(tuned, capsys):
         (["--reference", "nowhere"], ["model 'nowhere' cannot be loaded"]),
         (["--reference", "original", "--groups", "id"], ["groups='id'", "question"]),
         (["--reference", "original", "--plot"], ["--plot needs --output"]),
-        (["--reference", "original", "--beta", "0"], ["beta must be a positive"]),
         (["--reference", "original", "--max-length", "2"], ["Raise max_length"]),
         (["--reference", "original", "--dataset", "train.jsonl"], ["'chosen'"]),
         (["--reference", "original", "--dataset", "none.jsonl"], ["none.jsonl", "no such file"]),
