@@ -27,6 +27,7 @@ FIRST_ROWS = 100
 ARGUMENTS = (("tool_calls", "function", "arguments"), ("tool_calls", "arguments"))  # where a message has them
 MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 CHAT_COLUMNS = (*MESSAGE_COLUMNS, "tools", "chat_template_kwargs")
+LOSS_KEYS = ("weight", "train", "training", "loss_mask")  # by which other trainers leave turns out of the loss
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,35 @@ def _warn_of_arguments(dataset: AnyDataset, columns: list[str], dataset_name: st
         )  # fmt: skip
 
 
-def warn_of_unwritten_calls(dataset: AnyDataset, chat_template: Any, dataset_name: str) -> None:
-    """Say that messages call tools, where they do among the first rows and the chat template has no word of calls."""
-    columns = [name for name in MESSAGE_COLUMNS if name in column_names(dataset)]
-    if not columns or "tool_calls" in str(chat_template):
-        return
-    turns = (row[name] for row in islice(dataset, FIRST_ROWS) for name in columns)
-    messages = (message for turn in turns if isinstance(turn, list) for message in turn)
-    if any(isinstance(message, dict) and message.get("tool_calls") for message in messages):
+def warn_of_unread_parts(dataset: AnyDataset, chat_template: Any, dataset_name: str) -> None:
+    """Say which parts of chat rows the chat template does not read, as far as the first rows have them."""
+    names = column_names(dataset)
+    columns = [name for name in MESSAGE_COLUMNS if name in names]
+    rows = list(islice(dataset, FIRST_ROWS)) if columns else []
+    turns = [(name, row[name]) for row in rows for name in columns if isinstance(row[name], list)]
+    messages = [(name, message) for name, turn in turns for message in turn if isinstance(message, dict)]
+    template = str(chat_template)
+    if "tool_calls" not in template and any(message.get("tool_calls") for _, message in messages):
         logger.warning(
             "Messages of the %s dataset have 'tool_calls', and the chat template does not mention them: the calls are "
             "not in the text. Set chat_template_path to a template that writes them, or write them into 'content'.",
             dataset_name,
         )
+    for key in LOSS_KEYS:
+        if any(message.get(key) is not None for _, message in messages) and key not in template:
+            logger.warning(
+                "Messages of the %s dataset have %r, which nobody reads: it leaves no turn out of the loss. Set "
+                "assistant_only_loss=True, or put what is not to be learned into 'prompt' and the rest into "
+                "'completion'.",
+                dataset_name, key,
+            )  # fmt: skip
+    has_system = any(message.get("role") == "system" for _, message in messages)
+    if not has_system and any(isinstance(row.get("system"), str) and row["system"] for row in rows):
+        logger.warning(
+            "The %s dataset has a column 'system' beside %r, which nobody reads. Put its text into the messages, "
+            'first: {"role": "system", "content": ...}.',
+            dataset_name, messages[0][0] if messages else columns[0],
+        )  # fmt: skip
 
 
 def _has_null(value: Any, keys: tuple[str, ...]) -> bool:

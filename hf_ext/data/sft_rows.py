@@ -20,7 +20,7 @@ from trl import SFTConfig, pack_dataset
 
 from hf_ext._columns import ROW_INDEX, column_names
 from hf_ext._upstream import AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
-from hf_ext.data.chat_columns import warn_of_unwritten_calls
+from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
 from hf_ext.data.problem_rows import PROBLEM, drop_problem_rows
 from hf_ext.guards.tokens import tokenise_checked
@@ -226,7 +226,7 @@ def prepare_sft_rows(
     )
     tokenizer = with_end_token(processing_class, args)
     template = training_template(tokenizer, args)
-    warn_of_unwritten_calls(dataset, template or tokenizer.chat_template, dataset_name)
+    warn_of_unread_parts(dataset, template or tokenizer.chat_template, dataset_name)
     dataset = tokenise_checked(
         dataset, lambda rows: tokenise_rows(rows, tokenizer, args, dataset_name), tokenizer, args,
         chat_template=template, dataset_name=dataset_name,

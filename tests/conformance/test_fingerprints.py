@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Entry -> its hash with pickle protocol 4, that of Python 3.8 to 3.13: the same with every datasets from 5.1 to 5.2.
 RECORDED = {
-    "FlowWeights": "1826e9d99cd98c34",
-    "FlowWeights_packed": "1826e9d99cd98c34",
+    "FlowWeights": "43114a61d975fa13",
+    "FlowWeights_packed": "43114a61d975fa13",
     "TruncateRows": "b8c304274db4996e",
     "TruncateRows_end": "96b3df62d9605ed2",
     "CutRows": "90b011013e5781f4",
@@ -36,8 +36,8 @@ RECORDED = {
     "SpreadOverTokens_lists": "0df41bd3e28e9635",
     "RowIndexOfDocuments": "4d1b08742c27071d",
     "AddRowIndex": "f0ee467b8d590457",
-    "PairsToUnpaired": "31c591286aa371be",
-    "AddInContextExamples": "ad9a16c95e28e25d",
+    "PairsToUnpaired": "9ea1a0313ab0eda5",
+    "AddInContextExamples": "69a46366f92fc6f1",
     "EmbedRows": "7837e805c4d12e7f",
     "RandomizedResponse": "6107996e39e03221",
     "RandomizedResponse_tokens": "6107996e39e03221",

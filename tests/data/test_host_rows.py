@@ -107,6 +107,22 @@ def test_a_null_that_was_written_stays_where_the_type_is_json(tool_tokenizer: An
     assert 'add{"a": 1}' in tool_tokenizer.decode(prepared[1]["input_ids"])
 
 
+@every_form
+def test_marks_of_turns_and_a_system_column_that_nobody_reads_are_said_once(form: str, caplog: Any) -> None:
+    turns = [user("Hi"), bot("Ho") | {"weight": 0}, user("And?"), bot("Yes") | {"weight": 1}]
+    rows = Dataset.from_list([{"messages": turns, "system": "Be kind."}] * 3)
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "weight": 1}]
+    speakers = Dataset.from_list([{"conversations": sharegpt, "system": "Be kind."}] * 3)
+    told = [{"messages": [{"role": "system", "content": "Be kind."}, user("Hi"), bot("Ho")], "system": "Be kind."}]
+    with caplog.at_level(logging.WARNING, logger="hf_ext"):
+        for dataset in (rows, speakers):
+            prepare_sft_rows(STREAM[form](dataset), TOKENIZER, config())
+        prepare_sft_rows(STREAM[form](Dataset.from_list(told)), TOKENIZER, config())
+    unread = [text for text in caplog.messages if "nobody reads" in text]
+    assert ["'weight'" in text for text in unread] == [True, False] * 2
+    assert ["column 'system'" in text for text in unread] == [False, True] * 2
+
+
 def test_calls_that_the_template_does_not_write_are_said(caplog: Any) -> None:
     rows = Dataset.from_list([{"messages": [user("W?"), call("weather", city="Graz") | {"content": "I look."}]}])
     with caplog.at_level(logging.WARNING, logger="hf_ext"):

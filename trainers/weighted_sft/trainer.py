@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream import AnyDataset, SFTSeam, unformatted
-from hf_ext.data.chat_columns import warn_of_unwritten_calls
+from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
 from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
@@ -233,7 +233,7 @@ class WeightedSFTTrainer(SavesWithCard, SFTSeam):
         dataset_name: str,
     ) -> AnyDataset:
         """The host's tokenising, with padding removed and rows named that the chat template does not take."""
-        warn_of_unwritten_calls(rows, self.chat_template or tokenizer.chat_template, dataset_name)
+        warn_of_unread_parts(rows, self.chat_template or tokenizer.chat_template, dataset_name)
         return tokenise_checked(
             rows, host, tokenizer, args,
             chat_template=self.chat_template, dataset_name=dataset_name,

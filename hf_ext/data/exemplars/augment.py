@@ -153,7 +153,7 @@ class AddInContextExamples:
     doc_id_column: str | None = None
     negative_columns: tuple[str, ...] = ()
     shown_column: str | None = None
-    revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
+    revision: str = "2"  # changes whenever the output would: datasets hashes this object, not the code behind it
 
     def __post_init__(self) -> None:
         self.formatter.counter(self.tokenizer)  # refuses budgets without a tokenizer now, not in a worker
