@@ -15,9 +15,11 @@ DOCUMENT_IDS = (
 )  # fmt: skip
 LABELS = ("label", "labels", "score", "scores")  # what sentence-transformers takes for labels, not for texts
 QUERIES = ("query", "anchor", "question", "search_query", "premise", "claim", "q")
-CERTAIN_DOCUMENTS = ("positive", "pos", "answer", "passage")
+CERTAIN_DOCUMENTS = ("positive", "pos", "answer", "passage", "relevant")
 # Only beside a query: alone they may be what is asked, as the context of a response or a document that is summed up.
-DOCUMENTS = ("document", *CERTAIN_DOCUMENTS, "doc", "context", "response", "entailment", "hypothesis", "d")
+DOCUMENTS = ("document", *CERTAIN_DOCUMENTS, "doc", "context", "response", "entailment", "hypothesis", "chosen", "d")
+_QUERY_ENDS = re.compile(r".*[_\- ](?:query|question)")  # as in `user_query`
+_DOCUMENT_ENDS = re.compile(r".*[_\- ](?:positive|pos|answer|passage|document|doc|response)")  # as in `correct_answer`
 _TEXT = r"(?:[_\- ](?:text|string|body|sentence)s?)?"
 _PASSAGE = r"(?:[_\- ](?:text|string|body|sentence|doc|document|passage|context)s?)?"
 _ID = re.compile(
@@ -25,7 +27,8 @@ _ID = re.compile(
 )
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # of camel case
 _NEGATIVE = re.compile(
-    r"(?:hard[_\- ]?)?neg(?:ative)?s?(?:[_\- ]?(?:doc|document|passage|context|text|answer|sentence)s?)?[_\- ]?\d*"
+    r"(?:(?:.*[_\- ]|hard)?neg(?:ative)?s?|irrelevant|(?:non|not)[_\- ]?relevant|rejected|distractors?)"
+    r"(?:[_\- ]?(?:doc|document|passage|context|text|answer|response|sentence)s?)?[_\- ]?\d*"
     r"|contradiction"
 )
 _NUMBERED = re.compile(r"(sentence|sent|question|text|query|document|passage)[_\- ]?([0-9ab])")
@@ -135,16 +138,28 @@ def _roles_by_name(texts: Sequence[str], has_query: bool) -> dict[str, Role]:
     roles: dict[str, Role] = {name: "negative" for name in texts if is_negative(name)}
     rest = [name for name in texts if name not in roles]
     for known in QUERIES:
-        roles |= {name: "query" for name in rest if re.fullmatch(known + _TEXT, plain(name))}
+        roles |= {name: "query" for name in rest if _reads(name, known + _TEXT)}
     has_query = has_query or "query" in roles.values()
     if not has_query:
         for first, second, *further in _numbered(rest):
             has_query = True
             roles[first], roles[second] = "query", "document"
             roles.update((name, "negative") for name in further)
-    for known in DOCUMENTS if has_query else CERTAIN_DOCUMENTS:
-        roles |= {name: "document" for name in rest if re.fullmatch(known + _PASSAGE, plain(name))}
+    ends = [] if has_query else [name for name in rest if _QUERY_ENDS.fullmatch(plain(name))]
+    for known in DOCUMENTS if has_query or ends else CERTAIN_DOCUMENTS:
+        roles |= {name: "document" for name in rest if name not in ends and _reads(name, known + _PASSAGE)}
+    if (has_query or ends) and "document" not in roles.values():
+        roles |= {name: "document" for name in rest if name not in roles and _DOCUMENT_ENDS.fullmatch(plain(name))}
+    if "document" in roles.values():  # alone, `similar_question` may be the answer to a text
+        roles |= dict.fromkeys(ends, "query")
     return roles
+
+
+def _reads(name: str, pattern: str) -> bool:
+    """Whether a name, or its singular, is what a pattern says."""
+    name = plain(name)
+    singular = re.sub(r"ies$", "y", name) if name.endswith("ies") else name.removesuffix("s")
+    return any(re.fullmatch(pattern, form) for form in (name, singular))
 
 
 def _numbered(names: Sequence[str]) -> Iterator[list[str]]:

@@ -31,6 +31,13 @@ from hf_ext.guards.rows import RowError
         ("query document_1 document_2", "query", "document_1", "document_2", ""),
         ("answer text", "text", "answer", "", ""),
         ("url text other", "text", "other", "", "url"),
+        ("answers questions", "questions", "answers", "", ""),
+        ("negatives positives queries", "queries", "positives", "negatives", ""),
+        ("irrelevant relevant query", "query", "relevant", "irrelevant", ""),
+        ("query rejected chosen", "query", "chosen", "rejected", ""),
+        ("question distractor1 correct_answer", "question", "correct_answer", "distractor1", ""),
+        ("bm25_negative doc_text user_query", "user_query", "doc_text", "bm25_negative", ""),
+        ("question long_answer short_answer", "question", "long_answer", "", "short_answer"),
         # names that do not tell, or not alone: by place, as the host reads them
         ("a b c", "a", "b", "c", ""),
         ("a b title", "a", "b", "", "title"),
@@ -39,6 +46,8 @@ from hf_ext.guards.rows import RowError
         ("context response", "context", "response", "", ""),
         ("prompt response", "prompt", "response", "", ""),
         ("source target", "source", "target", "", ""),
+        ("text similar_question", "text", "similar_question", "", ""),
+        ("original_question rewritten_question", "original_question", "rewritten_question", "", ""),
     ],
 )
 def test_names_tell_before_places_do(columns, query, document, negatives, other):
