@@ -160,8 +160,13 @@ def run_relabel(options: argparse.Namespace) -> int:
 def _relabel(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling import RRChannel, relabel
 
+    if options.mode in ("bayes", "bayes_soft") and options.epsilon is None:
+        raise ValueError(f"--mode {options.mode} needs --epsilon, that of the draw which the labels came through")
     rows = rows_of(options, options.dataset)
     check_columns(rows, output)
+    if options.num_classes is not None:
+        for column in {options.label, options.prediction}.intersection(rows.column_names):
+            _check_classes(rows, column, options.num_classes)
     channel = None if options.epsilon is None else RRChannel(options.epsilon, _num_classes(rows, options))
     done, report = relabel(
         rows,
@@ -199,6 +204,15 @@ def _prepared(rows: Any, options: argparse.Namespace, hashed: Any) -> Any:
     for name in options.hash_columns:
         rows = rows.map(hashed(name), batched=True)
     return rows
+
+
+def _check_classes(rows: Any, column: str, num_classes: int) -> None:
+    """Refuse a number beyond the classes; what is no integer is the library's to refuse."""
+    from hf_ext.data.relabeling.columns import are_classes, class_column, label_columns
+
+    for start, values in label_columns(rows, column):
+        if are_classes(values, num_classes) is False:
+            class_column({column: values.to_pylist()}, column, num_classes, offset=start)
 
 
 def _num_classes(rows: Any, options: argparse.Namespace) -> int:

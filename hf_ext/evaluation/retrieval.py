@@ -62,6 +62,19 @@ def texts_by_id(texts: Mapping[Any, Any], name: str) -> dict[str, Any]:
     return named
 
 
+def require_texts(texts: Mapping[str, Any], name: str) -> None:
+    """
+    Refuse what no encoder reads: a missing text, and a document as BEIR's loader has it, title and text apart.
+
+    Raises:
+        TypeError: one of these, by its id.
+    """
+    for identifier, text in texts.items():
+        if text is None or (isinstance(text, Mapping) and "title" in text):
+            remedy = "leave it out" if text is None else "join its title and text into one string"
+            raise TypeError(f"{name}[{identifier!r}] is no text but {type(text).__name__}: {remedy}.")
+
+
 def grades_by_id(relevant_docs: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
     """
     Grades of the judged documents of each query, from sets, lists or single ids of relevant ones too.
@@ -154,6 +167,8 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         **kwargs: Any,
     ) -> None:
         queries, corpus = texts_by_id(queries, "queries"), texts_by_id(corpus, "corpus")
+        require_texts(queries, "queries")
+        require_texts(corpus, "corpus")
         self.grades = grades_by_id(relevant_docs)
         relevant = {q: {doc for doc, grade in judged.items() if grade > 0} for q, judged in self.grades.items()}
         super().__init__(queries, corpus, relevant, *args, **kwargs)

@@ -232,7 +232,8 @@ def test_it_writes_what_relabel_computes(predicted, capsys, tmp_path, extra, arg
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("--mode bayes", "needs channel="),
+        ("--mode bayes", "--mode bayes needs --epsilon"),
+        (f"--num-classes {K - 1}", f"expected a class from 0 to {K - 2}, found {K - 1}"),
         ("--prediction guess", "no column 'guess'"),
         ("--min-prob 1", "leaves no label"),
     ],

@@ -111,6 +111,8 @@ def test_queries_documents_and_judgements_may_be_numbered_or_named(judged):
         ({"1": "a"}, {"d": "x"}, {"1": {"d": "high"}}, TypeError, "the grade of 'd' is no number"),
         ({"1": "a"}, {"d": "x"}, {"1": {"d": math.nan}}, ValueError, "the grade of 'd' is nan, and must be finite"),
         (["a"], {"d": "x"}, {"1": {"d"}}, TypeError, "queries maps ids to texts, got list"),
+        ({"1": "a"}, {"d": None}, {"1": {"d"}}, TypeError, r"corpus\['d'\] is no text but NoneType: leave it out"),
+        ({"1": "a"}, {"d": {"title": "x", "text": "y"}}, {"1": {"d"}}, TypeError, r"corpus\['d'\] .* join its title"),
         ({"q1": "a"}, {"d": "x"}, {"1": {"d"}}, ValueError, "None of the 1 judged queries, such as '1', is among"),
         ({"1": "a"}, {"d": "x"}, {"1": {"doc"}}, ValueError, "None of the 1 relevant documents, such as 'doc'"),
     ],
