@@ -22,6 +22,7 @@ from hf_ext._upstream import AnyDataset, DataCollatorForLanguageModeling, fused_
 from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 from hf_ext.guards.tokens import without_padding
+from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.guards.weights import LEAST_WEIGHT
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def score_rows(
     Returns:
         `list[tuple[list[float], list[int]]]`: per row, the nats and the number of supervised tokens of each document.
     """
+    require_embedded(dataset, model)
     indices = list(range(len(dataset))) if indices is None else indices
     packed = "seq_lengths" in dataset.column_names
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=packed)
@@ -85,7 +87,8 @@ def score_rows(
     device = next(model.parameters()).device
     scores: dict[int, tuple[list[float], list[int]]] = {}
     bar = tqdm(total=len(order), desc="Scoring rows under the original model", unit="row", disable=not show_progress)
-    with as_original(model), fused_lm_head(model), bar:
+    # in this order: PEFT's switch for virtual tokens keeps the forward that it finds (peft 0.21)
+    with fused_lm_head(model), as_original(model), bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             examples = [rows[i] for i in chunk]

@@ -27,6 +27,10 @@ LOWER_IS_BETTER = (
 OWN = ("loss_weighted", "infopo/", "rare/")  # how names begin that a trainer of ours adds to an evaluation
 
 
+# TRL (1.16) reports these of its own under "eval_" too, whatever the set: the last set's would choose.
+LAST_OF_SETS = ("mean_token_accuracy", "entropy", "num_tokens", "aux_loss", "kl", "rewards/", "logps/", "logits/")
+
+
 def fill_direction(config: Any) -> None:
     """Set `greater_is_better` where it is left open and the metric is better when lower, before the host guesses."""
     metric = config.metric_for_best_model
@@ -49,14 +53,17 @@ def without_host_direction(values: dict[str, Any]) -> dict[str, Any]:
 
 def check_best_metric(trainer: Any) -> None:
     """
-    Refuse before training a metric of ours that names none of several evaluation sets.
+    Refuse before training a metric of ours or TRL's that names none of several evaluation sets.
 
     Raises:
         ValueError: `metric_for_best_model` is one, without the name of a set.
     """
     metric, sets = trainer.args.metric_for_best_model, trainer.eval_dataset
-    name = (metric or "").removeprefix("eval_")
-    if isinstance(sets, dict) and sets and trainer.args.eval_strategy != "no" and name.startswith(OWN):
+    if not (metric and isinstance(sets, dict) and sets) or trainer.args.eval_strategy == "no":
+        return
+    name = metric.removeprefix("eval_")
+    names_a_set = any(name.startswith(f"{key}_") for key in sets)
+    if not names_a_set and (name == "loss" or name.startswith((*OWN, *LAST_OF_SETS))):
         choices = " or ".join(f"'eval_{key}_{name}'" for key in list(sets)[:3])
         raise ValueError(
             f"metric_for_best_model={metric!r} names none of the evaluation sets, which have one each: pass {choices}."

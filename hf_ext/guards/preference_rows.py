@@ -79,7 +79,10 @@ class PreferenceRules(RowRules):
                 return f"expected a finite number of nats, found {describe(value)}"
             return None if math.isfinite(value) else f"expected a finite number of nats, found {float(value)}"
         if role == "messages" and isinstance(value, str):
-            return f"expected a list of messages as in the other turns, found {describe(value)}"
+            remedy = ""
+            if column == "prompt" and self.data_type == "preference":
+                remedy = "; if 'chosen' and 'rejected' begin with it, remove the column: what they share is the prompt"
+            return f"expected a list of messages as in the other turns, found {describe(value)}{remedy}"
         return super()._column_problem(row, column, role)
 
     def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:

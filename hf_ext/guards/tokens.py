@@ -39,9 +39,10 @@ BEGINS = (
     "remove the token from the text."
 )
 ENDS = (
-    "The end token {token!r} stands twice at the end of {rows} of the {name} dataset. The tokenizer adds it, and so "
-    "does the text or the trainer, which ends every text with it; or the rows were padded with it. Let the tokenizer "
-    "add none (add_eos_token=False), and give padded rows an attention_mask."
+    "The end token {token!r} stands twice at the end of {rows} of the {name} dataset. The tokenizer adds it, or the "
+    "text ends with it and a line end, as a rendered one may, and so does the trainer, which ends every text with it; "
+    "or the rows were padded with it. Let the tokenizer add none (add_eos_token=False), strip the text (or give the "
+    "messages in place of it), and give padded rows an attention_mask."
 )
 PADDED = (
     "The padding token {token!r} stands more than once at the beginning or the end of {rows} of the {name} dataset, "
@@ -250,7 +251,8 @@ def count_doubled(dataset: Any, tokenizer: PreTrainedTokenizerBase, dataset_name
     for text, token, name, sides in checks:
         if token is None:
             continue
-        is_doubled = Doubled(token, sides, SEQUENCES[key], text is PADDED)
+        spaces = line_ends(tokenizer) if text is ENDS else ()
+        is_doubled = Doubled(token, sides, SEQUENCES[key], text is PADDED, spaces)
         said = text.replace("{token!r}", repr(str(name)))
         if not isinstance(dataset, Dataset):
             dataset = dataset.filter(SayOnce(is_doubled, said, dataset_name))
@@ -273,13 +275,16 @@ class Doubled:
             As the values of `SEQUENCES`.
         supervised (`bool`):
             Whether the beginning, too, is looked for among the supervised tokens.
+        spaces (`tuple[int, ...]`, *optional*):
+            Tokens of which one may stand between the two at the end.
     """
 
     token: int
     sides: tuple[int, ...]
     sequences: tuple[tuple[tuple[str, ...], str], ...]
     supervised: bool
-    revision: str = "1"
+    spaces: tuple[int, ...] = ()
+    revision: str = "2"
 
     def __call__(self, row: dict[str, Any]) -> bool:
         """Whether one row does."""
@@ -288,7 +293,8 @@ class Doubled:
             parts = (ending,) if self.supervised else beginning
             if 0 in self.sides and [token for name in parts for token in row[name][:2]][:2] == twice:
                 return True
-            if -1 in self.sides and list(row[ending][-2:]) == twice:
+            last = list(row[ending][-3:])
+            if -1 in self.sides and (last[-2:] == twice or last in [[self.token, i, self.token] for i in self.spaces]):
                 return True
         return False
 
@@ -309,9 +315,16 @@ class Doubled:
                 parts = [columns[name] for name in ((ending,) if self.supervised else beginning)]
                 doubled |= (_from_start(parts, 0) == self.token) & (_from_start(parts, 1) == self.token)
             if -1 in self.sides:
-                last, last_but_one = (token_at(columns[ending], place) for place in (-1, -2))
-                doubled |= (last == self.token) & (last_but_one == self.token)
+                last, middle, first = (token_at(columns[ending], place) == self.token for place in (-1, -2, -3))
+                spaced = np.isin(token_at(columns[ending], -2), self.spaces)
+                doubled |= last & (middle | (first & spaced))
         return doubled
+
+
+def line_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that write one line end or two."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][-1:] for text in ("\n", "\n\n")]
+    return tuple({token for one in ids for token in one} - {tokenizer.unk_token_id})
 
 
 def _from_start(parts: Sequence[Any], place: int) -> Tokens:

@@ -114,8 +114,15 @@ def train_after_the_source_has_ended(args: Any, dataset: Any) -> None:
         (two_texts, {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}, "gradient_accumulation"),
         (from_source, {}, "gave no row"),
         (None, {"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs=0"),
+        (None, {"dataloader_drop_last": True, "per_device_train_batch_size": 5}, "the 4 rows .* do not fill one of 5"),
     ],
-    ids=["every row of a stream is dropped", "a stream shorter than a step", "a stream at its end", "no epoch"],
+    ids=[
+        "every row of a stream is dropped",
+        "a stream shorter than a step",
+        "a stream at its end",
+        "no epoch",
+        "no full batch",
+    ],
 )
 def test_a_run_without_a_step_raises_and_saves_no_model(
     rows: Any, changes: dict[str, Any], reason: str, tmp_path: Path

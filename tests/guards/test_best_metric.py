@@ -89,12 +89,14 @@ def test_several_sets_keep_their_own_values_under_the_prefix_of_the_call(tmp_pat
     assert together["eval_easy_loss_weighted"] != together["eval_hard_loss_weighted"]
 
 
-def test_a_metric_that_names_none_of_several_sets_is_refused_before_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["loss_weighted", "loss", "mean_token_accuracy"])
+def test_a_metric_that_names_none_of_several_sets_is_refused_before_training(name: str, tmp_path: Path) -> None:
+    changes = evaluated(tmp_path, metric_for_best_model=f"eval_{name}")
     trainer = build(
-        WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path, **evaluated(tmp_path)), rows(),
+        WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path, **changes), rows(),
         eval_dataset={"easy": rows(4), "hard": rows(4)},
     )  # fmt: skip
-    with pytest.raises(ValueError, match="pass 'eval_easy_loss_weighted' or 'eval_hard_loss_weighted'"):
+    with pytest.raises(ValueError, match=f"pass 'eval_easy_{name}' or 'eval_hard_{name}'"):
         trainer.train()
     assert trainer.state.global_step == 0
 

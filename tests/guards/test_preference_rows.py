@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from hf_ext.data.preference import with_prompts
 from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
 from hf_ext.guards.rows import RowError
 from tests.guards.bad_preference_rows import (
@@ -101,6 +102,14 @@ def test_equal_pairs_are_found_wherever_they_stand() -> None:
         kept = check_preference_rows(Dataset.from_list(rows), on_bad_row="drop", bad_rows_path="/dev/null")
         assert kept["__hf_ext_row__"][:] == expected
         assert 0 < len(expected) < 400
+
+
+def test_a_string_prompt_beside_conversations_that_hold_it_is_refused_with_the_remedy() -> None:
+    turns = {"chosen": [user("Hi"), bot("Hello.")], "rejected": [user("Hi"), bot("Go.")]}
+    with pytest.raises(RowError, match="remove the column: what they share is the prompt"):
+        check_preference_rows(Dataset.from_list([turns | {"prompt": "Hi"}] * 2))
+    (row,) = with_prompts(check_preference_rows(Dataset.from_list([turns])), "train")
+    assert row["prompt"] == [user("Hi")]
 
 
 def test_integers_for_labels_are_refused_with_the_columns_type() -> None:

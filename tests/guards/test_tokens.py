@@ -135,7 +135,7 @@ def test_special_tokens_that_stand_twice_are_counted_and_no_others(
 ) -> None:
     begins, ends = adding("<s> $A"), adding("$A <|im_end|>")
     texts = tiny_text_dataset(4)["text"]
-    rendered = begins.apply_chat_template([user("Hi"), bot("Hello.")], tokenize=False)
+    rendered = begins.apply_chat_template([user("Hi"), bot("Hello.")], tokenize=False).rstrip()
     turns = [{"messages": row} for row in tiny_messages_dataset(4)["messages"]]
     single = [{"prompt": text, "completion": " Yes."} for text in texts]
     for tokenizer, rows in (
@@ -154,6 +154,7 @@ def test_special_tokens_that_stand_twice_are_counted_and_no_others(
         (ends, single, "<|im_end|>", "end", 4),
         (ends, [{"text": text} for text in texts], "<|im_end|>", "end", 4),
         (TOKENIZER, [{"text": texts[0] + "<|im_end|>" * 2}, {"text": texts[1]}], "<|im_end|>", "end", 1),
+        (TOKENIZER, [{"text": texts[0] + "<|im_end|>\n"}, {"text": texts[1] + "\n"}], "<|im_end|>", "end", 1),
     ):
         tokens_of(make(rows), tokenizer)
         (said,) = warnings_of(caplog)
@@ -182,13 +183,14 @@ def test_counting_by_columns_agrees_with_a_look_at_each_row() -> None:
         for _ in range(300)
     ]
     sequences = ((("prompt_ids", "completion_ids"), "completion_ids"),)
-    for sides, supervised in itertools.product([(0,), (-1,), (0, -1)], [False, True]):
+    for sides, supervised, spaces in itertools.product([(0,), (-1,), (0, -1)], [False, True], [(), (2,)]):
         expected = 0
         for row in rows:
             whole = (row["completion_ids"] if supervised else row["prompt_ids"] + row["completion_ids"])[:2]
             tail = row["completion_ids"][-2:]
-            expected += (0 in sides and whole == [1, 1]) or (-1 in sides and tail == [1, 1])
-        is_doubled = Doubled(1, sides, sequences, supervised)
+            spaced = row["completion_ids"][-3:] == [1, 2, 1] and bool(spaces)
+            expected += (0 in sides and whole == [1, 1]) or (-1 in sides and (tail == [1, 1] or spaced))
+        is_doubled = Doubled(1, sides, sequences, supervised, spaces)
         assert is_doubled.count(Dataset.from_list(rows)) == sum(map(is_doubled, rows)) == expected > 0
 
 

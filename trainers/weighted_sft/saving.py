@@ -15,6 +15,7 @@ from hf_ext.guards.best_metric import check_best_metric
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.guards.runs import claimed_folder, claims_output
+from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.hub.front_matter import without_host_card
 from hf_ext.trainers.weighted_sft.card import card_of_trainer
 from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
@@ -69,6 +70,7 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
             DiskFullError: no room for a checkpoint; the earlier ones are intact.
             NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
                 and after the last step.
+            RowError: a row has a token that the model has no embedding for.
             ValueError: nothing is trainable; `metric_for_best_model` is a metric of ours that names none of several
                 evaluation sets; or not a single step was taken.
             InUseError: another run trains into `output_dir`.
@@ -77,12 +79,19 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         """
         check_best_metric(self)
         self.check_trainable()
+        self._check_tokens()
         if resume_from_checkpoint not in (None, False):
             resume_from_checkpoint = agreed_checkpoint(self, resume_from_checkpoint)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.stop_on_sigterm is not None:
             self.stop_on_sigterm.exit_if_stopped()
         return result
+
+    def _check_tokens(self) -> None:
+        """Refuse rows with tokens that the model has no embedding for."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **sets}.items():
+            require_embedded(dataset, self.model, self.processing_class, name)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import Module, Parameter
 
@@ -47,11 +48,18 @@ class SafeSteps(StepSeam):
         Refuse a run that could move nothing, before anything is done for it.
 
         Raises:
-            ValueError: no parameter is trainable, the optimizer that was passed holds none that is, or there is no
-                epoch to train.
+            ValueError: no parameter is trainable, the optimizer that was passed holds none that is, there is no epoch
+                to train, or no batch is full where only full ones are taken.
         """
         if self.args.max_steps <= 0 and self.args.num_train_epochs <= 0:
             self.check_steps()
+        rows, size = self.train_dataset, self.args.train_batch_size
+        if self.args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < size:
+            raise ValueError(
+                f"dataloader_drop_last=True leaves out a batch that is not full, and the {len(rows):,} rows of the "
+                f"train dataset do not fill one of {size:,}: there is nothing to train on. Leave it out, or lower "
+                "per_device_train_batch_size."
+            )
         trained = [value for value in self.model.parameters() if value.requires_grad]
         if not trained:
             raise ValueError(nothing_trainable(self.model))
