@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from hf_ext.guards.rows import RowError
+from hf_ext.guards.preference_rows import prompt_stands_in_dialogues
+from hf_ext.guards.rows import RowError, _first_rows
 from hf_ext.guards.tokens import SayOnce, say_count
 
 __all__ = ["PairsToUnpaired", "pairs_to_unpaired"]
@@ -71,8 +72,8 @@ def pairs_to_unpaired(dataset: AnyData, num_proc: int | None = None) -> AnyData:
 
     Args:
         dataset (`Dataset`, `IterableDataset` or a dict of them):
-            Pairs with `chosen` and `rejected`, standard or conversational. Where there is no `prompt`, the shared
-            beginning of the two responses becomes it (see [`ExtractPrompt`]).
+            Pairs with `chosen` and `rejected`, standard or conversational. Where there is no `prompt`, or a text that
+            whole dialogues hold, the shared beginning of the two responses becomes it (see [`ExtractPrompt`]).
         num_proc (`int`, *optional*):
             Processes of `map`; not for streams.
 
@@ -94,6 +95,9 @@ def pairs_to_unpaired(dataset: AnyData, num_proc: int | None = None) -> AnyData:
     """
     processes = {} if num_proc is None else {"num_proc": num_proc}
     _require_pairs(_columns(dataset))
+    first = _first_rows(next(iter(dataset.values())) if isinstance(dataset, dict) else dataset)
+    if prompt_stands_in_dialogues(first):
+        dataset = dataset.remove_columns("prompt")
     dataset = with_prompts(dataset, "pairs", num_proc)
     return dataset.map(PairsToUnpaired(), batched=True, remove_columns=list(PAIR_COLUMNS), **processes)
 

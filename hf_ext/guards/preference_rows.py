@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from numbers import Real
 from typing import Any
 
@@ -71,7 +72,10 @@ class PreferenceRules(RowRules):
         if role == "string":
             return string_problem(value, may_be_empty=column == "prompt")
         if role == "label":
-            return None if isinstance(value, bool | np.bool_) else f"expected true or false, found {describe(value)}"
+            if isinstance(value, bool | np.bool_):
+                return None
+            cast = "; of 0 and 1 dataset.cast_column('label', Value('bool')) makes them" if value in (0, 1) else ""
+            return f"expected true or false, found {describe(value)}{cast}"
         if role == "row_weight":
             return number_problem(value)
         if role == "number":
@@ -132,7 +136,8 @@ def check_preference_rows(
     Returns:
         `Dataset` or `IterableDataset`: the good rows in their order, with an int64 column `__hf_ext_row__`: their
         position in `dataset`. One that is already there, from an earlier call, is kept. Columns of another data type
-        (`messages`, `completion`, `text`...) are left out, because the host would read them.
+        (`messages`, `completion`, `text`..., and a text `prompt` beside whole dialogues that hold it) are left out,
+        because the host would read them.
 
     Raises:
         [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
@@ -184,6 +189,34 @@ def check_unpaired_rows(
     return checked
 
 
+def prompt_stands_in_dialogues(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """
+    Whether `prompt` is a text and stands in the messages that both responses, whole dialogues, share: UltraFeedback.
+
+    Args:
+        rows (`Iterable[Mapping]`): pairs; one that is malformed, or whose responses share nothing, says nothing.
+    """
+    told = False
+    for row in rows:
+        prompt, shared = row.get("prompt"), _shared_texts(row)
+        if not isinstance(prompt, str) or not shared:
+            continue
+        told = any(prompt.strip() in text for text in shared)
+        if not told:
+            return False
+    return told
+
+
+def _shared_texts(row: Mapping[str, Any]) -> list[str]:
+    """Contents of the messages that both responses of a pair begin with."""
+    chosen, rejected = (plain(row.get(name)) for name in PAIRS)
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        return []
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    contents = [message.get("content") for message, _ in pairs if isinstance(message, Mapping)]
+    return [content for content in contents if isinstance(content, str)]
+
+
 def _check(
     dataset: Dataset | IterableDataset,
     data_type: Any,
@@ -204,7 +237,10 @@ def _check(
             raise _missing(name, columns, needed, first_rows[0], dataset_name)
     response = next(name for name in needed if name != "prompt")
     first = next((row[response] for row in first_rows if isinstance(row.get(response), str | list)), None)
-    rules = PreferenceRules(data_type, isinstance(first, list), response, False, columns)
+    # like columns of another type: the host would take it for the prompt of conversations (trl 1.16), and it is a text
+    is_told_twice = data_type == "preference" and prompt_stands_in_dialogues(first_rows)
+    read = tuple(name for name in columns if name != "prompt") if is_told_twice else columns
+    rules = PreferenceRules(data_type, isinstance(first, list), response, False, read)
     check = _check_dataset if isinstance(dataset, Dataset) else _check_stream
     checked = check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
     foreign = columns_of_other_types(columns, rules.roles())

@@ -65,6 +65,16 @@ def test_a_prompt_within_the_responses_is_extracted() -> None:
     assert by_content(pairs_to_unpaired(implicit)) == by_content(expected)
 
 
+def test_a_text_prompt_beside_dialogues_that_hold_it_is_replaced_by_their_messages() -> None:
+    question = {"role": "user", "content": "Why?"}
+    replies = [{"role": "assistant", "content": text} for text in ("So.", "No.")]
+    rows = Dataset.from_list(
+        [{"prompt": "Why?", "chosen": [question, replies[0]], "rejected": [question, replies[1]]}]
+    )
+    assert pairs_to_unpaired(rows)[:] == pairs_to_unpaired(rows.remove_columns("prompt"))[:]
+    assert pairs_to_unpaired(DatasetDict(train=rows))["train"]["prompt"][:] == [[question]] * 2
+
+
 def test_conversations_that_share_nothing_are_named() -> None:
     def turns(first: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": first}, {"role": "assistant", "content": first + "!"}]

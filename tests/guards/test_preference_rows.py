@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from hf_ext.data.preference import with_prompts
 from hf_ext.guards.preference_rows import check_preference_rows, check_unpaired_rows
@@ -114,8 +114,38 @@ def test_a_string_prompt_beside_conversations_that_hold_it_is_refused_with_the_r
 
 def test_integers_for_labels_are_refused_with_the_columns_type() -> None:
     rows = Dataset.from_list([SINGLE | {"label": 1}, SINGLE | {"label": 0}])
-    with pytest.raises(RowError, match=r"row 0, column 'label': expected true or false, found int 1 .*type is int64"):
+    with pytest.raises(
+        RowError, match=r"row 0, column 'label': expected true or false, found int 1.*type is int64"
+    ) as said:
         check_unpaired_rows(rows)
+    assert "dataset.cast_column('label', Value('bool'))" in str(said.value)
+    assert check_unpaired_rows(rows.cast_column("label", Value("bool")))["label"][:] == [True, False]
+
+
+@both_forms
+def test_a_text_prompt_beside_dialogues_that_hold_it_is_not_read(make: Any) -> None:
+    pair = {"chosen": [user("Why?"), bot("So.")], "rejected": [user("Why?"), bot("No.")]}
+    lost = pair | {"rejected": None}
+    for prompt in ("Why?", "Why?\n"):
+        rows = make([row | {"prompt": prompt} for row in (lost, pair, pair)])
+        kept = list(check_preference_rows(rows, on_bad_row="drop", bad_rows_path="/dev/null"))
+        assert [set(row) for row in kept] == [{"chosen", "rejected", "__hf_ext_row__"}] * 2
+
+
+@both_forms
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"prompt": "When?", "chosen": [user("Why?"), bot("So.")], "rejected": [user("Why?"), bot("No.")]},
+        {"prompt": "Why?", "chosen": [bot("So.")], "rejected": [bot("No.")]},
+    ],
+    ids=["another prompt", "replies alone"],
+)
+def test_a_text_prompt_that_conversations_do_not_hold_is_refused(pair: dict, make: Any) -> None:
+    with pytest.raises(
+        RowError, match=r"column 'prompt': expected a list of messages .*; if 'chosen' and 'rejected' begin with it"
+    ):
+        list(check_preference_rows(make([pair] * 3)))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def test_a_stream_without_a_store_is_refused_and_with_one_it_trains(tmp_path: Pa
         (pairs(8).add_column("positive2", [[1.0]] * 8), TypeError, "'positive2' of the train dataset is not text"),
         (pairs(8).select_columns(["positive", "id"]), ValueError, "needs two text columns"),
         (Dataset.from_dict({"query": [1, 2], "positive": ["a", "b"]}), ValueError, "two text columns"),
+        (
+            Dataset.from_list([{"query": "a", "passages": {"passage_text": ["b"]}, "query_type": "PERSON"}] * 2),
+            TypeError,
+            "'passages' .* write the text of a document into a column 'positive'",
+        ),
         (pairs(8).select([]), ValueError, "train dataset is empty"),
         (["no dataset"], TypeError, "make one with Dataset.from_list"),
     ],

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from hf_ext.data.exemplars import ExemplarStore, Target
 from hf_ext.data.exemplars.ids import as_id
-from hf_ext.data.exemplars.roles import ColumnRoles, is_list_of_texts, read_roles
+from hf_ext.data.exemplars.roles import ColumnRoles, is_document, is_list_of_texts, read_roles
 from hf_ext.data.exemplars.sources import holds_ids, require_rows, text_columns
 from hf_ext.guards.matches import MATCHES, MatchRule
 from hf_ext.guards.retrieval_rows import only_matches
@@ -96,7 +96,10 @@ def _require_texts(
     other += [name for name in roles.labels if name in texts]
     if roles.query is None or roles.document is None:
         kinds = {name: str(feature) for name, feature in features.items() if name != ROW_INDEX}
-        raise ValueError(f"The {dataset_name} dataset needs two text columns, query and document; it has {kinds}.")
+        raise ValueError(
+            f"The {dataset_name} dataset needs two text columns, query and document; it has {kinds}. Of lists and "
+            "mappings make columns of strings with dataset.map: 'query', 'positive', negative_1, negative_2."
+        )
     if not other:
         return roles.query, roles.document
     name = other[0]
@@ -107,6 +110,8 @@ def _require_texts(
         remedy = (
             f"write each text into a column of its own, as negative_1 and negative_2, with dataset.map, or {remedy}"
         )
+    elif is_document(name) and not is_document(roles.document):  # `passages` of MS MARCO, beside a `query_type`
+        remedy = f"write the text of a document into a column 'positive' with dataset.map, or {remedy}"
     elif name in MATCHES:
         remedy = f"keep the pairs that match with dataset.filter, then {remedy} Nothing reads a label of this name."
     raise TypeError(

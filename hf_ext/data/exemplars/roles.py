@@ -83,6 +83,11 @@ def is_negative(name: str) -> bool:
     return bool(_NEGATIVE.fullmatch(plain(name)))
 
 
+def is_document(name: str) -> bool:
+    """Whether a column holds a document, or several, by its name: `passage`, `answers`, `context_text`."""
+    return any(re.fullmatch(f"{known}s?{_PASSAGE}", plain(name)) for known in DOCUMENTS)
+
+
 def read_roles(
     names: Sequence[str],
     texts: Sequence[str],
