@@ -104,14 +104,6 @@ def test_equal_pairs_are_found_wherever_they_stand() -> None:
         assert 0 < len(expected) < 400
 
 
-def test_a_string_prompt_beside_conversations_that_hold_it_is_refused_with_the_remedy() -> None:
-    turns = {"chosen": [user("Hi"), bot("Hello.")], "rejected": [user("Hi"), bot("Go.")]}
-    with pytest.raises(RowError, match="remove the column: what they share is the prompt"):
-        check_preference_rows(Dataset.from_list([turns | {"prompt": "Hi"}] * 2))
-    (row,) = with_prompts(check_preference_rows(Dataset.from_list([turns])), "train")
-    assert row["prompt"] == [user("Hi")]
-
-
 def test_integers_for_labels_are_refused_with_the_columns_type() -> None:
     rows = Dataset.from_list([SINGLE | {"label": 1}, SINGLE | {"label": 0}])
     with pytest.raises(
@@ -130,6 +122,7 @@ def test_a_text_prompt_beside_dialogues_that_hold_it_is_not_read(make: Any) -> N
         rows = make([row | {"prompt": prompt} for row in (lost, pair, pair)])
         kept = list(check_preference_rows(rows, on_bad_row="drop", bad_rows_path="/dev/null"))
         assert [set(row) for row in kept] == [{"chosen", "rejected", "__hf_ext_row__"}] * 2
+        assert [row["prompt"] for row in with_prompts(Dataset.from_list(kept), "train")] == [[user("Why?")]] * 2
 
 
 @both_forms
