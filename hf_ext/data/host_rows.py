@@ -189,6 +189,7 @@ def _refuse_unused(
     """Refuse a setting that is without effect on the train rows; of other rows, which it was not set for, say it."""
     is_chat = "messages" in rules.roles().values()
     is_masked = not {"labels", "completion_mask"}.isdisjoint(rules.roles())
+    has_speakers = rules.data_type == "input_ids" and not {"labels", "assistant_masks"}.isdisjoint(rules.roles())
     of_chat = "Set assistant_only_loss=True for messages" if is_chat else "Leave it out"
     if rules.data_type == "formatted":
         of_chat = "formatting_func makes one text of both; leave one of the settings out"
@@ -199,8 +200,8 @@ def _refuse_unused(
             f"a completion is told from its prompt by columns 'prompt' and 'completion'. {of_chat}, or make these two",
         ),
         "assistant_only_loss=True": (
-            args.assistant_only_loss and not is_chat and rules.data_type != "input_ids",
-            "only messages have a speaker. Leave it out, or give 'messages'",
+            args.assistant_only_loss and not is_chat and not has_speakers,
+            "only messages have a speaker. Leave it out, or give 'messages' (or 'assistant_masks' beside 'input_ids')",
         ),
         "formatting_func": (
             formatting_func is not None and rules.data_type == "input_ids",

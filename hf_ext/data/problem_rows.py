@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_ext._columns import ROW_INDEX
+from hf_ext._columns import OUR_PREFIX, ROW_INDEX
 from hf_ext._upstream import AnyDataset
 from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.rows import RowProblem, handle_bad_rows
@@ -36,9 +36,9 @@ def _report(rows: list[dict[str, Any]], on_bad_row: str, bad_rows_path: str | No
     problems = []
     for row in rows:
         column, _, text = row[PROBLEM].partition(": ")
-        visible = {name: value for name, value in row.items() if name not in (PROBLEM, ROW_INDEX)}
+        visible = {name: value for name, value in row.items() if not name.startswith(OUR_PREFIX)}
         problems.append(RowProblem(row[ROW_INDEX], column, text, excerpt_of(visible, column, "text")))
-    by_index = {row[ROW_INDEX]: {k: v for k, v in row.items() if k != PROBLEM} for row in rows}
+    by_index = {row[ROW_INDEX]: row for row in rows}
     handle_bad_rows(problems, by_index.__getitem__, on_bad_row, bad_rows_path, dataset_name)
 
 

@@ -234,6 +234,7 @@ UNUSED: dict[str, tuple[Dataset, dict[str, Any], str]] = {
     "completion_only on text": (tiny_text_dataset(2), {"completion_only_loss": True}, "'prompt' and 'completion'"),
     "completion_only on messages": (tiny_messages_dataset(2), {"completion_only_loss": True}, "Set assistant_only"),
     "assistant_only on text": (tiny_text_dataset(2), {"assistant_only_loss": True}, "only messages have a speaker"),
+    "assistant_only on ids": (Dataset.from_dict({"input_ids": [[5, 6]]}), {"assistant_only_loss": True}, "masks"),
     "assistant_only on strings": (tiny_prompt_completion_dataset(2), {"assistant_only_loss": True}, "speaker"),
     "text field not there": (tiny_messages_dataset(2), {"dataset_text_field": "answer"}, "no such column"),
     "no token left": (tiny_text_dataset(2), {"max_length": 1}, "max_length must be at least 2"),

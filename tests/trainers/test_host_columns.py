@@ -69,6 +69,7 @@ def test_a_row_that_a_formatting_func_fails_on_is_named(function: Any, words: st
             formatting_func=function,
         )
     assert words in str(caught.value)
+    assert "__hf_ext" not in str(caught.value), "a column that the user does not have"
 
 
 def test_a_formatting_func_of_rows_that_are_tokenised_is_refused(tmp_path: Path) -> None:
