@@ -112,7 +112,7 @@ class RemovePadding:
             if name in batch:
                 shorter[name] = [
                     values
-                    if mask.all() or not isinstance(values, list)
+                    if mask.all() or not np.ndim(values)
                     else [value for value, seen in zip(values, mask, strict=True) if seen]
                     for values, mask in zip(batch[name], masks, strict=True)
                 ]

@@ -37,6 +37,8 @@ RECORDED = {
     "RowIndexOfDocuments": "4d1b08742c27071d",
     "AddRowIndex": "f0ee467b8d590457",
     "PairsToUnpaired": "9ea1a0313ab0eda5",
+    "ExtractPrompt": "22be1376c6a22497",
+    "RemovePadding": "afd06be7256ff8c7",
     "AddInContextExamples": "69a46366f92fc6f1",
     "EmbedRows": "7837e805c4d12e7f",
     "RandomizedResponse": "6107996e39e03221",

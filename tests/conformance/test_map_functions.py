@@ -15,16 +15,19 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, co
 from datasets.fingerprint import Hasher
 
 from hf_ext.data.exemplars import AddInContextExamples, ExampleDraw, ExemplarStore, RareFormatter
-from hf_ext.data.preference import PairsToUnpaired
+from hf_ext.data.preference import ExtractPrompt, PairsToUnpaired
 from hf_ext.data.pruning.embedding import EmbedRows
 from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel
 from hf_ext.data.sft_rows import RowIndexOfDocuments, SpreadOverTokens, TruncateRows
 from hf_ext.data.weighting import FlowWeights
 from hf_ext.guards.rows import AddRowIndex
+from hf_ext.guards.tokens import RemovePadding
 from hf_ext.trainers.context_free.trainer import CutRows
 
 N = 25
-TEXTS = {"kind", "words", "_problem", "text", "prompt", "completion", "query", "positive", "id", "shown"}
+TEXTS = {"kind", "words", "text", "prompt", "completion", "chosen", "rejected", "query", "positive", "id", "shown"} | {
+    "__hf_ext_problem__"
+}
 TEXTS |= {"label_dp_channel", "other"}
 
 
@@ -74,6 +77,20 @@ def pairs() -> dict[str, list]:
         "chosen": [f"yes {i}" for i in range(N)],
         "rejected": [f"no {i}" for i in range(N)],
         "weight": [i / 8 for i in range(N)],
+    }
+
+
+def whole_pairs() -> dict[str, list]:
+    """The prompt stands at the beginning of both responses."""
+    return {"chosen": [f"question {i}? yes" for i in range(N)], "rejected": [f"question {i}? no" for i in range(N)]}
+
+
+def padded() -> dict[str, list]:
+    """Rows of 4 tokens, of which 1 to 4 are none of the padding."""
+    return {
+        "input_ids": [[i, i + 1, i + 2, i + 3] for i in range(N)],
+        "attention_mask": [[1] * (i % 4 + 1) + [0] * (3 - i % 4) for i in range(N)],
+        "weight": [[0.5, 1.0, 1.5, 2.0] for _ in range(N)],
     }
 
 
@@ -145,6 +162,8 @@ CALLABLES = [
     Entry(
         "PairsToUnpaired", PairsToUnpaired(), pairs(), {}, {"batched": True, "remove_columns": ["chosen", "rejected"]}
     ),
+    Entry("ExtractPrompt", ExtractPrompt(), whole_pairs(), {}),
+    Entry("RemovePadding", RemovePadding(), padded(), {}, {"batched": True, "remove_columns": ["attention_mask"]}),
     Entry("AddInContextExamples", with_exemplars(), questions(), {"draw": ExampleDraw(3, "uniform", 0.5, seed=1)}),
     Entry("EmbedRows", EmbedRows(letters, "text"), {"text": [f"row {i}" for i in range(N)]}, {"column": "vector"}),
     Entry("RandomizedResponse", RandomizedResponse(1.0, 5, KEY), labelled(), {"epsilon": 2.0, "salt": "2"}),
@@ -275,11 +294,19 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
     import hf_ext.guards
     import hf_ext.trainers
 
-    filters = {
+    filters = {  # for `filter`, not `map`: tested with the rows they judge
         "IsGoodRow",
         "_StreamedGoodRow",
+        "CheckLabels",
         "ConsensusFilter",
-    }  # for `filter`, not `map`: tested with the rows they judge
+        "Doubled",
+        "SameResponses",
+    }
+    on_raw_rows = {  # only ever called behind `unformatted`, and tested with the rows they make
+        "FormatRows",
+        "ShareGPTMessages",
+        "WithoutFilledNulls",
+    }
     found = set()
     for package in (hf_ext.data, hf_ext.guards, hf_ext.trainers):
         for entry in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -293,4 +320,4 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
                 callable_ = inspect.isclass(value) and dataclasses.is_dataclass(value) and "__call__" in vars(value)
                 if callable_ and "revision" in {field.name for field in dataclasses.fields(value)}:
                     found.add(name)
-    assert found - filters == {type(entry.make).__name__ for entry in CALLABLES}
+    assert found - filters - on_raw_rows == {type(entry.make).__name__ for entry in CALLABLES}
