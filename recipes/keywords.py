@@ -38,6 +38,21 @@ def check_scheduler(training_args: Any) -> None:
         raise ValueError(f"lr_scheduler_kwargs={keywords!r} cannot be used {where}: {error}") from error
 
 
+def check_optimizer_words(training_args: Any) -> None:
+    """
+    Look at `optim_args`, which the host splits at commas once model and rows are loaded.
+
+    Raises:
+        ValueError: a part of it is not `NAME=VALUE`.
+    """
+    text = training_args.optim_args
+    if isinstance(text, str) and text and any(part.count("=") != 1 for part in text.split(",")):
+        raise ValueError(
+            f"optim_args={text!r} must be NAME=VALUE, several with commas between them; no value may hold a comma "
+            "(the betas of Adam are adam_beta1 and adam_beta2)"
+        )
+
+
 @contextmanager
 def naming_keywords(training_args: Any) -> Iterator[None]:
     """

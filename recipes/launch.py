@@ -20,7 +20,7 @@ from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
-from hf_ext.recipes.keywords import check_scheduler, naming_keywords
+from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler, naming_keywords
 from hf_ext.recipes.loading import check_files, check_model_name, first_rows, load_splits, pick_split
 from hf_ext.recipes.parser import RecipeParser
 
@@ -213,6 +213,7 @@ def check_arguments(
             "set CUDA_VISIBLE_DEVICES=0."
         )
     check_scheduler(training_args)
+    check_optimizer_words(training_args)
     if model_args.use_peft:
         require_extra("peft")
     resume = resume_from(training_args.resume_from_checkpoint)

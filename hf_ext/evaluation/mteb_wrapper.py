@@ -7,11 +7,12 @@ from typing import Any
 
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.extras import naming_extras
-from hf_ext.retrieval.encoder import RareEncoder
 
 with naming_extras():
     from mteb.models.abs_encoder import get_prompt_name
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+
+    from hf_ext.retrieval.encoder import RareEncoder
 
 __all__ = ["RareMtebEncoder"]
 

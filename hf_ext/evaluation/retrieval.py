@@ -11,13 +11,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from hf_ext.data.exemplars import Exclude, Exemplar, ExemplarStore, Target
 from hf_ext.data.exemplars.ids import as_id, as_ids, some
 from hf_ext.data.exemplars.text import text_key
-from hf_ext.retrieval.encoder import RareEncoder
+from hf_ext.guards.extras import naming_extras
 from hf_ext.retrieval.settings import EncoderSettings
+
+with naming_extras():
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    from hf_ext.retrieval.encoder import RareEncoder
 
 __all__ = ["RareInformationRetrievalEvaluator", "graded_ndcg"]
 

@@ -24,9 +24,11 @@ sys.meta_path.insert(0, Gone())
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in gone else find_spec(name, *rest)
 import hf_ext
-for name in ("RareConfig", "RareEncoder"):
+from importlib import import_module
+for place, name in (("", "RareConfig"), ("", "RareEncoder"), (".trainers.rare", "ContextDistillationTrainer"),
+                    (".evaluation.retrieval", "RareInformationRetrievalEvaluator")):
     try:
-        getattr(hf_ext, name)
+        getattr(import_module("hf_ext" + place), name)
     except ImportError as error:
         print(f"{name}: {type(error).__name__}: {error}")
 hf_ext.InfoPOTrainer, hf_ext.FlowSFTTrainer, hf_ext.ExemplarStore, hf_ext.prune
@@ -45,9 +47,11 @@ def test_every_door_names_the_line_that_installs_what_is_missing(tmp_path):
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
     )
     install = 'sentence-transformers is not installed. Run: pip install "hf-ext[retrieval]"'
-    assert done.stdout.splitlines()[:6] == [
+    assert done.stdout.splitlines()[:8] == [
         f"RareConfig: MissingExtraError: {install}",
         f"RareEncoder: MissingExtraError: {install}",
+        f"ContextDistillationTrainer: MissingExtraError: {install}",
+        f"RareInformationRetrievalEvaluator: MissingExtraError: {install}",
         f"hf-ext train rare: error: {install}",
         "2",
         f"hf-ext train rare: error: {install}",

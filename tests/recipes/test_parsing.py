@@ -6,10 +6,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from transformers import Trainer, TrainingArguments
 
 from hf_ext.recipes.files import find_recipe, package_folder
 from hf_ext.recipes.flow.train import RECIPE, make_parser
-from hf_ext.recipes.keywords import check_scheduler
+from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler
 from tests.recipes.work import SMALL
 
 
@@ -197,6 +198,20 @@ def test_keywords_of_a_scheduler_are_tried_before_anything_is_loaded(kind, keywo
     settings = SimpleNamespace(lr_scheduler_type=kind, lr_scheduler_kwargs=keywords, learning_rate=1e-4)
     with pytest.raises(ValueError, match=f"^lr_scheduler_kwargs=.*{problem}"):
         check_scheduler(settings)
+
+
+@pytest.mark.parametrize("text", ["betas=(0.9,0.99)", "eps", "eps=1e-6,", "a=b=c"])
+def test_words_for_an_optimizer_that_the_host_cannot_split_are_refused(text, tmp_path):
+    def host(words):
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), optim_args=words, use_cpu=True))
+
+    with pytest.raises(ValueError, match="values to unpack"):
+        host(text)
+    with pytest.raises(ValueError, match=r"^optim_args=.* must be NAME=VALUE"):
+        check_optimizer_words(SimpleNamespace(optim_args=text))
+    for good in (None, "", "eps=1e-6", "beta1=0.8, beta2 = 0.9"):
+        check_optimizer_words(SimpleNamespace(optim_args=good))
+        host(good)
 
 
 def test_every_scheduler_that_needs_no_keywords_passes():

@@ -99,6 +99,8 @@ def test_what_is_no_array_of_rows_is_refused(rows, message):
         ({"pool_rows": 0}, "must be at least 1"),
         ({"target_scale": "long"}, "target_scale must be"),
         ({"num_threads": 0}, "num_threads must be at least 1"),
+        ({"save_every": -5.0}, "save_every must be a number of seconds from 0"),
+        ({"save_every": float("nan")}, "save_every must be a number of seconds from 0"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named(options, message):
