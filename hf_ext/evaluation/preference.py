@@ -34,6 +34,7 @@ from hf_ext.evaluation.preference_report import Interval, LikelihoodReport
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.preference_rows import check_preference_rows
 from hf_ext.guards.tokens import say_count, tokenise_checked
+from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.losses.infopo import ESTIMATORS, bound_of_loss, infopo_loss
 
 if TYPE_CHECKING:
@@ -280,13 +281,15 @@ class _Scorer:
         context: Callable[[Model], AbstractContextManager] = lambda model: contextlib.nullcontext(),
     ) -> NDArray[np.float64]:
         """Log-probabilities in nats per sequence, shape `(pairs, 2)`: chosen, rejected."""
+        require_embedded(rows, model, dataset_name="evaluation")
         columns = [rows[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
         order = np.argsort(lengths, kind="stable")[::-1].tolist()  # longest first: memory runs out at once or never
         device = model.get_input_embeddings().weight.device
         found = np.zeros((len(rows), 2))
         bar = tqdm(total=len(order), desc=f"Scoring pairs: {name}", unit="pair", disable=not self.show_progress)
-        with ready(model), context(model), fused_lm_head(model), bar:
+        # in this order: PEFT's switch for virtual tokens keeps the forward that it finds (peft 0.21)
+        with ready(model), fused_lm_head(model), context(model), bar:
             for start in range(0, len(order), self.batch_size):
                 chunk = order[start : start + self.batch_size]
                 batch = self.collate([rows[i] for i in chunk])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.tokens import count_doubled, without_padding
+from hf_ext.guards.vocabulary import require_embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +51,9 @@ def rows_to_score(
     """Rows to score by measure: `target`, `kl`, `general`, those that were given."""
     rows = {}
     if target is not None:
-        rows["target"] = _token_rows(_prepared_target(target, tokenizer, args, max_length), "target", max_length)
+        prepared = _prepared_target(target, tokenizer, args, max_length)
+        require_embedded(prepared, original, tokenizer, "target")
+        rows["target"] = _token_rows(prepared, "target", max_length)
     if context_free is not None:
         rows["kl"] = _token_rows(_context_free_dataset(context_free, original), "context_free", max_length)
     if general_text is not None:
@@ -59,6 +62,7 @@ def rows_to_score(
         texts = list(general_text["text"] if isinstance(general_text, Dataset) else general_text)
         ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         general = count_doubled(Dataset.from_dict({"input_ids": ids, "labels": ids}), tokenizer, "general_text")
+        require_embedded(general, original, tokenizer, "general_text")
         rows["general"] = _token_rows(general, "general_text", max_length)
     return rows
 

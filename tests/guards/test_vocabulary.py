@@ -11,7 +11,17 @@ import pytest
 from datasets import Dataset
 from peft import PromptTuningConfig, get_peft_model
 
-from hf_ext import InfoPOConfig, InfoPOTrainer, RowError, WeightedSFTConfig, WeightedSFTTrainer, add_original_losses
+from hf_ext import (
+    InfoPOConfig,
+    InfoPOTrainer,
+    LikelihoodReport,
+    RowError,
+    WeightedSFTConfig,
+    WeightedSFTTrainer,
+    add_original_losses,
+    forgetting_report,
+    likelihood_report,
+)
 from tests.tiny import tiny_model, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 
@@ -38,6 +48,10 @@ def preference(tmp_path: Path, tokenizer: Any) -> Any:
     return build(InfoPOTrainer, args, PAIRS, ref_model=tiny_model(TOKENIZER), processing_class=tokenizer)
 
 
+def measured(pairs: Dataset, tokenizer: Any, model: Any, reference: Any) -> LikelihoodReport:
+    return likelihood_report(model, reference, pairs, tokenizer, num_bootstrap=10, show_progress=False)
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -45,8 +59,12 @@ def preference(tmp_path: Path, tokenizer: Any) -> Any:
         lambda path, tokenizer: weighted(path, tokenizer, packing=True).train(),
         lambda path, tokenizer: preference(path, tokenizer).train(),
         lambda path, tokenizer: add_original_losses(TEXTS, tiny_model(TOKENIZER), tokenizer, show_progress=False),
+        lambda path, tokenizer: measured(PAIRS, tokenizer, *[tiny_model(TOKENIZER)] * 2),
+        lambda path, tokenizer: forgetting_report(
+            tiny_model(TOKENIZER), tiny_model(TOKENIZER), tokenizer, target=TEXTS
+        ),
     ],
-    ids=["weighted", "packed", "preference", "scores"],
+    ids=["weighted", "packed", "preference", "scores", "pairs", "report"],
 )
 def test_a_token_without_embedding_is_named_with_its_row(
     run: Callable[[Path, Any], Any], tokenizer: Any, tmp_path: Path
@@ -69,3 +87,7 @@ def test_the_original_of_a_model_with_virtual_tokens_scores_as_the_model_without
     prompted = get_peft_model(tiny_model(TOKENIZER), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     scored = add_original_losses(rows, prompted, TOKENIZER, show_progress=False)
     assert scored["original_nll_sum"][:] == pytest.approx(plain["original_nll_sum"][:])
+    pairs = PAIRS.select([0, 2])
+    alone = measured(pairs, TOKENIZER, prompted, None)
+    beside = measured(pairs, TOKENIZER, prompted, tiny_model(TOKENIZER))
+    assert alone.to_dict()["measures"] == beside.to_dict()["measures"]
