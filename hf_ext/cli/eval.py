@@ -171,6 +171,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
         ValueError: an argument, a model or a row cannot be used.
     """
     from hf_ext.evaluation.forgetting import forgetting_report
+    from hf_ext.evaluation.rows import require_columns
     from hf_ext.recipes.loading import check_model_name, load_rows
 
     if options.target is None and options.context_free is None and not options.num_tokens and not options.general_text:
@@ -185,6 +186,10 @@ def run_forgetting(options: argparse.Namespace) -> int:
     # All that can be refused is read before the first model runs.
     target = None if options.target is None else rows_of(options, options.target)
     general = None if options.general_text is None else load_rows(options.general_text)
+    if general is not None:
+        require_columns(general, ["text"], "general_text")
+    if target is not None and options.groups is not None:
+        require_columns(target, [options.groups], "target")
     store, dtype = _store(options.context_free)
     original, tokenizer = model_and_tokenizer(options.original, dtype, options.device)
     if options.num_tokens is not None:

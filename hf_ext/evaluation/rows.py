@@ -58,7 +58,7 @@ def rows_to_score(
         rows["kl"] = _token_rows(_context_free_dataset(context_free, original), "context_free", max_length)
     if general_text is not None:
         if isinstance(general_text, Dataset):
-            _require_columns(general_text, ["text"], "general_text")
+            require_columns(general_text, ["text"], "general_text")
         texts = list(general_text["text"] if isinstance(general_text, Dataset) else general_text)
         ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         general = count_doubled(Dataset.from_dict({"input_ids": ids, "labels": ids}), tokenizer, "general_text")
@@ -99,7 +99,7 @@ def _context_free_dataset(context_free: Any, original: Any) -> Dataset:
 
 
 def _token_rows(dataset: Dataset, name: str, max_length: int) -> Rows:
-    _require_columns(dataset, ["input_ids", "labels"], name)
+    require_columns(dataset, ["input_ids", "labels"], name)
     plain = dataset.with_format(None)
     positions = plain[ROW_INDEX] if ROW_INDEX in plain.column_names else range(len(plain))
     columns = zip(plain["input_ids"], plain["labels"], positions, strict=True)
@@ -129,12 +129,13 @@ def group_names(target: Dataset | None, groups: str | None, rows: Rows | None) -
         return None
     if target is None or rows is None:
         raise ValueError(f"groups={groups!r} names a column of target, but no target was given.")
-    _require_columns(target, [groups], "target")
+    require_columns(target, [groups], "target")
     values = target.with_format(None)[groups]
     return np.array([f"{groups}={values[i]}" for i in rows.index])
 
 
-def _require_columns(dataset: Dataset, wanted: list[str], name: str) -> None:
+def require_columns(dataset: Dataset, wanted: list[str], name: str) -> None:
+    """Refuse a dataset, called `name` in the message, that lacks one of the columns `wanted`."""
     for column in wanted:
         if column not in dataset.column_names:
             raise ValueError(f"{name} has no column {column!r}; it has {dataset.column_names}.")

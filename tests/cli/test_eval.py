@@ -69,8 +69,8 @@ def test_a_trained_adapter_is_an_arm(work):
         (["--new", "same", "--new", "x/same"], ["already", "NAME=MODEL"]),
         (["--new", "same", "--context-free", "store", "--num-tokens", "5"], ["not both"]),
         (["--new", "same", "--context-free", "original"], ["no context-free store"]),
-        (["--new", "same", "--groups", "hard"], ["no column 'hard'"]),
-        (["--new", "same", "--general-text", "train.jsonl"], ["'text'"]),
+        (["--new", "same", "--groups", "hard", "--num-tokens", "5"], ["no column 'hard'"]),
+        (["--new", "same", "--general-text", "train.jsonl", "--num-tokens", "5"], ["'text'"]),
         (["--new", "same", "--target", "none.jsonl"], ["none.jsonl", "no such file"]),
     ],
 )
@@ -78,6 +78,7 @@ def test_wrong_arguments_are_status_2(tuned, capsys, arguments, words):
     assert main([*EVAL, *arguments]) == 2
     err = capsys.readouterr().err
     message = err[err.index("hf-ext eval forgetting: error:") :]
+    assert "context-free rows:" not in err, "sampled before it was refused"
     assert message.count("\n") == 1
     assert all(word in message for word in words)
 
