@@ -50,12 +50,10 @@ def assistant_rows() -> tuple[Dataset, list[Document]]:
 
 
 def from_value_rows() -> tuple[Dataset, list[Document]]:
-    role = {"user": "human", "assistant": "gpt"}
+    speakers = {"user": "human", "assistant": "gpt"}
     plain = tiny_messages_dataset(8)
-    turns = [[{"from": role[m["role"]], "value": m["content"]} for m in row["messages"]] for row in plain]
-    return Dataset.from_dict({"conversations": turns}), [
-        chat_document([{"role": t["from"], "content": t["value"]} for t in row]) for row in turns
-    ]
+    turns = [[{"from": speakers[m["role"]], "value": m["content"]} for m in row["messages"]] for row in plain]
+    return Dataset.from_dict({"conversations": turns}), [chat_document(row["messages"]) for row in plain]
 
 
 def prompt_completion_rows() -> tuple[Dataset, list[Document]]:
