@@ -14,9 +14,15 @@ MATCHES = (
     *HOST_LABELS, "is_duplicate", "is_match", "is_relevant", "relevant", "relevance", "similarity", "similarity_score",
     "gold_label",
 )  # fmt: skip
-MATCHING_CLASSES = ("entailment", "duplicate", "is_duplicate", "relevant", "match", "positive", "paraphrase")
+MATCHING_CLASSES = (
+    "entailment", "duplicate", "is_duplicate", "equivalent", "relevant", "match", "positive", "paraphrase", "1", "true",
+    "yes",
+)  # fmt: skip
 MOST_GRADE = 10  # a label above is a class or a count, and no grade of relevance
-NO_MATCH = ("0", "0.0", "false", "no", "not_entailment", "neutral", "contradiction", "not_duplicate", "irrelevant")
+NO_MATCH = (
+    "0", "0.0", "false", "no", "not_entailment", "neutral", "contradiction", "not_duplicate", "not_equivalent",
+    "irrelevant", "low",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ def match_rule(features: Mapping[str, Any], has_negatives: bool) -> MatchRule | 
             continue
         classes = getattr(features[column], "names", None)
         if classes:
-            return MatchRule(column, "class", tuple(classes), _matching_class(classes))
+            match = _matching_class(classes)
+            if match is None and not any(name.lower() in NO_MATCH for name in classes):
+                continue  # topics, or anything else but a judgement of the pair
+            return MatchRule(column, "class", tuple(classes), match)
         if "int" in kind or kind == "bool":
             return MatchRule(column, "integer")
         if "float" in kind:

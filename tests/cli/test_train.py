@@ -50,7 +50,6 @@ def test_a_single_process_trains_here(work):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--num_processes", "0"], "at least 1"),
         (["--accelerate_config", "fsdp3"], "fsdp2"),
         (["--config", "flow/gsm9k.yaml"], "flow/gsm8k"),
         (["--num_processes", "2", "--config", "flow/gsm9k.yaml"], "flow/gsm8k"),
@@ -61,6 +60,13 @@ def test_wrong_arguments_are_a_line_and_status_2(capsys, arguments, word):
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("hf-ext train flow: error:")
     assert word in message
+
+
+def test_no_process_is_a_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "flow", "--num_processes", "0"])
+    assert stop.value.code == 2
+    assert "at least 1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_unknown_option_stops_before_anything_is_launched(monkeypatch, capsys):

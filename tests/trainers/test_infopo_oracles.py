@@ -265,9 +265,10 @@ def test_a_weight_multiplies_its_pairs_loss(tmp_path: Path) -> None:
     assert loss == pytest.approx(np.dot(each, weights) / 4, abs=1e-5)
     trainer.model.eval()
     assert float(trainer.compute_loss(trainer.model, first_batch(trainer))) == pytest.approx(np.mean(each), abs=1e-5)
-    logs: dict[str, float] = {}
-    trainer.log(logs)
-    assert logs["eval_infopo/loss_weighted"] == pytest.approx(np.dot(each, weights) / 4, abs=1e-5)
+    metrics = ours(
+        tmp_path, rows, reference=1, beta=0.05, kwargs={"eval_dataset": rows.add_column("weight", weights)}
+    ).evaluate()
+    assert metrics["eval_infopo/loss_weighted"] == pytest.approx(np.dot(each, weights) / 4, abs=1e-5)
 
 
 # --- streams, evaluation, reference-free -----------------------------------------------------------------------------
@@ -289,7 +290,8 @@ def test_evaluation_reports_under_dpos_names_and_ours(precompute: bool, tmp_path
     theirs = host(tmp_path, kwargs={"eval_dataset": rows}, max_steps=0)
     train(mine)
     names = {name for logs in mine.state.log_history for name in logs}
-    assert {"eval_infopo/mi", "eval_infopo/chosen_delta", "eval_rewards/margins", "eval_logps/chosen"} <= names
+    assert {f"eval_{key}_infopo/{name}" for key in ("one", "two") for name in ("mi", "chosen_delta")} <= names
+    assert {"eval_rewards/margins", "eval_logps/chosen"} <= names  # the host's, of whichever set was last
     metrics = ours(tmp_path, kwargs={"eval_dataset": rows}, precompute_ref_log_probs=precompute).evaluate()
     assert metrics["eval_loss"] == pytest.approx(1.0, abs=1e-6)
     expected = theirs.evaluate()

@@ -121,6 +121,8 @@ QNLI = ClassLabel(names=["entailment", "not_entailment"])
         labelled([0, 0], NLI),
         labelled([0, 0], QNLI),
         labelled([1, 1], ClassLabel(names=["not_duplicate", "duplicate"])),
+        labelled([1, 1], ClassLabel(names=["not_equivalent", "equivalent"])),
+        labelled([0, 1], ClassLabel(names=["sports", "politics", "science"])),
         labelled(["yes", "yes"]),
         labelled([0, 17]),  # classes, such as a topic's
         labelled([[0.0, 0.5], [0.1, 0.2]]),  # a teacher's vectors
