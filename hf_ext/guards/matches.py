@@ -15,8 +15,8 @@ MATCHES = (
     "gold_label",
 )  # fmt: skip
 MATCHING_CLASSES = (
-    "entailment", "duplicate", "is_duplicate", "equivalent", "relevant", "match", "positive", "paraphrase", "1", "true",
-    "yes",
+    "entailment", "duplicate", "is_duplicate", "equivalent", "relevant", "match", "positive", "paraphrase", "1",
+    "true", "yes",
 )  # fmt: skip
 MOST_GRADE = 10  # a label above is a class or a count, and no grade of relevance
 NO_MATCH = (
