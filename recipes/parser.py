@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import torch
 from trl import TrlParser
 
 from hf_ext.cli.schema import config_schema, converted, problem_of
+from hf_ext.guards._row_rules import shorten
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.recipes.files import did_you_mean, read_settings, take_config
 
@@ -78,6 +80,8 @@ class RecipeParser(TrlParser):
             )
             for arguments_of_kind in parsed:
                 check_numbers(arguments_of_kind)
+        except json.JSONDecodeError as error:  # the host reads settings that begin with a brace, and names none
+            raise ValueError(f"{shorten(error.doc)} is no JSON: {error.msg} at character {error.pos + 1}") from error
         except REFUSALS as error:
             raise ValueError(f"these settings cannot be used: {type(error).__name__}: {error}") from error
         if fail_with_unknown_args and not return_remaining_strings:

@@ -27,6 +27,12 @@ def error_of(capsys, *arguments):
     return status, capsys.readouterr().err
 
 
+def test_a_mapping_that_is_no_json_is_shown_with_the_place_where_it_breaks_off(capsys):
+    status, said = error_of(capsys, "--output_dir", "out", "--lr_scheduler_kwargs", '{"min_lr": 1e-6')
+    assert status == 2
+    assert """'{"min_lr": 1e-6' is no JSON: Expecting ',' delimiter at character 16""" in said
+
+
 @pytest.mark.parametrize("flag", [["--config", "flow/gsm8k.yaml"], ["--config=flow/gsm8k"]])
 def test_a_packaged_config_is_read_by_name(flag):
     script, training, model, _ = parse(*flag)
