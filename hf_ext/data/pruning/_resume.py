@@ -41,6 +41,8 @@ class Saved:
 
     def __init__(self, path: str | Path | None, identity: str, every: float) -> None:
         self.path = None if path is None else Path(path)
+        if not every >= 0:
+            raise ValueError(f"save_every must be a number of seconds from 0, got {every}.")
         self.identity, self.every = identity, every
         self.groups: dict[str, dict[str, Any]] = {}
         self.lock, self.last = threading.Lock(), time.monotonic()

@@ -203,8 +203,6 @@ def gm_matching(
         device=device,
     )
     settings.check(d)
-    if not save_every >= 0:
-        raise ValueError(f"save_every must be a number of seconds from 0, got {save_every}.")
     places: dict[Any, Any] = {_ALL: None} if groups is None else split_groups(groups, n)
     kept = {label: n if index is None else len(index) for label, index in places.items()}
     kept = {label: size - int(trim * size) for label, size in kept.items()}
