@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = {"pca": 0.1, "proxy": 0.1, "minilm": 0.2, "minilm_weak": 0.2}
-WITHOUT_SCORES = {"random", "herding", "gm", "gm_raw", "gm_official", "moderate", "easy", "hard", "k_center"}
+WITHOUT_SCORES = {
+    "random",
+    "herding",
+    "herding_unit",
+    "gm",
+    "gm_raw",
+    "gm_official",
+    "moderate",
+    "easy",
+    "hard",
+    "k_center",
+}
 WITH_SCORES = {"el2n", "grand", "forgetting", "uncertainty"}
 
 
@@ -107,7 +118,7 @@ def test_robustness_headline_follows_from_its_rows():
     for features in KEPT:
         for condition in ("none", "labels 40", "inputs 40"):
             stem = f"{features}_{condition.replace(' ', '')}"
-            for method in ("full", "random", "herding", "gm", "gm_official"):
+            for method in ("full", "random", "herding", "herding_unit", "gm", "gm_raw", "gm_official"):
                 assert headline[f"{stem}_{method}"] == pytest.approx(
                     mean(rows, features, condition, method), abs=0.051
                 )
@@ -119,6 +130,20 @@ def test_robustness_headline_follows_from_its_rows():
     assert headline["orderings_held"] == len(held)
     missed = {one["claim"]: one["margin"] for one in result["orderings"] if not one["holds"]}
     assert headline["orderings_missed"] == missed
+
+
+def test_metric_and_median_are_told_apart_by_the_four_that_differ_in_one_of_them():
+    result = load("pruning_robustness")
+    rows, headline = result["rows"], result["headline"]
+    spoilt = ("labels 20", "labels 40", "inputs 20", "inputs 40")
+    for features in KEPT:
+        names = ("gm", "gm_raw", "herding_unit", "herding")
+        gm, gm_raw, unit, raw = (np.array([mean(rows, features, one, name) for one in spoilt]) for name in names)
+        assert headline[f"median_{features}"] == pytest.approx(np.mean([gm - unit, gm_raw - raw]), abs=0.006)
+        assert headline[f"metric_{features}"] == pytest.approx(np.mean([gm - gm_raw, unit - raw]), abs=0.006)
+    cells = {(row["features"], row["corruption"], row["keep"]) for row in rows if row["corruption"] != "none"}
+    ahead = [mean(rows, f, c, "gm", k) > mean(rows, f, c, "full", k) for f, c, k in cells]
+    assert (headline["corrupted_settings"], headline["gm_over_full"]) == (len(ahead), sum(ahead))
 
 
 # Measured beforehand on a prototype: (features, corruptions, better, worse), at a margin of half a point.
