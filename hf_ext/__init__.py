@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hf_ext.data.preference import PairsToUnpaired, pairs_to_unpaired
     from hf_ext.data.provenance import model_hash, tokenizer_hash
     from hf_ext.data.pruning.dataset import prune
-    from hf_ext.data.pruning.embedding import EmbedBatches, EmbedRows, embed_rows
     from hf_ext.data.pruning.matching import Matching, gm_matching
     from hf_ext.data.pruning.median import GeometricMedian, geometric_median
     from hf_ext.data.pruning.official import gm_official
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from hf_ext.data.relabeling.privatize import HashColumn, carry_ledger, privatize
     from hf_ext.data.relabeling.randomize import RandomizedResponse
     from hf_ext.data.relabeling.report import RelabelReport
+    from hf_ext.data.vectors.embedding import EmbedBatches, EmbedRows, embed_rows
     from hf_ext.data.weighting import (
         FlowWeights,
         add_flow_weights,
@@ -90,8 +90,8 @@ _EXPORTS = {
     "ContextFreeSFTConfig": "hf_ext.trainers.context_free.config",
     "ContextFreeSFTTrainer": "hf_ext.trainers.context_free.trainer",
     "ContextFreeStore": "hf_ext.data.context_free",
-    "EmbedBatches": "hf_ext.data.pruning.embedding",
-    "EmbedRows": "hf_ext.data.pruning.embedding",
+    "EmbedBatches": "hf_ext.data.vectors.embedding",
+    "EmbedRows": "hf_ext.data.vectors.embedding",
     "EncoderSettings": "hf_ext.retrieval.settings",
     "ExampleDraw": "hf_ext.data.exemplars.augment",
     "ExemplarStore": "hf_ext.data.exemplars.store",
@@ -147,7 +147,7 @@ _EXPORTS = {
     "check_unpaired_rows": "hf_ext.guards.preference_rows",
     "check_world_size": "hf_ext.guards.world",
     "choose_strategy": "hf_ext.trainers.consensus.choice",
-    "embed_rows": "hf_ext.data.pruning.embedding",
+    "embed_rows": "hf_ext.data.vectors.embedding",
     "embedded_model": "hf_ext.demo.model",
     "exact_kl": "hf_ext.losses.kl",
     "flow_temperature": "hf_ext.data.weighting",

@@ -122,7 +122,7 @@ def method_of(tags: list[str], arguments: Mapping[str, Any]) -> str:
 def settings_of(method: str, arguments: Mapping[str, Any], body: str) -> dict[str, Any]:
     """The card's settings table: the method's own and the common ones, then rows that only the old card has."""
     import hf_ext
-    from hf_ext.trainers.weighted_sft.card import COMMON, LEFT_OUT, own_settings
+    from hf_ext.trainers.base.card import COMMON, LEFT_OUT, own_settings
 
     configs = {"flow": "FlowSFTConfig", "context_free": "ContextFreeSFTConfig", "weighted_sft": "WeightedSFTConfig"}
     configs |= {"infopo": "InfoPOConfig", "infopo_unpaired": "InfoPOUnpairedConfig", "rare": "RareConfig"}

@@ -336,7 +336,7 @@ def imports(facts: Facts) -> None:
     """Whether the trainers can be imported: the one test that sees a private name of a host library moved."""
     facts.values["trainers_import"] = False
     try:
-        import_module("hf_ext._upstream")
+        import_module("hf_ext._upstream.sft")
         import_module("hf_ext.trainers.context_free.trainer")
         import_module("hf_ext.trainers.flow.trainer")
     except Exception as error:

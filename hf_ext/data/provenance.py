@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from hf_ext._upstream_adapters import model_as_before
+from hf_ext._upstream.adapters import model_as_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

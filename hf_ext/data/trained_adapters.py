@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_ext._upstream_adapters import model_as_before
+from hf_ext._upstream.adapters import model_as_before
 from hf_ext.data.provenance import MERGED, adapters_off, is_peft, unwrapped
 from hf_ext.guards.finite import readable_part
 

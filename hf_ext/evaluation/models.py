@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_ext._upstream_adapters import model_as_before
+from hf_ext._upstream.adapters import model_as_before
 from hf_ext.guards.models import loading_model
 
 __all__ = ["Model", "check_adapters_off", "free_memory", "loaded", "ready"]

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from trl import DPOConfig
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream import (
+from hf_ext._upstream.sft import (
     DataCollatorForPreference,
     fused_lm_head,
     label_log_probs,

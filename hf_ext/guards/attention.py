@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_ext._upstream_adapters import model_as_before
+from hf_ext._upstream.adapters import model_as_before
 
 logger = logging.getLogger(__name__)
 

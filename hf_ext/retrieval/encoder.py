@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-from hf_ext._upstream_encoder import EncoderSeam
+from hf_ext._upstream.encoder import EncoderSeam
 from hf_ext.data.exemplars import ExemplarStore, Formatted, TokenCounter
 from hf_ext.guards.models import loading_model
 from hf_ext.retrieval.augmenter import Examples, QueryAugmenter

@@ -47,10 +47,17 @@ class Clone:
         (folder / "step_cost.py").write_text(SCRIPT)
         (folder / "beside.py").write_text("part = 1\n")
         (folder / "torch.py").write_text("class cuda:\n    is_available = staticmethod(lambda: False)\n")
-        for name in ("hf_ext/guards", "hf_ext/losses", "hf_ext/data", "trainers/weighted_sft"):
+        for name in (
+            "hf_ext/_upstream",
+            "hf_ext/guards",
+            "hf_ext/losses",
+            "hf_ext/data",
+            "trainers/base",
+            "trainers/weighted_sft",
+        ):
             (self.root / name).mkdir(parents=True)
             (self.root / name / "module.py").write_text("x = 1\n")
-        for name in ("hf_ext/_upstream.py", "hf_ext/data/sft_rows.py", "trainers/weighted_sft/README.md"):
+        for name in ("hf_ext/_upstream/sft.py", "hf_ext/data/sft_rows.py", "trainers/weighted_sft/README.md"):
             (self.root / name).write_text("")
         (self.root / ".gitignore").write_text("benchmarks/.work/\n__pycache__/\n")
         self.git("init", "-q")
@@ -166,7 +173,7 @@ def test_a_changed_tree_is_refused_by_name_before_any_work(clone):
 
 
 def test_code_that_changes_during_the_run_keeps_its_result_out_and_loses_nothing(clone):
-    clone.write("hf_ext/_upstream.py", "y = 5\n")
+    clone.write("hf_ext/_upstream/sft.py", "y = 5\n")
     clone.commit()
     content = clone.output.read_bytes()
     failed = clone.run(EDIT="hf_ext/guards/module.py")
@@ -179,7 +186,7 @@ def test_code_that_changes_during_the_run_keeps_its_result_out_and_loses_nothing
 
 
 def test_other_files_may_change_during_the_run_and_the_commit_is_that_of_the_start(clone):
-    clone.write("hf_ext/_upstream.py", "y = 6\n")
+    clone.write("hf_ext/_upstream/sft.py", "y = 6\n")
     clone.commit()
     start = clone.git("rev-parse", "HEAD")
     assert clone.run(EDIT="hf_ext/data/module.py").returncode == 0

@@ -37,7 +37,7 @@ import transformers.modeling_utils
 from transformers import TrainerCallback, TrainerState
 
 from hf_ext.guards.checkpoints import MANIFEST
-from hf_ext.trainers.weighted_sft import saving
+from hf_ext.trainers.base import saving
 from tests.conformance.registry import BY_NAME
 from tests.distributed.run_trainer import digest_of
 from tests.forks import run_jobs

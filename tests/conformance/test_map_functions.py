@@ -16,9 +16,9 @@ from datasets.fingerprint import Hasher
 
 from hf_ext.data.exemplars import AddInContextExamples, ExampleDraw, ExemplarStore, RareFormatter
 from hf_ext.data.preference import ExtractPrompt, PairsToUnpaired
-from hf_ext.data.pruning.embedding import EmbedRows
 from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel
 from hf_ext.data.sft_rows import RowIndexOfDocuments, SpreadOverTokens, TruncateRows
+from hf_ext.data.vectors.embedding import EmbedRows
 from hf_ext.data.weighting import FlowWeights
 from hf_ext.guards.rows import AddRowIndex
 from hf_ext.guards.tokens import RemovePadding

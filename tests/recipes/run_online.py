@@ -23,7 +23,7 @@ from typing import Any
 import transformers
 
 import hf_ext
-from hf_ext import _upstream_steps
+from hf_ext._upstream import steps as _upstream_steps
 from hf_ext.recipes.infopo.online import RECIPE
 
 # What a run would import: once here, and not once a child.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_ext.guards.markdown import python_literal
 from hf_ext.hub.cards import write_model_card
-from hf_ext.trainers.weighted_sft.card import COMMON
+from hf_ext.trainers.base.card import COMMON
 
 if TYPE_CHECKING:
     from hf_ext.trainers.consensus.trainer import NoisyLabels

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream import DataCollatorForLanguageModeling, load_original
+from hf_ext._upstream.sft import DataCollatorForLanguageModeling, load_original
 from hf_ext.data.context_free import ContextFreeStore
 from hf_ext.data.sft_rows import WeightedCollator
 from hf_ext.data.trained_adapters import require_untouched_adapters

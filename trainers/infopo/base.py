@@ -16,19 +16,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream import AnyDataset
-from hf_ext._upstream_preference import PreferenceForward, PreferenceSeam
+from hf_ext._upstream.preference import PreferenceForward, PreferenceSeam
+from hf_ext._upstream.sft import AnyDataset
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import is_peft
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
+from hf_ext.trainers.base.saving import SavesWithCard
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.collator import OwnColumnsCollator
 from hf_ext.trainers.infopo.config import own_config
 from hf_ext.trainers.infopo.diagnostics import Ratios
-from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
 

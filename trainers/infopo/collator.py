@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_ext._upstream_preference import OWN_COLUMNS
+from hf_ext._upstream.preference import OWN_COLUMNS
 
 
 class OwnColumnsCollator:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hf_ext._upstream import AnyDataset
-from hf_ext._upstream_preference import DPOSeam, PreferenceForward
+from hf_ext._upstream.preference import DPOSeam, PreferenceForward
+from hf_ext._upstream.sft import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from hf_ext._upstream import AnyDataset
-from hf_ext._upstream_preference import KTOSeam, PreferenceForward
+from hf_ext._upstream.preference import KTOSeam, PreferenceForward
+from hf_ext._upstream.sft import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss

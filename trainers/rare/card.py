@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_ext.guards.markdown import python_literal
 from hf_ext.hub.cards import write_model_card
-from hf_ext.trainers.weighted_sft.card import settings_of
+from hf_ext.trainers.base.card import settings_of
 
 USAGE = """\
 ```python

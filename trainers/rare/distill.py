@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
-from hf_ext._upstream_retrieval import SentenceTransformerSeam
+from hf_ext._upstream.retrieval import SentenceTransformerSeam
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
 from hf_ext.data.exemplars.sources import require_matches
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
 from hf_ext.retrieval.pooling import Body
+from hf_ext.trainers.base.saving import SavesWithCard
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig, own_config
 from hf_ext.trainers.rare.pools import Pool, find_columns, own_store
 from hf_ext.trainers.rare.setup import prepare, query_prompt, set_lengths, token_counter
-from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 
 def context_targets(

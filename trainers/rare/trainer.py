@@ -14,12 +14,13 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_ext._upstream_retrieval import RetrievalSeam, SentenceTransformerSeam, SparseEncoderSeam
+from hf_ext._upstream.retrieval import RetrievalSeam, SentenceTransformerSeam, SparseEncoderSeam
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.retrieval.repository import write_exemplars
+from hf_ext.trainers.base.saving import SavesWithCard
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
@@ -33,7 +34,6 @@ from hf_ext.trainers.rare.setup import (
     set_lengths,
     token_counter,
 )
-from hf_ext.trainers.weighted_sft.saving import SavesWithCard
 
 if TYPE_CHECKING:
     from hf_ext.retrieval import EncoderSettings, RareEncoder

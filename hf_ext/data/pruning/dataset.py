@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ext.data.pruning.embedding import embed_rows
 from hf_ext.data.pruning.matching import Matching
 from hf_ext.data.pruning.median import GeometricMedian, not_converged
 from hf_ext.data.pruning.report import PruneReport, make_report
 from hf_ext.data.pruning.selectors import check_method, select_rows
-from hf_ext.data.pruning.vectors import column_vectors, label_values, refuse_bad_vectors, score_values
 from hf_ext.data.splits import with_split
+from hf_ext.data.vectors.columns import column_vectors, label_values, refuse_bad_vectors, score_values
+from hf_ext.data.vectors.embedding import embed_rows
 from hf_ext.guards._row_rules import excerpt_of
 
 if TYPE_CHECKING:

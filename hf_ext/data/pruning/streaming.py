@@ -13,10 +13,10 @@ from hf_ext.data.pruning._rows import Selection, check_rows
 from hf_ext.data.pruning._run import _center
 from hf_ext.data.pruning._types import FloatArray
 from hf_ext.data.pruning.dataset import RANK, number_of_rows
-from hf_ext.data.pruning.encoders import Encoder, as_encoder
 from hf_ext.data.pruning.groups import Label, quotas
 from hf_ext.data.pruning.matching import gm_matching
-from hf_ext.data.pruning.vectors import LABEL_RULE, class_names, label_problem, refuse_row
+from hf_ext.data.vectors.columns import LABEL_RULE, class_names, label_problem, refuse_row
+from hf_ext.data.vectors.encoders import Encoder, as_encoder
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -157,7 +157,7 @@ def prune_stream(
 
 
 def _stream_encoder(encoder: Any, stream: IterableDataset, given: Any) -> tuple[Encoder, tuple[str, ...]] | None:
-    from hf_ext.data.pruning.embedding import input_columns
+    from hf_ext.data.vectors.embedding import input_columns
 
     if encoder is None:
         return None
@@ -186,7 +186,7 @@ class _Reader:
             first += rows
 
     def _vectors(self, batch: dict[str, list], rows: int, first: int) -> np.ndarray:
-        from hf_ext.data.pruning.embedding import _values
+        from hf_ext.data.vectors.embedding import _values
 
         if self.encoder is not None:
             encoder, columns = self.encoder

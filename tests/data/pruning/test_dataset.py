@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
 
-from hf_ext.data.pruning import SELECTORS, gm_matching, prune, select_rows, vectors
+from hf_ext.data.pruning import SELECTORS, gm_matching, prune, select_rows
+from hf_ext.data.vectors import columns as vectors
 from hf_ext.guards.rows import RowError
 from tests.data.pruning.oracle import cloud
 

@@ -21,8 +21,9 @@ from transformers import (
     pipeline,
 )
 
-from hf_ext.data.pruning import EmbedBatches, EmbedRows, embed_rows, embedding, gm_matching, load_encoder, prune
-from hf_ext.data.pruning.encoders import as_encoder
+from hf_ext.data.pruning import EmbedBatches, EmbedRows, embed_rows, gm_matching, load_encoder, prune
+from hf_ext.data.vectors import embedding
+from hf_ext.data.vectors.encoders import as_encoder
 from hf_ext.guards.rows import RowError
 from tests.tiny import tiny_sentences, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream_steps import StepSeam
+from hf_ext._upstream.steps import StepSeam
 from hf_ext.data.provenance import is_peft
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
 from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part

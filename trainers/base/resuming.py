@@ -18,7 +18,7 @@ from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, req
 from hf_ext.guards.disk import flush
 
 if TYPE_CHECKING:
-    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+    from hf_ext.trainers.base.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
 

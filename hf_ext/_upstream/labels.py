@@ -1,6 +1,6 @@
 """The seam of trainers of classifiers: any stock `Trainer`, with columns that reach the loss.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private names used here.
+`sft.py`'s `TOUCHED` lists the private names used here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ext._upstream import Seam
+from hf_ext._upstream.sft import Seam
 
 
 @dataclass

@@ -175,7 +175,7 @@ class _Pooled:
     def __call__(self, values: list[Any]) -> Any:
         import torch
 
-        from hf_ext._upstream_adapters import model_as_before
+        from hf_ext._upstream.adapters import model_as_before
 
         model = self.model
         with model_as_before(model), torch.no_grad():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_ext.data.pruning.encoders import REVISION, Encoder, as_encoder, load_encoder
-from hf_ext.data.pruning.vectors import cache_folder, header, kept_vectors, refuse_row
+from hf_ext.data.vectors.columns import cache_folder, header, kept_vectors, refuse_row
+from hf_ext.data.vectors.encoders import REVISION, Encoder, as_encoder, load_encoder
 from hf_ext.guards.disk import flush, flush_folder, writing
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class EmbedRows:
 
     Args:
         encoder:
-            See [`~hf_ext.data.pruning.encoders.as_encoder`]. A function gets the values of `input_column`, or without
+            See [`~hf_ext.data.vectors.encoders.as_encoder`]. A function gets the values of `input_column`, or without
             one the batch itself, a dictionary of lists.
         input_column (`str` or `tuple[str, ...]`, *optional*):
             What a model reads; needed for all but a function.
@@ -121,7 +121,7 @@ def embed_rows(
         dataset (`Dataset`):
             Rows with text or images.
         encoder:
-            See [`~hf_ext.data.pruning.encoders.as_encoder`]. A model runs on the device and in the precision it is in.
+            See [`~hf_ext.data.vectors.encoders.as_encoder`]. A model runs on the device and in the precision it is in.
         input_column (`str` or `list[str]`, *optional*):
             Column to read; several texts are joined by newlines. By default `text`, or the only column of texts or
             images. A function without it gets the batch, a dictionary of lists.

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_ext._upstream import CheckpointSeam
+from hf_ext._upstream.sft import CheckpointSeam
 from hf_ext.guards.best_metric import check_best_metric
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.guards.runs import claimed_folder, claims_output
 from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.hub.front_matter import without_host_card
-from hf_ext.trainers.weighted_sft.card import card_of_trainer
-from hf_ext.trainers.weighted_sft.push import prepare_repo, push_checkpoint, push_trainer
-from hf_ext.trainers.weighted_sft.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
-from hf_ext.trainers.weighted_sft.steps import SafeSteps
+from hf_ext.trainers.base.card import card_of_trainer
+from hf_ext.trainers.base.push import prepare_repo, push_checkpoint, push_trainer
+from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
+from hf_ext.trainers.base.steps import SafeSteps
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -1,8 +1,8 @@
 """The only place that touches a private name of trl, transformers or sentence-transformers.
 
-The preference trainers' part of it is `_upstream_preference.py`, the retrieval trainers'
-`_upstream_retrieval.py`, the classifiers' `_upstream_labels.py`; what is around a step, `_upstream_steps.py`;
-PEFT's switches, `_upstream_adapters.py`.
+The preference trainers' part of it is `preference.py`, the retrieval trainers'
+`retrieval.py`, the classifiers' `labels.py`; what is around a step, `steps.py`;
+PEFT's switches, `adapters.py`.
 Host libraries move every two weeks. Each private symbol used here or there is listed in `TOUCHED`; where one moved,
 `tests/test_upstream.py` fails and names it.
 """

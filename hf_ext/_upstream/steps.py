@@ -1,6 +1,6 @@
 """The seam around the optimiser steps of any host trainer: which of them are left, and what is checked before each.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private names used here.
+`sft.py`'s `TOUCHED` lists the private names used here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ext.hub.cards import write_model_card
 
 if TYPE_CHECKING:
-    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+    from hf_ext.trainers.base.saving import SavesWithCard
 
 # Facts of every run that a reader of the card asks for first.
 COMMON = (

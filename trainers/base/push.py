@@ -18,7 +18,7 @@ from hf_ext.hub.retry import Retry
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from hf_ext.trainers.weighted_sft.saving import SavesWithCard
+    from hf_ext.trainers.base.saving import SavesWithCard
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The seam of the retrieval trainers: `SentenceTransformerTrainer` and `SparseEncoderTrainer`.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private names used here: the hooks are those of [`Seam`], which the
+`sft.py`'s `TOUCHED` lists the private names used here: the hooks are those of [`Seam`], which the
 hosts inherit from transformers' `Trainer`.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
 
-from hf_ext._upstream import Seam
+from hf_ext._upstream.sft import Seam
 
 
 class RetrievalSeam(Seam):

@@ -1,6 +1,6 @@
 """The seam of PEFT's adapters: what a model looks like before they are switched off, and again afterwards.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private names used here. It imports neither PEFT nor transformers.
+`sft.py`'s `TOUCHED` lists the private names used here. It imports neither PEFT nor transformers.
 """
 
 from __future__ import annotations

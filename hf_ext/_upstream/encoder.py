@@ -1,6 +1,6 @@
 """The seam of the encoders: `SentenceTransformer` with a hook where a saved model's files are read.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private name used here.
+`sft.py`'s `TOUCHED` lists the private name used here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The seam of the preference trainers: pairs on `DPOTrainer`, single labelled responses on `KTOTrainer`.
 
-A part of `_upstream.py`, whose `TOUCHED` lists the private names used here.
+`sft.py`'s `TOUCHED` lists the private names used here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream import AnyDataset, Seam, expecting_a_row, unformatted
-from hf_ext._upstream_adapters import model_as_before
+from hf_ext._upstream.adapters import model_as_before
+from hf_ext._upstream.sft import AnyDataset, Seam, expecting_a_row, unformatted
 
 OWN_COLUMNS = ("weight", ROW_INDEX)  # of a collated batch, beside the host's: never passed to a model
 

@@ -1,0 +1,1 @@
+"""What every trainer of hf-ext shares: checkpoints, pushes, cards, steps."""
