@@ -13,15 +13,15 @@ from typing import Any
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 import hf_ext
-from hf_ext.cli.errors import exit_status
-from hf_ext.cli.streams import printing
+from hf_ext.data.loading import check_files, check_model_name, first_rows, load_splits, pick_split
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.processes import end_with_launcher
 from hf_ext.guards.runs import claimed_output
+from hf_ext.guards.streams import printing
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
 from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler, naming_keywords
-from hf_ext.recipes.loading import check_files, check_model_name, first_rows, load_splits, pick_split
 from hf_ext.recipes.parser import RecipeParser
 
 NOT_PUSHED = 3

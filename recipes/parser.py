@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import torch
 from trl import TrlParser
 
-from hf_ext.cli.schema import config_schema, converted, problem_of
 from hf_ext.guards._row_rules import shorten
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.recipes.files import did_you_mean, read_settings, take_config
+from hf_ext.recipes.schema import config_schema, converted, problem_of
 
 EPILOG = """
 --config FILE reads any of these from a YAML file: a name inside the package ('hf-ext recipes list'), else a path.

@@ -9,9 +9,9 @@ from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig
 
+from hf_ext.data.loading import take_columns
 from hf_ext.data.preference import pairs_to_unpaired
 from hf_ext.recipes.launch import Recipe, RecipeArguments
-from hf_ext.recipes.loading import take_columns
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 ROLES = {"Human": "user", "Assistant": "assistant"}

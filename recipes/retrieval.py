@@ -11,8 +11,8 @@ from typing import Any
 from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
+from hf_ext.data.loading import first_rows, load_rows
 from hf_ext.recipes.launch import Recipe, RecipeArguments, check_arguments, load_train_and_eval
-from hf_ext.recipes.loading import first_rows, load_rows
 
 SOURCE_KEYS = ("path", "config", "split", "columns")
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
+from hf_ext.data.loading import load_rows, rename_columns
 from hf_ext.guards.models import loading_model
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded
-from hf_ext.recipes.loading import load_rows, rename_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

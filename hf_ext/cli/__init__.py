@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from importlib import import_module
 from typing import NoReturn
 
-from hf_ext.cli.errors import ended_by_sigterm
-from hf_ext.cli.streams import printing
+from hf_ext.guards.exits import ended_by_sigterm
+from hf_ext.guards.streams import printing
 
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose messages are one line, without the usage, and repeat what was typed, but no key."""
 
     def error(self, message: str) -> NoReturn:
-        from hf_ext.cli.errors import without_keys
+        from hf_ext.guards.exits import without_keys
 
         self.exit(2, f"{self.prog}: error: {without_keys(message)}\n")
 

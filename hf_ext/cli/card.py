@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import unescape
 from hf_ext.hub.front_matter import names_in, sections_of

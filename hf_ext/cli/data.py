@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli import exemplars, labels, prune
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -20,6 +19,7 @@ from hf_ext.cli.options import (
     write_rows,
 )
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, SEED, SIZE
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_ext.cli import exemplars
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -17,6 +16,7 @@ from hf_ext.cli.options import (
     option,
     rows_of,
 )
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.numbers import COUNT, POSITIVE, SEED, SIZE
 
@@ -170,9 +170,9 @@ def run_forgetting(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, a model or a row cannot be used.
     """
+    from hf_ext.data.loading import check_model_name, load_rows
     from hf_ext.evaluation.forgetting import forgetting_report
     from hf_ext.evaluation.rows import require_columns
-    from hf_ext.recipes.loading import check_model_name, load_rows
 
     if options.target is None and options.context_free is None and not options.num_tokens and not options.general_text:
         raise ValueError("nothing to measure: give one of --target, --context-free, --num-tokens, --general-text")

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import option
 from hf_ext.cli.outputs import add_output_options, file_output, store_output
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, FINITE, SHARE, SIZE, WHOLE
 
 SHOWN = 100  # characters of a text that is printed
@@ -79,7 +79,7 @@ def _exemplars(options: argparse.Namespace) -> int:
 
 def _pool(options: argparse.Namespace) -> Any:
     from hf_ext.data.exemplars import ExemplarStore
-    from hf_ext.recipes.loading import first_rows, load_rows
+    from hf_ext.data.loading import first_rows, load_rows
 
     retriever = options.retriever or "bm25"
     if options.store is not None:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import CLASSES, POSITIVE, PROBABILITY
 
 

@@ -74,7 +74,7 @@ def rows_of(options: argparse.Namespace, name: str) -> Any:
     Raises:
         ValueError: it cannot be loaded, or a split or column is missing.
     """
-    from hf_ext.recipes.loading import first_rows, load_rows, rename_columns
+    from hf_ext.data.loading import first_rows, load_rows, rename_columns
 
     rows = load_rows(name, config=options.dataset_config, split=options.split)
     rows = rename_columns(rows, options.prompt_column, options.completion_column, options.prompt_template)
@@ -93,8 +93,8 @@ def model_and_tokenizer(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from hf_ext.data.loading import check_model_name
     from hf_ext.guards.models import loading_model
-    from hf_ext.recipes.loading import check_model_name
 
     check_model_name(name, revision)
     try:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, SEED, SHARE, SIZE, Bounds
 
 
@@ -111,8 +111,8 @@ def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     """Fill options that the command line left at their default from the YAML file."""
     if options.config is None:
         return
-    from hf_ext.cli.schema import problem_of
     from hf_ext.recipes.files import did_you_mean, read_settings
+    from hf_ext.recipes.schema import problem_of
 
     _, values = read_settings(options.config)
     actions = {action.dest: action for action in parser._actions}
@@ -144,7 +144,7 @@ def _checked(value: Any, action: argparse.Action, name: str) -> Any:
 
 def _schema_of(action: argparse.Action) -> dict[str, Any]:
     """What a YAML file may hold for an option of the command line."""
-    from hf_ext.cli.schema import SCALARS
+    from hf_ext.recipes.schema import SCALARS
 
     if action.dest == "option":  # NAME=VALUE several times, or a mapping
         scalars = {"type": ["string", "number", "boolean", "null"]}

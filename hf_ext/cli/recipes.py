@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.guards.disk import write_whole, writing
+from hf_ext.guards.exits import exit_status
 from hf_ext.recipes.files import ACCELERATE_FOLDER, DATA_FOLDERS, did_you_mean, method_of, package_folder, recipe_names
 
 

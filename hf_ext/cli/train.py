@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.cli.launching import launch
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SIZE
 from hf_ext.recipes.files import MODULES, find_accelerate_config, read_settings, take_config
 
@@ -92,7 +92,7 @@ def _import(module: str) -> None:
 
 def _check_config(arguments: Sequence[str]) -> None:
     """Refuse a file that is no YAML now, and not after the seconds that the recipe's imports take."""
-    from hf_ext.cli.schema import ENVIRONMENT, problem_of
+    from hf_ext.recipes.schema import ENVIRONMENT, problem_of
 
     _, name = take_config(arguments)
     if name is None:
@@ -106,7 +106,7 @@ def _check_config(arguments: Sequence[str]) -> None:
 def _print_schema(module: str, title: str) -> int:
     import json
 
-    from hf_ext.cli.schema import config_schema
+    from hf_ext.recipes.schema import config_schema
 
     print(json.dumps(config_schema(import_module(module).RECIPE.make_parser().dataclass_types, title), indent=2))
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from trl import ModelConfig
 
+from hf_ext.data.loading import load_rows
 from hf_ext.data.run_settings import LOGGING, claim_run, described, settings_of, source_settings
 from hf_ext.guards.checkpoints import newest_whole
 from hf_ext.guards.disk import replacing, write_whole
@@ -27,7 +28,6 @@ from hf_ext.recipes.infopo.answers import (
 from hf_ext.recipes.infopo.rounds import PAIRS, Round, no_pairs_message, table
 from hf_ext.recipes.infopo.scoring import Scorer, reward_scorer, verifier_digest, verifier_scorer
 from hf_ext.recipes.launch import Recipe
-from hf_ext.recipes.loading import load_rows
 
 # What changes no result: `rounds` may grow, and the rows themselves are compared, not where they lie.
 FREE = (

@@ -39,11 +39,11 @@ from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig
 
+from hf_ext.data.loading import check_model_name, first_rows, load_rows
 from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.infopo.loop import OnlineLoop
 from hf_ext.recipes.infopo.scoring import load_verifier
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
-from hf_ext.recipes.loading import check_model_name, first_rows, load_rows
 from hf_ext.recipes.parser import RecipeParser
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_ext.cli import main
-from hf_ext.recipes.loading import load_rows
+from hf_ext.data.loading import load_rows
 
 FLOW = shlex.split("data flow-weights --model original --dataset train.jsonl --device cpu")
 SAMPLE = shlex.split(

@@ -13,8 +13,8 @@ import pytest
 from datasets import ClassLabel, Dataset, List, Value
 
 from hf_ext.cli import main
+from hf_ext.data.loading import load_rows
 from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, carry_ledger, privatize, relabel
-from hf_ext.recipes.loading import load_rows
 
 N, K = 200, 4
 RUN = "data privatize --dataset rows.parquet --epsilon 1.5 --key-file secret.key --output"

@@ -67,7 +67,7 @@ def test_workers_that_save_at_sigterm_are_waited_for(launches: dict[str, Any]) -
 MAPPING = """
 import sys, time
 from datasets import Dataset
-from hf_ext.cli.errors import exit_status
+from hf_ext.guards.exits import exit_status
 
 def slow(row):
     open(sys.argv[1], "a").close()

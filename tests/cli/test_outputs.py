@@ -12,8 +12,8 @@ import pytest
 from datasets import ClassLabel, Dataset, load_from_disk
 
 from hf_ext.cli import main
+from hf_ext.data.loading import load_rows
 from hf_ext.guards.runs import claimed_file
-from hf_ext.recipes.loading import load_rows
 
 VERBS = {
     "privatize": "data privatize --epsilon 1 --key-file secret.key",

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from hf_ext.cli import main
+from hf_ext.data.loading import load_rows
 from hf_ext.data.pruning import PruneReport, prune
-from hf_ext.recipes.loading import load_rows
 
 FIVE = ["--output", "x.jsonl", "--k", "5", "--column", "vector"]
 

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM
 
 from hf_ext.data.context_free import ContextFreeStore
 from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.data.loading import load_splits
 from hf_ext.data.original_cache import load_scores
 from hf_ext.data.pruning._resume import Saved
 from hf_ext.evaluation.report import ForgettingReport
 from hf_ext.guards.checkpoints import DamagedCheckpointError, require_whole, seal
 from hf_ext.guards.models import ModelFilesError, loading_model
-from hf_ext.recipes.loading import load_splits
 from tests.tiny import tiny_model
 
 

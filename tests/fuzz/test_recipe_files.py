@@ -6,7 +6,7 @@ import yaml
 from hypothesis import strategies as st
 
 from hf_ext.cli import main
-from hf_ext.cli.errors import exit_status
+from hf_ext.guards.exits import exit_status
 from hf_ext.recipes.context_free.train import make_parser
 from hf_ext.recipes.files import find_accelerate_config, find_recipe
 from tests.fuzz.engine import EXAMPLES, SCALARS, fuzz, status_of, trees

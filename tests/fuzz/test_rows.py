@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 from hypothesis import strategies as st
 
+from hf_ext.data.loading import load_rows
 from hf_ext.guards.rows import RowError, check_sft_rows
-from hf_ext.recipes.loading import load_rows
 from tests.fuzz.engine import EXAMPLES, fuzz, trees
 from tests.guards.bad_rows import CASES, as_stream
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.guards.disk import DiskFullError, append_whole, free_bytes, is_disk_full, replacing, write_whole, writing
+from hf_ext.guards.exits import exit_status
 from tests.recipes.work import SMALL, make_work_folder
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")

@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 from packaging.requirements import Requirement
 
-from hf_ext.cli.errors import exit_status
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import EXTRAS, MissingExtraError, missing_extra, require_extra
 
 # What an environment without sentence-transformers, bm25s, PEFT and matplotlib says; each line is one claim.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_ext.data.loading import check_model_name
 from hf_ext.guards.models import ModelFilesError, check_model_folder, loading_model
-from hf_ext.recipes.loading import check_model_name
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from hf_ext.data.loading import load_splits
 from hf_ext.guards import unpacked
-from hf_ext.recipes.loading import load_splits
 
 CONFIGS = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
 

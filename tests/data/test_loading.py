@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_ext.recipes.loading import first_rows, load_rows, load_splits, rename_columns
+from hf_ext.data.loading import first_rows, load_rows, load_splits, rename_columns
 from hf_ext.recipes.retrieval import texts_of
 
 ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}.", "weight": i / 2, "id": f"r{i}"} for i in range(5)]

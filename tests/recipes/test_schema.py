@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import hf_ext
 from hf_ext.cli import main
-from hf_ext.cli.schema import config_schema, problem_of
 from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of, training_recipes
+from hf_ext.recipes.schema import config_schema, problem_of
 
 jsonschema = pytest.importorskip("jsonschema")
 

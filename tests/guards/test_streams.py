@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_ext.cli.streams import printing
+from hf_ext.guards.streams import printing
 
 FULL = Path("/dev/full")
 
@@ -77,7 +77,7 @@ def test_closed_input_and_error_are_no_reason_to_fail() -> None:
     ("encoding", "expected"), [("ascii", b"0.5 \\xb1 0.1 \\u2581\n"), ("utf-8", "0.5 ± 0.1 ▁\n".encode())]
 )
 def test_characters_that_the_encoding_lacks_are_printed_as_escapes(encoding: str, expected: bytes) -> None:
-    program = "from hf_ext.cli.streams import printing; printing(lambda: print('0.5 ± 0.1 ▁') or 0, 'x')"
+    program = "from hf_ext.guards.streams import printing; printing(lambda: print('0.5 ± 0.1 ▁') or 0, 'x')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from hf_ext.cli.streams import OutputError
 from hf_ext.guards.disk import DiskFullError, is_disk_full, is_refused
 from hf_ext.guards.extras import missing_extra
 from hf_ext.guards.processes import forks_end_with_us
+from hf_ext.guards.streams import OutputError
 
 # What a user can put right by typing something else. NotImplementedError and the like are ours.
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from hf_ext.cli.errors import exit_status
 from hf_ext.guards.disk import NotWritableError
+from hf_ext.guards.exits import exit_status
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 from tests.tiny import tiny_tokenizer
