@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import torch
 from trl import TrlParser
 
-from hf_ext.guards._row_rules import shorten
 from hf_ext.guards.numbers import check_numbers
+from hf_ext.guards.row_text import shorten
 from hf_ext.recipes.files import did_you_mean, read_settings, take_config
 from hf_ext.recipes.schema import config_schema, converted, problem_of
 

@@ -14,7 +14,8 @@ from hf_ext._columns import ROW_INDEX, column_names, columns_of_other_types
 from hf_ext._upstream.sft import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.problem_rows import PROBLEM, drop_problem_rows
-from hf_ext.guards._row_rules import MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, RowRules, describe, tool_calls_of
+from hf_ext.guards.row_rules import MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, RowRules, tool_calls_of
+from hf_ext.guards.row_text import describe
 from hf_ext.guards.rows import check_by_rules, sft_rules
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from hf_ext.guards.preference_rows import prompt_stands_in_dialogues
-from hf_ext.guards.rows import RowError, _first_rows
+from hf_ext.guards.rows import RowError, beginning_of
 from hf_ext.guards.tokens import SayOnce, say_count
 
 __all__ = ["PairsToUnpaired", "pairs_to_unpaired"]
@@ -95,7 +95,7 @@ def pairs_to_unpaired(dataset: AnyData, num_proc: int | None = None) -> AnyData:
     """
     processes = {} if num_proc is None else {"num_proc": num_proc}
     _require_pairs(_columns(dataset))
-    first = _first_rows(next(iter(dataset.values())) if isinstance(dataset, dict) else dataset)
+    first = beginning_of(next(iter(dataset.values())) if isinstance(dataset, dict) else dataset)
     if prompt_stands_in_dialogues(first):
         dataset = dataset.remove_columns("prompt")
     dataset = with_prompts(dataset, "pairs", num_proc)

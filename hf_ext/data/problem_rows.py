@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from hf_ext._columns import OUR_PREFIX, ROW_INDEX
 from hf_ext._upstream.sft import AnyDataset
-from hf_ext.guards._row_rules import excerpt_of
+from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.rows import RowProblem, handle_bad_rows
 
 PROBLEM = "__hf_ext_problem__"  # "column: what is wrong", empty where the row is good

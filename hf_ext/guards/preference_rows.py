@@ -14,28 +14,11 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from hf_ext._columns import columns_of_other_types
-from hf_ext.guards._row_errors import row_error
-from hf_ext.guards._row_rules import (
-    Found,
-    Role,
-    RowRules,
-    describe,
-    excerpt_of,
-    number_problem,
-    plain,
-    shorten,
-    string_problem,
-)
-from hf_ext.guards.rows import (
-    ROW_INDEX,
-    RowProblem,
-    _check_arguments,
-    _check_dataset,
-    _check_stream,
-    _first_rows,
-    _row_number,
-)
+from hf_ext._columns import ROW_INDEX, columns_of_other_types
+from hf_ext.guards.row_errors import RowProblem, row_error, row_number
+from hf_ext.guards.row_rules import Role, RowDefect, RowRules, number_problem, string_problem
+from hf_ext.guards.row_text import describe, excerpt_of, plain, shorten
+from hf_ext.guards.rows import check_arguments, check_by_rules, require_rows
 
 PAIRS = ("chosen", "rejected")
 SINGLE = ("prompt", "completion", "label")
@@ -89,16 +72,16 @@ class PreferenceRules(RowRules):
             return f"expected a list of messages as in the other turns, found {describe(value)}{remedy}"
         return super()._column_problem(row, column, role)
 
-    def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:
+    def _turns_problem(self, row: Mapping[str, Any]) -> RowDefect | None:
         """Two equal responses have nothing to prefer; two conversations that share nothing have no prompt."""
         if self.data_type != "preference":
             return None
         chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
         if chosen == rejected:
             said = f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
-            return Found("rejected", said)
+            return RowDefect("rejected", said)
         if self.needs_shared_message() and chosen[0] != rejected[0]:
-            return Found(
+            return RowDefect(
                 "rejected",
                 "'chosen' and 'rejected' share no beginning, and there is no 'prompt': their first messages are "
                 f"{shorten(chosen[0], 60)} and {shorten(rejected[0], 60)}",
@@ -225,12 +208,8 @@ def _check(
     bad_rows_path: str | os.PathLike[str] | None,
     dataset_name: str,
 ) -> Dataset | IterableDataset:
-    _check_arguments(dataset, on_bad_row, bad_rows_path)
-    first_rows = _first_rows(dataset)
-    if not first_rows:
-        raise ValueError(
-            f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
-        )
+    check_arguments(dataset, on_bad_row, bad_rows_path)
+    first_rows = require_rows(dataset, dataset_name)
     columns = tuple(dataset.column_names if dataset.column_names is not None else first_rows[0])
     for name in needed:
         if name not in columns:
@@ -241,8 +220,7 @@ def _check(
     is_told_twice = data_type == "preference" and prompt_stands_in_dialogues(first_rows)
     read = tuple(name for name in columns if name != "prompt") if is_told_twice else columns
     rules = PreferenceRules(data_type, isinstance(first, list), response, False, read)
-    check = _check_dataset if isinstance(dataset, Dataset) else _check_stream
-    checked = check(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+    checked = check_by_rules(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
     foreign = columns_of_other_types(columns, rules.roles())
     return checked.remove_columns(foreign) if foreign else checked
 
@@ -254,7 +232,7 @@ def _missing(
     listing = ", ".join(map(repr, columns)) or "none"
     expected = ", ".join(map(repr, needed))
     text = f"this column is missing. The columns are {listing}; expected {expected}"
-    problem = RowProblem(_row_number(row) if ROW_INDEX in row else 0, name, text, excerpt_of(row, name, "prompt"))
+    problem = RowProblem(row_number(row) if ROW_INDEX in row else 0, name, text, excerpt_of(row, name, "prompt"))
     return row_error(problem, 0, dataset_name, "Rename your column with dataset.rename_column.")
 
 

@@ -12,18 +12,11 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from hf_ext.guards._row_errors import row_error
-from hf_ext.guards._row_rules import Role, RowRules, excerpt_of, plain
 from hf_ext.guards.matches import MOST_GRADE, MatchRule, match_rule
-from hf_ext.guards.rows import (
-    RowError,
-    RowProblem,
-    _check_arguments,
-    _check_dataset,
-    _check_stream,
-    _find_all,
-    _first_rows,
-)
+from hf_ext.guards.row_errors import RowError, RowProblem, row_error
+from hf_ext.guards.row_rules import Role, RowRules
+from hf_ext.guards.row_text import excerpt_of, plain
+from hf_ext.guards.rows import check_arguments, check_by_rules, find_bad_rows, require_rows
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ def only_matches(dataset: Dataset, matches: MatchRule) -> Dataset:
 def _no_matches(dataset: Dataset, matches: MatchRule) -> npt.NDArray[np.int64]:
     """Positions of the rows that do not match."""
     rules = rules_of(dataset.column_names, matches=matches)
-    bad = _find_all(dataset.with_format(None), rules, [matches.column])
+    bad = find_bad_rows(dataset.with_format(None), rules, [matches.column])
     return np.fromiter((position for position, _, _ in bad), dtype=np.int64)
 
 
@@ -149,14 +142,8 @@ def check_retrieval_rows(
         [`RowError`]: at a bad row with `on_bad_row="raise"`.
         ValueError: for an empty dataset, or one with no good row.
     """
-    _check_arguments(dataset, on_bad_row, bad_rows_path)
-    first_rows = _first_rows(dataset)
-    if not first_rows:
-        raise ValueError(
-            f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split."
-        )
+    check_arguments(dataset, on_bad_row, bad_rows_path)
+    first_rows = require_rows(dataset, dataset_name)
     columns = tuple(dataset.column_names or first_rows[0])
     rules = rules_of(columns, texts, matches)
-    if isinstance(dataset, Dataset):
-        return _check_dataset(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
-    return _check_stream(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
+    return check_by_rules(dataset, rules, on_bad_row, bad_rows_path, dataset_name)

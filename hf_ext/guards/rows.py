@@ -9,7 +9,6 @@ TRL meets a bad row in the middle of `Dataset.map`, with `AttributeError: 'NoneT
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,18 +21,19 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.fingerprint import Hasher
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext.guards import _arrow
-from hf_ext.guards._bad_rows_file import append_lines, line_of, rank
-from hf_ext.guards._row_errors import (
-    RowError,
+from hf_ext.guards import arrow_checks
+from hf_ext.guards.bad_rows_file import append_lines, line_of, rank
+from hf_ext.guards.row_errors import (
     RowProblem,
     check_choice,
     handle_bad_rows,
     remedy_of,
     row_error,
+    row_number,
     warn_of_dropped,
 )
-from hf_ext.guards._row_rules import Found, RowRules, describe, excerpt_of, rules_for
+from hf_ext.guards.row_rules import RowDefect, RowRules, rules_for
+from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.weights import refuse_vanishing_weights
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def check_sft_rows(
         ValueError: for an empty dataset, one with no good row, or one whose every weight is zero or vanishes (not
             checked on streams).
     """
-    _check_arguments(dataset, on_bad_row, bad_rows_path)
+    check_arguments(dataset, on_bad_row, bad_rows_path)
     rules = sft_rules(
         dataset, dataset_text_field, assistant_only_loss, formatted=formatting_func is not None, name=dataset_name
     )
@@ -109,9 +109,7 @@ def sft_rules(
     dataset: Dataset | IterableDataset, dataset_text_field: str, assistant_only_loss: bool, formatted: bool, name: str
 ) -> RowRules:
     """The rules for a dataset's rows, with the data type they are of; errors as in [`check_sft_rows`]."""
-    first_rows = _first_rows(dataset)
-    if not first_rows:
-        raise ValueError(f"The {name} dataset is empty: there is no row to train on. Check its filters and split.")
+    first_rows = require_rows(dataset, name)
     columns = dataset.column_names if dataset.column_names is not None else list(first_rows[0])
     rules = rules_for(
         columns,
@@ -120,9 +118,9 @@ def sft_rules(
         assistant_only_loss=assistant_only_loss,
         formatted=formatted,
     )
-    if isinstance(rules, Found):  # no row is good, so there is nothing that "drop" could keep
+    if isinstance(rules, RowDefect):  # no row is good, so there is nothing that "drop" could keep
         excerpt = excerpt_of(first_rows[0], rules.column, dataset_text_field)
-        index = _row_number(first_rows[0]) if ROW_INDEX in first_rows[0] else 0
+        index = row_number(first_rows[0]) if ROW_INDEX in first_rows[0] else 0
         problem = RowProblem(index, rules.column, rules.problem, excerpt)
         remedy = (
             "Rename your column with dataset.rename_column, name it with dataset_text_field "
@@ -180,7 +178,7 @@ class IsGoodRow:
 
     def __call__(self, row: dict[str, Any]) -> bool:
         """Whether the row is good."""
-        _row_number(row)  # refuses a stranger's column of that name, in good rows too
+        row_number(row)  # refuses a stranger's column of that name, in good rows too
         found = self.rules(row)
         if found is None:
             return True
@@ -195,7 +193,8 @@ class IsGoodRow:
         return False
 
 
-def _check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
+def check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
+    """Refuse what is no single dataset, and an `on_bad_row` that cannot be carried out."""
     check_choice(on_bad_row, bad_rows_path)
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         raise TypeError(
@@ -209,7 +208,15 @@ def _check_arguments(dataset: object, on_bad_row: str, bad_rows_path: str | os.P
         )
 
 
-def _first_rows(dataset: Dataset | IterableDataset) -> list[dict[str, Any]]:
+def require_rows(dataset: Dataset | IterableDataset, dataset_name: str) -> list[dict[str, Any]]:
+    """The first 100 rows, or a ValueError where there is none."""
+    if rows := beginning_of(dataset):
+        return rows
+    raise ValueError(f"The {dataset_name} dataset is empty: there is no row to train on. Check its filters and split.")
+
+
+def beginning_of(dataset: Dataset | IterableDataset) -> list[dict[str, Any]]:
+    """The first 100 rows, as Python objects."""
     if isinstance(dataset, Dataset):
         return list(dataset.with_format(None).select(range(min(len(dataset), FIRST_ROWS))))
     return list(islice(dataset, FIRST_ROWS))
@@ -225,7 +232,7 @@ def _check_dataset(
     dataset = _with_row_index(dataset)
     plain = dataset.with_format(None)
     if on_bad_row == "raise":
-        bad = _find_all(plain, rules, list(rules.roles()))
+        bad = find_bad_rows(plain, rules, list(rules.roles()))
         first = next(bad, None)
         if first is not None:
             position, found, _ = first
@@ -266,18 +273,18 @@ class _Dropped:
             warn_of_dropped(len(self.positions), self.first, bad_rows_path, dataset_name)
 
     def _lines(self) -> Iterator[str]:
-        for position, found, row in _find_all(self.plain, self.rules, self.plain.column_names):
+        for position, found, row in find_bad_rows(self.plain, self.rules, self.plain.column_names):
             if not self.positions:
                 self.first = _problem(row, found, self.rules)
             self.positions.append(position)
-            yield line_of(_row_number(row), found.column, found.problem, row)
+            yield line_of(row_number(row), found.column, found.problem, row)
 
 
 def _with_row_index(dataset: Dataset) -> Dataset:
     if ROW_INDEX in dataset.column_names:
         if str(dataset.data.schema.field(ROW_INDEX).type) != "int64" or dataset.data.column(ROW_INDEX).null_count:
             for row in dataset.with_format(None).select_columns(ROW_INDEX):
-                _row_number(row)
+                row_number(row)
         return dataset
     # named from its input, so that the same rows give the same fingerprint and later maps find their cache
     fingerprint = Hasher.hash([dataset._fingerprint, __name__, REVISION])
@@ -289,9 +296,9 @@ def _tables(dataset: Dataset, columns: list[str]) -> Iterator[Any]:
     return dataset.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_SIZE)
 
 
-def _find_all(
+def find_bad_rows(
     dataset: Dataset, rules: RowRules, read_columns: list[str]
-) -> Iterator[tuple[int, Found, dict[str, Any]]]:
+) -> Iterator[tuple[int, RowDefect, dict[str, Any]]]:
     """Position and defect of every bad row, in order, and the columns that are to be read of it."""
     roles = rules.roles()
     columns = list(roles)
@@ -301,7 +308,7 @@ def _find_all(
     types = {column: _column_type(column, dataset, rules) for column in columns}
     offset = 0
     for table in _tables(dataset, columns):
-        suspects = (offset + np.flatnonzero(_arrow.suspects(table, rules))).tolist()
+        suspects = (offset + np.flatnonzero(arrow_checks.suspects(table, rules))).tolist()
         for start in range(0, len(suspects), ROWS_IN_MEMORY):
             positions = suspects[start : start + ROWS_IN_MEMORY]
             values = _values_at(selected, positions)
@@ -310,7 +317,7 @@ def _find_all(
                 found = rules(row, roles)
                 if found is not None:
                     kind = types[found.column]
-                    yield position, Found(found.column, found.problem + kind) if kind else found, row
+                    yield position, RowDefect(found.column, found.problem + kind) if kind else found, row
         offset += table.num_rows
 
 
@@ -339,25 +346,11 @@ def _check_stream(
 def _column_type(column: str, dataset: Dataset, rules: RowRules) -> str:
     """The column's type for the message, where the type itself is the defect, for then it is every row's."""
     kind = dataset.data.schema.field(column).type if column in dataset.column_names else None
-    if kind is None or hasattr(kind, "extension_name") or _arrow.suits(kind, rules.roles()[column], rules.keys):
+    if kind is None or hasattr(kind, "extension_name") or arrow_checks.suits(kind, rules.roles()[column], rules.keys):
         return ""
     return f" (the column's type is {kind})"
 
 
-def _problem(row: Mapping[str, Any], found: Found, rules: RowRules) -> RowProblem:
+def _problem(row: Mapping[str, Any], found: RowDefect, rules: RowRules) -> RowProblem:
     excerpt = excerpt_of(row, found.column, rules.text_field)
-    return RowProblem(_row_number(row), found.column, found.problem, excerpt)
-
-
-def _row_number(row: Mapping[str, Any]) -> int:
-    """The row's position, of the first document where packed; a [`RowError`] where that column is something else."""
-    value = row.get(ROW_INDEX)
-    try:
-        return operator.index(value[0] if isinstance(value, list) and value else value)  # type: ignore[arg-type]
-    except TypeError:
-        raise RowError(
-            f"column {ROW_INDEX!r}: expected the row's position as an integer, found {describe(value)}.\n  hf-ext "
-            "numbers rows in this column; rename yours with dataset.rename_column, or remove it.",
-            row_index=-1,
-            column=ROW_INDEX,
-        ) from None
+    return RowProblem(row_number(row), found.column, found.problem, excerpt)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_ext.guards._row_rules import Found, RowRules, excerpt_of, shorten
-from hf_ext.guards.rows import IsGoodRow, RowProblem, _row_number, handle_bad_rows
+from hf_ext.guards.row_errors import RowProblem, handle_bad_rows, row_number
+from hf_ext.guards.row_rules import RowDefect, RowRules
+from hf_ext.guards.row_text import excerpt_of, shorten
+from hf_ext.guards.rows import IsGoodRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +55,7 @@ class TemplateRules(RowRules):
     chat_template: str | None
     renderings: tuple[tuple[tuple[str, ...], bool], ...]
 
-    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Any] | None = None) -> Found | None:
+    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Any] | None = None) -> RowDefect | None:
         """Render the row as the host does, and find what it would stop at."""
         tools = row.get("tools")
         tools = json.loads(tools) if isinstance(tools, str) else tools
@@ -67,9 +69,9 @@ class TemplateRules(RowRules):
             except Exception as error:  # a template is a program: it may fail in any way
                 name = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
                 said = shorten(f"{name}{error}".rstrip("."), PROBLEM_LENGTH)
-                return Found(columns[-1], f"the chat template does not take this row: {said}")
+                return RowDefect(columns[-1], f"the chat template does not take this row: {said}")
         if self.assistant_only_loss and not self._has_assistant_tokens(row, settings):
-            return Found(
+            return RowDefect(
                 self.renderings[-1][0][-1],
                 "assistant_only_loss needs tokens of the assistant, and the chat template marks none in this row: it "
                 "must stand around them with {% generation %}",
@@ -196,4 +198,4 @@ def _refused(dataset: Dataset, rules: TemplateRules) -> Iterator[tuple[int, RowP
         found = rules(row)
         if found is not None:
             excerpt = excerpt_of(row, found.column, rules.text_field)
-            yield position, RowProblem(_row_number(row), found.column, found.problem, excerpt)
+            yield position, RowProblem(row_number(row), found.column, found.problem, excerpt)

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_ext.guards._pages import NoPageError, unpacked_bytes
 from hf_ext.guards.inside import require_file
+from hf_ext.guards.parquet_pages import NoPageError, unpacked_bytes
 
 MOST_TIMES = 200
 """So many times its own size a file may unpack to ..."""

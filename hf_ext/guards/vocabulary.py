@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext.guards._row_errors import RowError
+from hf_ext.guards.row_errors import RowError
 
 ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 BATCH_SIZE = 10_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_ext.guards import _arrow
+from hf_ext.guards import arrow_checks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,7 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
     tables = dataset.select_columns(["weight"]).with_format("arrow").iter(batch_size=10_000)
     largest = 0.0
     for table in tables:
-        largest = max(largest, _arrow.largest_weight(table))
+        largest = max(largest, arrow_checks.largest_weight(table))
         if largest >= LEAST_WEIGHT:
             return
     if largest == 0:

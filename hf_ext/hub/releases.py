@@ -15,7 +15,7 @@ from hf_ext.data.relabeling.clean_columns import NoisyLabels, find_clean_columns
 from hf_ext.data.relabeling.columns import IGNORED_LABEL
 from hf_ext.data.relabeling.leaks import LabelLeakError, Leak
 from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, TRUE_LABEL
-from hf_ext.guards._row_rules import shorten
+from hf_ext.guards.row_text import shorten
 from hf_ext.hub.same_rows import Ledger, SameRows, Sample, Tally, key_columns, ledger_mask, numbers_of
 from hf_ext.hub.tables import RowTable, read_batches
 from hf_ext.hub.text_tables import MARKED_UP

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 
 from hf_ext.data.relabeling.views import SHORT_BYTES
-from hf_ext.guards._row_rules import shorten
+from hf_ext.guards.row_text import shorten
 from hf_ext.hub.text_tables import BATCH, UnreadableError, encoding_of, records_as_tables, text_batches
 
 if TYPE_CHECKING:

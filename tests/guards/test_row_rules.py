@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_ext.guards._row_rules import shorten
+from hf_ext.guards.row_text import shorten
 
 
 @pytest.mark.parametrize(

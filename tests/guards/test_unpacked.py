@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_ext.guards._pages import unpacked_bytes
+from hf_ext.guards.parquet_pages import unpacked_bytes
 from hf_ext.guards.unpacked import _depths, npz_arrays, require_shallow, text_batches
 
 LAYOUTS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from hf_ext.data.relabeling.class_names import ALIGN, class_label_of, names_of_column, same_order
 from hf_ext.data.relabeling.columns import are_classes, class_column, label_columns
 from hf_ext.data.relabeling.heads import LABEL_COLUMNS, check_head, check_width, outputs_of, same_names
-from hf_ext.guards._row_rules import plain
+from hf_ext.guards.row_text import plain
 from hf_ext.guards.rows import RowError
 
 __all__ = ["CheckLabels", "check_model", "checked_rows", "class_bound", "same_eval_names", "sets_of"]

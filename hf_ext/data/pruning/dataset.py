@@ -15,7 +15,7 @@ from hf_ext.data.pruning.selectors import check_method, select_rows
 from hf_ext.data.splits import with_split
 from hf_ext.data.vectors.columns import column_vectors, label_values, refuse_bad_vectors, score_values
 from hf_ext.data.vectors.embedding import embed_rows
-from hf_ext.guards._row_rules import excerpt_of
+from hf_ext.guards.row_text import excerpt_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.leaks import WORD, Leak, association, comparable
 from hf_ext.data.relabeling.views import views
-from hf_ext.guards._row_rules import shorten
+from hf_ext.guards.row_text import shorten
 
 __all__ = ["CLEAN_NAME", "NoisyLabels", "find_clean_columns"]
 

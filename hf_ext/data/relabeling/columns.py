@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from hf_ext.guards._row_rules import IGNORED_LABEL, describe, excerpt_of, plain
+from hf_ext.guards.row_rules import IGNORED_LABEL
+from hf_ext.guards.row_text import describe, excerpt_of, plain
 from hf_ext.guards.rows import RowError
 
 __all__ = [

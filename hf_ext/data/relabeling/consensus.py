@@ -33,7 +33,7 @@ from hf_ext.data.relabeling.privatize import class_names
 from hf_ext.data.relabeling.ranks import refuse_different_ranks
 from hf_ext.data.relabeling.report import RelabelReport
 from hf_ext.data.splits import with_split
-from hf_ext.guards._row_rules import plain
+from hf_ext.guards.row_text import plain
 
 __all__ = ["OUT_OF_FOLD", "ConsensusFilter", "bayes_posterior", "relabel"]
 

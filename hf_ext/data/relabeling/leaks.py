@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.views import views
-from hf_ext.guards._row_rules import plain, shorten
+from hf_ext.guards.row_text import plain, shorten
 
 __all__ = ["LabelLeakError", "Leak", "find_leaks", "refuse_leaks"]
 

@@ -23,7 +23,7 @@ from hf_ext.data.relabeling.heads import (
     same_names,
     warn_of_order,
 )
-from hf_ext.guards._row_rules import plain
+from hf_ext.guards.row_text import plain
 
 __all__ = ["fold_numbers", "predict_column"]
 

@@ -23,7 +23,7 @@ from hf_ext.data.relabeling.randomize import _IDS, RandomizedResponse
 from hf_ext.data.relabeling.releases import RECORD_ENV, record_of, release_of
 from hf_ext.data.relabeling.views import SHORT_BYTES
 from hf_ext.data.splits import with_split
-from hf_ext.guards._row_rules import describe, plain
+from hf_ext.guards.row_text import describe, plain
 
 __all__ = ["HashColumn", "carry_ledger", "privatize"]
 

@@ -26,7 +26,7 @@ from hf_ext.data.relabeling.ledger import (
     rounded_up,
     spent,
 )
-from hf_ext.guards._row_rules import describe, plain
+from hf_ext.guards.row_text import describe, plain
 
 __all__ = ["RandomizedResponse"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ext.guards._row_rules import plain
+from hf_ext.guards.row_text import plain
 
 __all__ = ["views"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from hf_ext.data.pruning._rows import BLOCK_ROWS
 from hf_ext.data.pruning._types import FloatArray
-from hf_ext.guards._row_rules import excerpt_of
 from hf_ext.guards.disk import replacing, writing
+from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.rows import RowError
 from hf_ext.guards.runs import claimed_file
 

@@ -1,6 +1,6 @@
 """Which rows of an Arrow table need a closer look: column-wise tests that never overlook a bad row.
 
-They only save time. What is wrong with a row, if anything, is decided by `_row_rules` alone.
+They only save time. What is wrong with a row, if anything, is decided by `row_rules` alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_ext.guards._row_rules import IGNORED_LABEL, MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, Role, RowRules
+from hf_ext.guards.row_rules import IGNORED_LABEL, MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, Role, RowRules
 
 Mask = npt.NDArray[np.bool_]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_ext.guards._bad_rows_file import append_lines, line_of, rank
+from hf_ext._columns import ROW_INDEX
+from hf_ext.guards.bad_rows_file import append_lines, line_of, rank
+from hf_ext.guards.row_text import describe
 
 logger = logging.getLogger("hf_ext.guards.rows")
 
@@ -102,6 +105,7 @@ def handle_bad_rows(
 def warn_of_dropped(
     count: int, first: RowProblem, bad_rows_path: str | os.PathLike[str] | None, dataset_name: str
 ) -> None:
+    """Log how many rows were dropped, where they are written, and the first of them."""
     logger.warning(
         "Dropped %s bad row(s) of the %s dataset and wrote them to %s. The first: row %s, column %r: %s. Fix them, or "
         'pass on_bad_row="raise" to stop instead.',
@@ -110,6 +114,7 @@ def warn_of_dropped(
 
 
 def check_choice(on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) -> None:
+    """Refuse an `on_bad_row` that is neither "raise" nor "drop", and "drop" without a file."""
     if on_bad_row not in ("raise", "drop"):
         raise ValueError(f'on_bad_row must be "raise" or "drop", got {on_bad_row!r}.')
     if on_bad_row == "drop" and bad_rows_path is None:
@@ -120,6 +125,7 @@ def check_choice(on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) 
 
 
 def row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) -> RowError:
+    """The error for a bad row, with the number of `more` bad ones and a `remedy`."""
     where = "" if dataset_name == "train" else f"{dataset_name} dataset, "
     message = f"{where}row {problem.row_index:,}, column {problem.column!r}: {problem.problem}.\n  {problem.excerpt}\n"
     if more:
@@ -128,7 +134,22 @@ def row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) ->
 
 
 def remedy_of(bad_rows_path: str | os.PathLike[str] | None) -> str:
+    """What to do about a bad row."""
     return (
         'Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" '
         f"(dropped rows are written to {Path(bad_rows_path or DEFAULT_FILE_NAME).name})."
     )
+
+
+def row_number(row: Mapping[str, Any]) -> int:
+    """The row's position, of the first document where packed; a [`RowError`] where that column is something else."""
+    value = row.get(ROW_INDEX)
+    try:
+        return operator.index(value[0] if isinstance(value, list) and value else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise RowError(
+            f"column {ROW_INDEX!r}: expected the row's position as an integer, found {describe(value)}.\n  hf-ext "
+            "numbers rows in this column; rename yours with dataset.rename_column, or remove it.",
+            row_index=-1,
+            column=ROW_INDEX,
+        ) from None

@@ -12,9 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hf_ext._columns import ROW_INDEX
+from hf_ext.guards.row_text import describe, plain
 
-EXCERPT_LENGTH = 80
 IGNORED_LABEL = -100
 
 # The speakers of ShareGPT rows, and the role of each in a chat template; any other name is refused.
@@ -35,63 +34,11 @@ Role = Literal[
 ]  # fmt: skip
 
 
-class Found(NamedTuple):
+class RowDefect(NamedTuple):
     """One defect of one row: the column it is in, and a sentence that says what was expected and what was found."""
 
     column: str
     problem: str
-
-
-def shorten(value: object, length: int = EXCERPT_LENGTH) -> str:
-    """`repr(value)` on one line, at most `length` characters; what was cut is marked by `...` before its last one."""
-    if isinstance(value, (str, bytes, list)):  # a union would be made anew for each of a million rows
-        value = value[: length + 1]  # a row may hold megabytes; only its beginning is shown
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 4] + "..." + text[-1]
-
-
-def describe(value: object) -> str:
-    """Name a value for an error message: `None`, `an empty string`, `int 7`."""
-    if value is None:
-        return "None"
-    if isinstance(value, (str, list, dict)) and not value:
-        return f"an empty {'string' if isinstance(value, str) else type(value).__name__}"
-    return f"{type(value).__name__} {shorten(value, 40)}"
-
-
-def plain(value: object) -> Any:
-    """Arrays and tensors (rows of a formatted stream) as Python lists and numbers; anything else as it is."""
-    if isinstance(value, (str, list, dict)):  # most values by far, and a failed `hasattr` takes three times as long
-        return value
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def excerpt_of(row: Mapping[str, Any], column: str, text_field: str) -> str:
-    """`column: 'beginning of its content'`, from a column that shows a reader which row is meant.
-
-    The defective column comes last, because there the content is often what is missing.
-    """
-    preferred = ["prompt", text_field, "messages", "conversations", "completion"]
-    others = [name for name in row if name not in preferred and name not in (ROW_INDEX, "weight")]
-    names = [name for name in (*preferred, *others) if name in row and name != column]
-    for name in (*names, column):
-        text = _first_string(row.get(name))
-        if text:
-            return f"{name}: {shorten(text)}"
-    for name in ("input_ids", column):
-        if name in row:
-            return f"{name}: {shorten(plain(row[name]))}"
-    return f"row: {shorten(dict(row))}"
-
-
-def _first_string(value: object) -> str | None:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return next((text for text in map(_first_string, value) if text), None)
-    if isinstance(value, dict):
-        return next((text for key in ("content", "value", "text") if (text := _first_string(value.get(key)))), None)
-    return None
 
 
 def number_problem(value: object) -> str | None:
@@ -257,13 +204,13 @@ class RowRules:
             chosen |= {name: "free" for name in ("tools", "chat_template_kwargs") if name in self.columns}
         return chosen | ({"weight": "weight"} if "weight" in self.columns else {})
 
-    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Role] | None = None) -> Found | None:
+    def __call__(self, row: Mapping[str, Any], roles: Mapping[str, Role] | None = None) -> RowDefect | None:
         """Find the row's first defect; `roles`, where they are at hand, are [`roles`]."""
         for column, role in (roles or self.roles()).items():
             if column not in row and role != "free":
-                return Found(column, f"missing in this row; its columns are {', '.join(map(repr, row))}")
+                return RowDefect(column, f"missing in this row; its columns are {', '.join(map(repr, row))}")
             if problem := self._column_problem(row, column, role):
-                return Found(column, problem)
+                return RowDefect(column, problem)
         return self._turns_problem(row)
 
     def wrong_matches(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -306,7 +253,7 @@ class RowRules:
             return "no supervised token: every label after the first is -100"
         return None
 
-    def _turns_problem(self, row: Mapping[str, Any]) -> Found | None:
+    def _turns_problem(self, row: Mapping[str, Any]) -> RowDefect | None:
         """An assistant message must exist where only assistant tokens are learned from."""
         if not self.assistant_only_loss or "messages" not in self.roles().values():
             return None
@@ -315,7 +262,7 @@ class RowRules:
         if not self.assistants.isdisjoint(speakers):
             return None
         found = ", ".join(repr(speaker) for speaker in dict.fromkeys(speakers))
-        return Found(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {found}")
+        return RowDefect(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {found}")
 
 
 def _extra_problem(column: str, value: object) -> str | None:
@@ -337,7 +284,7 @@ def rules_for(
     text_field: str,
     assistant_only_loss: bool,
     formatted: bool,
-) -> RowRules | Found:
+) -> RowRules | RowDefect:
     """
     Choose the rules, and with them the data type: from the columns, and from what the first rows hold.
 
@@ -345,7 +292,7 @@ def rules_for(
     named (`text_field` is not `"text"`), prompt and completion, conversations, messages, text.
 
     Returns:
-        [`RowRules`], or a [`Found`] naming the missing column where the columns fit no data type.
+        [`RowRules`], or a [`RowDefect`] naming the missing column where the columns fit no data type.
     """
     names = tuple(columns)
     listing = ", ".join(map(repr, names)) or "none"
@@ -360,7 +307,8 @@ def rules_for(
         data_type = "prompt_completion"
         for missing, present in (("completion", "prompt"), ("prompt", "completion")):
             if missing not in names:
-                return Found(missing, f"this column is missing and {present!r} is there. The columns are {listing}")
+                message = f"this column is missing and {present!r} is there. The columns are {listing}"
+                return RowDefect(missing, message)
     elif "conversations" in names and ("messages" not in names or _first_message_has(SHAREGPT_KEYS, first_rows)):
         data_type = "conversations"
     elif "messages" in names:
@@ -368,7 +316,7 @@ def rules_for(
     elif text_field in names:
         data_type = "text"
     else:
-        return Found(
+        return RowDefect(
             text_field,
             f"this column is missing. The columns are {listing}; expected {text_field!r}, 'messages', 'prompt' with "
             "'completion', or 'input_ids'",
