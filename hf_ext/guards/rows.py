@@ -24,6 +24,7 @@ from hf_ext._columns import ROW_INDEX
 from hf_ext.guards import arrow_checks
 from hf_ext.guards.bad_rows_file import append_lines, line_of, rank
 from hf_ext.guards.row_errors import (
+    RowError,
     RowProblem,
     check_choice,
     handle_bad_rows,
@@ -35,6 +36,8 @@ from hf_ext.guards.row_errors import (
 from hf_ext.guards.row_rules import RowDefect, RowRules, rules_for
 from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.weights import refuse_vanishing_weights
+
+__all__ = ["RowError", "RowProblem", "check_by_rules", "check_sft_rows", "handle_bad_rows", "sft_rules"]
 
 logger = logging.getLogger(__name__)
 
