@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from hf_ext.guards.disk import write_whole, writing
@@ -21,8 +21,9 @@ from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, n
 from hf_ext.hub.methods import LIBRARIES, METHODS, PAPERS, TRAINERS
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
     from hf_ext.data.pruning.report import PruneReport
-    from hf_ext.evaluation.report import ForgettingReport
 
 __all__ = [
     "METHODS",
@@ -63,6 +64,16 @@ print(generator("The best season is", max_new_tokens=64)[0]["generated_text"])
 ADAPTER_NOTE = "\n\nThe folder holds an adapter: `pip install peft` first; the base model is loaded with it."
 
 
+class EvaluationReport(Protocol):
+    """What a card shows of an evaluation, such as of [`~hf_ext.evaluation.report.ForgettingReport`]."""
+
+    def to_markdown(self) -> str:
+        """The table of its numbers."""
+
+    def eval_results(self, name: str | None, /, *, dataset_name: str = ..., dataset_id: str = ...) -> list[EvalResult]:
+        """The numbers of the model of that name, or of the only one, for the `model-index`."""
+
+
 def write_model_card(
     output_dir: str | Path,
     *,
@@ -72,7 +83,7 @@ def write_model_card(
     settings: Mapping[str, Any] | None = None,
     paper: Mapping[str, str] | None = None,
     dataset_name: str | None = None,
-    report: ForgettingReport | None = None,
+    report: EvaluationReport | None = None,
     arm: str | None = None,
     tags: str | Iterable[str] = (),
     model_name: str | None = None,
@@ -103,7 +114,7 @@ def write_model_card(
             `title`, arXiv `id` and, if wanted, `citation`, as TRL's `_paper`. The method's own by default.
         dataset_name (`str`, *optional*):
             Hub id of the fine-tuning data.
-        report (`ForgettingReport`, *optional*):
+        report ([`EvaluationReport`], *optional*):
             Its table goes into the text, and the numbers of `arm` into the `model-index`.
         arm (`str`, *optional*):
             Which arm of `report` this model is; needed if it has several.
