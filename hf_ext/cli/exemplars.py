@@ -11,7 +11,7 @@ from typing import Any
 from hf_ext.cli.options import option
 from hf_ext.cli.outputs import add_output_options, file_output, store_output
 from hf_ext.guards.exits import exit_status
-from hf_ext.guards.numbers import COUNT, FINITE, SHARE, SIZE, WHOLE
+from hf_ext.guards.numbers import COUNT, FINITE, SHARE, SIZE, WHOLE_NUMBER
 
 SHOWN = 100  # characters of a text that is printed
 
@@ -122,7 +122,7 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
     option(pool, "--pool-split", metavar="NAME", help="qrels of the folder whose pairs are the pool, such as train")
     option(pool, "--exemplars", metavar="STORE", help="a pool: its folder, or user/dataset@revision")
     option(pool, "--plain", action="store_true", help="leave the model's own exemplars out")
-    option(parser, "--k", type=WHOLE, help="exemplars of a query (default: the model's setting, or 5)")
+    option(parser, "--k", type=WHOLE_NUMBER, help="exemplars of a query (default: the model's setting, or 5)")
     option(parser, "--example-weight", type=SHARE, help="share of the vector that comes from them, in (0, 1]")
     option(parser, "--floor", type=FINITE, help="score of the nearest exemplar below which a query is read bare")
     option(parser, "--prompt", help="before every query, in place of the model's own")

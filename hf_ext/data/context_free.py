@@ -463,5 +463,5 @@ def _write_shard(folder: Path, number: int, table: pa.Table) -> dict[str, Any]:
 
 def _write_whole(path: Path, content: bytes) -> None:
     intact = "Whole shards are intact: free some space and repeat the call, which continues after the last one."
-    with writing("the context-free rows", path.parent, needed=len(content), then=intact):
+    with writing("the context-free rows", path.parent, num_bytes=len(content), advice=intact):
         write_whole(path, content)

@@ -103,7 +103,7 @@ def _check_file(path: Path) -> None:
 
 def _check_saved(path: Path, root: Path, marker: str) -> None:
     """What `save_to_disk` wrote: its lists of splits and of files name nothing outside of it."""
-    values = read_json(file_in(root, str((path / marker).relative_to(root)), root), what=f"a {marker} of datasets")
+    values = read_json(file_in(root, str((path / marker).relative_to(root)), root), subject=f"a {marker} of datasets")
     if marker == "dataset_dict.json":
         names = values.get("splits")
         for split in names if isinstance(names, list) else [names]:
@@ -117,7 +117,7 @@ def _check_saved(path: Path, root: Path, marker: str) -> None:
         file_in(root, str((path / str(name)).relative_to(root)), path / marker)
     for other in (f"{marker}", "dataset_info.json"):
         if (path / other).exists():
-            read_json(path / other, what=f"a {other} of datasets")
+            read_json(path / other, subject=f"a {other} of datasets")
 
 
 def load_rows(

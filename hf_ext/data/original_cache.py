@@ -53,7 +53,10 @@ def save_scores(path: Path, scores: Scores, parts: dict[str, Any]) -> None:
     }
     then = "Free some space, or set original_cache_dir to another disk, and run again."
     needed = sum(values.nbytes for values in tensors.values())
-    with writing("the losses under the original model", path, needed=needed, then=then), replacing(path) as temporary:
+    with (
+        writing("the losses under the original model", path, num_bytes=needed, advice=then),
+        replacing(path) as temporary,
+    ):
         save_file(tensors, temporary, metadata={"facts": json.dumps(parts, sort_keys=True)})
 
 

@@ -66,7 +66,7 @@ def suspects(table: Any, rules: RowRules) -> Mask:
     Returns:
         `numpy.ndarray` of shape `(rows,)`, bool: true for every bad row, and for a few good ones.
     """
-    found: Mask = np.zeros(table.num_rows, dtype=bool)
+    is_suspect: Mask = np.zeros(table.num_rows, dtype=bool)
     speakers: Mask = np.zeros(table.num_rows, dtype=bool)
     num_tokens = _lengths(table, "input_ids") if rules.data_type == "input_ids" else None
     for name, role in rules.roles().items():
@@ -76,23 +76,23 @@ def suspects(table: Any, rules: RowRules) -> Mask:
         if not suits(column.type, role, rules.keys):
             return np.ones(table.num_rows, dtype=bool)
         if role == "string":
-            found |= _nulls(column) | (_numpy(pc.binary_length(column)) == 0)
+            is_suspect |= _nulls(column) | (_numpy(pc.binary_length(column)) == 0)
         elif role == "messages":
             bad, assistant = _messages(column, rules)
-            found |= bad
+            is_suspect |= bad
             speakers |= assistant
         elif role == "match":
-            found |= _nulls(column) | rules.wrong_matches(_numpy(column))
+            is_suspect |= _nulls(column) | rules.wrong_matches(_numpy(column))
         else:
-            found |= _numbers(column, role, num_tokens)
+            is_suspect |= _numbers(column, role, num_tokens)
     if rules.assistant_only_loss and "messages" in rules.roles().values():
-        found |= ~speakers
+        is_suspect |= ~speakers
     if rules.data_type == "preference":
         chosen, rejected = (table.column(side).combine_chunks() for side in ("chosen", "rejected"))
-        found |= _same_responses(chosen, rejected)
+        is_suspect |= _same_responses(chosen, rejected)
         if rules.conversational and "prompt" not in rules.columns:
-            found |= _other_beginning(chosen, rejected)
-    return found
+            is_suspect |= _other_beginning(chosen, rejected)
+    return is_suspect
 
 
 def _numpy(array: Any) -> npt.NDArray[Any]:
@@ -150,20 +150,20 @@ def filled_rows(column: Any, keys: tuple[str, ...]) -> Mask:
     return rows & ~_nulls(column)
 
 
-def _is_in(strings: Any, wanted: Iterable[str]) -> Mask:
-    return _numpy(pc.is_in(strings, value_set=pa.array(sorted(wanted), strings.type))).astype(bool)
+def _is_in(strings: Any, value_set: Iterable[str]) -> Mask:
+    return _numpy(pc.is_in(strings, value_set=pa.array(sorted(value_set), strings.type))).astype(bool)
 
 
 def _same_responses(chosen: Any, rejected: Any) -> Mask:
     """Rows whose two responses are the same string, or equally many messages of the same contents."""
     if _is_string(chosen.type):
         return _numpy(pc.equal(chosen, rejected)).astype(bool)
-    same: Mask = _numpy(pc.list_value_length(chosen)) == _numpy(pc.list_value_length(rejected))
-    sides = [column.filter(pa.array(same)) for column in (chosen, rejected)]
+    is_same: Mask = _numpy(pc.list_value_length(chosen)) == _numpy(pc.list_value_length(rejected))
+    sides = [column.filter(pa.array(is_same)) for column in (chosen, rejected)]
     contents = [pc.struct_field(pc.list_flatten(side), ["content"]) for side in sides]
     agree = _numpy(pc.equal(*contents)).astype(bool) | (_nulls(contents[0]) & _nulls(contents[1]))
-    same[np.flatnonzero(same)[_parents(sides[0])[~agree]]] = False
-    return same
+    is_same[np.flatnonzero(is_same)[_parents(sides[0])[~agree]]] = False
+    return is_same
 
 
 def _other_beginning(chosen: Any, rejected: Any) -> Mask:

@@ -41,7 +41,7 @@ def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContex
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(vocab, (3, length), generator=generator)
     positions = torch.arange(length).repeat(2)[None].to(weight.device)
-    found = []
+    second_log_probs = []
     with model_as_before(model):
         model.eval()
         for document in (first, other):
@@ -52,8 +52,8 @@ def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContex
                 outputs = model(
                     input_ids=ids, position_ids=positions, labels=labels, use_cache=False, fused_lm_head=True
                 )
-            found.append(outputs.log_probs[:, -(length - 1) :].float())
-    leak = float((found[0] - found[1]).abs().max())
+            second_log_probs.append(outputs.log_probs[:, -(length - 1) :].float())
+    leak = float((second_log_probs[0] - second_log_probs[1]).abs().max())
     if leak > TOLERANCE:
         raise ValueError(
             "This model's attention kernel lets packed documents attend to each other: changing one document moved "

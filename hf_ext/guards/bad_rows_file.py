@@ -23,8 +23,8 @@ def rank() -> int:
 
 def append_lines(lines: Iterable[str], bad_rows_path: str | os.PathLike[str] | None) -> None:
     """Append lines, all or none; they are whole after a kill, and two readers do not mix theirs. `DiskFullError`."""
-    then = "Its lines are whole. Free some space, or set bad_rows_path to another disk, and run again."
-    with writing("the dropped rows", path := str(bad_rows_path), then=then):
+    advice = "Its lines are whole. Free some space, or set bad_rows_path to another disk, and run again."
+    with writing("the dropped rows", path := str(bad_rows_path), advice=advice):
         append_whole(path, _pieces(lines))
 
 

@@ -24,7 +24,7 @@ LOWER_IS_BETTER = (
     "logps/rejected",
     "kl",
 )
-OWN = ("loss_weighted", "infopo/", "rare/")  # how names begin that a trainer of ours adds to an evaluation
+OUR_PREFIXES = ("loss_weighted", "infopo/", "rare/")  # how names begin that a trainer of ours adds to an evaluation
 
 
 # TRL (1.16) reports these of its own under "eval_" too, whatever the set: the last set's would choose.
@@ -63,7 +63,7 @@ def check_best_metric(trainer: Any) -> None:
         return
     name = metric.removeprefix("eval_")
     names_a_set = any(name.startswith(f"{key}_") for key in sets)
-    if not names_a_set and (name == "loss" or name.startswith((*OWN, *LAST_OF_SETS))):
+    if not names_a_set and (name == "loss" or name.startswith((*OUR_PREFIXES, *LAST_OF_SETS))):
         choices = " or ".join(f"'eval_{key}_{name}'" for key in list(sets)[:3])
         raise ValueError(
             f"metric_for_best_model={metric!r} names none of the evaluation sets, which have one each: pass {choices}."

@@ -55,8 +55,8 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    folders = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def is_sealed(checkpoint: str | os.PathLike[str]) -> bool:
@@ -227,11 +227,11 @@ def _hint(damages: list[Damage]) -> str:
 
 def _files(root: Path) -> list[str]:
     """Relative names of the files a manifest covers, in a fixed order."""
-    own = (MANIFEST, UNFINISHED)
+    excluded_names = (MANIFEST, UNFINISHED)
     return sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        if path.is_file() and path.name not in own and path.suffix != ".tmp"
+        if path.is_file() and path.name not in excluded_names and path.suffix != ".tmp"
     )
 
 
@@ -268,24 +268,24 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]] | Damage:
 
 
 def _differs_from_manifest(root: Path) -> Damage | None:
-    saved = _read_manifest(root)
-    if isinstance(saved, Damage):
-        return saved
-    for name in saved:
+    manifest = _read_manifest(root)
+    if isinstance(manifest, Damage):
+        return manifest
+    for name in manifest:
         try:
             require_path_inside(name, MANIFEST)
         except ValueError as error:
             return Damage(root, MANIFEST, f"is not what was written: {error}")
-    for name, facts in saved.items():  # sizes first: they cost nothing
+    for name, facts in manifest.items():  # sizes first: they cost nothing
         if not (root / name).is_file():
             return Damage(root, name, f"is missing; it was saved with {facts['size']:,} bytes")
         size = (root / name).stat().st_size
         if size != facts["size"]:
             return Damage(root, name, f"has {size:,} bytes; it was saved with {facts['size']:,}")
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = list(pool.map(lambda name: _facts(root / name), saved))
-    for (name, facts), now in zip(saved.items(), found, strict=True):
-        if now != facts:
+        current_facts = list(pool.map(lambda name: _facts(root / name), manifest))
+    for name, facts in zip(manifest, current_facts, strict=True):
+        if facts != manifest[name]:
             return Damage(root, name, "has the right length but not the content that was saved (CRC-32 differs)")
     return None
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Libraries written in Rust and C++ raise errors of their own, without an errno.
-_SAID = ("No space left on device", "File too large", "Disk quota exceeded", "(os error 112)")
+_FULL_MESSAGES = ("No space left on device", "File too large", "Disk quota exceeded", "(os error 112)")
 _REFUSED = {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
@@ -35,12 +35,14 @@ def is_refused(error: BaseException) -> bool:
     return isinstance(error, NotWritableError) or (isinstance(error, OSError) and error.errno in _REFUSED)
 
 
-def unwritable(error: OSError, where: str | os.PathLike[str], what: str = "") -> NotWritableError:
+def unwritable(error: OSError, location: str | os.PathLike[str], subject: str = "") -> NotWritableError:
     """The sentence for a place that cannot be written because of `error`."""
     reason = "a file is in the way" if error.errno == errno.EEXIST else error.strerror
     if error.filename is not None:
         reason = f"{reason}: {error.filename}"
-    return NotWritableError(f"Cannot write {what + ' to ' if what else ''}{where} ({reason}). Name another place.")
+    return NotWritableError(
+        f"Cannot write {subject + ' to ' if subject else ''}{location} ({reason}). Name another place."
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -49,7 +51,7 @@ def is_disk_full(error: BaseException | None) -> bool:
         if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL):
             return True
         text = str(error)
-        if any(words in text for words in _SAID):
+        if any(words in text for words in _FULL_MESSAGES):
             return True
         if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITER):
             return True
@@ -59,24 +61,24 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def writing(
-    what: str,
-    where: str | os.PathLike[str],
+    subject: str,
+    location: str | os.PathLike[str],
     *,
-    needed: int | None = None,
-    then: str = "Free some space or choose another folder, and run again.",
+    num_bytes: int | None = None,
+    advice: str = "Free some space or choose another folder, and run again.",
     clean_up: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """
     Turn a full disk inside into a [`DiskFullError`], a refused place into one sentence; other errors pass through.
 
     Args:
-        what (`str`):
+        subject (`str`):
             What is being written, as the message names it.
-        where (`str` or `os.PathLike`):
+        location (`str` or `os.PathLike`):
             File or folder; it need not exist.
-        needed (`int`, *optional*):
+        num_bytes (`int`, *optional*):
             Bytes it takes, where they are known.
-        then (`str`, *optional*):
+        advice (`str`, *optional*):
             End of the message: what is intact, and what to do.
         clean_up (`Callable`, *optional*):
             Removes what was half-written; called once the free bytes have been read.
@@ -89,22 +91,22 @@ def writing(
         yield
     except Exception as error:
         if isinstance(error, OSError) and is_refused(error) and not isinstance(error, NotWritableError):
-            raise unwritable(error, where, what) from error
+            raise unwritable(error, location, subject) from error
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
-        free = free_bytes(where)
+        free = free_bytes(location)
         room = f"{_size(free)} free"
-        if needed:
-            room += f", about {_size(needed)} needed"
-            room += "; so a quota, or a limit on the size of files?" if free > 2 * needed else ""
+        if num_bytes:
+            room += f", about {_size(num_bytes)} needed"
+            room += "; so a quota, or a limit on the size of files?" if free > 2 * num_bytes else ""
         if clean_up is not None:
             clean_up()
-        raise DiskFullError(f"No room to write {what} to {where} ({room}). {then}") from error
+        raise DiskFullError(f"No room to write {subject} to {location} ({room}). {advice}") from error
 
 
-def free_bytes(where: str | os.PathLike[str]) -> int:
-    """Free bytes of the disk that holds `where`, or would."""
-    path = Path(where).absolute()
+def free_bytes(location: str | os.PathLike[str]) -> int:
+    """Free bytes of the disk that holds `location`, or would."""
+    path = Path(location).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
@@ -227,9 +229,9 @@ def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
         end = file.tell()
         try:
             for piece in chain([first], pieces):
-                left = memoryview(piece)
-                while left:
-                    left = left[file.write(left) :]
+                remainder = memoryview(piece)
+                while remainder:
+                    remainder = remainder[file.write(remainder) :]
         except BaseException:
             file.truncate(end)
             raise

@@ -127,7 +127,12 @@ def check_gradient(
 
 
 def parameter_error(
-    parameters: Iterable[tuple[str, Tensor]], *, step: int, rank: int, row_index: Tensor | None = None, then: str = ""
+    parameters: Iterable[tuple[str, Tensor]],
+    *,
+    step: int,
+    rank: int,
+    row_index: Tensor | None = None,
+    advice: str = "",
 ) -> NonFiniteError | None:
     """
     The error for a model that is not finite, or `None` where it is.
@@ -142,7 +147,7 @@ def parameter_error(
             Index of this process.
         row_index (`torch.Tensor`, *optional*):
             Dataset rows of the last step on this process.
-        then (`str`, *optional*):
+        advice (`str`, *optional*):
             What is still whole, and what to do now.
     """
     worst = first_not_finite(parameters)
@@ -153,7 +158,7 @@ def parameter_error(
     message = (
         f"parameter {name!r} {_extent(values)}, after step {step:,} on rank {rank}.\n"
         f"  dataset rows of that step on this rank: {_listing(rows)}\n"
-        f"  The model is neither saved nor pushed. {then}"
+        f"  The model is neither saved nor pushed. {advice}"
     )
     return NonFiniteError(message.rstrip(), "parameter", step, rank, rows)
 

@@ -122,7 +122,9 @@ def require_links_inside(folder: str | os.PathLike[str]) -> None:
                 require_inside(path, folder)
 
 
-def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict, *, what: str | None = None) -> Any:
+def read_json(
+    path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict, *, subject: str | None = None
+) -> Any:
     """
     A JSON file, whole.
 
@@ -131,7 +133,7 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
             The file.
         kind (`type`, *optional*, defaults to `dict`):
             What it must hold.
-        what (`str`, *optional*):
+        subject (`str`, *optional*):
             What it is for, as the message names it.
 
     Raises:
@@ -142,7 +144,7 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
     size = path.stat().st_size
     if size > MOST_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read of a JSON file.")
-    verdict = f"{path} is no JSON" if what is None else f"{path} is not {what}"
+    verdict = f"{path} is no JSON" if subject is None else f"{path} is not {subject}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -151,7 +153,7 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
         raise ValueError(f"{verdict}: {error}.") from error
     if not isinstance(values, kind):
         expected = " or a ".join(word.__name__ for word in (kind if isinstance(kind, tuple) else (kind,)))
-        if what is None and kind is dict:
+        if subject is None and kind is dict:
             raise ValueError(f"{path} must be a JSON object, found {type(values).__name__}.")
         raise ValueError(f"{verdict}: it holds a {type(values).__name__}, expected a {expected}.")
     return values
@@ -160,7 +162,7 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
 T = TypeVar("T")
 
 
-def read_as(path: str | os.PathLike[str], build: Callable[[dict[str, Any]], T], what: str) -> T:
+def read_as(path: str | os.PathLike[str], build: Callable[[dict[str, Any]], T], subject: str) -> T:
     """
     What `build` makes of a JSON file's object.
 
@@ -168,8 +170,8 @@ def read_as(path: str | os.PathLike[str], build: Callable[[dict[str, Any]], T], 
         FileNotFoundError: there is no file.
         ValueError: as of [`read_json`], or its values are not those that `build` takes.
     """
-    values = read_json(path, what=what)
+    values = read_json(path, subject=subject)
     try:
         return build(values)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not {what}: {type(error).__name__}: {error}.") from error
+        raise ValueError(f"{path} is not {subject}: {type(error).__name__}: {error}.") from error

@@ -9,7 +9,7 @@ import unicodedata
 __all__ = ["Markdown", "code", "escape", "fenced", "python_literal", "unescape", "well_formed"]
 
 # A tab, and the joiners of Persian, Indic scripts and emoji. All else of their kind cannot be seen, or turns the line.
-_KEPT = "\t\u200c\u200d"
+_VISIBLE_CONTROLS = "\t\u200c\u200d"
 _CONTROL = {"Cc", "Cf"}
 _SPECIAL = re.compile(
     r"[\\`*~$|\[\]]"  # always
@@ -145,4 +145,4 @@ def _one_line(text: str, squeeze: bool = True) -> str:
 
 
 def _is_visible(letter: str) -> bool:
-    return letter in _KEPT or unicodedata.category(letter) not in _CONTROL
+    return letter in _VISIBLE_CONTROLS or unicodedata.category(letter) not in _CONTROL

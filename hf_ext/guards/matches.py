@@ -57,13 +57,13 @@ class MatchRule:
             good = isinstance(value, int | float) and not bool(self.wrong(np.asarray(value)))
         if good:
             return None
-        named = f" ({self.classes[value]!r})" if isinstance(value, int) and 0 <= value < len(self.classes) else ""
-        wanted = repr(self.classes[self.match]) if self.classes and self.match is not None else "a label of 1"
+        class_name = f" ({self.classes[value]!r})" if isinstance(value, int) and 0 <= value < len(self.classes) else ""
+        expected_label = repr(self.classes[self.match]) if self.classes and self.match is not None else "a label of 1"
         if self.classes and self.match is None:
-            wanted = "a label that tells which pairs match"
+            expected_label = "a label that tells which pairs match"
         return (
-            f"a pair of query and document needs {wanted} or none, found {value!r}{named}: neither the ranking loss "
-            "nor the pool of exemplars reads it. Keep the pairs that match with dataset.filter, and remove the column "
+            f"a pair of query and document needs {expected_label} or none, found {value!r}{class_name}: neither the "
+            "ranking loss nor the pool of exemplars reads it. Keep the pairs that match with dataset.filter, and remove the column "
             f"with dataset.remove_columns({self.column!r}) where it says something else"
         )
 

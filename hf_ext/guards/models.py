@@ -37,14 +37,14 @@ class ModelFilesError(ValueError):
 
 
 @contextmanager
-def loading_model(name: object, what: str = "model") -> Iterator[None]:
+def loading_model(name: object, kind: str = "model") -> Iterator[None]:
     """
     Around a host library's loader of a model, tokenizer or processor.
 
     Args:
         name (`object`):
             A folder, which is looked at first, or a name on the Hub.
-        what (`str`, *optional*, defaults to `"model"`):
+        kind (`str`, *optional*, defaults to `"model"`):
             What is loaded, for the message.
 
     Raises:
@@ -61,7 +61,7 @@ def loading_model(name: object, what: str = "model") -> Iterator[None]:
         panic = type(error).__name__ == "PanicException"
         if not (panic or isinstance(error, Exception)) or is_disk_full(error) or _is_out_of_memory(error):
             raise
-        raise ModelFilesError(f"{what} {str(name)!r} cannot be loaded: {_sentence(error)}") from error
+        raise ModelFilesError(f"{kind} {str(name)!r} cannot be loaded: {_sentence(error)}") from error
 
 
 def _sentence(error: BaseException) -> str:

@@ -19,7 +19,7 @@ __all__ = [
     "SEED",
     "SHARE",
     "SIZE",
-    "WHOLE",
+    "WHOLE_NUMBER",
     "Bounds",
     "check_numbers",
 ]
@@ -66,8 +66,8 @@ class Bounds:
         """What is wrong with a number, or `None`; a text is none."""
         if isinstance(value, Real) and self._holds(value):
             return None
-        shown = repr(value)
-        return f"must be {self.words}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+        text = repr(value)
+        return f"must be {self.words}, got {text if len(text) <= 80 else text[:77] + '...'}"
 
     def _holds(self, value: Any) -> bool:
         if value in self.also:
@@ -81,7 +81,7 @@ _LARGEST = 2**63 - 1  # what Arrow and torch hold
 
 COUNT = Bounds(int, 1, _LARGEST, "a whole number, at least 1 and below 2**63")
 SIZE = Bounds(int, 1, 2**31 - 1, "a whole number, at least 1 and below 2**31")
-WHOLE = Bounds(int, 0, 2**31 - 1, "a whole number, at least 0 and below 2**31")
+WHOLE_NUMBER = Bounds(int, 0, 2**31 - 1, "a whole number, at least 0 and below 2**31")
 CLASSES = Bounds(int, 2, 2**31, "a whole number of classes, at least 2 and at most 2**31")
 SEED = Bounds(int, 0, 2**32 - 1, "a whole number, at least 0 and below 2**32")  # numpy takes no other
 POSITIVE = Bounds(float, 0, words="a finite number above 0", above=True, most=math.inf, below=True)
@@ -109,7 +109,7 @@ NUMBERS: dict[str, Bounds] = {
         ("context_free_num_tokens", "max_eval_rows", "max_train_rows", "questions_per_round", "report_num_tokens"),
         COUNT,
     ),
-    **dict.fromkeys(("cross_fit", "dataloader_num_workers", "dataset_num_proc", "n_examples"), WHOLE),
+    **dict.fromkeys(("cross_fit", "dataloader_num_workers", "dataset_num_proc", "n_examples"), WHOLE_NUMBER),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(
         (

@@ -43,8 +43,8 @@ class SameResponses:
             cut = slice(-self.max_length, None)
         else:
             cut = slice(None, max(self.max_length - prompt_length, 0))
-        left = chosen[cut]
-        return len(left) > 0 and np.array_equal(left, rejected[cut])
+        chosen_part = chosen[cut]
+        return len(chosen_part) > 0 and np.array_equal(chosen_part, rejected[cut])
 
     def count(
         self, chosen: Dataset, rejected: Dataset, columns: tuple[str, str] = ("chosen_ids", "rejected_ids")
@@ -58,11 +58,11 @@ class SameResponses:
         for table, other_table in zip(*sides, strict=True):
             prompts, firsts = (table.column(name).combine_chunks() for name in ("prompt_ids", columns[0]))
             others = other_table.column(columns[1]).combine_chunks()
-            alike = np.arange(len(firsts))
+            candidates = np.arange(len(firsts))
             if not self.keep_end:  # most pairs differ in their first token, and columns are compared at once
-                alike = np.flatnonzero(token_at(firsts, 0) == token_at(others, 0))
-            lengths = np.diff(prompts.offsets.to_numpy())[alike].tolist()
-            pairs = zip(lengths, _lists(firsts, alike), _lists(others, alike), strict=True)
+                candidates = np.flatnonzero(token_at(firsts, 0) == token_at(others, 0))
+            lengths = np.diff(prompts.offsets.to_numpy())[candidates].tolist()
+            pairs = zip(lengths, _lists(firsts, candidates), _lists(others, candidates), strict=True)
             count += sum(self.of(length, first, other) for length, first, other in pairs)
         return count
 

@@ -78,8 +78,8 @@ class PreferenceRules(RowRules):
             return None
         chosen, rejected = plain(row["chosen"]), plain(row["rejected"])
         if chosen == rejected:
-            said = f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
-            return RowDefect("rejected", said)
+            problem = f"the same as 'chosen', so there is nothing to prefer: {shorten(row['rejected'], 60)}"
+            return RowDefect("rejected", problem)
         if self.needs_shared_message() and chosen[0] != rejected[0]:
             return RowDefect(
                 "rejected",
@@ -179,15 +179,15 @@ def prompt_stands_in_dialogues(rows: Iterable[Mapping[str, Any]]) -> bool:
     Args:
         rows (`Iterable[Mapping]`): pairs; one that is malformed, or whose responses share nothing, says nothing.
     """
-    told = False
+    is_repeated = False
     for row in rows:
         prompt, shared = row.get("prompt"), _shared_texts(row)
         if not isinstance(prompt, str) or not shared:
             continue
-        told = any(prompt.strip() in text for text in shared)
-        if not told:
+        is_repeated = any(prompt.strip() in text for text in shared)
+        if not is_repeated:
             return False
-    return told
+    return is_repeated
 
 
 def _shared_texts(row: Mapping[str, Any]) -> list[str]:
@@ -203,7 +203,7 @@ def _shared_texts(row: Mapping[str, Any]) -> list[str]:
 def _check(
     dataset: Dataset | IterableDataset,
     data_type: Any,
-    needed: tuple[str, ...],
+    required_columns: tuple[str, ...],
     on_bad_row: str,
     bad_rows_path: str | os.PathLike[str] | None,
     dataset_name: str,
@@ -211,26 +211,26 @@ def _check(
     check_arguments(dataset, on_bad_row, bad_rows_path)
     first_rows = require_rows(dataset, dataset_name)
     columns = tuple(dataset.column_names if dataset.column_names is not None else first_rows[0])
-    for name in needed:
+    for name in required_columns:
         if name not in columns:
-            raise _missing(name, columns, needed, first_rows[0], dataset_name)
-    response = next(name for name in needed if name != "prompt")
+            raise _missing(name, columns, required_columns, first_rows[0], dataset_name)
+    response = next(name for name in required_columns if name != "prompt")
     first = next((row[response] for row in first_rows if isinstance(row.get(response), str | list)), None)
     # like columns of another type: the host would take it for the prompt of conversations (trl 1.16), and it is a text
     is_told_twice = data_type == "preference" and prompt_stands_in_dialogues(first_rows)
-    read = tuple(name for name in columns if name != "prompt") if is_told_twice else columns
-    rules = PreferenceRules(data_type, isinstance(first, list), response, False, read)
+    checked_columns = tuple(name for name in columns if name != "prompt") if is_told_twice else columns
+    rules = PreferenceRules(data_type, isinstance(first, list), response, False, checked_columns)
     checked = check_by_rules(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
     foreign = columns_of_other_types(columns, rules.roles())
     return checked.remove_columns(foreign) if foreign else checked
 
 
 def _missing(
-    name: str, columns: tuple[str, ...], needed: tuple[str, ...], row: dict[str, Any], dataset_name: str
+    name: str, columns: tuple[str, ...], required_columns: tuple[str, ...], row: dict[str, Any], dataset_name: str
 ) -> Exception:
     """No row is good, so there is nothing that "drop" could keep."""
     listing = ", ".join(map(repr, columns)) or "none"
-    expected = ", ".join(map(repr, needed))
+    expected = ", ".join(map(repr, required_columns))
     text = f"this column is missing. The columns are {listing}; expected {expected}"
     problem = RowProblem(row_number(row) if ROW_INDEX in row else 0, name, text, excerpt_of(row, name, "prompt"))
     return row_error(problem, 0, dataset_name, "Rename your column with dataset.rename_column.")

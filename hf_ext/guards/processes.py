@@ -46,9 +46,9 @@ def end_with_launcher() -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _end_with_parent(how: int) -> None:
+def _end_with_parent(signal_number: int) -> None:
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, how)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def _after_fork() -> None:

@@ -108,8 +108,10 @@ def _no_matches(dataset: Dataset, matches: MatchRule) -> npt.NDArray[np.int64]:
 def _error(dataset: Dataset, matches: MatchRule, position: int, more: int, remedy: str = "") -> RowError:
     row = dataset.with_format(None)[position]
     problem = matches.problem(row[matches.column]) or ""
-    found = RowProblem(position, matches.column, problem, excerpt_of(row, matches.column, "query"))
-    return row_error(found, more, "train", remedy or "It would be shown as an example of a query and its document.")
+    row_problem = RowProblem(position, matches.column, problem, excerpt_of(row, matches.column, "query"))
+    return row_error(
+        row_problem, more, "train", remedy or "It would be shown as an example of a query and its document."
+    )
 
 
 def check_retrieval_rows(

@@ -97,8 +97,8 @@ def handle_bad_rows(
         raise row_error(problems[0], len(problems) - 1, dataset_name, remedy_of(bad_rows_path))
     if rank() != 0:
         return
-    numbered = ((problem, problem.row_index) for problem in problems)
-    append_lines((line_of(i, problem.column, problem.problem, row_of(i)) for problem, i in numbered), bad_rows_path)
+    lines = (line_of(bad.row_index, bad.column, bad.problem, row_of(bad.row_index)) for bad in problems)
+    append_lines(lines, bad_rows_path)
     warn_of_dropped(len(problems), problems[0], bad_rows_path, dataset_name)
 
 
@@ -126,8 +126,10 @@ def check_choice(on_bad_row: str, bad_rows_path: str | os.PathLike[str] | None) 
 
 def row_error(problem: RowProblem, more: int, dataset_name: str, remedy: str) -> RowError:
     """The error for a bad row, with the number of `more` bad ones and a `remedy`."""
-    where = "" if dataset_name == "train" else f"{dataset_name} dataset, "
-    message = f"{where}row {problem.row_index:,}, column {problem.column!r}: {problem.problem}.\n  {problem.excerpt}\n"
+    location = "" if dataset_name == "train" else f"{dataset_name} dataset, "
+    message = (
+        f"{location}row {problem.row_index:,}, column {problem.column!r}: {problem.problem}.\n  {problem.excerpt}\n"
+    )
     if more:
         message += f"  {more:,} more bad row{'s' if more > 1 else ''} in this dataset.\n"
     return RowError(f"{message}  {remedy}", problem.row_index, problem.column)

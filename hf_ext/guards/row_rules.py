@@ -131,8 +131,8 @@ def messages_problem(messages: object, keys: tuple[str, str] = MESSAGE_KEYS) -> 
             return f"message {i}: expected a dict with {keys[0]!r} and {keys[1]!r}, found {describe(message)}"
         speaker = message.get(keys[0])
         if not isinstance(speaker, str) or not speaker:
-            known = ", ".join(repr(key) for key in message) or "none"
-            return f"message {i}: expected a string under {keys[0]!r}, found {describe(speaker)} (keys: {known})"
+            key_names = ", ".join(repr(key) for key in message) or "none"
+            return f"message {i}: expected a string under {keys[0]!r}, found {describe(speaker)} (keys: {key_names})"
         problem = _content_problem(message, keys[1])
         if problem is None and keys == SHAREGPT_KEYS:
             problem = _speaker_problem(message)
@@ -181,8 +181,8 @@ class RowRules:
     @property
     def assistants(self) -> set[str]:
         """What the assistant may be called."""
-        named = {speaker for speaker, role in SHAREGPT_ROLES.items() if role == "assistant"}
-        return named if self.keys == SHAREGPT_KEYS else {"assistant"}
+        speakers = {speaker for speaker, role in SHAREGPT_ROLES.items() if role == "assistant"}
+        return speakers if self.keys == SHAREGPT_KEYS else {"assistant"}
 
     def roles(self) -> dict[str, Role]:
         """Columns to check and the role each plays, in the order of checking."""
@@ -261,8 +261,8 @@ class RowRules:
         speakers = [message[self.keys[0]] for name in turns for message in row[name]]
         if not self.assistants.isdisjoint(speakers):
             return None
-        found = ", ".join(repr(speaker) for speaker in dict.fromkeys(speakers))
-        return RowDefect(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {found}")
+        speaker_names = ", ".join(repr(speaker) for speaker in dict.fromkeys(speakers))
+        return RowDefect(turns[-1], f"assistant_only_loss needs a message of 'assistant', found only {speaker_names}")
 
 
 def _extra_problem(column: str, value: object) -> str | None:

@@ -182,10 +182,10 @@ class IsGoodRow:
     def __call__(self, row: dict[str, Any]) -> bool:
         """Whether the row is good."""
         row_number(row)  # refuses a stranger's column of that name, in good rows too
-        found = self.rules(row)
-        if found is None:
+        defect = self.rules(row)
+        if defect is None:
             return True
-        problem = _problem(row, found, self.rules)
+        problem = _problem(row, defect, self.rules)
         path = self.bad_rows_path
         if self.on_bad_row == "drop" and rank() != 0:
             name = Path(str(path))  # ranks may read different rows of a stream: each writes its own
@@ -238,21 +238,21 @@ def _check_dataset(
         bad = find_bad_rows(plain, rules, list(rules.roles()))
         first = next(bad, None)
         if first is not None:
-            position, found, _ = first
+            position, defect, _ = first
             more = sum(1 for _ in bad)
-            raise row_error(_problem(plain[position], found, rules), more, dataset_name, remedy_of(bad_rows_path))
+            raise row_error(_problem(plain[position], defect, rules), more, dataset_name, remedy_of(bad_rows_path))
     else:
-        dropped = _Dropped(plain, rules)
-        dropped.write(bad_rows_path, dataset_name)
-        if len(dropped.positions) == len(dataset):
-            problem = dropped.first
+        dropped_rows = _Dropped(plain, rules)
+        dropped_rows.write(bad_rows_path, dataset_name)
+        if len(dropped_rows.positions) == len(dataset):
+            problem = dropped_rows.first
             raise ValueError(
                 f"Every one of the {len(dataset):,} rows of the {dataset_name} dataset is bad; the first: row "
                 f"{problem.row_index:,}, column {problem.column!r}: {problem.problem}. "
                 f"Fix the rows in {bad_rows_path}."
             )
-        if dropped.positions:
-            dataset = dataset.select(np.delete(np.arange(len(dataset)), dropped.positions))
+        if dropped_rows.positions:
+            dataset = dataset.select(np.delete(np.arange(len(dataset)), dropped_rows.positions))
     if "weight" in rules.columns:
         refuse_vanishing_weights(dataset, dataset_name)
     return dataset
@@ -276,11 +276,11 @@ class _Dropped:
             warn_of_dropped(len(self.positions), self.first, bad_rows_path, dataset_name)
 
     def _lines(self) -> Iterator[str]:
-        for position, found, row in find_bad_rows(self.plain, self.rules, self.plain.column_names):
+        for position, defect, row in find_bad_rows(self.plain, self.rules, self.plain.column_names):
             if not self.positions:
-                self.first = _problem(row, found, self.rules)
+                self.first = _problem(row, defect, self.rules)
             self.positions.append(position)
-            yield line_of(row_number(row), found.column, found.problem, row)
+            yield line_of(row_number(row), defect.column, defect.problem, row)
 
 
 def _with_row_index(dataset: Dataset) -> Dataset:
@@ -317,10 +317,10 @@ def find_bad_rows(
             values = _values_at(selected, positions)
             for position, row_values in zip(positions, zip(*values.values(), strict=True), strict=True):
                 row = dict(zip(values, row_values, strict=True))
-                found = rules(row, roles)
-                if found is not None:
-                    kind = types[found.column]
-                    yield position, RowDefect(found.column, found.problem + kind) if kind else found, row
+                defect = rules(row, roles)
+                if defect is not None:
+                    kind = types[defect.column]
+                    yield position, RowDefect(defect.column, defect.problem + kind) if kind else defect, row
         offset += table.num_rows
 
 
@@ -354,6 +354,6 @@ def _column_type(column: str, dataset: Dataset, rules: RowRules) -> str:
     return f" (the column's type is {kind})"
 
 
-def _problem(row: Mapping[str, Any], found: RowDefect, rules: RowRules) -> RowProblem:
-    excerpt = excerpt_of(row, found.column, rules.text_field)
-    return RowProblem(row_number(row), found.column, found.problem, excerpt)
+def _problem(row: Mapping[str, Any], defect: RowDefect, rules: RowRules) -> RowProblem:
+    excerpt = excerpt_of(row, defect.column, rules.text_field)
+    return RowProblem(row_number(row), defect.column, defect.problem, excerpt)

@@ -68,8 +68,8 @@ class TemplateRules(RowRules):
                 )
             except Exception as error:  # a template is a program: it may fail in any way
                 name = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
-                said = shorten(f"{name}{error}".rstrip("."), PROBLEM_LENGTH)
-                return RowDefect(columns[-1], f"the chat template does not take this row: {said}")
+                reason = shorten(f"{name}{error}".rstrip("."), PROBLEM_LENGTH)
+                return RowDefect(columns[-1], f"the chat template does not take this row: {reason}")
         if self.assistant_only_loss and not self._has_assistant_tokens(row, settings):
             return RowDefect(
                 self.renderings[-1][0][-1],
@@ -195,7 +195,7 @@ def _without_refused(
 
 def _refused(dataset: Dataset, rules: TemplateRules) -> Iterator[tuple[int, RowProblem]]:
     for position, row in enumerate(dataset.with_format(None)):
-        found = rules(row)
-        if found is not None:
-            excerpt = excerpt_of(row, found.column, rules.text_field)
-            yield position, RowProblem(row_number(row), found.column, found.problem, excerpt)
+        defect = rules(row)
+        if defect is not None:
+            excerpt = excerpt_of(row, defect.column, rules.text_field)
+            yield position, RowProblem(row_number(row), defect.column, defect.problem, excerpt)

@@ -18,9 +18,9 @@ def torch_threads_kept() -> Iterator[None]:
     a training run beside it would not repeat bit for bit. Imports nothing.
     """
     torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch is not None else None
+    num_threads = torch.get_num_threads() if torch is not None else None
     try:
         yield
     finally:
-        if torch is not None and torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        if torch is not None and torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)

@@ -83,8 +83,8 @@ def require_padding_token(tokenizer: Any, args: Any) -> None:
         ValueError: if neither a padding nor an end token is known.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    named = [getattr(args, name, None) for name in ("pad_token", "eos_token")]
-    if tokenizer is not None and not any((*named, tokenizer.pad_token, tokenizer.eos_token)):
+    named_tokens = [getattr(args, name, None) for name in ("pad_token", "eos_token")]
+    if tokenizer is not None and not any((*named_tokens, tokenizer.pad_token, tokenizer.eos_token)):
         raise ValueError(
             "The tokenizer has no end token and no padding token. Set tokenizer.eos_token, with which batches are "
             "padded too, or pass pad_token in the config."
@@ -113,7 +113,7 @@ class RemovePadding:
                 shorter[name] = [
                     values
                     if mask.all() or not np.ndim(values)
-                    else [value for value, seen in zip(values, mask, strict=True) if seen]
+                    else [value for value, is_visible in zip(values, mask, strict=True) if is_visible]
                     for values, mask in zip(batch[name], masks, strict=True)
                 ]
         return shorter
@@ -253,11 +253,11 @@ def count_doubled(dataset: Any, tokenizer: PreTrainedTokenizerBase, dataset_name
             continue
         spaces = line_ends(tokenizer) if text is ENDS else ()
         is_doubled = Doubled(token, sides, SEQUENCES[key], text is PADDED, spaces)
-        said = text.replace("{token!r}", repr(str(name)))
+        warning = text.replace("{token!r}", repr(str(name)))
         if not isinstance(dataset, Dataset):
-            dataset = dataset.filter(SayOnce(is_doubled, said, dataset_name))
+            dataset = dataset.filter(SayOnce(is_doubled, warning, dataset_name))
         else:
-            say_count(is_doubled.count(dataset), len(dataset), said, dataset_name)
+            say_count(is_doubled.count(dataset), len(dataset), warning, dataset_name)
     return dataset
 
 
@@ -324,7 +324,7 @@ class Doubled:
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that write one line end or two."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"][-1:] for text in ("\n", "\n\n")]
-    return tuple({token for one in ids for token in one} - {tokenizer.unk_token_id})
+    return tuple({token for token_ids in ids for token in token_ids} - {tokenizer.unk_token_id})
 
 
 def _from_start(parts: Sequence[Any], place: int) -> Tokens:

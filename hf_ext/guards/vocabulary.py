@@ -63,9 +63,9 @@ def _refuse(dataset: Dataset, column: str, start: int, size: int, tokenizer: Any
     document = int(np.searchsorted(ends, row[column].index(token), side="right"))
     index = int(np.ravel(row.get(ROW_INDEX, start + number))[document])
     name = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
-    where = "" if dataset_name == "train" else f"{dataset_name} dataset, "
+    location = "" if dataset_name == "train" else f"{dataset_name} dataset, "
     raise RowError(
-        f"{where}row {index:,}, column {column!r}: the model has no embedding for the token {token:,}{name}: "
+        f"{location}row {index:,}, column {column!r}: the model has no embedding for the token {token:,}{name}: "
         f"it has {size:,}. A token that was added to the tokenizer needs one, which "
         "model.resize_token_embeddings(len(tokenizer)) makes; ids of another tokenizer mean nothing to this model.",
         row_index=index,

@@ -180,7 +180,7 @@ def _place(event: Event) -> str:
     return "line ?" if event.start_mark is None else f"line {event.start_mark.line + 1}"
 
 
-def _number_exponents(node: Node, level: int, seen: set[int]) -> None:
+def _number_exponents(node: Node, level: int, visited_ids: set[int]) -> None:
     """Tag bare scalars such as `1e-5` as numbers, from `level` levels below `node` on."""
     import yaml
 
@@ -189,12 +189,12 @@ def _number_exponents(node: Node, level: int, seen: set[int]) -> None:
         if level <= 0 and is_bare and _EXPONENT.fullmatch(node.value):
             node.tag = "tag:yaml.org,2002:float"
         return
-    if id(node) in seen:  # an alias: once is enough
+    if id(node) in visited_ids:  # an alias: once is enough
         return
-    seen.add(id(node))
+    visited_ids.add(id(node))
     pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, entry) for entry in node.value]
     for _, entry in pairs:
-        _number_exponents(entry, level - 1, seen)
+        _number_exponents(entry, level - 1, visited_ids)
 
 
 def _loader(exponents_from: int | None) -> Any:

@@ -140,7 +140,7 @@ def test_the_message_has_sizes_and_free_bytes_are_read_before_cleaning_up(tmp_pa
         pytest.raises(
             DiskFullError, match=r"write the thing to .*/a/b \([\d.,]+ .?B free, about 1,000,000\.0 GB needed\)\. Do"
         ),
-        writing("the thing", tmp_path / "a" / "b", needed=10**15, then="Do.", clean_up=lambda: order.append("")),
+        writing("the thing", tmp_path / "a" / "b", num_bytes=10**15, advice="Do.", clean_up=lambda: order.append("")),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert order == [""]

@@ -107,7 +107,7 @@ def test_a_finite_norm_passes_without_a_look_at_the_gradients(norm):
 def test_a_parameter_that_cannot_be_read_as_numbers_hides_none_that_can(values):
     sound, broken = ("sound", torch.ones(2)), ("broken", torch.tensor([[1.0, math.nan]]))
     assert parameter_error([("odd", values), sound], step=0, rank=0) is None
-    error = parameter_error([("odd", values), sound, broken], step=3, rank=0, then="Look after it.")
+    error = parameter_error([("odd", values), sound, broken], step=3, rank=0, advice="Look after it.")
     assert error is not None
     assert str(error).startswith(
         "parameter 'broken' has 1 of 2 values not finite, first nan at (0, 1), after step 3 on"

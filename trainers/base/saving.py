@@ -104,7 +104,7 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         then = f"{earlier[0]} is whole" if earlier else "No earlier checkpoint is whole"
         then += "; the unfinished one was removed. Free some space, then resume with resume_from_checkpoint=True."
         needed = size_of(earlier[0]) if earlier else None
-        with writing("a checkpoint", path, needed=needed, then=then, clean_up=lambda: shutil.rmtree(path, True)):
+        with writing("a checkpoint", path, num_bytes=needed, advice=then, clean_up=lambda: shutil.rmtree(path, True)):
             if self.args.should_save:
                 unseal(path)  # a checkpoint of that step may be there, whole or left by a killed run
             yield
@@ -191,7 +191,7 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
         then = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
         # A run that has begun to train there in the meantime is waited for: these weights are nowhere else.
         claim = claimed_folder(folder, waits=True) if self.args.should_save else nullcontext()
-        with claim, writing("the model", folder, needed=needed, then=then, clean_up=remove):
+        with claim, writing("the model", folder, num_bytes=needed, advice=then, clean_up=remove):
             if self.args.should_save:
                 remove()  # left by a killed run
             with self._without_host_card(partial):

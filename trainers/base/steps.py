@@ -151,7 +151,7 @@ class SafeSteps(StepSeam):
         whole = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
         then = f"{whole[0]} is whole: resume from it" if whole else "No checkpoint is whole: start again"
         then += ", with a lower learning rate."
-        error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), then=then)
+        error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), advice=then)
         if self.is_fsdp_enabled:  # each process has seen its own shards, and all of them must stop
             flags = torch.tensor([error is not None], device=self.accelerator.device)
             is_bad_somewhere = bool(self.accelerator.gather(flags).any())

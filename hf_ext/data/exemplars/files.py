@@ -59,7 +59,7 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
     # A folder is written by one process at a time: a second would remove the files that the first one names.
     with (
         claimed_folder(folder, waits=True),
-        writing("the exemplars", folder, needed=table.nbytes, then=then),
+        writing("the exemplars", folder, num_bytes=table.nbytes, advice=then),
     ):
         for number, start in enumerate(starts):
             part, name = table.slice(start, rows_per_file), f"exemplars-{number:05}-of-{len(starts):05}"
@@ -158,7 +158,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no exemplars: {CONFIG} is missing. ExemplarStore.save writes it.")
-    config = read_json(path, what="a configuration that ExemplarStore.save wrote")
+    config = read_json(path, subject="a configuration that ExemplarStore.save wrote")
     revision = config.get("format_version")
     if not isinstance(revision, int) or not 1 <= revision <= FORMAT_VERSION:
         raise ValueError(

@@ -81,7 +81,7 @@ class Saved:
         arrays = {f"{group}/{name}": value for group, fields in self.groups.items() for name, value in fields.items()}
         buffer = io.BytesIO()
         np.savez(buffer, identity=np.array(self.identity), **arrays)
-        with writing("the picks so far", path, then="The earlier file is intact: free some space and run again."):
+        with writing("the picks so far", path, advice="The earlier file is intact: free some space and run again."):
             write_whole(path, buffer.getvalue())
 
     def finish(self) -> None:

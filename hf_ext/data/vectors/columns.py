@@ -102,7 +102,7 @@ def column_vectors(
     def gather() -> None:
         logger.info("Gathering %s vectors of column %r in %s.", f"{n:,}", column, path)
         with (
-            writing("the vectors", path, needed=n * d * 4),
+            writing("the vectors", path, num_bytes=n * d * 4),
             replacing(path) as temporary,
             temporary.open("wb") as file,
         ):

@@ -237,7 +237,7 @@ def _fill(
     partial.parent.mkdir(parents=True, exist_ok=True)
     step = max(1, _PIECE_ROWS // batch_size) * batch_size
     then = "What is written is kept: free some space and run again."
-    with writing("the vectors", path, then=then), open(partial, "ab") as file:
+    with writing("the vectors", path, advice=then), open(partial, "ab") as file:
         done, d = _continued(partial, file, n, step)
         with tqdm(total=n, initial=done, desc="Encoding rows", unit="row", disable=not show_progress) as bar:
             for first in range(done, n, step):
