@@ -63,8 +63,8 @@ class MatchRule:
             expected_label = "a label that tells which pairs match"
         return (
             f"a pair of query and document needs {expected_label} or none, found {value!r}{class_name}: neither the "
-            "ranking loss nor the pool of exemplars reads it. Keep the pairs that match with dataset.filter, and remove "
-            f"the column with dataset.remove_columns({self.column!r}) where it says something else"
+            "ranking loss nor the pool of exemplars reads it. Keep the pairs that match with dataset.filter, and "
+            f"remove the column with dataset.remove_columns({self.column!r}) where it says something else"
         )
 
 

@@ -123,7 +123,7 @@ def _in_text(content: bytes) -> Credential | None:
 
 
 def _in_archive(path: Path, head: bytes) -> Credential | None:
-    read = 0
+    num_bytes = 0
     try:
         for name, content in _members(path, head):
             if any(map(is_secret_name, PurePosixPath(name).parts)):
@@ -133,8 +133,8 @@ def _in_archive(path: Path, head: bytes) -> Credential | None:
                 return Credential(
                     credential.kind, f"member {name!r}, {credential.place}" if name else credential.place
                 )
-            read += len(content)
-            if read > ARCHIVE_BYTES:
+            num_bytes += len(content)
+            if num_bytes > ARCHIVE_BYTES:
                 return None
     except _BROKEN:  # no such archive after all, or an encrypted one
         return None

@@ -131,20 +131,20 @@ def strings(value: str | Iterable[str] | None, argument: str) -> tuple[str, ...]
 def _entries(root: Path, repo_type: str) -> Iterator[tuple[str, Path, str | None]]:
     """Every file below `root` with the reason why it stays, if any; a folder that stays is named and not entered."""
     for parent, folder_names, file_names in os.walk(root, onerror=_raise):
-        here = Path(parent)
-        inside = "" if here == root else f"{here.relative_to(root).as_posix()}/"
+        parent_path = Path(parent)
+        inside = "" if parent_path == root else f"{parent_path.relative_to(root).as_posix()}/"
         if repo_type == "model" and inside and any(name.endswith(".arrow") for name in file_names):
             folder_names.clear()  # a store or a saved dataset: its manifest says nothing without it
-            yield inside, here, STAYS
+            yield inside, parent_path, STAYS
             continue
         for name in sorted(folder_names):
-            reason = LINK if (here / name).is_symlink() else _reason(f"{name}/", repo_type, at_top=not inside)
+            reason = LINK if (parent_path / name).is_symlink() else _reason(f"{name}/", repo_type, at_top=not inside)
             if reason is not None:
                 folder_names.remove(name)
-                yield f"{inside}{name}/", here / name, reason
+                yield f"{inside}{name}/", parent_path / name, reason
         folder_names.sort()
         for name in sorted(file_names):
-            path = here / name
+            path = parent_path / name
             reason = _reason(name, repo_type, at_top=not inside)
             if path.is_symlink():
                 reason = reason or _link_reason(path, root, repo_type)

@@ -105,9 +105,9 @@ def read_card(path: str | Path) -> CardText:
     return split_card(text, str(path))
 
 
-def merge_cards(written: str, existing: str, *, license: str | list[str] | None = None) -> str:
+def merge_cards(new_text: str, existing: str, *, license: str | list[str] | None = None) -> str:
     """
-    The card that stands once `written`, a card of ours, is put where `existing` stood.
+    The card that stands once `new_text`, a card of ours, is put where `existing` stood.
 
     A card that somebody wrote is kept: its text, below it ours between two comments (which the next writing replaces),
     and its metadata; what it lacks is added, and what says which files there are (`configs`, `dataset_info`,
@@ -115,7 +115,7 @@ def merge_cards(written: str, existing: str, *, license: str | list[str] | None 
     and the licence where the new card knows none. A card of another trainer's making gives its licence only.
 
     Args:
-        written (`str`):
+        new_text (`str`):
             The new card, from [`~hf_ext.hub.cards.write_model_card`] or `write_dataset_card`.
         existing (`str`):
             The card that is there.
@@ -128,24 +128,24 @@ def merge_cards(written: str, existing: str, *, license: str | list[str] | None 
     Raises:
         YamlError: the metadata of `existing` cannot be read: nothing is known of what to keep.
     """
-    new, old = split_card(written), split_card(existing, "the card that is there")
-    if not old.metadata and not old.body.strip():
-        return written
-    tags = set(names_in(old.metadata.get("tags")))
-    generated = bool(tags & _GENERATED_TAGS) or _GENERATED_TEXT.search(old.body) is not None
-    if generated and BEGIN not in old.body:
-        values = _renewed(new.metadata, old.metadata, ours="hf-ext" in tags)
-        body = __with_sections(new.body, old.body) if "hf-ext" in tags else new.body
+    new_card, old_card = split_card(new_text), split_card(existing, "the card that is there")
+    if not old_card.metadata and not old_card.body.strip():
+        return new_text
+    tags = set(names_in(old_card.metadata.get("tags")))
+    generated = bool(tags & _GENERATED_TAGS) or _GENERATED_TEXT.search(old_card.body) is not None
+    if generated and BEGIN not in old_card.body:
+        values = _renewed(new_card.metadata, old_card.metadata, is_ours="hf-ext" in tags)
+        body = _with_sections(new_card.body, old_card.body) if "hf-ext" in tags else new_card.body
     else:
-        values = _completed(new.metadata, old.metadata)
-        body = _with_block(new.body, old.body)
+        values = _completed(new_card.metadata, old_card.metadata)
+        body = _with_block(new_card.body, old_card.body)
     if license is not None:
         values["license"] = license
-        if license != old.metadata.get("license"):
+        if license != old_card.metadata.get("license"):
             values = {
-                key: value for key, value in values.items() if key not in LICENSE_KEYS[1:] or key in new.metadata
+                key: value for key, value in values.items() if key not in LICENSE_KEYS[1:] or key in new_card.metadata
             }
-    return f"---\n{_to_yaml(values, old)}\n---\n\n{body.strip()}\n"
+    return f"---\n{_to_yaml(values, old_card)}\n---\n\n{body.strip()}\n"
 
 
 def names_in(value: Any) -> list[str]:
@@ -185,21 +185,22 @@ def without_host_card(folder: str | Path) -> Iterator[None]:
 # --- metadata --------------------------------------------------------------------------------------------------------
 
 
-def _renewed(new: Mapping[str, Any], old: Mapping[str, Any], ours: bool) -> dict[str, Any]:
-    """The metadata of a new card over an old one that a program wrote; `ours` if that was hf-ext."""
-    values = dict(new)
+def _renewed(new_values: Mapping[str, Any], old_values: Mapping[str, Any], is_ours: bool) -> dict[str, Any]:
+    """The metadata of a new card over an old one that a program wrote; `is_ours` if that was hf-ext."""
+    values = dict(new_values)
     for key in ("base_model", "datasets"):  # a list that holds the new name says more than the name
-        if isinstance(old.get(key), list) and new.get(key) in old[key]:
-            values[key] = old[key]
-    if ours:
-        tags = [tag for tag in names_in(old.get("tags")) if tag not in OWN_TAGS]
-        values["tags"] = list(dict.fromkeys([*names_in(new.get("tags")), *tags]))
-        values |= {key: value for key, value in old.items() if key not in {*_FACTS, *LICENSE_KEYS, "tags"}}
-    same_base = names_in(old.get("base_model"))[:1] == names_in(new.get("base_model"))[:1]
-    if old.get("license") not in (None, "unknown") and (ours or same_base) and _is_unknown(new.get("license")):
-        values["license"] = old["license"]
-    if values.get("license") == old.get("license"):
-        values = {key: old[key] for key in LICENSE_KEYS[1:] if key in old} | values
+        if isinstance(old_values.get(key), list) and new_values.get(key) in old_values[key]:
+            values[key] = old_values[key]
+    if is_ours:
+        tags = [tag for tag in names_in(old_values.get("tags")) if tag not in OWN_TAGS]
+        values["tags"] = list(dict.fromkeys([*names_in(new_values.get("tags")), *tags]))
+        values |= {key: value for key, value in old_values.items() if key not in {*_FACTS, *LICENSE_KEYS, "tags"}}
+    same_base = names_in(old_values.get("base_model"))[:1] == names_in(new_values.get("base_model"))[:1]
+    is_missing = _is_unknown(new_values.get("license")) and not _is_unknown(old_values.get("license"))
+    if is_missing and (is_ours or same_base):
+        values["license"] = old_values["license"]
+    if values.get("license") == old_values.get("license"):
+        values = {key: old_values[key] for key in LICENSE_KEYS[1:] if key in old_values} | values
     return values
 
 
@@ -207,30 +208,30 @@ def _is_unknown(license: Any) -> bool:
     return license in (None, "unknown")
 
 
-def _completed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(new_values: Mapping[str, Any], old_values: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of somebody's card, with what it lacks."""
-    values = dict(old)
-    if _is_unknown(old.get("license")):
-        values |= {key: new[key] for key in LICENSE_KEYS if key in new}
-    missing = [key for key in new if key not in values and key not in LICENSE_KEYS]
-    values |= {key: new[key] for key in missing}
-    if "configs" in new:
+    values = dict(old_values)
+    if _is_unknown(old_values.get("license")):
+        values |= {key: new_values[key] for key in LICENSE_KEYS if key in new_values}
+    missing = [key for key in new_values if key not in values and key not in LICENSE_KEYS]
+    values |= {key: new_values[key] for key in missing}
+    if "configs" in new_values:
         values.pop("dataset_info", None)
-    values |= {key: new[key] for key in ("configs", "model-index") if key in new}
-    new_tags = names_in(new.get("tags"))
-    tags = [tag for tag in names_in(old.get("tags")) if tag not in METHODS or tag in new_tags]
+    values |= {key: new_values[key] for key in ("configs", "model-index") if key in new_values}
+    new_tags = names_in(new_values.get("tags"))
+    tags = [tag for tag in names_in(old_values.get("tags")) if tag not in METHODS or tag in new_tags]
     values["tags"] = list(dict.fromkeys([*tags, *new_tags]))
     return values
 
 
-def _to_yaml(values: Mapping[str, Any], old: CardText) -> str:
+def _to_yaml(values: Mapping[str, Any], old_card: CardText) -> str:
     """Metadata as YAML; what has not changed stands as somebody wrote it, with comments, quotes and old booleans."""
     from huggingface_hub.utils import yaml_dump
 
-    texts = _written_entries(old)
+    texts = _written_entries(old_card)
+    dumped = {key: yaml_dump({key: value}, sort_keys=False) for key, value in values.items()}
     entries = [
-        texts[key] if key in texts and old.metadata.get(key) == value else yaml_dump({key: value}, sort_keys=False)
-        for key, value in values.items()
+        texts.get(key, dumped[key]) if old_card.metadata.get(key) == values[key] else dumped[key] for key in values
     ]
     text = "\n".join(entry.strip("\r\n") for entry in entries)
     try:
@@ -261,22 +262,22 @@ def _written_entries(card: CardText) -> dict[str, str]:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _with_block(new: str, old: str) -> str:
+def _with_block(new_body: str, old_body: str) -> str:
     """Somebody's text, and ours without its title between the two comments."""
-    _, _, block = new.strip().partition("\n")
+    _, _, block = new_body.strip().partition("\n")
     block = f"{BEGIN}\n\n{block.strip()}\n\n{END}"
-    head, _, rest = old.partition(BEGIN)
+    head, _, rest = old_body.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:  # without its closing line nobody knows where ours ended and somebody's begins
         return f"{(head + rest).strip()}\n\n{block}"
     return f"{head}{block}{tail}"
 
 
-def __with_sections(new: str, old: str) -> str:
+def _with_sections(new_body: str, old_body: str) -> str:
     """Our new text, and below it the sections of the old one that no template of ours has."""
-    ours = {*_HEADINGS, *(heading for heading, _ in sections_of(new))}
-    added = [text for heading, text in sections_of(old) if heading not in ours]
-    return "\n\n".join([new.strip(), *added])
+    our_headings = {*_HEADINGS, *(heading for heading, _ in sections_of(new_body))}
+    added = [text for heading, text in sections_of(old_body) if heading not in our_headings]
+    return "\n\n".join([new_body.strip(), *added])
 
 
 def sections_of(body: str) -> list[tuple[str, str]]:

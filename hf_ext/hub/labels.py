@@ -57,10 +57,10 @@ def check_label_privacy_of_files(
     """
     from hf_ext.hub.tables import UnreadableError, tables_in
 
-    named = files if isinstance(files, Mapping) else {path.name: path for path in files}
+    paths = files if isinstance(files, Mapping) else {path.name: path for path in files}
     tables: list[RowTable] = []
     closed: list[tuple[str, str]] = []
-    for name, path in named.items():
+    for name, path in paths.items():
         try:
             tables += tables_in(name, path)
         except UnreadableError as error:
@@ -130,9 +130,9 @@ def label_privacy_facts(splits: Mapping[str, Dataset], public_columns: Sequence[
     without = 0
     for rows in splits.values():
         plain = rows.with_format(None)
-        spent = [float(x or 0.0) for x in plain[EPSILON]] if EPSILON in rows.column_names else [0.0] * len(rows)
-        epsilons += [x for x in spent if x > 0]
-        without += sum(x <= 0 for x in spent)
+        row_epsilons = [float(x or 0.0) for x in plain[EPSILON]] if EPSILON in rows.column_names else [0.0] * len(rows)
+        epsilons += [x for x in row_epsilons if x > 0]
+        without += sum(x <= 0 for x in row_epsilons)
         channels += [str(name) for name in plain[CHANNEL] if name] if CHANNEL in rows.column_names else []
     if not epsilons and not channels:
         return []

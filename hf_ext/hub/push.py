@@ -166,8 +166,8 @@ class _Commit:
     merge_card: bool
     license: str | list[str] | None
 
-    def __call__(self, before: Exception | None) -> CommitInfo:
-        if self.target.create_pr and before is not None:
+    def __call__(self, last_error: Exception | None) -> CommitInfo:
+        if self.target.create_pr and last_error is not None:
             opened = self._opened_pull_request()
             if opened is not None:
                 return opened
@@ -192,42 +192,42 @@ class _Commit:
         prefix = f"{self.path_in_repo}/" if self.path_in_repo else ""
         contents = {name: adapter_config_to_push(path) or str(path) for name, path in self.files.items()}
         added: dict[str, str | bytes] = {prefix + name: content for name, content in contents.items()}
-        there: list[str] = []
+        hub_names: list[str] = []
         if self.delete or self.merge_card:
-            there = self.api.list_repo_files(revision=self.target.revision, **self.target.repo)
-        if self.merge_card and CARD in there:
+            hub_names = self.api.list_repo_files(revision=self.target.revision, **self.target.repo)
+        if self.merge_card and CARD in hub_names:
             added[CARD] = self._merged_card()
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in added.items()]
-        stale = [name for name in there if name not in added and matches(name, self.delete)]
+        stale = [name for name in hub_names if name not in added and matches(name, self.delete)]
         return operations + [CommitOperationDelete(name) for name in stale]
 
     def _merged_card(self) -> bytes:
         """Read from the Hub for every try: somebody may have written it meanwhile."""
         from hf_ext.hub.front_matter import merge_cards
 
-        there = self.api.hf_hub_download(filename=CARD, revision=self.target.revision, **self.target.repo)
-        written = self.files[CARD].read_bytes()
-        existing = Path(there).read_bytes()
-        if existing == written:
-            return written
-        return merge_cards(written.decode(), existing.decode("utf-8", "replace"), license=self.license).encode()
+        hub_path = self.api.hf_hub_download(filename=CARD, revision=self.target.revision, **self.target.repo)
+        local_card = self.files[CARD].read_bytes()
+        existing = Path(hub_path).read_bytes()
+        if existing == local_card:
+            return local_card
+        return merge_cards(local_card.decode(), existing.decode("utf-8", "replace"), license=self.license).encode()
 
     def _opened_pull_request(self) -> CommitInfo | None:
         """The open pull request with this title whose files are these: an earlier try went through unheard."""
         from huggingface_hub import CommitInfo
 
-        for found in self.api.get_repo_discussions(
+        for discussion in self.api.get_repo_discussions(
             discussion_type="pull_request", discussion_status="open", **self.target.repo
         ):
-            if found.title != self.message or not self._equal_on(f"refs/pr/{found.num}"):
+            if discussion.title != self.message or not self._equal_on(f"refs/pr/{discussion.num}"):
                 continue
-            info = self.api.repo_info(revision=f"refs/pr/{found.num}", **self.target.repo)
+            info = self.api.repo_info(revision=f"refs/pr/{discussion.num}", **self.target.repo)
             return CommitInfo(
                 commit_url=f"{self.api.endpoint}/{self.target.repo_id}/commit/{info.sha}",
                 commit_message=self.message,
                 commit_description="",
                 oid=info.sha,
-                pr_url=found.url,
+                pr_url=discussion.url,
                 _endpoint=self.api.endpoint,
             )
         return None
@@ -236,13 +236,13 @@ class _Commit:
         """Whether every file stands on `revision` as it is here, by git's or LFS's hash."""
         from huggingface_hub.utils import sha
 
-        there = {
+        hub_files = {
             file.path: file
             for file in self.api.list_repo_tree(recursive=True, revision=revision, **self.target.repo)
             if hasattr(file, "blob_id")
         }
         for operation in self._operations():
-            file = there.get(operation.path_in_repo)
+            file = hub_files.get(operation.path_in_repo)
             if not hasattr(operation, "upload_info"):  # a removal: it must be gone
                 if file is not None:
                     return False
@@ -251,10 +251,10 @@ class _Commit:
                 return False
             with operation.as_file() as content:
                 if file.lfs is not None:
-                    same = sha.sha_fileobj(content).hex() == file.lfs.sha256
+                    is_same = sha.sha_fileobj(content).hex() == file.lfs.sha256
                 else:
-                    same = sha.git_hash(content.read()) == file.blob_id
-            if not same:
+                    is_same = sha.git_hash(content.read()) == file.blob_id
+            if not is_same:
                 return False
         return True
 
@@ -322,29 +322,29 @@ def push_dataset(
     public_columns = strings(public_columns, "public_columns")
     card: dict[str, Any] = {"license": license, "source_model": source_model, "dataset_name": repo_id}
     if isinstance(dataset, str | Path | ContextFreeStore):
-        where, store = _folder_and_store(dataset)
+        push_path, store = _folder_and_store(dataset)
         if store is not None:
             rows = store.to_dataset()
             card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
             card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
             private = True if private is None else private
-        writes_card = store is not None or not (where / CARD).exists()
+        writes_card = store is not None or not (push_path / CARD).exists()
         if writes_card:
-            write_dataset_card(where, overwrite=overwrite_card, **card)
+            write_dataset_card(push_path, overwrite=overwrite_card, **card)
     else:
         writes_card = True
         splits = splits_of(dataset)
         check_label_privacy(splits, public_columns)  # first: to a pusher a leak says more than columns that differ
         refuse_unlike(splits)
-        where = Path(folder or repo_id.split("/")[-1])
+        push_path = Path(folder or repo_id.split("/")[-1])
         card |= {"data_files": {name: f"data/{name}-*.parquet" for name in splits}}
         card |= {"splits": {name: len(rows) for name, rows in splits.items()}, "report": report}
         card["label_privacy"] = label_privacy_facts(splits, public_columns)
-        write_rows_folder(splits, where, card, report, overwrite_card)
+        write_rows_folder(splits, push_path, card, report, overwrite_card)
         kwargs = {"delete": ("data/*.parquet",)} | kwargs  # of an earlier push with other rows
     shared: dict[str, Any] = {"private": private, "commit_message": commit_message, "public_columns": public_columns}
     shared |= {"merge_card": writes_card and not overwrite_card, "license": license}
-    return push_folder(where, repo_id, repo_type="dataset", **shared, **kwargs)
+    return push_folder(push_path, repo_id, repo_type="dataset", **shared, **kwargs)
 
 
 def _folder_and_store(dataset: str | Path | ContextFreeStore) -> tuple[Path, ContextFreeStore | None]:

@@ -40,7 +40,7 @@ class Release:
         self.has_prior = False
         self.places: dict[str, tuple[int, int]] = {}  # table to its first row and how many, where all are randomised
         self.name = ""
-        self.same: SameRows | None = None
+        self.same_rows: SameRows | None = None
 
     def add(self, table: RowTable, head: pa.Table) -> None:
         """
@@ -129,11 +129,11 @@ class Release:
         self, columns: dict[str, list[Any]], labels: NDArray[np.int64], contrasts: NDArray[np.float64]
     ) -> tuple[dict[str, list[Any]], NoisyLabels | None]:
         """Rows whose label and channel are known, or all of them and no labels."""
-        known = np.flatnonzero((labels >= 0) & np.isfinite(contrasts) & (contrasts > 0))
-        if not len(known):
+        usable_rows = np.flatnonzero((labels >= 0) & np.isfinite(contrasts) & (contrasts > 0))
+        if not len(usable_rows):
             return columns, None
-        columns = {name: [values[i] for i in known.tolist()] for name, values in columns.items()}
-        noisy = NoisyLabels(labels[known], contrasts[known], self.num_classes, self.names, self.has_prior)
+        columns = {name: [values[i] for i in usable_rows.tolist()] for name, values in columns.items()}
+        noisy = NoisyLabels(labels[usable_rows], contrasts[usable_rows], self.num_classes, self.names, self.has_prior)
         return columns, noisy
 
     def _tokens(
@@ -152,18 +152,18 @@ class Release:
         classes = _num_classes(rows) or int(flat.max(initial=1)) + 1
         self.num_classes = max(self.num_classes, classes)
         counts = np.array([sum(entry != IGNORED_LABEL for entry in value) for value in labels])
-        spent = numbers_of(rows.column(EPSILON), 0.0) if EPSILON in rows.column_names else np.zeros(len(rows))
-        decay = np.exp(-np.minimum(spent / np.maximum(counts, 1), 700.0))
+        row_epsilons = numbers_of(rows.column(EPSILON), 0.0) if EPSILON in rows.column_names else np.zeros(len(rows))
+        decay = np.exp(-np.minimum(row_epsilons / np.maximum(counts, 1), 700.0))
         contrast = np.repeat((1 - decay) / (1 + (classes - 1) * decay), [len(value) for value in labels])
-        known = np.flatnonzero((flat >= 0) & (contrast > 0))
-        if not len(known):
+        usable_tokens = np.flatnonzero((flat >= 0) & (contrast > 0))
+        if not len(usable_tokens):
             return columns, None
-        columns = {name: [values[i] for i in known.tolist()] for name, values in columns.items()}
-        return columns, NoisyLabels(flat[known], contrast[known], classes, self.names, self.has_prior)
+        columns = {name: [values[i] for i in usable_tokens.tolist()] for name, values in columns.items()}
+        return columns, NoisyLabels(flat[usable_tokens], contrast[usable_tokens], classes, self.names, self.has_prior)
 
     def finish(self) -> None:
         """Make ready to look rows up."""
-        self.same = self.ledger.finish()
+        self.same_rows = self.ledger.finish()
 
     def look_for_in(self, table: RowTable, has_ledger: bool) -> None:
         """
@@ -173,12 +173,12 @@ class Release:
             LabelLeakError: it does.
         """
 
-        assert self.same is not None
+        assert self.same_rows is not None
         tally, matched, in_order, rows = Tally(), Sample(), Sample(), 0
         for batch in read_batches(table):
             if has_ledger:
                 batch = batch.filter(~ledger_mask(batch))
-            row = self.same.look_up(batch, tally)
+            row = self.same_rows.look_up(batch, tally)
             hit = row >= 0
             matched.add(batch.filter(hit), row[hit])
             in_order.add(batch, np.arange(rows, rows + len(batch)))
@@ -199,14 +199,14 @@ class Release:
     def _joined(
         self, rows: pa.Table, numbers: NDArray[np.int64]
     ) -> tuple[dict[str, list[Any]], NoisyLabels | None, NDArray[np.int64]]:
-        assert self.same is not None
+        assert self.same_rows is not None
         columns = {name: rows.column(name).to_pylist() for name in rows.column_names}
-        return (*self._known(columns, self.same.labels[numbers], self.same.contrasts[numbers]), numbers)
+        return (*self._known(columns, self.same_rows.labels[numbers], self.same_rows.contrasts[numbers]), numbers)
 
     def _tokens_elsewhere(self, rows: pa.Table, numbers: NDArray[np.int64]) -> list[Leak]:
         """Columns with one class number for each labelled token of rows whose tokens' labels are randomised."""
-        assert self.same is not None
-        counts = (-1 - self.same.labels[numbers]).tolist()
+        assert self.same_rows is not None
+        counts = (-1 - self.same_rows.labels[numbers]).tolist()
         leaks = []
         for name in rows.column_names:
             values = rows.column(name).to_pylist() if _is_list(rows.column(name)) else []
@@ -228,17 +228,17 @@ class Release:
             columns, noisy, _ = self._joined(sample.table().take(chosen), first + numbers[chosen])
             leaks = find_clean_columns(columns, noisy, public=self.public, where="in order") if noisy else []
             if leaks:
-                how = f"in the order of {name}, it {leaks[0].how}"
-                raise _refusal(table.name, leaks[0].column, how, [leaks[0].column])
+                reason = f"in the order of {name}, it {leaks[0].how}"
+                raise _refusal(table.name, leaks[0].column, reason, [leaks[0].column])
 
     def _same_rows_elsewhere(
         self, table: RowTable, leaks: list[Leak], tally: Tally, rows: pa.Table, numbers: NDArray[np.int64]
     ) -> LabelLeakError:
 
-        assert self.same is not None
-        key = self.same.key_of(rows, numbers)
+        assert self.same_rows is not None
+        key = self.same_rows.key_of(rows, numbers)
         values = rows.column(key).slice(0, 3).to_pylist() if key else []
-        such = f", such as {', '.join(shorten(value, 40) for value in values)}," if values else ""
+        examples = f", such as {', '.join(shorten(value, 40) for value in values)}," if values else ""
         count = tally.ids + tally.same_texts
         every = ", ".join(repr(leak.column) for leak in leaks)
         ways = (
@@ -247,19 +247,19 @@ class Release:
             else f"Leave the file out with ignore=[{table.name!r}] or move it elsewhere"
         )
         return LabelLeakError(
-            f"{table.name}, column {leaks[0].column!r}: {leaks[0].how}. {count:,} of its rows{such} have no ledger "
-            f"there, but their labels are randomised in {self.name}: pushing both gives the true ones away.\n"
+            f"{table.name}, column {leaks[0].column!r}: {leaks[0].how}. {count:,} of its rows{examples} have no "
+            f"ledger there, but their labels are randomised in {self.name}: pushing both gives the true ones away.\n"
             f"  {ways}. If the column is public anyway, pass public_columns=[{every}]; labels that were made from the "
             "noisy ones keep their ledger, the columns label_dp_epsilon and label_dp_channel.",
             leaks[0].column,
         )
 
 
-def _refusal(table: str, column: str, how: str, columns: list[str]) -> LabelLeakError:
+def _refusal(table: str, column: str, reason: str, columns: list[str]) -> LabelLeakError:
 
     every = ", ".join(map(repr, columns))
     return LabelLeakError(
-        f"{table}, column {column!r}: {how}. The labels of these rows are randomised, and pushing it "
+        f"{table}, column {column!r}: {reason}. The labels of these rows are randomised, and pushing it "
         "would give the true ones away.\n"
         f"  Drop it with dataset.remove_columns([{every}]), hash ids with HashColumn, or, if it is public "
         f"anyway or a prediction made from the noisy labels alone, pass public_columns=[{every}].",
@@ -299,9 +299,9 @@ def _label_column(head: pa.Table, table: RowTable, num_classes: int) -> str | No
     classes = [name for name, feature in (table.features or {}).items() if isinstance(feature, ClassLabel)]
     if len(classes) == 1 and classes[0] in head.column_names:
         return classes[0]
-    named = next((name for name in LABEL_NAMES if name in head.column_names), None)
-    if named is not None or not num_classes:
-        return named
+    label_name = next((name for name in LABEL_NAMES if name in head.column_names), None)
+    if label_name is not None or not num_classes:
+        return label_name
     return next((name for name in head.column_names if _holds_classes(head.column(name), num_classes)), None)
 
 
@@ -310,8 +310,8 @@ def _holds_classes(column: Any, num_classes: int) -> bool:
     if _is_list(column):
         return False
     numbers = numbers_of(column, np.nan)
-    whole = bool(np.isfinite(numbers).all()) and bool((numbers == np.rint(numbers)).all())
-    return whole and numbers.min() >= 0 and num_classes / 2 <= numbers.max() < num_classes
+    is_whole = bool(np.isfinite(numbers).all()) and bool((numbers == np.rint(numbers)).all())
+    return is_whole and numbers.min() >= 0 and num_classes / 2 <= numbers.max() < num_classes
 
 
 def _class_names(table: RowTable, label: str) -> list[str] | None:

@@ -45,7 +45,7 @@ class Retry:
     lost connection.
 
     Args:
-        what (`str`):
+        subject (`str`):
             What is pushed, for messages: `"model me/tiny"`.
         folder (`str` or `Path`, *optional*):
             Where the files are, for messages.
@@ -63,7 +63,7 @@ class Retry:
         ValueError: `attempts` below 1.
     """
 
-    what: str
+    subject: str
     folder: str | Path | None = None
     attempts: int | None = None
     backoff: float | None = None
@@ -77,11 +77,11 @@ class Retry:
     def __call__(self, call: Callable[[Exception | None], Answer]) -> Answer:
         """Return `call(error)`, where `error` is what the try before raised, `None` the first time."""
         attempts = ATTEMPTS if self.attempts is None else self.attempts
-        before: Exception | None = None
+        last_error: Exception | None = None
         for attempt in range(1, attempts + 1):
             try:
                 with _bounded_requests(self.timeout):
-                    return call(before)
+                    return call(last_error)
             except Exception as error:
                 if not _may_pass(error):
                     raise self.failure(_short(error), _remedy(error)) from error
@@ -91,26 +91,26 @@ class Retry:
                     raise self.failure(_short(error), f"Gave up after {tries}: push again later.") from error
                 logger.warning(
                     "Push of %s failed at try %d of %d (%s); next try in %.1f s.",
-                    self.what, attempt, attempts, _short(error), wait,
+                    self.subject, attempt, attempts, _short(error), wait,
                 )  # fmt: skip
                 (self.sleep or time.sleep)(wait)
-                before = error
+                last_error = error
         raise AssertionError("unreachable")
 
     def _wait(self, error: Exception, attempt: int) -> float | None:
         """Seconds to wait: what the Hub asks for, else exponential with jitter; `None` if it asks for too much."""
-        asked = _retry_after(error)
-        if asked is not None:
-            return asked + random.random() if asked <= LONGEST_RETRY_AFTER else None
+        hub_wait = _retry_after(error)
+        if hub_wait is not None:
+            return hub_wait + random.random() if hub_wait <= LONGEST_RETRY_AFTER else None
         backoff = BACKOFF if self.backoff is None else self.backoff
         return min(LONGEST_WAIT, backoff * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
     def failure(self, reason: str, remedy: str) -> PushError:
         """The error that says what was not pushed, why, what to do, and where the files are."""
-        where = ""
+        location = ""
         if self.folder is not None:
-            where = f" Nothing is lost: your files are in {Path(self.folder).resolve()}."
-        return PushError(f"{self.what} was not pushed: {reason}. {remedy}{where}")
+            location = f" Nothing is lost: your files are in {Path(self.folder).resolve()}."
+        return PushError(f"{self.subject} was not pushed: {reason}. {remedy}{location}")
 
 
 def _status(error: Exception) -> int | None:
@@ -182,15 +182,15 @@ def _bounded_requests(seconds: float) -> Iterator[None]:
     from huggingface_hub import get_session
 
     def bound(request: Any) -> None:
-        given = request.extensions.get("timeout") or {}
+        timeouts = request.extensions.get("timeout") or {}
         kinds = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = {kind: given.get(kind) or seconds for kind in kinds}
+        request.extensions["timeout"] = {kind: timeouts.get(kind) or seconds for kind in kinds}
 
     session = get_session()
-    before = session.event_hooks
+    event_hooks = session.event_hooks
     # A hook and not the client's own time-out: some of the client's calls pass `timeout=None` by themselves.
-    session.event_hooks = {**before, "request": [*before["request"], bound]}
+    session.event_hooks = {**event_hooks, "request": [*event_hooks["request"], bound]}
     try:
         yield
     finally:
-        session.event_hooks = before
+        session.event_hooks = event_hooks

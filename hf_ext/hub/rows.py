@@ -85,11 +85,11 @@ def refuse_unlike(splits: Mapping[str, Dataset]) -> None:
         unlike = [column for column in columns if expected.get(column) != rows.features.get(column)]
         if unlike:
             column = unlike[0]
-            here, there = rows.features.get(column, "missing"), expected.get(column, "missing")
+            feature, expected_feature = rows.features.get(column, "missing"), expected.get(column, "missing")
             raise ValueError(
-                f"split {name!r}, column {column!r}: it is {here}, in split {first!r} it is {there}. load_dataset "
-                "reads splits of one schema only: add, cast or remove the column, or push each split to a repository "
-                "of its own."
+                f"split {name!r}, column {column!r}: it is {feature}, in split {first!r} it is {expected_feature}. "
+                "load_dataset reads splits of one schema only: add, cast or remove the column, or push each split to "
+                "a repository of its own."
             )
 
 
@@ -172,12 +172,12 @@ def _refuse_other_files(folder: Path, has_report: bool, overwrite_card: bool) ->
     expected = ({CARD} if is_ours else set()) | (REPORT if has_report else set())
     others = [name for name in files_that_could_go(folder) if name not in expected and not name.startswith("data/")]
     if others:
-        named = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
+        listing = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
         card = " overwrite_card=True replaces the card." if others == [CARD] else ""
         raise FileExistsError(
             f"{folder} holds files that would be pushed along with the rows, or overwritten; nothing was written "
             f"or sent. Pass folder= a new one; or, to push that folder as it is, push_dataset({str(folder)!r}, "
-            f"...).{card} The files: {named}."
+            f"...).{card} The files: {listing}."
         )
 
 
@@ -197,19 +197,19 @@ def _publish(staging: Path, folder: Path) -> None:
     (staging / CARD).replace(folder / CARD)
 
 
-def _changed_report(new: Path, old: Path) -> list[Path]:
+def _changed_report(new_folder: Path, old_folder: Path) -> list[Path]:
     """The report's files to replace: none if its numbers are the same, for a plot is never the same bytes twice."""
     numbers = "pruning.json"
-    paths = list(new.glob("*"))
-    if not paths or not all((old / path.name).is_file() for path in paths):
+    paths = list(new_folder.glob("*"))
+    if not paths or not all((old_folder / path.name).is_file() for path in paths):
         return paths
-    return [] if (new / numbers).read_bytes() == (old / numbers).read_bytes() else paths
+    return [] if (new_folder / numbers).read_bytes() == (old_folder / numbers).read_bytes() else paths
 
 
-def _hold_the_same(new: Path, old: Path) -> bool:
+def _hold_the_same(new_folder: Path, old_folder: Path) -> bool:
     from filecmp import cmp
 
-    names = {path.relative_to(new) for path in new.rglob("*")}
-    if names != {path.relative_to(old) for path in old.rglob("*")}:
+    names = {path.relative_to(new_folder) for path in new_folder.rglob("*")}
+    if names != {path.relative_to(old_folder) for path in old_folder.rglob("*")}:
         return False
-    return all(cmp(new / name, old / name, shallow=False) for name in names)
+    return all(cmp(new_folder / name, old_folder / name, shallow=False) for name in names)

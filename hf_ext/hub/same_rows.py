@@ -168,8 +168,8 @@ def hashes_of(column: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     filled = np.asarray(pc.is_valid(column))
     if pa.types.is_floating(kind):
         values = np.nan_to_num(np.asarray(column.to_pylist(), dtype=np.float64))
-        whole = (values == np.rint(values)) & (np.abs(values) < 1e15)
-        texts = np.where(whole, np.rint(values).astype(np.int64).astype(str), np.char.mod("%.7g", values)).astype(
+        is_whole = (values == np.rint(values)) & (np.abs(values) < 1e15)
+        texts = np.where(is_whole, np.rint(values).astype(np.int64).astype(str), np.char.mod("%.7g", values)).astype(
             object
         )
     else:

@@ -16,7 +16,7 @@ __all__ = ["BATCH", "MARKED_UP", "UnreadableError", "encoding_of", "records_as_t
 
 BATCH = 10_000
 LINE = 1 << 24  # characters of a line; longer ones are cut
-WHOLE = 1 << 28  # characters of a JSON document that is no list of rows: it is read at once
+MOST_CHARACTERS = 1 << 28  # characters of a JSON document that is no list of rows: it is read at once
 MARKED_UP = frozenset((".html", ".htm", ".toml", ".xml", ".yaml", ".yml"))  # a row may go over several lines
 WORDS = 16  # of a line of plain text
 _WORD = re.compile(r"[^\w.\-/@+]+")
@@ -106,9 +106,11 @@ def _json_rows(file: io.TextIOWrapper, name: str) -> Iterator[Any]:
     with file:
         buffer = file.read(1 << 20).lstrip()
         if buffer[:1] != "[":
-            buffer += file.read(WHOLE)
+            buffer += file.read(MOST_CHARACTERS)
             if file.read(1):
-                raise UnreadableError(f"{name}: a JSON document of more than {WHOLE:,} characters that is no list")
+                raise UnreadableError(
+                    f"{name}: a JSON document of more than {MOST_CHARACTERS:,} characters that is no list"
+                )
             document = _loaded(buffer)
             yield from _rows_in(document) if document is not None else _rows_in_pieces(buffer, decoder)
             return
@@ -124,7 +126,7 @@ def _json_rows(file: io.TextIOWrapper, name: str) -> Iterator[Any]:
                     raise ValueError("an entry that may go on")
             except (ValueError, RecursionError):
                 more = file.read(1 << 20)
-                if not more or len(buffer) - place > WHOLE:
+                if not more or len(buffer) - place > MOST_CHARACTERS:
                     break
                 buffer, place = buffer[place:] + more, 0
                 continue
@@ -237,11 +239,12 @@ def _of_cells(lines: Iterable[list[str]], header: bool) -> Iterator[pa.Table]:
 
 
 def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    first_places: dict[str, int] = {}
     for i, name in enumerate(names):
-        seen.setdefault(name.strip() or str(i), i)
+        first_places.setdefault(name.strip() or str(i), i)
     return [
-        name.strip() or str(i) if seen[name.strip() or str(i)] == i else f"{name} {i}" for i, name in enumerate(names)
+        name.strip() or str(i) if first_places[name.strip() or str(i)] == i else f"{name} {i}"
+        for i, name in enumerate(names)
     ]
 
 
