@@ -121,7 +121,7 @@ def run_context_free(options: argparse.Namespace) -> int:
 
     folder = Path(options.output)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
-    before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
+    tokens_before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
     start = time.perf_counter()
     store = generate_context_free(
         model,
@@ -136,9 +136,9 @@ def run_context_free(options: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - start
     manifest = store.manifest
-    new = manifest["tokens"] - before
-    speed = f"{new / seconds:,.0f} tokens/s" if new else "nothing was left to sample"
-    print(f"{manifest['tokens']:,} tokens in {manifest['rows']:,} rows, {new:,} of them now ({speed})")
+    new_tokens = manifest["tokens"] - tokens_before
+    speed = f"{new_tokens / seconds:,.0f} tokens/s" if new_tokens else "nothing was left to sample"
+    print(f"{manifest['tokens']:,} tokens in {manifest['rows']:,} rows, {new_tokens:,} of them now ({speed})")
     print(f"store: {folder}")
     return 0
 

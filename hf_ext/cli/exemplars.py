@@ -13,7 +13,7 @@ from hf_ext.cli.outputs import add_output_options, file_output, store_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, FINITE, SHARE, SIZE, WHOLE_NUMBER
 
-SHOWN = 100  # characters of a text that is printed
+MOST_CHARACTERS = 100  # characters of a text that is printed
 
 
 def add_data_parser(actions: argparse._SubParsersAction) -> None:
@@ -103,7 +103,7 @@ def _pool(options: argparse.Namespace) -> Any:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
 def add_eval_parser(actions: argparse._SubParsersAction) -> None:
@@ -159,7 +159,7 @@ def _retrieval(options: argparse.Namespace) -> int:
         query_prompt=options.prompt,
         write_csv=False,
     )
-    found = evaluator(model)
+    metrics = evaluator(model)
     facts = {
         "model": options.model,
         "data": Path(options.beir).name,
@@ -171,7 +171,7 @@ def _retrieval(options: argparse.Namespace) -> int:
         "example_weight": model.settings.example_weight,
         "floor": model.settings.floor,
     }
-    text = json.dumps(facts | {"metrics": found}, indent=2)
+    text = json.dumps(facts | {"metrics": metrics}, indent=2)
     if options.output is not None:
         from hf_ext.guards.disk import write_whole, writing
 
@@ -183,7 +183,7 @@ def _retrieval(options: argparse.Namespace) -> int:
     for name, value in facts.items():
         print(f"{name:>24}  {value}")
     print()
-    for name, value in found.items():
+    for name, value in metrics.items():
         print(f"{name:>32}  {value:.4f}")
     return 0
 
@@ -218,6 +218,6 @@ def _encoder(options: argparse.Namespace) -> Any:
     if options.plain:
         model.exemplars = None
     names = ("k", "example_weight", "floor")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    model.settings = dataclasses.replace(model.settings, **given)
+    changed_settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    model.settings = dataclasses.replace(model.settings, **changed_settings)
     return model

@@ -134,15 +134,15 @@ def _privatize(options: argparse.Namespace, output: Path) -> int:
         after=None if options.after is None else RRChannel(options.after, num_classes),
         public_columns=tuple(options.public_columns),
     )
-    done = privatize(rows, mechanism)
-    write_rows(done, output, options.overwrite)
-    spent = done["label_dp_epsilon"][:]
-    most = f"{max(spent):g}" if len(spent) else "0"
+    noisy_rows = privatize(rows, mechanism)
+    write_rows(noisy_rows, output, options.overwrite)
+    epsilons = noisy_rows["label_dp_epsilon"][:]
+    most = f"{max(epsilons):g}" if len(epsilons) else "0"
     print(f"channel {mechanism.channel_id}: epsilon {options.epsilon:g} a label, {most} nats in the ledger at most")
     if options.prior_column is None:
         print(f"a label stays as it is with probability {mechanism.channel.p:.4f}")
     print(f"release recorded in {record}" if record else f"release not recorded: set {RECORD_ENV} to a file")
-    print(f"{len(done):,} rows written to {output}; the true labels are still in {options.dataset}")
+    print(f"{len(noisy_rows):,} rows written to {output}; the true labels are still in {options.dataset}")
     return 0
 
 
@@ -168,7 +168,7 @@ def _relabel(options: argparse.Namespace, output: Path) -> int:
         for column in {options.label, options.prediction}.intersection(rows.column_names):
             _check_classes(rows, column, options.num_classes)
     channel = None if options.epsilon is None else RRChannel(options.epsilon, _num_classes(rows, options))
-    done, report = relabel(
+    relabelled_rows, report = relabel(
         rows,
         options.mode,
         channel,
@@ -179,12 +179,12 @@ def _relabel(options: argparse.Namespace, output: Path) -> int:
         label=options.label,
         soft=options.soft,
     )
-    write_rows(done, output, options.overwrite)
+    write_rows(relabelled_rows, output, options.overwrite)
     for name, value in report.summary():
         print(f"{name}: {value}")
     for note in report.notes:
         print(f"note: {note}")
-    print(f"{len(done):,} rows written to {output}")
+    print(f"{len(relabelled_rows):,} rows written to {output}")
     if options.report is not None:
         print(f"report: {report.save(options.report)}")
     return 0
@@ -192,8 +192,8 @@ def _relabel(options: argparse.Namespace, output: Path) -> int:
 
 def _prepared(rows: Any, options: argparse.Namespace, hashed: Any) -> Any:
     """Rows numbered, without the columns to drop, and with hashes in place of those to hash."""
-    named = [*options.drop_columns, *options.hash_columns, *options.public_columns]
-    unknown = [name for name in named if name not in rows.column_names]
+    column_names = [*options.drop_columns, *options.hash_columns, *options.public_columns]
+    unknown = [name for name in column_names if name not in rows.column_names]
     if unknown:
         raise ValueError(f"no column {unknown[0]!r}; the rows have {rows.column_names}")
     rows = rows.remove_columns(options.drop_columns)

@@ -35,10 +35,10 @@ def temperature(text: str) -> float | str:
         raise argparse.ArgumentTypeError(problem) from None
 
 
-def add_rows_options(parser: Any, name: str, what: str, required: bool = False) -> None:
+def add_rows_options(parser: Any, name: str, description: str, required: bool = False) -> None:
     """Add an option for a dataset and those that pick and rename its rows."""
     group = parser.add_argument_group("rows")
-    option(group, name, required=required, metavar="DATA", help=f"{what}: a file, a folder or a Hub name")
+    option(group, name, required=required, metavar="DATA", help=f"{description}: a file, a folder or a Hub name")
     option(group, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
     option(group, "--split", metavar="NAME", help="split to read (default: the only one)")
     option(group, "--max-rows", type=COUNT, metavar="N", help="take the first rows only (default: all)")
@@ -98,9 +98,9 @@ def model_and_tokenizer(
 
     check_model_name(name, revision)
     try:
-        found = torch.accelerator.current_accelerator(check_available=True)
-        where = torch.device(device) if device is not None else found or torch.device("cpu")
-        torch.empty(0, device=where)
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        target_device = torch.device(device) if device is not None else accelerator or torch.device("cpu")
+        torch.empty(0, device=target_device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     with loading_model(name):
@@ -113,7 +113,7 @@ def model_and_tokenizer(
             f"model {name!r} reads a text in both directions (is_decoder is false in its config.json), so it has no "
             "likelihood of one: name a causal language model"
         )
-    return model.to(where), tokenizer
+    return model.to(target_device), tokenizer
 
 
 def autocast_dtype(options: argparse.Namespace) -> Any:

@@ -12,17 +12,19 @@ from typing import Any
 from hf_ext.cli.options import option
 from hf_ext.guards.runs import claimed_file, claimed_folder, is_lock
 
-ROWS = ("", ".parquet", ".jsonl")
+ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.
-READ = ("dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
-        "key_file", "config", "context_free")  # fmt: skip
-KEPT = ("cache_dir", "resume_path")
+INPUT_OPTIONS = (
+    "dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
+    "key_file", "config", "context_free",
+)  # fmt: skip
+RESUMED_OPTIONS = ("cache_dir", "resume_path")
 _SAVED_DATASET = ("dataset_info.json", "state.json")
 
 
-def add_output_options(parser: Any, what: str, required: bool = False, metavar: str | None = None) -> None:
-    """Add `--output`, whose help is `what`, and `--overwrite`."""
-    option(parser, "--output", required=required, metavar=metavar, help=what)
+def add_output_options(parser: Any, description: str, required: bool = False, metavar: str | None = None) -> None:
+    """Add `--output`, whose help is `description`, and `--overwrite`."""
+    option(parser, "--output", required=required, metavar=metavar, help=description)
     option(parser, "--overwrite", action="store_true", help="replace what is there; never something that is read")
 
 
@@ -33,7 +35,7 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
 
     Args:
         options (`argparse.Namespace`):
-            With `output`, `overwrite` and any of `report`, `READ` and `KEPT`.
+            With `output`, `overwrite` and any of `report`, `INPUT_OPTIONS` and `RESUMED_OPTIONS`.
         report (`Sequence[str]`, *optional*):
             Names of the files of `--report` where that is a folder; without them it is a file.
 
@@ -43,7 +45,7 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
         NotWritableError: it cannot be written.
     """
     output = Path(options.output)
-    if output.suffix not in ROWS:
+    if output.suffix not in ROW_SUFFIXES:
         raise ValueError(f"--output {str(output)!r}: give a .parquet or .jsonl file, or a folder without a suffix")
     _refuse_what_is_read(options, "output")
     if output.suffix:
@@ -90,7 +92,7 @@ def file_output(options: argparse.Namespace, name: str = "output") -> Iterator[P
 
 @contextmanager
 def store_output(
-    options: argparse.Namespace, marks: Sequence[str], what: str, files: Sequence[str] = ()
+    options: argparse.Namespace, marks: Sequence[str], content: str, files: Sequence[str] = ()
 ) -> Iterator[Path]:
     """
     The folder of `--output`: new, empty, or with `--overwrite` one that holds all of `marks`; held for this process.
@@ -104,7 +106,7 @@ def store_output(
     """
     folder = Path(options.output)
     _refuse_what_is_read(options, "output")
-    _refuse_folder(options, "output", marks, what, files)
+    _refuse_folder(options, "output", marks, content, files)
     with claimed_folder(folder):
         yield folder
 
@@ -122,10 +124,10 @@ def _refuse_what_is_read(options: argparse.Namespace, name: str) -> None:
     output = Path(getattr(options, name))
     if not output.name or output.name == "..":
         raise ValueError(f"--{name} {str(output)!r} names no file or folder; give it a name of its own")
-    for other in (*READ, *KEPT):
+    for other in (*INPUT_OPTIONS, *RESUMED_OPTIONS):
         value = getattr(options, other, None)
         if not isinstance(value, str) or not Path(value).exists():  # a Hub name, or nothing yet
-            if other in KEPT and isinstance(value, str) and _same(Path(value), output):
+            if other in RESUMED_OPTIONS and isinstance(value, str) and _same(Path(value), output):
                 raise ValueError(f"--{name} {str(output)!r} is the --{_hyphened(other)} too; name another")
             continue
         source = Path(value)
@@ -163,7 +165,7 @@ def _refuse_file(options: argparse.Namespace, name: str) -> None:
 
 
 def _refuse_folder(
-    options: argparse.Namespace, name: str, marks: Sequence[str], what: str, files: Sequence[str] = ()
+    options: argparse.Namespace, name: str, marks: Sequence[str], content: str, files: Sequence[str] = ()
 ) -> None:
     path = Path(getattr(options, name))
     if path.exists() and not path.is_dir():
@@ -179,7 +181,7 @@ def _refuse_folder(
         raise ValueError(f"--{name} {str(path)!r} is a folder with something in it; name another")
     if not options.overwrite:
         raise ValueError(
-            f"--{name} {str(path)!r} holds {what} already; name another, or pass --overwrite to replace it"
+            f"--{name} {str(path)!r} holds {content} already; name another, or pass --overwrite to replace it"
         )
 
 
@@ -192,10 +194,11 @@ def _refuse_files_in(options: argparse.Namespace, name: str, names: Sequence[str
     folder = Path(getattr(options, name))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--{name} {str(folder)!r} is a file, and a folder is to be written; name another")
-    taken = [file for file in names if (folder / file).exists()]
-    if taken and not options.overwrite:
+    existing_files = [file for file in names if (folder / file).exists()]
+    if existing_files and not options.overwrite:
         raise ValueError(
-            f"--{name} {str(folder)!r} holds {taken[0]} already; name another, or pass --overwrite to replace it"
+            f"--{name} {str(folder)!r} holds {existing_files[0]} already; name another, or pass --overwrite to "
+            "replace it"
         )
 
 
