@@ -16,7 +16,7 @@ from hf_ext.guards.disk import flush, flush_folder, write_whole
 from hf_ext.guards.inside import require_file, require_inside, require_path_inside
 from hf_ext.guards.torch_files import torch_file_problem
 
-MANIFEST = "hf_ext_checkpoint.json"
+SEAL_NAME = "hf_ext_checkpoint.json"
 """File that makes a folder a whole checkpoint: size and CRC-32 of every other file. It is written last."""
 
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers puts it there while it saves on SIGTERM
@@ -61,12 +61,12 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 def is_sealed(checkpoint: str | os.PathLike[str]) -> bool:
     """Whether the checkpoint was finished: it has a manifest."""
-    return (Path(checkpoint) / MANIFEST).is_file()
+    return (Path(checkpoint) / SEAL_NAME).is_file()
 
 
 def unseal(checkpoint: str | os.PathLike[str]) -> None:
     """Mark a checkpoint as unfinished, before anything is written into it."""
-    (Path(checkpoint) / MANIFEST).unlink(missing_ok=True)
+    (Path(checkpoint) / SEAL_NAME).unlink(missing_ok=True)
 
 
 def seal(checkpoint: str | os.PathLike[str]) -> None:
@@ -86,7 +86,7 @@ def seal(checkpoint: str | os.PathLike[str]) -> None:
         flush_folder(folder)
     values = {"format_revision": FORMAT_REVISION, "files": facts}
     # No line end: a manifest cut anywhere is no JSON. The check finds a changed letter in a name or number.
-    write_whole(root / MANIFEST, json.dumps({**values, "check": _check(values)}, indent=1))
+    write_whole(root / SEAL_NAME, json.dumps({**values, "check": _check(values)}, indent=1))
 
 
 def find_damage(checkpoint: str | os.PathLike[str]) -> Damage | None:
@@ -178,7 +178,7 @@ def require_whole(checkpoint: str | os.PathLike[str], folder: str | os.PathLike[
         if is_sealed(checkpoint):
             return None
         return (
-            f"{checkpoint} has no {MANIFEST} (a stock trainer's, or the save was interrupted at its very end): its "
+            f"{checkpoint} has no {SEAL_NAME} (a stock trainer's, or the save was interrupted at its very end): its "
             "files have the right structure, but their content could not be checked."
         )
     other = newest_whole(Path(checkpoint).parent)[0] or newest_whole(folder)[0]
@@ -211,13 +211,13 @@ def find_foreign(checkpoint: str | os.PathLike[str]) -> Damage | None:
 
 
 def _unfinished(checkpoint: Path) -> Damage:
-    return Damage(checkpoint, MANIFEST, "is missing: the save did not finish, or a stock trainer saved it")
+    return Damage(checkpoint, SEAL_NAME, "is missing: the save did not finish, or a stock trainer saved it")
 
 
 def _hint(damages: list[Damage]) -> str:
     """For checkpoints of a stock trainer: named, they are taken after a check of their structure."""
     for damage in damages:
-        if damage.file == MANIFEST and _cannot_resume(damage.checkpoint) is None:
+        if damage.file == SEAL_NAME and _cannot_resume(damage.checkpoint) is None:
             return f", or name {damage.checkpoint}, whose files at least have the right structure"
     return ""
 
@@ -227,7 +227,7 @@ def _hint(damages: list[Damage]) -> str:
 
 def _files(root: Path) -> list[str]:
     """Relative names of the files a manifest covers, in a fixed order."""
-    excluded_names = (MANIFEST, UNFINISHED)
+    excluded_names = (SEAL_NAME, UNFINISHED)
     return sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
@@ -255,15 +255,15 @@ def _check(values: dict[str, Any]) -> str:
 
 def _read_manifest(root: Path) -> dict[str, dict[str, Any]] | Damage:
     try:
-        values = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        values = json.loads((root / SEAL_NAME).read_text(encoding="utf-8"))
         check = values.pop("check")
         files, revision = values["files"], values["format_revision"]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):  # a decoding error is a ValueError
-        return Damage(root, MANIFEST, "is damaged: it is not the JSON that was written")
+        return Damage(root, SEAL_NAME, "is damaged: it is not the JSON that was written")
     if check != _check(values):
-        return Damage(root, MANIFEST, "is damaged: its content is not what was written")
+        return Damage(root, SEAL_NAME, "is damaged: its content is not what was written")
     if revision != FORMAT_REVISION:
-        return Damage(root, MANIFEST, f"has format {revision!r}, of a newer hf-ext: update hf-ext")
+        return Damage(root, SEAL_NAME, f"has format {revision!r}, of a newer hf-ext: update hf-ext")
     return files
 
 
@@ -273,9 +273,9 @@ def _differs_from_manifest(root: Path) -> Damage | None:
         return manifest
     for name in manifest:
         try:
-            require_path_inside(name, MANIFEST)
+            require_path_inside(name, SEAL_NAME)
         except ValueError as error:
-            return Damage(root, MANIFEST, f"is not what was written: {error}")
+            return Damage(root, SEAL_NAME, f"is not what was written: {error}")
     for name, facts in manifest.items():  # sizes first: they cost nothing
         if not (root / name).is_file():
             return Damage(root, name, f"is missing; it was saved with {facts['size']:,} bytes")

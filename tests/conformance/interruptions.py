@@ -36,7 +36,7 @@ import torch
 import transformers.modeling_utils
 from transformers import TrainerCallback, TrainerState
 
-from hf_ext.guards.checkpoints import MANIFEST
+from hf_ext.guards.checkpoints import SEAL_NAME
 from hf_ext.trainers.base import saving
 from tests.conformance.registry import BY_NAME
 from tests.distributed.run_trainer import digest_of
@@ -81,7 +81,7 @@ def kill_in(phase: str, at: int) -> None:
             power_cut()
 
     def replaced(source: Any, target: Any) -> None:
-        if phase == "in the manifest" and Path(target).name == MANIFEST and Path(target).parent.name == folder:
+        if phase == "in the manifest" and Path(target).name == SEAL_NAME and Path(target).parent.name == folder:
             power_cut(source)
         replace(source, target)
 

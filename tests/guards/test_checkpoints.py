@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from hf_ext.guards.checkpoints import (
-    MANIFEST,
+    SEAL_NAME,
     DamagedCheckpointError,
     choose_newest,
     find_damage,
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 NAMES = {
     "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "optimizer.pt",
     "rng_state.pth", "scheduler.pt", "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
-    "training_args.json", MANIFEST,
+    "training_args.json", SEAL_NAME,
 }  # fmt: skip
 READ_BY_STRUCTURE = ("model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "config.json")
 
@@ -168,7 +168,7 @@ def test_files_in_folders_are_covered(tmp_path: Path) -> None:
 @pytest.fixture
 def stock(out: Path) -> Path:
     """`checkpoint-6` as a stock trainer leaves it."""
-    (out / "checkpoint-6" / MANIFEST).unlink()
+    (out / "checkpoint-6" / SEAL_NAME).unlink()
     return out / "checkpoint-6"
 
 
@@ -179,7 +179,7 @@ def test_a_stock_checkpoint_is_taken_when_named_with_a_warning_and_not_by_itself
     assert str(stock) in warning
     checkpoint, (damage,) = choose_newest(stock.parent)
     assert checkpoint.name == "checkpoint-4"
-    assert damage.file == MANIFEST
+    assert damage.file == SEAL_NAME
     shutil.rmtree(checkpoint)
     with pytest.raises(DamagedCheckpointError, match=f"or name {stock}"):
         choose_newest(stock.parent)
@@ -229,7 +229,7 @@ def resumed(folder: Path, how: bool | str, **changes: Any) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "rng_state.pth", MANIFEST])
+@pytest.mark.parametrize("name", ["model.safetensors", "rng_state.pth", SEAL_NAME])
 def test_a_trainer_resumes_from_the_checkpoint_before_and_warns_once(
     name: str, finished: tuple[Path, Any], out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -297,8 +297,8 @@ def test_rotation_removes_unfinished_checkpoints_first_and_never_the_newest_or_t
     trainer = BY_NAME["weighted_sft"].build(out.parent, 16, **(SETTINGS | {"save_total_limit": 2}))
     for step in (8, 12):  # 8 was cut short by a kill, and its run resumed from an earlier one with other save_steps
         shutil.copytree(out / "checkpoint-6", out / f"checkpoint-{step}")
-    (out / "checkpoint-8" / MANIFEST).unlink()
-    (out / "checkpoint-12" / MANIFEST).unlink()
+    (out / "checkpoint-8" / SEAL_NAME).unlink()
+    (out / "checkpoint-12" / SEAL_NAME).unlink()
     trainer.state.best_model_checkpoint = str(out / "checkpoint-4")
     trainer.rotate(str(out), str(out / "checkpoint-6"))
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
@@ -316,7 +316,7 @@ def test_the_manifest_is_not_pushed(out: Path, monkeypatch: pytest.MonkeyPatch) 
     trainer._save_checkpoint(trainer.model, None)
     assert len(seen) == 1
     assert "model.safetensors" in seen[0]
-    assert MANIFEST not in seen[0]
+    assert SEAL_NAME not in seen[0]
 
 
 @pytest.mark.slow
