@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli import exemplars, labels, prune
 from hf_ext.cli.options import (
@@ -21,6 +21,10 @@ from hf_ext.cli.options import (
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, SEED, SIZE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -158,7 +162,7 @@ def _sft_config(options: argparse.Namespace) -> Any:
     )
 
 
-def _print_weights(weights: Any, tau: float) -> None:
+def _print_weights(weights: npt.NDArray[np.float64], tau: float) -> None:
     """Tau, effective sample size and a line of bars over ten equal intervals of the weights."""
     import numpy as np
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 # Not needed; shown because recipes and accelerate configs can ask for them.
 OPTIONAL = ("flash-attn", "deepspeed", "bitsandbytes")
@@ -161,7 +164,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _torch_build(torch: Any) -> str:
+def _torch_build(torch: ModuleType) -> str:
     for kind in ("cuda", "hip", "xpu"):
         version = getattr(torch.version, kind, None)
         if version:
@@ -169,7 +172,7 @@ def _torch_build(torch: Any) -> str:
     return "cpu"
 
 
-def _accelerators(torch: Any) -> list[dict[str, Any]]:
+def _accelerators(torch: ModuleType) -> list[dict[str, Any]]:
     if not torch.accelerator.is_available():
         return []
     kind = str(torch.accelerator.current_accelerator().type)

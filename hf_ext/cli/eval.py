@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli import exemplars
 from hf_ext.cli.options import (
@@ -19,6 +19,9 @@ from hf_ext.cli.options import (
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.numbers import COUNT, POSITIVE, SEED, SIZE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -247,7 +250,7 @@ def _store(path: str | None) -> tuple[Any, str]:
     return store, store.manifest["dtype"]
 
 
-def _fresh_samples(original: Any, tokenizer: Any, options: argparse.Namespace) -> Any:
+def _fresh_samples(original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Any:
     from hf_ext.data.context_free import generate_context_free
 
     return generate_context_free(

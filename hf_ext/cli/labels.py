@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import CLASSES, POSITIVE, PROBABILITY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datasets import Dataset
+
+    from hf_ext.data.relabeling import HashColumn
 
 
 def add_parsers(actions: argparse._SubParsersAction) -> None:
@@ -190,7 +197,7 @@ def _relabel(options: argparse.Namespace, output: Path) -> int:
     return 0
 
 
-def _prepared(rows: Any, options: argparse.Namespace, hashed: Any) -> Any:
+def _prepared(rows: Dataset, options: argparse.Namespace, hashed: Callable[[str], HashColumn]) -> Any:
     """Rows numbered, without the columns to drop, and with hashes in place of those to hash."""
     column_names = [*options.drop_columns, *options.hash_columns, *options.public_columns]
     unknown = [name for name in column_names if name not in rows.column_names]
@@ -206,7 +213,7 @@ def _prepared(rows: Any, options: argparse.Namespace, hashed: Any) -> Any:
     return rows
 
 
-def _check_classes(rows: Any, column: str, num_classes: int) -> None:
+def _check_classes(rows: Dataset, column: str, num_classes: int) -> None:
     """Refuse a number beyond the classes; what is no integer is the library's to refuse."""
     from hf_ext.data.relabeling.columns import are_classes, class_column, label_columns
 
@@ -215,7 +222,7 @@ def _check_classes(rows: Any, column: str, num_classes: int) -> None:
             class_column({column: values.to_pylist()}, column, num_classes, offset=start)
 
 
-def _num_classes(rows: Any, options: argparse.Namespace) -> int:
+def _num_classes(rows: Dataset, options: argparse.Namespace) -> int:
     if options.num_classes is not None:
         return int(options.num_classes)
     names = getattr(rows.features.get(options.label), "names", None)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.guards.numbers import COUNT, POSITIVE
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def option(parser: Any, name: str, *extra: str, **kwargs: Any) -> None:
+
+def option(parser: argparse._ActionsContainer, name: str, *extra: str, **kwargs: Any) -> None:
     """Add an option under its name with hyphens and with underscores, as the training options have both."""
     names = [name, *extra]
     parser.add_argument(*dict.fromkeys(names + [n.replace("-", "_").replace("__", "--", 1) for n in names]), **kwargs)
@@ -35,7 +38,7 @@ def temperature(text: str) -> float | str:
         raise argparse.ArgumentTypeError(problem) from None
 
 
-def add_rows_options(parser: Any, name: str, description: str, required: bool = False) -> None:
+def add_rows_options(parser: argparse._ActionsContainer, name: str, description: str, required: bool = False) -> None:
     """Add an option for a dataset and those that pick and rename its rows."""
     group = parser.add_argument_group("rows")
     option(group, name, required=required, metavar="DATA", help=f"{description}: a file, a folder or a Hub name")
@@ -47,7 +50,7 @@ def add_rows_options(parser: Any, name: str, description: str, required: bool = 
     option(group, "--prompt-template", metavar="TEXT", help="text around a string prompt, with {prompt} in it")
 
 
-def add_precision_options(parser: Any) -> None:
+def add_precision_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that say in what precision and where a model runs."""
     group = parser.add_argument_group("precision")
     option(
@@ -123,7 +126,7 @@ def autocast_dtype(options: argparse.Namespace) -> Any:
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
 
 
-def check_columns(rows: Any, output: Path) -> None:
+def check_columns(rows: Dataset, output: Path) -> None:
     """
     Refuse rows that the suffix of `output` has no words for, before they are worked on.
 
@@ -140,7 +143,7 @@ def check_columns(rows: Any, output: Path) -> None:
         )
 
 
-def write_rows(rows: Any, output: Path, overwrite: bool = False) -> None:
+def write_rows(rows: Dataset, output: Path, overwrite: bool = False) -> None:
     """
     Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`.
 

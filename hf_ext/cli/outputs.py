@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from hf_ext.cli.options import option
 from hf_ext.guards.runs import claimed_file, claimed_folder, is_lock
@@ -22,7 +21,9 @@ RESUMED_OPTIONS = ("cache_dir", "resume_path")
 _SAVED_DATASET = ("dataset_info.json", "state.json")
 
 
-def add_output_options(parser: Any, description: str, required: bool = False, metavar: str | None = None) -> None:
+def add_output_options(
+    parser: argparse._ActionsContainer, description: str, required: bool = False, metavar: str | None = None
+) -> None:
     """Add `--output`, whose help is `description`, and `--overwrite`."""
     option(parser, "--output", required=required, metavar=metavar, help=description)
     option(parser, "--overwrite", action="store_true", help="replace what is there; never something that is read")

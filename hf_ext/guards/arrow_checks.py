@@ -19,19 +19,19 @@ from hf_ext.guards.row_rules import IGNORED_LABEL, MESSAGE_KEYS, SHAREGPT_KEYS, 
 Mask = npt.NDArray[np.bool_]
 
 
-def _is_string(kind: Any) -> bool:
+def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _is_number(kind: Any) -> bool:
+def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def suits(kind: Any, role: Role, keys: tuple[str, str] = MESSAGE_KEYS) -> bool:
+def suits(kind: pa.DataType, role: Role, keys: tuple[str, str] = MESSAGE_KEYS) -> bool:
     """Whether an Arrow type is the plain one for a role; any other type is judged row by row."""
     if role == "string":
         return _is_string(kind)
@@ -53,7 +53,7 @@ def suits(kind: Any, role: Role, keys: tuple[str, str] = MESSAGE_KEYS) -> bool:
     return False
 
 
-def suspects(table: Any, rules: RowRules) -> Mask:
+def suspects(table: pa.Table, rules: RowRules) -> Mask:
     """
     Find the rows that may break a rule.
 
@@ -95,33 +95,33 @@ def suspects(table: Any, rules: RowRules) -> Mask:
     return is_suspect
 
 
-def _numpy(array: Any) -> npt.NDArray[Any]:
+def _numpy(array: pa.Array) -> npt.NDArray[Any]:
     """Values as numpy, with zero (or false) in place of null."""
     return array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
 
 
-def _nulls(array: Any) -> Mask:
+def _nulls(array: pa.Array) -> Mask:
     return array.is_null().to_numpy(zero_copy_only=False)
 
 
-def _lengths(table: Any, name: str) -> npt.NDArray[np.int64] | None:
+def _lengths(table: pa.Table, name: str) -> npt.NDArray[np.int64] | None:
     column = table.column(name).combine_chunks()
     return _numpy(pc.list_value_length(column)) if _is_list(column.type) else None
 
 
-def _parents(column: Any) -> npt.NDArray[np.int64]:
+def _parents(column: pa.Array) -> npt.NDArray[np.int64]:
     """Row of each entry of `pc.list_flatten(column)`, which leaves out what may lie under a null."""
     return np.repeat(np.arange(len(column)), _numpy(pc.list_value_length(column)))
 
 
-def _any_in_list(column: Any, bad_entries: Mask) -> Mask:
+def _any_in_list(column: pa.Array, bad_entries: Mask) -> Mask:
     """Spread a mask over the entries of a list column to the rows that hold them."""
     rows: Mask = np.zeros(len(column), dtype=bool)
     rows[_parents(column)[bad_entries]] = True
     return rows
 
 
-def _messages(column: Any, rules: RowRules) -> tuple[Mask, Mask]:
+def _messages(column: pa.Array, rules: RowRules) -> tuple[Mask, Mask]:
     """Rows with a defect in some message, and rows that hold a message of the assistant."""
     messages = pc.list_flatten(column)
     speaker, content = (pc.struct_field(messages, [key]) for key in rules.keys)
@@ -134,7 +134,7 @@ def _messages(column: Any, rules: RowRules) -> tuple[Mask, Mask]:
     return rows, _any_in_list(column, _is_in(speaker, rules.assistants))
 
 
-def filled_rows(column: Any, keys: tuple[str, ...]) -> Mask:
+def filled_rows(column: pa.Array, keys: tuple[str, ...]) -> Mask:
     """Rows in which a dict under `keys`, through lists and dicts, or a dict inside of it, has a null entry."""
     if _is_list(column.type):
         return _any_in_list(column, filled_rows(pc.list_flatten(column), keys))
@@ -150,11 +150,11 @@ def filled_rows(column: Any, keys: tuple[str, ...]) -> Mask:
     return rows & ~_nulls(column)
 
 
-def _is_in(strings: Any, value_set: Iterable[str]) -> Mask:
+def _is_in(strings: pa.Array, value_set: Iterable[str]) -> Mask:
     return _numpy(pc.is_in(strings, value_set=pa.array(sorted(value_set), strings.type))).astype(bool)
 
 
-def _same_responses(chosen: Any, rejected: Any) -> Mask:
+def _same_responses(chosen: pa.Array, rejected: pa.Array) -> Mask:
     """Rows whose two responses are the same string, or equally many messages of the same contents."""
     if _is_string(chosen.type):
         return _numpy(pc.equal(chosen, rejected)).astype(bool)
@@ -166,7 +166,7 @@ def _same_responses(chosen: Any, rejected: Any) -> Mask:
     return is_same
 
 
-def _other_beginning(chosen: Any, rejected: Any) -> Mask:
+def _other_beginning(chosen: pa.Array, rejected: pa.Array) -> Mask:
     """Rows whose two conversations may not begin with the same message."""
     others: Mask = np.zeros(len(chosen), dtype=bool)
     has_both = (_numpy(pc.list_value_length(chosen)) > 0) & (_numpy(pc.list_value_length(rejected)) > 0)
@@ -182,13 +182,13 @@ def _other_beginning(chosen: Any, rejected: Any) -> Mask:
     return others
 
 
-def _first_messages(column: Any) -> Any:
+def _first_messages(column: pa.Array) -> pa.Array:
     """The first message of each row's list; none is empty."""
     lengths = _numpy(pc.list_value_length(column))
     return pc.list_flatten(column).take(pa.array(np.cumsum(lengths) - lengths))
 
 
-def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) -> Mask:
+def _numbers(column: pa.Array, role: Role, num_tokens: npt.NDArray[np.int64] | None) -> Mask:
     """Rows with a number, or a list of numbers, that the role does not allow."""
     nulls = _nulls(column)
     if not _is_list(column.type):
@@ -205,7 +205,7 @@ def _numbers(column: Any, role: Role, num_tokens: npt.NDArray[np.int64] | None) 
     return rows
 
 
-def _wrong_number(values: Any, role: Role) -> Mask:
+def _wrong_number(values: pa.Array, role: Role) -> Mask:
     numbers = _numpy(values)
     if role == "labels":
         return (numbers < 0) & (numbers != IGNORED_LABEL)
@@ -216,7 +216,7 @@ def _wrong_number(values: Any, role: Role) -> Mask:
     return ~np.isfinite(numbers) | (numbers < 0)
 
 
-def _supervised(column: Any, entries: Any) -> Mask:
+def _supervised(column: pa.Array, entries: pa.Array) -> Mask:
     """Entries that are a supervised label; a row's first label is never predicted."""
     parents = _parents(column)
     first = np.ones(len(parents), dtype=bool)
@@ -224,7 +224,7 @@ def _supervised(column: Any, entries: Any) -> Mask:
     return (_numpy(entries) != IGNORED_LABEL) & ~first
 
 
-def largest_weight(table: Any) -> float:
+def largest_weight(table: pa.Table) -> float:
     """The largest `weight` of a batch, or entry of its lists (a null counts as zero); infinity where they are none."""
     column = table.column("weight").combine_chunks()
     entries = pc.list_flatten(column) if _is_list(column.type) else column

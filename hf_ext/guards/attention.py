@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from hf_ext._upstream.adapters import model_as_before
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +21,9 @@ TOLERANCE = 1e-5  # nats; a kernel that keeps documents apart gives the very sam
 
 
 @torch.no_grad()
-def check_documents_kept_apart(model: Any, autocast: Callable[[], AbstractContextManager]) -> None:
+def check_documents_kept_apart(
+    model: PreTrainedModel | PeftModel, autocast: Callable[[], AbstractContextManager]
+) -> None:
     """
     Pack two short documents, change the first, and see whether the second one's log-probabilities move.
 

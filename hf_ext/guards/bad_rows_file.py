@@ -53,7 +53,7 @@ def line_of(row_index: int, column: str, problem: str, row: Mapping[str, Any]) -
         return _ENCODER.encode(_jsonable(entry)) + "\n"
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: object) -> Any:
     """A value as strict JSON can hold it: arrays as lists, NaN, dates, bytes and pictures as their `repr`."""
     if hasattr(value, "tolist"):
         value = value.tolist()

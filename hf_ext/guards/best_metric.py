@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 # The host takes a metric for better when higher unless its name ends in "loss" (transformers 5.23). Of ours and TRL's,
 # beside those:
@@ -31,7 +34,7 @@ OUR_PREFIXES = ("loss_weighted", "infopo/", "rare/")  # how names begin that a t
 LAST_OF_SETS = ("mean_token_accuracy", "entropy", "num_tokens", "aux_loss", "kl", "rewards/", "logps/", "logits/")
 
 
-def fill_direction(config: Any) -> None:
+def fill_direction(config: TrainingArguments) -> None:
     """Set `greater_is_better` where it is left open and the metric is better when lower, before the host guesses."""
     metric = config.metric_for_best_model
     if config.greater_is_better is None and metric is not None and is_lower_better(metric):
@@ -51,7 +54,7 @@ def without_host_direction(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_best_metric(trainer: Any) -> None:
+def check_best_metric(trainer: Trainer) -> None:
     """
     Refuse before training a metric of ours or TRL's that names none of several evaluation sets.
 

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Libraries written in Rust and C++ raise errors of their own, without an errno.
@@ -200,7 +203,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_figure(path: str | os.PathLike[str], figure: Any, **options: Any) -> None:
+def write_figure(path: str | os.PathLike[str], figure: Figure, **options: Any) -> None:
     """Write a figure of matplotlib as [`replacing`] does, in the format of the suffix; `options` are of `savefig`."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix("."), **options)

@@ -48,7 +48,7 @@ class MatchRule:
             return np.asarray(values < 1)
         return np.ones(values.shape, dtype=bool) if self.match is None else np.asarray(values != self.match)
 
-    def problem(self, value: Any) -> str | None:
+    def problem(self, value: object) -> str | None:
         """Say why a row is none to learn from, or `None` where it matches."""
         value = value.item() if isinstance(value, np.generic) else value
         if self.kind == "string" and isinstance(value, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _numbers(values: Any) -> Iterator[tuple[str, int]]:
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for key, value in values.items():
         if _is_whole(value):
             yield key, value

@@ -62,7 +62,7 @@ class Bounds:
             raise argparse.ArgumentTypeError(problem)
         return value
 
-    def problem_of(self, value: Any) -> str | None:
+    def problem_of(self, value: object) -> str | None:
         """What is wrong with a number, or `None`; a text is none."""
         if isinstance(value, Real) and self._holds(value):
             return None
@@ -139,7 +139,7 @@ arguments. Fields of our configurations that are not here are checked where they
 """
 
 
-def check_numbers(config: Any) -> None:
+def check_numbers(config: object) -> None:
     """
     Refuse a number of a configuration with which training cannot make sense.
 
@@ -147,7 +147,7 @@ def check_numbers(config: Any) -> None:
     NaN, or three epochs where `max_steps` is 0.
 
     Args:
-        config (`Any`):
+        config (`object`):
             A dataclass with any of the fields of `NUMBERS`. A field that is `None` is not looked at, nor a text
             where the field takes one beside numbers.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset
 
 from hf_ext.guards.tokens import token_at
@@ -76,7 +77,7 @@ class SameResponses:
         ).rstrip()
 
 
-def _lists(column: Any, rows: npt.NDArray[np.int64]) -> list[Any]:
+def _lists(column: pa.ListArray, rows: npt.NDArray[np.int64]) -> list[Any]:
     """The lists of some rows as views of one array."""
     values = column.values.to_numpy(zero_copy_only=False)
     offsets = column.offsets.to_numpy()

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from hf_ext._columns import ROW_INDEX, columns_of_other_types
 from hf_ext.guards.row_errors import RowProblem, row_error, row_number
-from hf_ext.guards.row_rules import Role, RowDefect, RowRules, number_problem, string_problem
+from hf_ext.guards.row_rules import DataType, Role, RowDefect, RowRules, number_problem, string_problem
 from hf_ext.guards.row_text import describe, excerpt_of, plain, shorten
 from hf_ext.guards.rows import check_arguments, check_by_rules, require_rows
 
@@ -202,7 +202,7 @@ def _shared_texts(row: Mapping[str, Any]) -> list[str]:
 
 def _check(
     dataset: Dataset | IterableDataset,
-    data_type: Any,
+    data_type: DataType,
     required_columns: tuple[str, ...],
     on_bad_row: str,
     bad_rows_path: str | os.PathLike[str] | None,

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.templates import tokenise_named
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def require_end_token(tokenizer: PreTrainedTokenizerBase, remedy: str = "set tok
         )
 
 
-def require_padding_token(tokenizer: Any, args: Any) -> None:
+def require_padding_token(tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None, args: TrainingArguments) -> None:
     """
     Refuse a tokenizer that a batch cannot be padded with: the host's own message names a token 'None'.
 
@@ -156,7 +157,7 @@ def _hides_tokens(dataset: Dataset) -> bool:
     return any(_has_zero(table.column("attention_mask").combine_chunks()) for table in tables)
 
 
-def _has_zero(column: Any) -> bool:
+def _has_zero(column: pa.ListArray) -> bool:
     return not bool(np.asarray(column.flatten().to_numpy(zero_copy_only=False)).all())
 
 
@@ -164,7 +165,7 @@ def tokenise_checked(
     dataset: Dataset | IterableDataset,
     tokenise: Callable[[Any], Any],
     tokenizer: PreTrainedTokenizerBase,
-    args: Any,
+    args: TrainingArguments,
     *,
     chat_template: str | None = None,
     dataset_name: str = "train",
@@ -221,7 +222,7 @@ def _is_text(row: dict[str, Any]) -> bool:
 # --- special tokens that stand twice ---------------------------------------------------------------------------------
 
 
-def count_doubled(dataset: Any, tokenizer: PreTrainedTokenizerBase, dataset_name: str) -> Any:
+def count_doubled(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, dataset_name: str) -> Any:
     """
     Warn of tokenised rows that begin with the beginning token twice, end with the end token twice, or hold padding.
 
@@ -307,7 +308,7 @@ class Doubled:
         names = [name for columns, ending in self.sequences for name in (*columns, ending)]
         return list(dict.fromkeys(names))
 
-    def _of(self, table: Any) -> npt.NDArray[np.bool_]:
+    def _of(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         columns = {name: table.column(name).combine_chunks() for name in self._names()}
         doubled = np.zeros(table.num_rows, dtype=bool)
         for beginning, ending in self.sequences:
@@ -327,7 +328,7 @@ def line_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple({token for token_ids in ids for token in token_ids} - {tokenizer.unk_token_id})
 
 
-def _from_start(parts: Sequence[Any], place: int) -> Tokens:
+def _from_start(parts: Sequence[pa.ListArray], place: int) -> Tokens:
     """The token at a place of the rows' joined lists, -1 where they are too short."""
     places = np.full(len(parts[0]), place)
     tokens = np.full(len(parts[0]), -1, dtype=np.int64)
@@ -337,7 +338,7 @@ def _from_start(parts: Sequence[Any], place: int) -> Tokens:
     return tokens
 
 
-def token_at(column: Any, place: int | Tokens) -> Tokens:
+def token_at(column: pa.ListArray, place: int | Tokens) -> Tokens:
     """The token of each row's list at `place` (from its end where negative), -1 where there is none."""
     offsets = column.offsets.to_numpy().astype(np.int64)
     starts, ends = offsets[:-1], offsets[1:]

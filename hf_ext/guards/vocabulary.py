@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -11,11 +11,20 @@ from datasets import Dataset
 from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.row_errors import RowError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 BATCH_SIZE = 10_000
 
 
-def require_embedded(dataset: Any, model: Any, tokenizer: Any = None, dataset_name: str = "train") -> None:
+def require_embedded(
+    dataset: object,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dataset_name: str = "train",
+) -> None:
     """
     Refuse tokenised rows with a token that the model has no embedding for.
 
@@ -45,7 +54,7 @@ def require_embedded(dataset: Any, model: Any, tokenizer: Any = None, dataset_na
             position += table.num_rows
 
 
-def _num_embeddings(model: Any) -> int | None:
+def _num_embeddings(model: PreTrainedModel | PeftModel) -> int | None:
     """Rows of the input embeddings; `None` where the model does not say."""
     try:
         embeddings = model.get_input_embeddings()
@@ -55,7 +64,9 @@ def _num_embeddings(model: Any) -> int | None:
     return max((size for size in sizes if isinstance(size, int)), default=None)
 
 
-def _refuse(dataset: Dataset, column: str, start: int, size: int, tokenizer: Any, dataset_name: str) -> None:
+def _refuse(
+    dataset: Dataset, column: str, start: int, size: int, tokenizer: PreTrainedTokenizerBase | None, dataset_name: str
+) -> None:
     rows = dataset.with_format(None).select(range(start, min(start + BATCH_SIZE, len(dataset))))
     number, row = next((i, row) for i, row in enumerate(rows) if max(row[column], default=0) >= size)
     token = max(row[column])

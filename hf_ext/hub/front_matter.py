@@ -148,7 +148,7 @@ def merge_cards(new_text: str, existing: str, *, license: str | list[str] | None
     return f"---\n{_to_yaml(values, old_card)}\n---\n\n{body.strip()}\n"
 
 
-def names_in(value: Any) -> list[str]:
+def names_in(value: object) -> list[str]:
     """The names in a metadata field, which may be one name or a list of them; what is no text is left out."""
     return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
 
@@ -204,7 +204,7 @@ def _renewed(new_values: Mapping[str, Any], old_values: Mapping[str, Any], is_ou
     return values
 
 
-def _is_unknown(license: Any) -> bool:
+def _is_unknown(license: object) -> bool:
     return license in (None, "unknown")
 
 

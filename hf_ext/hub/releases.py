@@ -98,7 +98,7 @@ class Release:
             contrasts[np.array(["+" in channel for channel in channels], dtype=bool)] = np.nan
         return labels, contrasts
 
-    def _codes_of(self, column: Any) -> NDArray[np.int64]:
+    def _codes_of(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
 
         if _is_list(column):  # below 0, and how many they are
             return np.array([-1 - len(value or ()) for value in column.to_pylist()], dtype=np.int64)
@@ -217,7 +217,7 @@ class Release:
                     leaks.append(Leak(name, "it holds a class number for each token", shorten(values[0])))
         return leaks
 
-    def _refuse_in_order(self, table: RowTable, sample: Any, rows: int) -> None:
+    def _refuse_in_order(self, table: RowTable, sample: Sample, rows: int) -> None:
         """Rows without any id, but as many as a table with a ledger has: line by line they may be the same."""
         for name, (first, count) in self.places.items():
             header = rows - count
@@ -286,7 +286,7 @@ def _num_classes(rows: pa.Table) -> int:
     return classes.pop() if len(classes) == 1 else 0
 
 
-def _is_list(column: Any) -> bool:
+def _is_list(column: pa.ChunkedArray) -> bool:
     return any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
@@ -305,7 +305,7 @@ def _label_column(head: pa.Table, table: RowTable, num_classes: int) -> str | No
     return next((name for name in head.column_names if _holds_classes(head.column(name), num_classes)), None)
 
 
-def _holds_classes(column: Any, num_classes: int) -> bool:
+def _holds_classes(column: pa.ChunkedArray, num_classes: int) -> bool:
 
     if _is_list(column):
         return False

@@ -32,7 +32,7 @@ REPORT = frozenset(f"report/pruning.{suffix}" for suffix in ("json", "md", "svg"
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for one, when it reads a repository
 
 
-def splits_of(dataset: Any) -> dict[str, Dataset]:
+def splits_of(dataset: Dataset | Mapping[str, Dataset]) -> dict[str, Dataset]:
     """
     Rows by split, if `load_dataset` can read them back as such.
 

@@ -79,7 +79,7 @@ def ledger_mask(table: pa.Table) -> NDArray[np.bool_]:
     return mask & ~true
 
 
-def numbers_of(column: Any, missing: float) -> NDArray[np.float64]:
+def numbers_of(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
     """A column of numbers, or of texts that spell them."""
     values = [missing if value is None else value for value in column.to_pylist()]
     try:
@@ -156,7 +156,7 @@ def _is_key_type(kind: pa.DataType) -> bool:
     )
 
 
-def hashes_of(column: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def hashes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """
     A 64-bit hash of each value as a text, without regard to case and blanks around it, and which rows have a value.
 
@@ -246,7 +246,7 @@ class SameRows:
                 return str(name)
         return None
 
-    def _rows_of(self, column: Any) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    def _rows_of(self, column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
         """For each value the row that has it, or -1, and the number of the column where that row has it."""
         nowhere = np.full(len(column), -1, dtype=np.int64)
         if not len(self.hashes):
@@ -257,7 +257,7 @@ class SameRows:
         return np.where(hit, self.rows[place].astype(np.int64), nowhere), self.sources[place]
 
 
-def _spells_numbers(column: Any, name: str) -> bool:
+def _spells_numbers(column: pa.ChunkedArray, name: str) -> bool:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return True
     # The first line of a file of cells is read as a row too, for it may be one: there the name of the column stands.

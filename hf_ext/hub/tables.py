@@ -24,6 +24,7 @@ from hf_ext.guards.row_text import shorten
 from hf_ext.hub.text_tables import BATCH, UnreadableError, encoding_of, records_as_tables, text_batches
 
 if TYPE_CHECKING:
+    import pyarrow.parquet as pq
     from datasets import Dataset, Features
 
 __all__ = ["RowTable", "UnreadableError", "read_batches", "table_of_rows", "tables_in"]
@@ -224,7 +225,7 @@ def _tar_members(name: str, open_file: Callable[[], IO[bytes]]) -> Iterator[tupl
         yield f"{name}/{member}", partial(read, member)
 
 
-def _parquet(name: str, source: Any) -> RowTable:
+def _parquet(name: str, source: Path | io.BytesIO) -> RowTable:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source)
@@ -237,7 +238,7 @@ def _parquet(name: str, source: Any) -> RowTable:
     return RowTable(name, batches, _features(file.schema_arrow), file.schema_arrow.names)
 
 
-def _without_pictures(file: Any) -> list[str]:
+def _without_pictures(file: pq.ParquetFile) -> list[str]:
     """Columns and fields, but those whose bytes are long on average: thousands of pictures at once fill the memory."""
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     columns = []
@@ -251,7 +252,7 @@ def _without_pictures(file: Any) -> list[str]:
     return columns
 
 
-def _arrow(name: str, source: Any, head: bytes) -> RowTable:
+def _arrow(name: str, source: Path | io.BytesIO, head: bytes) -> RowTable:
     kind = pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream
 
     def opened() -> Any:
@@ -302,7 +303,7 @@ def _sqlite(name: str, source: Path | io.BytesIO) -> list[RowTable]:
     return [RowTable(f"{name}/{table}", partial(batches, table)) for (table,) in names]
 
 
-def _numpy(source: Any) -> Iterator[pa.Table]:
+def _numpy(source: Path | io.BytesIO) -> Iterator[pa.Table]:
     import numpy as np
 
     array = np.load(source, allow_pickle=False, mmap_mode="r" if isinstance(source, Path) else None)
@@ -316,7 +317,7 @@ def _numpy(source: Any) -> Iterator[pa.Table]:
             yield pa.table({"values": array[start : start + BATCH].tolist()})
 
 
-def _orc(source: Any) -> Iterator[pa.Table]:
+def _orc(source: Path | io.BytesIO) -> Iterator[pa.Table]:
     from pyarrow import orc
 
     file = orc.ORCFile(source)

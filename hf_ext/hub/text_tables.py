@@ -94,7 +94,7 @@ def _json_lines(lines: Iterator[str]) -> Iterator[Any]:
             yield from _rows_in(row) if _is_whole(row) else (row,)
 
 
-def _is_whole(row: Any) -> bool:
+def _is_whole(row: object) -> bool:
     """A document of one line, such as `{"id": [...], "label": [...]}`, rather than one row."""
     values = list(row.values()) if isinstance(row, dict) else []
     return bool(values) and all(isinstance(value, list | dict) and len(value) > 8 for value in values)
@@ -151,7 +151,7 @@ def _rows_in_pieces(text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
         yield {str(i): word for i, word in enumerate(_WORD.split(line)[:WORDS])}
 
 
-def _rows_in(document: Any, depth: int = 0) -> Iterator[Any]:
+def _rows_in(document: object, depth: int = 0) -> Iterator[Any]:
     """Rows of a document in any of the shapes that pandas writes: records, columns, an index, split."""
     if depth > 4:
         return
@@ -190,7 +190,7 @@ def _rows_in(document: Any, depth: int = 0) -> Iterator[Any]:
         yield document if not depth else {}
 
 
-def records_as_tables(records: Iterable[Any]) -> Iterator[pa.Table]:
+def records_as_tables(records: Iterable[object]) -> Iterator[pa.Table]:
     """Records as columns of texts: fields of a record by path, lists as JSON."""
     iterator = iter(records)
     while part := list(islice(iterator, BATCH)):
@@ -200,7 +200,7 @@ def records_as_tables(records: Iterable[Any]) -> Iterator[pa.Table]:
             yield pa.table({name: pa.array([row.get(name) for row in rows], pa.large_string()) for name in names})
 
 
-def _flat(row: Any, path: str = "", depth: int = 0) -> dict[str, str | None]:
+def _flat(row: object, path: str = "", depth: int = 0) -> dict[str, str | None]:
     if isinstance(row, list) and not path:
         row = {str(i): value for i, value in enumerate(row[:64])}
     if isinstance(row, dict) and depth < 5:
@@ -211,7 +211,7 @@ def _flat(row: Any, path: str = "", depth: int = 0) -> dict[str, str | None]:
     return {path or "value": _written(row)}
 
 
-def _written(value: Any) -> str | None:
+def _written(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):
