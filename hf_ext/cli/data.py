@@ -89,7 +89,7 @@ def run_flow_weights(options: argparse.Namespace) -> int:
     Score, weight, write; print tau, ESS/n and a histogram of the weights.
 
     Raises:
-        ValueError: an argument, a row or the model cannot be used. Everything but rows is checked before scoring.
+        ValueError: if an argument, a row or the model cannot be used. Everything but rows is checked before scoring.
     """
     with rows_output(options) as output:
         return _flow_weights(options, output)
@@ -117,7 +117,7 @@ def run_context_free(options: argparse.Namespace) -> int:
     Sample into the store; print tokens, speed and where it is.
 
     Raises:
-        ValueError: an argument or the model cannot be used, or the folder holds a store of other settings.
+        ValueError: if an argument or the model cannot be used, or the folder holds a store of other settings.
     """
     import time
 

@@ -110,7 +110,7 @@ def run_preference(options: argparse.Namespace) -> int:
     Score the pairs, print the table, write the report where wanted.
 
     Raises:
-        ValueError: an argument, a model or a row cannot be used.
+        ValueError: if an argument, a model or a row cannot be used.
     """
     from hf_ext.evaluation.preference import likelihood_report
 
@@ -171,7 +171,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
     Measure, print the table, write the report.
 
     Raises:
-        ValueError: an argument, a model or a row cannot be used.
+        ValueError: if an argument, a model or a row cannot be used.
     """
     from hf_ext.data.loading import check_model_name, load_rows
     from hf_ext.evaluation.forgetting import forgetting_report

@@ -52,7 +52,7 @@ def run_exemplars(options: argparse.Namespace) -> int:
     Build or open the pool, write it where wanted, print what queries are shown.
 
     Raises:
-        ValueError: an argument or a row cannot be used.
+        ValueError: if an argument or a row cannot be used.
     """
     if options.output is None and not options.query:
         raise ValueError("nothing to do: give --output to write the pool, --query to look into it, or both")
@@ -139,7 +139,7 @@ def run_retrieval(options: argparse.Namespace) -> int:
     Measure, print the table, write the numbers where wanted.
 
     Raises:
-        ValueError: an argument, the model or a file cannot be used.
+        ValueError: if an argument, the model or a file cannot be used.
     """
     with nullcontext() if options.output is None else file_output(options):
         return _retrieval(options)

@@ -95,7 +95,8 @@ def run_privatize(options: argparse.Namespace) -> int:
     Make a key, or randomise the labels of a dataset and print what they cost.
 
     Raises:
-        ValueError: an argument, a key, a column or a row cannot be used. FileExistsError: a key file that is there.
+        ValueError: if an argument, a key, a column or a row cannot be used.
+        FileExistsError: if the key file to make is there already.
     """
     from hf_ext.data.relabeling import make_key_file
 
@@ -158,7 +159,7 @@ def run_relabel(options: argparse.Namespace) -> int:
     Relabel, write, print the report.
 
     Raises:
-        ValueError: an argument, a column or a row cannot be used, or nothing is left.
+        ValueError: if an argument, a column or a row cannot be used, or nothing is left.
     """
     with rows_output(options) as output:
         return _relabel(options, output)

@@ -24,7 +24,7 @@ def temperature(text: str) -> float | str:
     The `type` of an option for FLOW's temperature: a number of nats per token, `median`, or `ess:SHARE`.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these.
+        argparse.ArgumentTypeError: if it is none of these.
     """
     kind, _, share = text.partition(":")
     if text == "median":
@@ -75,7 +75,7 @@ def rows_of(options: argparse.Namespace, name: str) -> Any:
     The dataset that `add_rows_options` names.
 
     Raises:
-        ValueError: it cannot be loaded, or a split or column is missing.
+        ValueError: if it cannot be loaded, or a split or column is missing.
     """
     from hf_ext.data.loading import first_rows, load_rows, rename_columns
 
@@ -91,7 +91,7 @@ def model_and_tokenizer(
     Load a model and its tokenizer.
 
     Raises:
-        ValueError: the model, its tokenizer or the device is not there, or the model is no causal one.
+        ValueError: if the model, its tokenizer or the device is not there, or the model is no causal one.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,7 +131,7 @@ def check_columns(rows: Dataset, output: Path) -> None:
     Refuse rows that the suffix of `output` has no words for, before they are worked on.
 
     Raises:
-        ValueError: pictures, sound, film, bytes, times or decimals as `.jsonl`.
+        ValueError: if pictures, sound, film, bytes, times or decimals are to be written as `.jsonl`.
     """
     from hf_ext.data.media import non_json_columns
 
@@ -151,9 +151,9 @@ def write_rows(rows: Dataset, output: Path, overwrite: bool = False) -> None:
     something in it with `overwrite`. `rows_output` is asked before.
 
     Raises:
-        DiskFullError: no room; what was there is intact.
-        NotWritableError: the place cannot be written.
-        ValueError: columns that JSON has no words for.
+        DiskFullError: if there is no room; what was there is intact.
+        NotWritableError: if the place cannot be written.
+        ValueError: if JSON has no words for a column.
     """
     from hf_ext.data.media import write_parquet
     from hf_ext.guards.disk import replacing, writing

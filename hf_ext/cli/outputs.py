@@ -41,9 +41,9 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
             Names of the files of `--report` where that is a folder; without them it is a file.
 
     Raises:
-        ValueError: another suffix; something is there that may not be replaced; or the place is one that is read.
-        InUseError: another process writes there.
-        NotWritableError: it cannot be written.
+        ValueError: if the suffix is another, something there may not be replaced, or the place is one that is read.
+        InUseError: if another process writes there.
+        NotWritableError: if it cannot be written.
     """
     output = Path(options.output)
     if output.suffix not in ROW_SUFFIXES:
@@ -80,9 +80,9 @@ def file_output(options: argparse.Namespace, name: str = "output") -> Iterator[P
     The place of an option that names a file to write, held for this process.
 
     Raises:
-        ValueError: something is there and `--overwrite` is not given, or it is a place that is read.
-        InUseError: another process writes there.
-        NotWritableError: it cannot be written.
+        ValueError: if something is there and `--overwrite` is not given, or it is a place that is read.
+        InUseError: if another process writes there.
+        NotWritableError: if it cannot be written.
     """
     path = Path(getattr(options, name))
     _refuse_what_is_read(options, name)
@@ -101,9 +101,9 @@ def store_output(
     Hidden files and those that match `files` may be what a killed process left before its marks: they count as none.
 
     Raises:
-        ValueError: something else is there, or it is a place that is read.
-        InUseError: another process writes there.
-        NotWritableError: it cannot be written.
+        ValueError: if something else is there, or it is a place that is read.
+        InUseError: if another process writes there.
+        NotWritableError: if it cannot be written.
     """
     folder = Path(options.output)
     _refuse_what_is_read(options, "output")

@@ -37,7 +37,7 @@ def check_documents_kept_apart(
             The context the training forward runs in.
 
     Raises:
-        ValueError: the second document's log-probabilities move by more than 1e-5 nats.
+        ValueError: if the second document's log-probabilities move by more than 1e-5 nats.
     """
     weight = next(model.parameters())
     if any(p.is_meta or p.numel() == 0 or hasattr(p, "_local_tensor") for p in model.parameters()):

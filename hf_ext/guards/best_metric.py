@@ -59,7 +59,7 @@ def check_best_metric(trainer: Trainer) -> None:
     Refuse before training a metric of ours or TRL's that names none of several evaluation sets.
 
     Raises:
-        ValueError: `metric_for_best_model` is one, without the name of a set.
+        ValueError: if `metric_for_best_model` is such a metric without the name of a set.
     """
     metric, sets = trainer.args.metric_for_best_model, trainer.eval_dataset
     if not (metric and isinstance(sets, dict) and sets) or trainer.args.eval_strategy == "no":

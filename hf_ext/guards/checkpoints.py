@@ -76,7 +76,7 @@ def seal(checkpoint: str | os.PathLike[str]) -> None:
     Every file below the folder is covered, whichever process wrote it, so all of them must have finished.
 
     Raises:
-        OSError: the disk is full, or a file cannot be read back.
+        OSError: if the disk is full, or a file cannot be read back.
     """
     root = Path(checkpoint)
     with ThreadPoolExecutor(max_workers=4) as pool:  # zlib lets other threads run
@@ -143,8 +143,8 @@ def choose_newest(folder: str | os.PathLike[str]) -> tuple[Path, list[Damage]]:
         `tuple[Path, list[Damage]]`: the newest whole checkpoint, and what is wrong with each newer one.
 
     Raises:
-        ValueError: there is no checkpoint.
-        DamagedCheckpointError: there are some, and none is whole.
+        ValueError: if there is no checkpoint.
+        DamagedCheckpointError: if there are some and none is whole.
     """
     checkpoint, damages = newest_whole(folder)
     if checkpoint is not None:
@@ -171,7 +171,7 @@ def require_whole(checkpoint: str | os.PathLike[str], folder: str | os.PathLike[
         `str` or `None`: a warning where only the structure could be checked.
 
     Raises:
-        DamagedCheckpointError: names checkpoint, file, problem, and the newest whole one.
+        DamagedCheckpointError: if it is damaged; the message names checkpoint, file, problem and the newest whole one.
     """
     damage = _cannot_resume(checkpoint)
     if damage is None:

@@ -87,8 +87,8 @@ def writing(
             Removes what was half-written; called once the free bytes have been read.
 
     Raises:
-        DiskFullError: there was no room.
-        NotWritableError: the place is read-only, without permission, or a file where a folder should be.
+        DiskFullError: if there is no room.
+        NotWritableError: if the place is read-only or not permitted, or a file lies where a folder should be.
     """
     try:
         yield
@@ -186,7 +186,7 @@ def parquet_sink(path: str | os.PathLike[str]) -> Iterator[_Sink]:
     fails; so its writer hears of none, and goes on packing for nothing.
 
     Raises:
-        OSError: a write that failed, as the system says.
+        OSError: if a write failed; the system's own error.
     """
     with open(path, "wb") as file:
         sink = _Sink(file)
@@ -220,7 +220,7 @@ def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
             What to append, a write each: what another process appends meanwhile stands between pieces, not in one.
 
     Raises:
-        OSError: as the system says.
+        OSError: if a piece cannot be written; the system's own error.
     """
     pieces = iter(pieces)
     first = next(pieces, None)

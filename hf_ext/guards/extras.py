@@ -46,7 +46,7 @@ def naming_extras() -> Iterator[None]:
     Around an import that may need an extra.
 
     Raises:
-        MissingExtraError: in place of a `ModuleNotFoundError` about a package of an extra.
+        MissingExtraError: if a package of an extra is not installed, in place of its `ModuleNotFoundError`.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def require_extra(module: str) -> None:
     Refuse now what would lack a package after a long run.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: if `module` is not installed.
     """
     with naming_extras():
         if find_spec(module) is None:

@@ -63,7 +63,7 @@ def check_finite(name: str, values: Tensor, *, step: int, rank: int, row_index: 
             batch row. With any other shape, and for a scalar, all rows of the batch are named.
 
     Raises:
-        [`NonFiniteError`]: with the name, step, rank, rows and the first bad value.
+        [`NonFiniteError`]: if a value is not finite; it names the values, step, rank, rows and the first bad value.
     """
     values = values.detach()
     finite = torch.isfinite(values)
@@ -104,7 +104,7 @@ def check_gradient(
             Dataset rows of the whole step on this process, -1 where there is none.
 
     Raises:
-        [`NonFiniteError`]: with the name `"gradient"`, step, rank and rows.
+        [`NonFiniteError`]: if the norm is not finite; its name is `"gradient"`, with step, rank and rows.
     """
     norm = torch.as_tensor(norm)
     if bool(torch.isfinite(norm)):

@@ -24,7 +24,7 @@ def require_path_inside(name: object, named_in: object) -> str:
             The manifest, for the message.
 
     Raises:
-        ValueError: it is no string, empty, absolute (in either world's writing), or has `..` in it.
+        ValueError: if the name is no string, empty, absolute (on POSIX or Windows), or has `..` in it.
     """
     if isinstance(name, str) and name.strip() and "\0" not in name:
         inside = PureWindowsPath(name)  # knows the separators of both worlds
@@ -41,8 +41,8 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     Refuse what is no plain file: to open a pipe or a device may wait for ever.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is a folder, a pipe, a socket or a device.
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is a folder, a pipe, a socket or a device.
     """
     path = Path(path)
     try:
@@ -78,8 +78,8 @@ def file_in(folder: str | os.PathLike[str], name: object, named_in: object) -> P
             The manifest, for the message.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the name or a link leads out of the folder, or what is there is no file.
+        FileNotFoundError: if nothing is there.
+        ValueError: if the name or a link leads out of the folder, or what is there is no file.
     """
     path = Path(folder) / require_path_inside(name, named_in)
     require_file(path)
@@ -92,7 +92,7 @@ def require_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str])
     Refuse a file that lies elsewhere once links are followed.
 
     Raises:
-        ValueError: a link leads out of the folder.
+        ValueError: if a link leads out of the folder.
     """
     real, root = Path(path).resolve(), Path(folder).resolve()
     if real.is_relative_to(root):
@@ -112,7 +112,7 @@ def require_links_inside(folder: str | os.PathLike[str]) -> None:
     Files in hidden folders pass, such as the interpreter of a virtual environment: `datasets` reads none of them.
 
     Raises:
-        ValueError: there is one; the message names it.
+        ValueError: if there is such a link; the message names it.
     """
     for place, folders, files in os.walk(folder):
         is_hidden = any(part.startswith(".") for part in Path(place).relative_to(folder).parts)
@@ -137,8 +137,8 @@ def read_json(
             What it is for, as the message names it.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON, too large, nested too deeply, or holds something else.
+        FileNotFoundError: if there is no file.
+        ValueError: if it is no JSON, too large, nested too deeply, or holds something else.
     """
     path = require_file(path)
     size = path.stat().st_size
@@ -167,8 +167,8 @@ def read_as(path: str | os.PathLike[str], build: Callable[[dict[str, Any]], T], 
     What `build` makes of a JSON file's object.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: as of [`read_json`], or its values are not those that `build` takes.
+        FileNotFoundError: if there is no file.
+        ValueError: if [`read_json`] refuses the file, or `build` does not take its values.
     """
     values = read_json(path, subject=subject)
     try:

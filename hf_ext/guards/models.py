@@ -48,7 +48,7 @@ def loading_model(name: object, kind: str = "model") -> Iterator[None]:
             What is loaded, for the message.
 
     Raises:
-        ModelFilesError: a file is of odd shape, leads out of the folder, or whatever the loader met.
+        ModelFilesError: if a file is malformed or leads out of the folder, or the loader fails in any other way.
     """
     try:
         if os.path.isdir(str(name)):
@@ -87,7 +87,7 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
     Looked at: the folder and those directly below it, where sentence-transformers keeps modules.
 
     Raises:
-        ValueError: a pipe, a link out of the folder, JSON of odd shape, a shard outside, absurd sizes.
+        ValueError: if there is a pipe, a link or shard out of the folder, malformed JSON, or an absurd size.
     """
     root = Path(folder)
     skipped = (".", "checkpoint-")

@@ -152,7 +152,7 @@ def check_numbers(config: object) -> None:
             where the field takes one beside numbers.
 
     Raises:
-        ValueError: names the field, the bounds and the number.
+        ValueError: if a number is out of bounds; the message names the field, the bounds and the number.
     """
     for name, bounds in NUMBERS.items():
         value = getattr(config, name, None)

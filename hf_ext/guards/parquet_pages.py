@@ -27,7 +27,7 @@ def unpacked_bytes(path: Path, metadata: pq.FileMetaData) -> int:
     Bytes of all pages once they are decompressed, dictionaries not yet spread to rows.
 
     Raises:
-        NoPageError: a chunk lies outside of the file, or holds something else.
+        NoPageError: if a chunk lies outside of the file, or holds something else.
     """
     total = pages = 0
     with path.open("rb") as file:

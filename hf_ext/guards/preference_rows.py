@@ -123,8 +123,8 @@ def check_preference_rows(
         because the host would read them.
 
     Raises:
-        [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
-        ValueError: for an empty dataset, one with no good row, or one whose every weight is zero or vanishes.
+        [`RowError`]: if a row is bad and `on_bad_row="raise"`, or a column is missing.
+        ValueError: if the dataset is empty, no row is good, or every weight is zero or vanishes.
     """
     return _check(dataset, "preference", PAIRS, on_bad_row, bad_rows_path, dataset_name)
 
@@ -155,8 +155,8 @@ def check_unpaired_rows(
         `Dataset` or `IterableDataset`: as [`check_preference_rows`].
 
     Raises:
-        [`RowError`]: at a bad row with `on_bad_row="raise"`, or where a column is missing.
-        ValueError: for an empty dataset, one with no good row, and a train dataset with one class only (not checked on
+        [`RowError`]: if a row is bad and `on_bad_row="raise"`, or a column is missing.
+        ValueError: if the dataset is empty, no row is good, or a train dataset has one class only (not checked on
             streams).
     """
     first: dict[str, Any] = next(iter(dataset), {})

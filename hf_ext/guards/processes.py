@@ -35,7 +35,7 @@ def end_with_launcher() -> None:
     In a worker of `hf-ext train --num_processes N`: get SIGTERM when the launcher dies, by `kill -9` too (Linux).
 
     Raises:
-        SystemExit: the launcher is gone already.
+        SystemExit: if the launcher is gone already.
     """
     number = os.environ.get(LAUNCHER_VARIABLE, "")
     if _libc is None or not number.isdecimal():

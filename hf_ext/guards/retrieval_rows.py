@@ -71,7 +71,7 @@ def check_matches(dataset: Dataset, matches: MatchRule) -> None:
     Refuse a dataset with a pair that does not match.
 
     Raises:
-        [`RowError`]: at the first such row.
+        [`RowError`]: if there is one; it names the first.
     """
     bad = _no_matches(dataset, matches)
     if len(bad):
@@ -83,8 +83,8 @@ def only_matches(dataset: Dataset, matches: MatchRule) -> Dataset:
     The rows that match, where the loss reads the labels of the others.
 
     Raises:
-        [`RowError`]: a label neither says that its pair matches nor that it does not, as a degree of likeness.
-        ValueError: no row matches.
+        [`RowError`]: if a label says neither that its pair matches nor that it does not, such as a degree of likeness.
+        ValueError: if no row matches.
     """
     bad = _no_matches(dataset, matches)
     labels = dataset.with_format(None).select(bad)[matches.column][:]
@@ -141,8 +141,8 @@ def check_retrieval_rows(
         position in `dataset`. One that is already there, from an earlier call, is kept.
 
     Raises:
-        [`RowError`]: at a bad row with `on_bad_row="raise"`.
-        ValueError: for an empty dataset, or one with no good row.
+        [`RowError`]: if a row is bad and `on_bad_row="raise"`.
+        ValueError: if the dataset is empty or no row is good.
     """
     check_arguments(dataset, on_bad_row, bad_rows_path)
     first_rows = require_rows(dataset, dataset_name)

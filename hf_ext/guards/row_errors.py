@@ -87,8 +87,8 @@ def handle_bad_rows(
             Named in messages.
 
     Raises:
-        [`RowError`]: for the first problem, with `on_bad_row="raise"`; it says how many more there are.
-        ValueError: for another `on_bad_row`, or for `"drop"` without `bad_rows_path`.
+        [`RowError`]: if there is a problem and `on_bad_row="raise"`; it names the first and counts the others.
+        ValueError: if `on_bad_row` is another word, or `"drop"` comes without `bad_rows_path`.
     """
     check_choice(on_bad_row, bad_rows_path)
     if not problems:

@@ -126,7 +126,8 @@ def tokenise_named(
         What `tokenise` returns.
 
     Raises:
-        [`RowError`]: at a row that cannot be rendered, with `on_bad_row="raise"`. ValueError: where no row can be.
+        [`RowError`]: if a row cannot be rendered and `on_bad_row="raise"`.
+        ValueError: if no row can be rendered.
     """
     rules = _rules(dataset, tokenizer, chat_template, assistant_only_loss)
     if rules is None:

@@ -134,7 +134,7 @@ def without_padding(dataset: Dataset | IterableDataset, dataset_name: str = "tra
         As given. Where a token is hidden, the column `attention_mask` is gone.
 
     Raises:
-        ValueError: packed rows hold padding, which `seq_lengths` would count as a document's.
+        ValueError: if packed rows hold padding, which `seq_lengths` would count as a document's.
     """
     names = dataset.column_names or list(next(iter(dataset), {}))
     if not {"input_ids", "attention_mask"} <= set(names):
@@ -191,7 +191,8 @@ def tokenise_checked(
         What `tokenise` returns, with padding gone. Special tokens that stand twice are counted in one warning.
 
     Raises:
-        [`RowError`]: at a row that the chat template does not take. ValueError: for texts without an end token.
+        [`RowError`]: if the chat template does not take a row.
+        ValueError: if rows are texts and the tokenizer has no end token.
     """
     first: dict[str, Any] = next(iter(dataset), {})
     if _is_text(first):

@@ -53,7 +53,7 @@ def refuse_unpacked(path: str | os.PathLike[str]) -> NoReturn:
     Refuse a file that is packed too tightly.
 
     Raises:
-        ValueError: always; it names the file.
+        ValueError: always; the message names the file.
     """
     size = Path(path).stat().st_size
     raise ValueError(
@@ -76,7 +76,7 @@ def text_batches(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator
             Columns to read.
 
     Raises:
-        ValueError: it is no Parquet file, damaged, lacks a column, has one that is no text, or is packed too tightly.
+        ValueError: if it is no Parquet file, is damaged or packed too tightly, or lacks a column or text in one.
     """
     path, size = require_file(path), 0
     most = most_unpacked(path)
@@ -103,8 +103,8 @@ def require_modest(path: str | os.PathLike[str]) -> None:
     Damaged files pass: their reader says what is wrong with them. So do packings that `datasets` does not unpack.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is no file, or packed too tightly.
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is no file or packed too tightly.
     """
     path = require_file(path)
     with path.open("rb") as file:
@@ -147,7 +147,7 @@ def require_shallow(path: str | os.PathLike[str]) -> None:
     Refuse a file of JSON that is nested so deeply that Arrow's parser (26.0: about 10,000) overruns the stack.
 
     Raises:
-        ValueError: it is nested deeper than [`MOST_DEPTH`].
+        ValueError: if it is nested deeper than [`MOST_DEPTH`].
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -257,8 +257,8 @@ def npz_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     The arrays of a `.npz` file, none of them a pickle.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is no such file, damaged, packed too tightly, or holds objects.
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is no such file, is damaged or packed too tightly, or holds objects.
     """
     require_modest(path)
     try:

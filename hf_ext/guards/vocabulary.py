@@ -39,7 +39,7 @@ def require_embedded(
             Named in the message.
 
     Raises:
-        [`RowError`]: at the first row with such a token.
+        [`RowError`]: if a row has such a token; it names the first.
     """
     columns = [name for name in ID_COLUMNS if isinstance(dataset, Dataset) and name in dataset.column_names]
     size = _num_embeddings(model) if columns else None

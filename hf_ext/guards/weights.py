@@ -29,7 +29,7 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
             For the message.
 
     Raises:
-        ValueError: every weight is zero, or float32 makes it so.
+        ValueError: if every weight is zero, or float32 makes it so.
     """
     tables = dataset.select_columns(["weight"]).with_format("arrow").iter(batch_size=10_000)
     largest = 0.0

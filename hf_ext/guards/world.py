@@ -34,8 +34,8 @@ def check_world_size(expected: int | None = None) -> int:
         `int`: the number of processes that train together.
 
     Raises:
-        RuntimeError: when it is not the number promised.
-        ValueError: when the promise is not a positive number.
+        RuntimeError: if it is not the number promised.
+        ValueError: if the promise is not a positive number.
     """
     promised, source = _promise(expected)
     actual = int(

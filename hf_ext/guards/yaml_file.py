@@ -51,8 +51,8 @@ def read_yaml(path: str | Path, *, exponents_from: int | None = None) -> Any:
         `Any`: plain values: dictionaries, lists, strings, numbers, booleans, dates, `None`.
 
     Raises:
-        YamlError: the file is too long, no UTF-8, or no YAML that can be used.
-        OSError: it cannot be opened; the message names it.
+        YamlError: if the file is too long, no UTF-8, or no YAML that can be used.
+        OSError: if it cannot be opened; the message names it.
     """
     return parse_yaml(read_text(path, MAX_BYTES), str(path), exponents_from=exponents_from)
 
@@ -71,8 +71,8 @@ def read_text(path: str | Path, limit: int) -> str:
         `str`: the text.
 
     Raises:
-        YamlError: the file is longer, or no UTF-8.
-        OSError: it cannot be opened; the message names it.
+        YamlError: if the file is longer or no UTF-8.
+        OSError: if it cannot be opened; the message names it.
     """
     with open(path, "rb") as file:
         content = file.read(limit + 1)
@@ -105,7 +105,7 @@ def parse_yaml(text: str, name: str, *, exponents_from: int | None = None) -> An
         `Any`: plain values.
 
     Raises:
-        YamlError: any of these; one line.
+        YamlError: if the text is any of these; the message is one line.
     """
     import yaml
 

@@ -62,9 +62,9 @@ def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_typ
         `dict[str, Path]`: path inside the folder, with slashes, to the file.
 
     Raises:
-        NotADirectoryError: there is no such folder.
-        PushError: a file that would go holds a key or a token.
-        ValueError: nothing is left to push.
+        NotADirectoryError: if there is no such folder.
+        PushError: if a file that would go holds a key or a token.
+        ValueError: if nothing is left to push.
     """
     patterns = strings(ignore, "ignore")
     root = Path(folder).expanduser().resolve()
@@ -119,7 +119,7 @@ def strings(value: str | Iterable[str] | None, argument: str) -> tuple[str, ...]
     A list of texts as somebody passes it: one text is one entry, and no list of letters.
 
     Raises:
-        TypeError: something in it is no text.
+        TypeError: if something in it is no text.
     """
     entries = () if value is None else (value,) if isinstance(value, str) else tuple(value)
     wrong = [entry for entry in entries if not isinstance(entry, str)]

@@ -65,7 +65,7 @@ def split_card(text: str, name: str = "README.md") -> CardText:
         `CardText`: without metadata where the text begins with none.
 
     Raises:
-        YamlError: its metadata is no YAML that can be used, or no mapping with texts for keys.
+        YamlError: if its metadata is no YAML that can be used, or no mapping with texts for keys.
     """
     text = text.removeprefix("\ufeff")
     match = _BLOCK.match(text)
@@ -95,8 +95,8 @@ def read_card(path: str | Path) -> CardText:
         `CardText`: empty where there is no such file.
 
     Raises:
-        YamlError: it is too long or no UTF-8, or its metadata cannot be used.
-        OSError: there is something that cannot be read.
+        YamlError: if it is too long or no UTF-8, or its metadata cannot be used.
+        OSError: if there is something that cannot be read.
     """
     try:
         text = read_text(path, MAX_CARD_BYTES)
@@ -126,7 +126,7 @@ def merge_cards(new_text: str, existing: str, *, license: str | list[str] | None
         `str`: the whole card.
 
     Raises:
-        YamlError: the metadata of `existing` cannot be read: nothing is known of what to keep.
+        YamlError: if the metadata of `existing` cannot be read, for then nobody knows what to keep.
     """
     new_card, old_card = split_card(new_text), split_card(existing, "the card that is there")
     if not old_card.metadata and not old_card.body.strip():

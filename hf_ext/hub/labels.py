@@ -33,7 +33,7 @@ def check_label_privacy(splits: Mapping[str, Dataset], public_columns: Sequence[
             Columns that may stay, because they are public anyway.
 
     Raises:
-        LabelLeakError: naming split, column, how many rows, and what to do.
+        LabelLeakError: if a column gives labels away; the message names split, column, rows and what to do.
     """
     from hf_ext.hub.tables import table_of_rows
 
@@ -53,7 +53,7 @@ def check_label_privacy_of_files(
             Columns that may stay, because they are public anyway.
 
     Raises:
-        LabelLeakError: as there, naming the file; and for a file beside a ledger that holds rows and cannot be read.
+        LabelLeakError: if a column gives labels away, or a file beside a ledger holds rows and cannot be read.
     """
     from hf_ext.hub.tables import UnreadableError, tables_in
 

@@ -97,12 +97,12 @@ def push_folder(
         `CommitInfo`: the commit, or the head where nothing had changed.
 
     Raises:
-        PushError: it failed for good, a file holds a key or a token, or the repository is public and `private` asked
-            for; the message says why, what to do, and where the files are.
-        ValueError: nothing to push, or `create_pr` together with a `revision`.
-        LabelLeakError: clean labels beside randomised ones, see [`~hf_ext.hub.labels.check_label_privacy`].
-        NotADirectoryError: there is no such folder.
-        TypeError: an entry of a list of texts that is no text.
+        PushError: if it failed for good, a file holds a key or a token, or the repository is public and `private` is
+            asked for; the message says why, what to do, and where the files are.
+        ValueError: if there is nothing to push, or `create_pr` comes together with a `revision`.
+        LabelLeakError: if clean labels stand beside randomised ones, see [`~hf_ext.hub.labels.check_label_privacy`].
+        NotADirectoryError: if there is no such folder.
+        TypeError: if an entry of a list of texts is no text.
     """
     from huggingface_hub import HfApi
 
@@ -128,7 +128,7 @@ def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None, 
         `str`: its full name; `"tiny"` becomes `"me/tiny"`.
 
     Raises:
-        PushError: the Hub refuses, or cannot be reached; or `private` is asked for and the repository is public.
+        PushError: if the Hub refuses or cannot be reached; or `private` is asked for and the repository is public.
     """
     url = retry(lambda _: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True))
     name = str(url.repo_id)
@@ -309,12 +309,12 @@ def push_dataset(
         `CommitInfo`: the commit, or the head where nothing had changed.
 
     Raises:
-        PushError: see [`push_folder`]; the written folder stays.
-        FileExistsError: `folder` holds something else already.
-        LabelLeakError: clean labels beside randomised ones; nothing is written.
-        TypeError: rows that are not at hand, such as those of an `IterableDataset`.
-        ValueError: an incomplete store; or splits that `load_dataset` could not read back: without rows, with other
-            names or other columns than it takes.
+        PushError: if [`push_folder`] fails; the written folder stays.
+        FileExistsError: if `folder` holds something else already.
+        LabelLeakError: if clean labels stand beside randomised ones; nothing is written.
+        TypeError: if the rows are not at hand, such as those of an `IterableDataset`.
+        ValueError: if a store is incomplete, or `load_dataset` could not read a split back: it has no rows, or other
+            names or columns than `load_dataset` takes.
     """
     from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.hub.cards import write_dataset_card

@@ -47,7 +47,7 @@ class Release:
         Read the rows with a ledger, and refuse columns beside their labels.
 
         Raises:
-            LabelLeakError: a column gives the true label away.
+            LabelLeakError: if a column gives the true label away.
         """
 
         label = _label_column(head, table, _num_classes(head))
@@ -170,7 +170,7 @@ class Release:
         Refuse a table that holds randomised rows without their ledger together with what may be their true label.
 
         Raises:
-            LabelLeakError: it does.
+            LabelLeakError: if it does.
         """
 
         assert self.same_rows is not None

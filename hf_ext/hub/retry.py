@@ -62,8 +62,8 @@ class Retry:
             Waits so many seconds; `time.sleep` by default.
 
     Raises:
-        PushError: it was refused, or failed at every try.
-        ValueError: `attempts` below 1.
+        PushError: if it was refused, or failed at every try.
+        ValueError: if `attempts` is below 1.
     """
 
     subject: str

@@ -37,8 +37,8 @@ def splits_of(dataset: Dataset | Mapping[str, Dataset]) -> dict[str, Dataset]:
     Rows by split, if `load_dataset` can read them back as such.
 
     Raises:
-        TypeError: no rows at hand, as those of a stream.
-        ValueError: no split, one without rows, or a name that `datasets` does not take.
+        TypeError: if the rows are not at hand, such as those of a stream.
+        ValueError: if there is no split, one has no rows, or `datasets` does not take its name.
     """
     from datasets import Dataset, IterableDataset
 
@@ -72,7 +72,7 @@ def refuse_unlike(splits: Mapping[str, Dataset]) -> None:
     Refuse splits that `load_dataset` cannot read back beside each other.
 
     Raises:
-        ValueError: names that are one where case does not count, or columns that differ.
+        ValueError: if two names are one where case does not count, or columns differ.
     """
     by_folded_name: dict[str, str] = {}
     first = next(iter(splits))
@@ -117,8 +117,8 @@ def write_rows_folder(
             added to one that it wrote is kept.
 
     Raises:
-        FileExistsError: the folder holds other files, or other rows.
-        InUseError: another process writes there.
+        FileExistsError: if the folder holds other files, or other rows.
+        InUseError: if another process writes there.
     """
     from hf_ext.hub.cards import write_dataset_card
 

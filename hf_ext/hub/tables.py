@@ -90,7 +90,7 @@ def read_batches(table: RowTable) -> Iterator[pa.Table]:
     Batches of a table, with the fields of structs as columns.
 
     Raises:
-        UnreadableError: the file is damaged.
+        UnreadableError: if the file is damaged.
     """
     from hf_ext.data.relabeling.privatize import flattened
 
@@ -117,7 +117,7 @@ def tables_in(name: str, path: Path) -> list[RowTable]:
         `list[RowTable]`: none for a picture, weights or an empty file.
 
     Raises:
-        UnreadableError: a format that holds rows and that nothing here reads, a damaged file, or an encrypted one.
+        UnreadableError: if the file is damaged or encrypted, or its format holds rows and nothing here reads it.
     """
     return _tables(name, lambda: path.open("rb"), path, 0)
 
