@@ -96,7 +96,7 @@ def check_sft_rows(
         dataloader workers, each counts the rows it reads itself.
 
     Raises:
-        [`RowError`]: if a row is bad and `on_bad_row="raise"` (in a stream: when the row is read), a column is missing,
+        [`RowError`]: if a row is bad and `on_bad_row="raise"` (a stream: when it is read), a column is missing,
         or a `__hf_ext_row__` that is there is no integer (the error's `row_index` is then -1).
         ValueError: if the dataset is empty, no row is good, or every weight is zero or vanishes (not checked on
             streams).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def imports_of(tree: ast.AST, modules: set[str]) -> set[str]:
     return targets & modules
 
 
+@cache
 def import_graph(root: Path) -> Graph:
     """Every file of the library, with the files it imports."""
     paths = [path for folder in FOLDERS for path in (root / folder).rglob("*.py")]

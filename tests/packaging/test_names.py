@@ -17,7 +17,7 @@ NAMES = runpy.run_path(str(ROOT / "tools" / "names.py"))
         ("found = 1; found = 2", ["found"]),
         ("kept: int = 0", ["kept"]),
         ("for one, path in pairs: pass", ["one", "path"]),
-        ("def load(self, given, *paths, own=1, **kept): pass", ["given", "own", "paths", "kept"]),
+        ("def load(self, given, *paths, own=1, **kept): pass", ["given", "paths", "own", "kept"]),
         ("with open(path) as _file: pass", ["_file"]),
         ("[what for what in range(3) if (old := what)]", ["what", "old"]),
         ("lambda which: which", ["which"]),
