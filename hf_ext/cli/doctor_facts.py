@@ -116,7 +116,9 @@ def versions(facts: Facts) -> None:
         return
     peft = [requirement for requirement in requirements("peft") if installed_version(requirement.name)]
     for requirement in [*requirements(), *peft]:
-        name, found, needs = requirement.name, installed_version(requirement.name), str(requirement.specifier)
+        name = requirement.name
+        found = installed_version(requirement.name)
+        needs = str(requirement.specifier)
         rows[name] = {"installed": found, "needs": needs, "ok": _fits(requirement)}
         if not rows[name]["ok"]:
             what = f"{name} {found} is outside {needs}" if found else f"{name} is not installed"

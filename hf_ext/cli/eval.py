@@ -231,7 +231,8 @@ def _arms(words: list[str]) -> dict[str, str]:
     for word in words:
         name, equals, model = word.partition("=")
         if not equals:
-            name, model = Path(word).name or word, word
+            name = Path(word).name or word
+            model = word
         if not name or not model:
             raise ValueError(f"--new {word!r}: expected NAME=MODEL or MODEL")
         if name in arms:

@@ -43,7 +43,8 @@ def check_documents_kept_apart(
     if any(p.is_meta or p.numel() == 0 or hasattr(p, "_local_tensor") for p in model.parameters()):
         logger.info("The model is sharded: its attention kernel is not probed for packed documents.")
         return
-    vocab, length = model.config.get_text_config().vocab_size, 8
+    vocab = model.config.get_text_config().vocab_size
+    length = 8
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(vocab, (3, length), generator=generator)
     positions = torch.arange(length).repeat(2)[None].to(weight.device)

@@ -61,7 +61,8 @@ def check_best_metric(trainer: Trainer) -> None:
     Raises:
         ValueError: if `metric_for_best_model` is such a metric without the name of a set.
     """
-    metric, sets = trainer.args.metric_for_best_model, trainer.eval_dataset
+    metric = trainer.args.metric_for_best_model
+    sets = trainer.eval_dataset
     if not (metric and isinstance(sets, dict) and sets) or trainer.args.eval_strategy == "no":
         return
     name = metric.removeprefix("eval_")

@@ -236,10 +236,12 @@ def _files(root: Path) -> list[str]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    check, size = 0, 0
+    check = 0
+    size = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            check, size = zlib.crc32(chunk, check), size + len(chunk)
+            check = zlib.crc32(chunk, check)
+            size += len(chunk)
     return {"size": size, "crc32": f"{check:08x}"}
 
 
@@ -257,7 +259,8 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]] | Damage:
     try:
         values = json.loads((root / SEAL_NAME).read_text(encoding="utf-8"))
         check = values.pop("check")
-        files, revision = values["files"], values["format_revision"]
+        files = values["files"]
+        revision = values["format_revision"]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):  # a decoding error is a ValueError
         return Damage(root, SEAL_NAME, "is damaged: it is not the JSON that was written")
     if check != _check(values):

@@ -157,7 +157,8 @@ class _Sink(io.RawIOBase):
     """A file that remembers a failed write, and drops what follows, instead of raising."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.position = file, 0
+        self.file = file
+        self.position = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:

@@ -162,7 +162,8 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 def _check_tokenizer(path: Path, values: dict[str, Any]) -> None:
     """What the Rust library would panic over, or take without a word: tokens and their numbers."""
-    model, added = values.get("model"), values.get("added_tokens") or []
+    model = values.get("model")
+    added = values.get("added_tokens") or []
     if not isinstance(model, dict):
         raise ValueError(f"{path} holds no object 'model': it is no tokenizer.")
     vocabulary = model.get("vocab")

@@ -38,12 +38,14 @@ def unpacked_bytes(path: Path, metadata: pq.FileMetaData) -> int:
                 starts = [chunk.data_page_offset]
                 if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                     starts.append(chunk.dictionary_page_offset)
-                place, end = min(starts), min(starts) + chunk.total_compressed_size
+                place = min(starts)
+                end = place + chunk.total_compressed_size
                 if not 0 <= place <= end <= size:
                     raise NoPageError("a column lies outside of the file")
                 while place < end:
                     header = _page_header(file, place, end)
-                    total, pages = total + header.unpacked, pages + 1
+                    total += header.unpacked
+                    pages += 1
                     if pages > MOST_PAGES:
                         raise NoPageError(f"more than {MOST_PAGES:,} pages")
                     place += header.end + header.packed
@@ -68,7 +70,9 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = content[place]
-        value, shift, place = value | (byte & 0x7F) << shift, shift + 7, place + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        place += 1
         if byte < 0x80:
             return value, place
         if shift > 63:
@@ -79,7 +83,8 @@ def _struct(content: bytes, place: int, integers: dict[int, int], depth: int) ->
     """Thrift's compact protocol: the end of a struct; its own integers by the number of the field."""
     field = 0
     while content[place] != 0:
-        head, place = content[place], place + 1
+        head = content[place]
+        place += 1
         if head >> 4:
             field += head >> 4
         else:

@@ -181,7 +181,8 @@ def prompt_stands_in_dialogues(rows: Iterable[Mapping[str, Any]]) -> bool:
     """
     is_repeated = False
     for row in rows:
-        prompt, shared = row.get("prompt"), _shared_texts(row)
+        prompt = row.get("prompt")
+        shared = _shared_texts(row)
         if not isinstance(prompt, str) or not shared:
             continue
         is_repeated = any(prompt.strip() in text for text in shared)

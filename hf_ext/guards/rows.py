@@ -262,7 +262,8 @@ class _Dropped:
     """The bad rows of a dataset, each read once, and written while they are found: there may be millions."""
 
     def __init__(self, plain: Dataset, rules: RowRules) -> None:
-        self.plain, self.rules = plain, rules
+        self.plain = plain
+        self.rules = rules
         self.positions: list[int] = []
 
     def write(self, bad_rows_path: str | os.PathLike[str] | None, dataset_name: str) -> None:

@@ -373,7 +373,8 @@ class SayOnce:
 
     def __init__(self, is_meant: Callable[[dict[str, Any]], bool], text: str, dataset_name: str) -> None:
         self.is_meant = is_meant
-        self.text, self.dataset_name = text, dataset_name
+        self.text = text
+        self.dataset_name = dataset_name
         self.is_said = False
 
     def __call__(self, row: dict[str, Any]) -> bool:

@@ -78,7 +78,8 @@ def text_batches(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator
     Raises:
         ValueError: if it is no Parquet file, is damaged or packed too tightly, or lacks a column or text in one.
     """
-    path, size = require_file(path), 0
+    path = require_file(path)
+    size = 0
     most = most_unpacked(path)
     try:
         with pq.ParquetFile(path) as file:
@@ -152,7 +153,8 @@ def require_shallow(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     with path.open("rb") as file:
         head = file.read(8)
-    depth, rest = 0, b""
+    depth = 0
+    rest = b""
     try:
         with _opened(path, head) as stream:
             while content := stream.read(16 * _STEP):
@@ -181,7 +183,8 @@ def _stream_bytes(path: Path, head: bytes) -> int:
     """Bytes of a packed stream, counted up to the limit and a little more; 0 for what is not packed."""
     if not _is_packed(head):
         return 0
-    size, most = 0, most_unpacked(path)
+    size = 0
+    most = most_unpacked(path)
     with _opened(path, head) as stream:
         while size <= most and (content := stream.read(_STEP)):
             size += len(content)

@@ -156,13 +156,15 @@ def _check_size(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = opened.pop()
         elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
+            anchor = event.anchor
+            size = 1
             if _NO_TEXT.search(event.value):  # written as an escape
                 raise YamlError(f"{name}, {_place(event)}: a text holds NUL or half a surrogate pair")
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in opened):
                 raise YamlError(f"{name}, {_place(event)}: *{event.anchor:.40} stands inside itself")
-            anchor, size = None, sizes.get(event.anchor, 1)
+            anchor = None
+            size = sizes.get(event.anchor, 1)
         else:
             continue
         if anchor is not None:

@@ -55,7 +55,9 @@ class Release:
             self.label = self.label or label
             self.names = self.names or _class_names(table, label)
         keys = key_columns(head, without=tuple(filter(None, [label, EPSILON, CHANNEL])))
-        sample, rows, first = Sample(), 0, self.ledger.size
+        sample = Sample()
+        rows = 0
+        first = self.ledger.size
         for batch in read_batches(table):
             self._refuse_true_labels(table, batch, label)
             chosen = batch.filter(ledger_mask(batch))
@@ -174,7 +176,10 @@ class Release:
         """
 
         assert self.same_rows is not None
-        tally, matched, in_order, rows = Tally(), Sample(), Sample(), 0
+        tally = Tally()
+        matched = Sample()
+        in_order = Sample()
+        rows = 0
         for batch in read_batches(table):
             if has_ledger:
                 batch = batch.filter(~ledger_mask(batch))

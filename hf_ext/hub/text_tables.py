@@ -102,7 +102,9 @@ def _is_whole(row: object) -> bool:
 
 def _json_rows(file: io.TextIOWrapper, name: str) -> Iterator[Any]:
     """Rows of a JSON document; the entries of a list are read one by one."""
-    decoder, buffer, entries = json.JSONDecoder(), "", 0
+    decoder = json.JSONDecoder()
+    buffer = ""
+    entries = 0
     with file:
         buffer = file.read(1 << 20).lstrip()
         if buffer[:1] != "[":
@@ -128,9 +130,11 @@ def _json_rows(file: io.TextIOWrapper, name: str) -> Iterator[Any]:
                 more = file.read(1 << 20)
                 if not more or len(buffer) - place > MOST_CHARACTERS:
                     break
-                buffer, place = buffer[place:] + more, 0
+                buffer = buffer[place:] + more
+                place = 0
                 continue
-            place, entries = end, entries + 1
+            place = end
+            entries += 1
             yield from _rows_in(entry) if isinstance(entry, dict) and _is_whole(entry) else (entry,)
     if not entries:
         yield from ({str(i): word for i, word in enumerate(_WORD.split(line)[:WORDS])} for line in buffer.splitlines())
