@@ -125,6 +125,7 @@ def run_context_free(options: argparse.Namespace) -> int:
 
     folder = Path(options.output)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
+    # a store goes on where it stopped, and the speed is that of this call
     tokens_before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
     start = time.perf_counter()
     store = generate_context_free(
@@ -169,6 +170,7 @@ def _print_weights(weights: npt.NDArray[np.float64], tau: float) -> None:
     from hf_ext.data.weighting import effective_sample_size_ratio
 
     ess = effective_sample_size_ratio(weights)
+    # eight heights; the fullest interval gets the highest
     counts, edges = np.histogram(weights, bins=10)
     bars = "".join(BARS[min(7, int(8 * count / counts.max()))] if count else " " for count in counts)
     print(f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}")

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from hf_ext.cli.doctor_facts import collect
 
     facts = collect()
+    # every process joined the look at the launch; one report is enough
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(facts.to_dict(), indent=2) if options.json else render(facts.to_dict()))
     _leave_the_group()

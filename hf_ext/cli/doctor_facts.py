@@ -79,6 +79,7 @@ def collect() -> Facts:
 
 def scrub(text: str) -> str:
     """The text without places on this machine's disk: error messages of host libraries are full of them."""
+    # a path begins with ~, a drive or a slash that stands behind no letter, so `bf16/fp16` stays
     return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:(?=[\\/]))?[\\/][^\s'\"(),:;]+", "<path>", text)
 
 

@@ -183,6 +183,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
         raise ValueError("give --context-free or --num-tokens, not both")
     _require_folder(options.output)
     arms = _arms(options.new)
+    # an adapter names its base model; that is checked when it is loaded
     for name in arms.values():
         if not (Path(name) / "adapter_config.json").is_file():
             check_model_name(name)

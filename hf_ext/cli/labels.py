@@ -122,6 +122,7 @@ def _privatize(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling.releases import RECORD_ENV, record_path
 
     key = KeyRef(env=options.key_env, file=options.key_file)
+    # key and record first: both are refused before any row is read
     if weakness_of(key.read()) is not None:
         raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
     record = record_path(key)

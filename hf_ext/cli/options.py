@@ -103,6 +103,7 @@ def model_and_tokenizer(
     try:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         target_device = torch.device(device) if device is not None else accelerator or torch.device("cpu")
+        # the only way to learn that a device is there and usable
         torch.empty(0, device=target_device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

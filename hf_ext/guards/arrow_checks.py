@@ -73,6 +73,7 @@ def suspects(table: pa.Table, rules: RowRules) -> Mask:
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # pyarrow keeps some types chunked
             column = pa.concat_arrays(column.chunks)
+        # an unusual type (a view, a dictionary, an extension type): every row is read by itself
         if not suits(column.type, role, rules.keys):
             return np.ones(table.num_rows, dtype=bool)
         if role == "string":
@@ -87,6 +88,7 @@ def suspects(table: pa.Table, rules: RowRules) -> Mask:
             is_suspect |= _numbers(column, role, num_tokens)
     if rules.assistant_only_loss and "messages" in rules.roles().values():
         is_suspect |= ~speakers
+    # whether a pair's responses differ shows only in two columns side by side
     if rules.data_type == "preference":
         chosen, rejected = (table.column(side).combine_chunks() for side in ("chosen", "rejected"))
         is_suspect |= _same_responses(chosen, rejected)
@@ -162,6 +164,7 @@ def _same_responses(chosen: pa.Array, rejected: pa.Array) -> Mask:
     sides = [column.filter(pa.array(is_same)) for column in (chosen, rejected)]
     contents = [pc.struct_field(pc.list_flatten(side), ["content"]) for side in sides]
     agree = _numpy(pc.equal(*contents)).astype(bool) | (_nulls(contents[0]) & _nulls(contents[1]))
+    # entries count among the rows of equal length alone: back to rows of the whole table
     is_same[np.flatnonzero(is_same)[_parents(sides[0])[~agree]]] = False
     return is_same
 
@@ -172,6 +175,7 @@ def _other_beginning(chosen: pa.Array, rejected: pa.Array) -> Mask:
     has_both = (_numpy(pc.list_value_length(chosen)) > 0) & (_numpy(pc.list_value_length(rejected)) > 0)
     firsts = [_first_messages(column.filter(pa.array(has_both))) for column in (chosen, rejected)]
     differ: Mask = np.zeros(int(has_both.sum()), dtype=bool)
+    # Arrow compares no structs, so field by field; one that only a single side has must be null there
     for field in {field.name for first in firsts for field in first.type}:
         sides = [pc.struct_field(first, [field]) for first in firsts if first.type.get_field_index(field) >= 0]
         if len(sides) == 2 and all(_is_string(side.type) for side in sides):
@@ -199,6 +203,7 @@ def _numbers(column: pa.Array, role: Role, num_tokens: npt.NDArray[np.int64] | N
     if num_tokens is not None:
         rows |= lengths != num_tokens
     if role == "labels":
+        # nothing to learn where no label is supervised
         rows |= ~_any_in_list(column, _supervised(column, entries))
     if role == "attention":
         rows |= ~_any_in_list(column, _numpy(entries) == 1)
@@ -219,6 +224,7 @@ def _wrong_number(values: pa.Array, role: Role) -> Mask:
 def _supervised(column: pa.Array, entries: pa.Array) -> Mask:
     """Entries that are a supervised label; a row's first label is never predicted."""
     parents = _parents(column)
+    # an entry is its row's first where its row is another than that of the entry before
     first = np.ones(len(parents), dtype=bool)
     first[1:] = parents[1:] != parents[:-1]
     return (_numpy(entries) != IGNORED_LABEL) & ~first

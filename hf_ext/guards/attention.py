@@ -40,6 +40,7 @@ def check_documents_kept_apart(
         ValueError: if the second document's log-probabilities move by more than 1e-5 nats.
     """
     weight = next(model.parameters())
+    # shards of FSDP and DeepSpeed are empty here, or DTensors with a `_local_tensor`
     if any(p.is_meta or p.numel() == 0 or hasattr(p, "_local_tensor") for p in model.parameters()):
         logger.info("The model is sharded: its attention kernel is not probed for packed documents.")
         return
@@ -47,6 +48,7 @@ def check_documents_kept_apart(
     length = 8
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(vocab, (3, length), generator=generator)
+    # positions that restart are all that tells a kernel where a document begins
     positions = torch.arange(length).repeat(2)[None].to(weight.device)
     second_log_probs = []
     with model_as_before(model):
@@ -54,6 +56,7 @@ def check_documents_kept_apart(
         for document in (first, other):
             ids = torch.cat([document, second])[None].to(weight.device)
             labels = ids.clone()
+            # the second document's first token is predicted from the first document: it may move
             labels[:, : length + 1] = -100
             with autocast():
                 outputs = model(

@@ -82,6 +82,7 @@ def seal(checkpoint: str | os.PathLike[str]) -> None:
     with ThreadPoolExecutor(max_workers=4) as pool:  # zlib lets other threads run
         names = _files(root)
         facts = dict(zip(names, pool.map(lambda name: _flushed_facts(root / name), names), strict=True))
+    # a file's name is an entry of its folder, which a power cut may lose too
     for folder in {root, root.parent, *((root / name).parent for name in names)}:
         flush_folder(folder)
     values = {"format_revision": FORMAT_REVISION, "files": facts}
@@ -340,6 +341,7 @@ def _malformed_json(path: Path, size: int) -> str | None:
 
 
 def _malformed_safetensors(path: Path, size: int) -> str | None:
+    # the format: 8 bytes with the length of the header, the header as JSON, the tensors up to its largest offset
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if size >= 8 and length <= size else b""

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# EFBIG: a limit on the size of files; EDQUOT: a quota, which Windows does not know
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Libraries written in Rust and C++ raise errors of their own, without an errno.
 _FULL_MESSAGES = ("No space left on device", "File too large", "Disk quota exceeded", "(os error 112)")
 _REFUSED = {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+# torch.save (2.13) raises a plain RuntimeError for a write that failed.
 _TORCH_WRITER = ("PytorchStreamWriter failed", "file write failed", "inline_container")
 
 
@@ -97,6 +99,7 @@ def writing(
             raise unwritable(error, location, subject) from error
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
+        # before the clean-up, which makes room
         free = free_bytes(location)
         room = f"{_size(free)} free"
         if num_bytes:
@@ -138,8 +141,10 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
     former = path.with_name(f".{path.name}.{token}.former")
     try:
         yield temporary
+        # content first, then the name: otherwise a power cut may leave the name with an empty file
         flush(temporary)
         if overwrite and path.is_dir():
+            # a folder with something in it cannot be replaced at once
             os.replace(path, former)
         elif temporary.is_dir() and path.is_dir():
             path.rmdir()  # an empty folder may be replaced, which not every system does by itself
@@ -229,6 +234,7 @@ def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
         return
     if not os.path.isdir(folder := os.path.dirname(path) or "."):
         os.makedirs(folder, exist_ok=True)
+    # unbuffered: a piece is one write, which the system puts at the end as a whole
     with open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:

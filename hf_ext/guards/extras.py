@@ -36,6 +36,7 @@ def missing_extra(error: BaseException | None) -> MissingExtraError | None:
             package = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
             install = f'{package} is not installed. Run: pip install "hf-ext[{EXTRAS[module]}]"'
             return MissingExtraError(install, name=module)
+        # host libraries raise an error of their own from the import that failed
         error = error.__cause__
     return None
 

@@ -169,6 +169,7 @@ def first_not_finite(values: Iterable[tuple[str, Tensor]]) -> tuple[str, Tensor]
     readable = [(name, part) for name, tensor in values if (part := readable_part(tensor)) is not None]
     if not readable:
         return None
+    # moved to the CPU one by one, because the parts of a model may lie on several devices
     flags = torch.stack([torch.isfinite(part).all().cpu() for _, part in readable])
     return None if bool(flags.all()) else readable[int((~flags).nonzero()[0])]
 
@@ -176,6 +177,7 @@ def first_not_finite(values: Iterable[tuple[str, Tensor]]) -> tuple[str, Tensor]
 def readable_part(values: Tensor) -> Tensor | None:
     """The values on this process where they can be read as numbers: not quantised, not on the meta device."""
     values = values.detach()
+    # of a sharded parameter (DTensor) the part on this process
     if hasattr(values, "to_local"):
         values = values.to_local()
     if values.is_sparse:

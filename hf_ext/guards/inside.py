@@ -97,6 +97,7 @@ def require_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str])
     real, root = Path(path).resolve(), Path(folder).resolve()
     if real.is_relative_to(root):
         return
+    # the Hub's cache: snapshots/<commit>/<name> is a link to ../../blobs/<hash>
     for place in (root, *root.parents):
         if place.parent.name == "snapshots" and real.is_relative_to(place.parent.parent / "blobs"):
             return
@@ -147,6 +148,7 @@ def read_json(
     verdict = f"{path} is no JSON" if subject is None else f"{path} is not {subject}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    # Python's parser recurses once a level
     except RecursionError:
         raise ValueError(f"{verdict}: it is nested too deeply to be read.") from None
     except ValueError as error:  # no UTF-8, or no JSON

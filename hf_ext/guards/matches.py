@@ -101,4 +101,5 @@ def _matching_class(classes: list[str]) -> int | None:
     for number, name in enumerate(classes):
         if name.lower() in MATCHING_CLASSES:
             return number
+    # of two classes whose names do not tell, 1 is the match as 1 is true
     return 1 if len(classes) <= 2 else None

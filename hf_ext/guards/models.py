@@ -110,6 +110,7 @@ def _check_json(path: Path) -> None:
         shards = values.get("weight_map") if isinstance(values, dict) else None
         if not isinstance(shards, dict):
             raise ValueError(f"{path} holds no object 'weight_map': it is no index of weights.")
+        # as JSON, because what stands in the place of a name may be a list, which no key can be
         for name in dict.fromkeys(map(json.dumps, shards.values())):
             file_in(path.parent, json.loads(name), path)
     elif path.name in LISTS:
@@ -171,6 +172,7 @@ def _check_tokenizer(path: Path, values: dict[str, Any]) -> None:
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise ValueError(f"{path}: 'added_tokens' must be a list of objects.")
     numbers += [token.get("id") for token in added]
+    # numbers may have gaps, but the library makes room for all up to the largest
     most = 10 * (len(numbers) + (len(vocabulary) if isinstance(vocabulary, list) else 0)) + 1_000_000
     for number in numbers:
         if not _is_whole(number) or not 0 <= number < most:

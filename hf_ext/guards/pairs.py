@@ -41,8 +41,10 @@ class SameResponses:
         if self.max_length is None:
             cut = slice(None)
         elif self.keep_end:
+            # the prompt goes first, since the end of the whole sequence is kept
             cut = slice(-self.max_length, None)
         else:
+            # the prompt takes its share of the length first
             cut = slice(None, max(self.max_length - prompt_length, 0))
         chosen_part = chosen[cut]
         return len(chosen_part) > 0 and np.array_equal(chosen_part, rejected[cut])

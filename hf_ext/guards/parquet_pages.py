@@ -53,6 +53,7 @@ def unpacked_bytes(path: Path, metadata: pq.FileMetaData) -> int:
 
 
 def _page_header(file: BinaryIO, place: int, end: int) -> _Header:
+    # most headers are short: more is read only where that was not enough
     for most in HEADER_BYTES:
         file.seek(place)
         content = file.read(min(most, end - place))
@@ -75,6 +76,7 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
         place += 1
         if byte < 0x80:
             return value, place
+        # without a bound, bytes of 0xFF would be read to the end of the file
         if shift > 63:
             raise NoPageError("a number of more than 64 bits")
 
@@ -85,12 +87,15 @@ def _struct(content: bytes, place: int, integers: dict[int, int], depth: int) ->
     while content[place] != 0:
         head = content[place]
         place += 1
+        # the upper four bits are the step from the last field's number; 0 means that the number follows
         if head >> 4:
             field += head >> 4
         else:
             number, place = _varint(content, place)
+            # zigzag: the lowest bit is the sign
             field = (number >> 1) ^ -(number & 1)
         kind = head & 0x0F
+        # integers of 16, 32 and 64 bits, all written as varints
         if kind in (4, 5, 6):
             number, place = _varint(content, place)
             integers[field] = (number >> 1) ^ -(number & 1)
@@ -107,11 +112,14 @@ def _value(content: bytes, place: int, kind: int, depth: int) -> int:
         return place + 1
     if kind in (4, 5, 6):
         return _varint(content, place)[1]
+    # a double
     if kind == 7:
         return place + 8
+    # bytes or a text
     if kind == 8:
         length, place = _varint(content, place)
         return place + length
+    # a list or a set: its length, or 15 where that follows, and the kind of its entries
     if kind in (9, 10):
         count, inner = content[place] >> 4, content[place] & 0x0F
         place += 1

@@ -215,6 +215,7 @@ def _check(
     for name in required_columns:
         if name not in columns:
             raise _missing(name, columns, required_columns, first_rows[0], dataset_name)
+    # the prompt may be a text beside whole dialogues, so the response says whether rows are messages
     response = next(name for name in required_columns if name != "prompt")
     first = next((row[response] for row in first_rows if isinstance(row.get(response), str | list)), None)
     # like columns of another type: the host would take it for the prompt of conversations (trl 1.16), and it is a text

@@ -271,6 +271,7 @@ class _Dropped:
         if rank() == 0:
             append_lines(lines, bad_rows_path)
         else:
+            # other processes find the same rows, whose positions they need; the first one writes them
             for _ in lines:
                 pass
         if self.positions and rank() == 0:
@@ -327,6 +328,7 @@ def find_bad_rows(
 
 def _values_at(dataset: Dataset, positions: list[int]) -> dict[str, list[Any]]:
     """Some rows of a dataset formatted as Arrow, in one read."""
+    # a slice of Arrow copies nothing; a list of positions does
     is_run = positions[-1] - positions[0] + 1 == len(positions)
     place = slice(positions[0], positions[-1] + 1) if is_run else positions
     table = dataset[place].combine_chunks()  # a gather has a chunk a row: each takes as long as a thousand rows

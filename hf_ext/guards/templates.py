@@ -138,6 +138,7 @@ def tokenise_named(
         return tokenise(_without_refused(dataset, rules, on_bad_row, bad_rows_path, dataset_name))
     try:
         return tokenise(dataset)
+    # was it a row? then that is the error; else the host's own
     except Exception:
         _without_refused(dataset, rules, on_bad_row, bad_rows_path, dataset_name)
         raise

@@ -318,6 +318,7 @@ class Doubled:
                 doubled |= (_from_start(parts, 0) == self.token) & (_from_start(parts, 1) == self.token)
             if -1 in self.sides:
                 last, middle, first = (token_at(columns[ending], place) == self.token for place in (-1, -2, -3))
+                # a rendered text ends with the end token and a line end, before the tokenizer adds its own
                 spaced = np.isin(token_at(columns[ending], -2), self.spaces)
                 doubled |= last & (middle | (first & spaced))
         return doubled
@@ -334,6 +335,7 @@ def _from_start(parts: Sequence[pa.ListArray], place: int) -> Tokens:
     places = np.full(len(parts[0]), place)
     tokens = np.full(len(parts[0]), -1, dtype=np.int64)
     for part in parts:
+        # where the lists so far were too short, the next one goes on
         tokens = np.where(tokens == -1, token_at(part, places), tokens)
         places = places - np.diff(part.offsets.to_numpy())
     return tokens

@@ -173,6 +173,7 @@ def require_shallow(path: str | os.PathLike[str]) -> None:
 
 def _depths(content: bytes) -> np.ndarray:
     """How deep JSON is nested after each of its brackets, those in strings left out."""
+    # escaped quotes go first, for they end no string; then the strings, with the brackets in them
     content = content.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_BRACKETS)
     brackets = np.frombuffer(_STRING.sub(b"", content), np.uint8)
     opening = (brackets == ord("[")) | (brackets == ord("{"))
@@ -199,6 +200,7 @@ def _parquet_bytes(path: Path) -> int:
         names = {name: most_texts for name, most_texts in _shared_texts(file.metadata).items() if most_texts > most}
     if size > most or not names:
         return size
+    # only columns whose bound is too high are counted exactly, without spreading their dictionaries
     with pq.ParquetFile(path, read_dictionary=list(names)) as file:
         texts = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(names)):
@@ -237,6 +239,7 @@ def _text_bytes(column: pa.Array) -> int:
     """Bytes of the texts, each as often as rows point at it; inside lists and structs too."""
     kind = column.type
     if pa.types.is_dictionary(kind):
+        # 64 bits, for the sum of 32-bit lengths may overflow
         lengths = pc.cast(pc.binary_length(column.dictionary), pa.int64())
         return pc.sum(pc.take(lengths, column.indices)).as_py() or 0
     if pa.types.is_struct(kind):

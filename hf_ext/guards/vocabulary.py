@@ -48,6 +48,7 @@ def require_embedded(
     for column in columns:
         position = 0
         for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=BATCH_SIZE):
+            # one comparison a batch; rows are looked at only where it fails
             largest = pc.max(pc.list_flatten(table.column(column))).as_py()
             if largest is not None and largest >= size:
                 _refuse(dataset, column, position, size, tokenizer, dataset_name)

@@ -33,6 +33,7 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
     """
     tables = dataset.select_columns(["weight"]).with_format("arrow").iter(batch_size=10_000)
     largest = 0.0
+    # one weight that counts is enough, and mostly the first batch has it
     for table in tables:
         largest = max(largest, arrow_checks.largest_weight(table))
         if largest >= LEAST_WEIGHT:

@@ -109,6 +109,7 @@ def parse_yaml(text: str, name: str, *, exponents_from: int | None = None) -> An
     """
     import yaml
 
+    # bounds before parsing: PyYAML builds everything that aliases stand for
     if len(text) > MAX_BYTES:
         raise YamlError(f"{name} has more than {MAX_BYTES:,} characters of YAML; shorten it")
     if _NO_TEXT.search(text):

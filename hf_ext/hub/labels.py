@@ -79,6 +79,7 @@ def _check(tables: list[RowTable], public_columns: Sequence[str], closed: Sequen
     heads: dict[int, pa.Table] = {}
 
     def has_randomised_rows(number: int) -> bool:
+        # a schema says it without reading; of texts the first batch must be read
         columns = tables[number].columns
         if columns is None:
             columns = heads[number].column_names if read_head(number) else ()
@@ -97,6 +98,7 @@ def _check(tables: list[RowTable], public_columns: Sequence[str], closed: Sequen
     with_ledger = [number for number in range(len(tables)) if has_randomised_rows(number)]
     if not with_ledger:
         return
+    # there is a ledger, so every table is looked into: a file that cannot be read is refused below
     for number in range(len(tables)):
         if number not in heads and tables[number].columns is not None:
             read_head(number)

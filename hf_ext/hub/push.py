@@ -250,6 +250,7 @@ class _Commit:
             if file is None or file.size != operation.upload_info.size:
                 return False
             with operation.as_file() as content:
+                # the Hub keeps large files by their SHA-256, all others by git's own hash
                 if file.lfs is not None:
                     is_same = sha.sha_fileobj(content).hex() == file.lfs.sha256
                 else:

@@ -65,6 +65,7 @@ class Release:
             labels, contrasts = self._labels_of(chosen, label)
             self.ledger.add(chosen, labels, contrasts, [key for key in keys if key in chosen.column_names])
             rows += len(batch)
+        # only a table that is randomised as a whole can be compared line by line
         if self.ledger.size - first == rows:
             self.places[table.name] = (first, rows)
         if sample.size:
@@ -92,6 +93,7 @@ class Release:
             return labels, contrasts
         classes = _num_classes(rows) or len(self.names or ()) or int(labels.max(initial=1)) + 1
         self.num_classes = max(self.num_classes, classes)
+        # randomised response: p - q = (1 - exp(-epsilon)) / (1 + (K - 1) exp(-epsilon)); beyond 700 exp is 0
         decay = np.exp(-np.minimum(numbers_of(rows.column(EPSILON), 0.0), 700.0))
         contrasts = (1 - decay) / (1 + (classes - 1) * decay)
         if channels is not None:
@@ -153,6 +155,7 @@ class Release:
             columns[name] = [entry for value in values for entry in value] if lengths_agree else [None] * len(flat)
         classes = _num_classes(rows) or int(flat.max(initial=1)) + 1
         self.num_classes = max(self.num_classes, classes)
+        # the ledger has the budget of a whole row: each of its labels got an equal part
         counts = np.array([sum(entry != IGNORED_LABEL for entry in value) for value in labels])
         row_epsilons = numbers_of(rows.column(EPSILON), 0.0) if EPSILON in rows.column_names else np.zeros(len(rows))
         decay = np.exp(-np.minimum(row_epsilons / np.maximum(counts, 1), 700.0))
@@ -225,6 +228,7 @@ class Release:
     def _refuse_in_order(self, table: RowTable, sample: Sample, rows: int) -> None:
         """Rows without any id, but as many as a table with a ledger has: line by line they may be the same."""
         for name, (first, count) in self.places.items():
+            # a text may have a line of names on top, which is read as a row
             header = rows - count
             if header not in (0, 1):
                 continue

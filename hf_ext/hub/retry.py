@@ -106,6 +106,7 @@ class Retry:
         if hub_wait is not None:
             return hub_wait + random.random() if hub_wait <= LONGEST_RETRY_AFTER else None
         backoff = BACKOFF if self.backoff is None else self.backoff
+        # jitter: processes that failed together do not come back together
         return min(LONGEST_WAIT, backoff * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
     def failure(self, reason: str, remedy: str) -> PushError:

@@ -137,6 +137,7 @@ def write_rows_folder(
                     report.without_dropped_rows().save(staging / "report")
                 if (folder / CARD).is_file() and not overwrite_card:
                     shutil.copyfile(folder / CARD, staging / CARD)
+                # last, so that a card is only where the rows are whole
                 write_dataset_card(staging, **card)
                 _publish(staging, folder)
         finally:
@@ -144,6 +145,7 @@ def write_rows_folder(
 
 
 def _write_split(rows: Dataset, folder: Path, name: str) -> None:
+    # rounded up
     shards = min(len(rows), max(1, -(-estimated_bytes(rows) // SHARD_BYTES)))
     for index in range(shards):
         part = rows.shard(shards, index, contiguous=True)

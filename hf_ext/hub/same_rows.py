@@ -25,7 +25,6 @@ SHARE = 0.05  # of the rows of either table whose texts must be the same: a few 
 FEW_TEXTS = 2
 PROSE_ROWS = 8  # lines of a text in which ids must occur
 CONTRADICTED = 0.9  # share of rows with the same number whose texts differ: two datasets numbered alike
-EXCERPTS = 3
 
 
 class Sample:
@@ -50,6 +49,7 @@ class Sample:
             self._thin()
 
     def _thin(self) -> None:
+        # half of all so far: the sample stays spread evenly over the stream
         for i, table in enumerate(self.tables):
             chosen = np.flatnonzero(self.random.random(len(table)) < 0.5)
             self.tables[i] = table.take(pa.array(chosen))
@@ -126,6 +126,7 @@ class Ledger:
     def finish(self) -> SameRows:
         """Sorted, for look-ups."""
         hashes = np.concatenate(self.hashes) if self.hashes else np.empty(0, dtype=np.uint64)
+        # stable: of equal hashes the first row is found
         order = np.argsort(hashes, kind="stable")
         return SameRows(
             hashes[order],
@@ -168,6 +169,7 @@ def hashes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.b
     filled = np.asarray(pc.is_valid(column))
     if pa.types.is_floating(kind):
         values = np.nan_to_num(np.asarray(column.to_pylist(), dtype=np.float64))
+        # up to 1e15 a float64 holds every whole number; 7 digits are what float32 and float64 agree on
         is_whole = (values == np.rint(values)) & (np.abs(values) < 1e15)
         texts = np.where(is_whole, np.rint(values).astype(np.int64).astype(str), np.char.mod("%.7g", values)).astype(
             object
@@ -252,6 +254,7 @@ class SameRows:
         if not len(self.hashes):
             return nowhere, np.zeros(len(column), dtype=np.int16)
         hashes, filled = hashes_of(column)
+        # a hash above all others would be looked for behind the end
         place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
         hit = filled & (self.hashes[place] == hashes)
         return np.where(hit, self.rows[place].astype(np.int64), nowhere), self.sources[place]

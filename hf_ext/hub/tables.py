@@ -145,6 +145,7 @@ def _tables_by_head(
         return _tables(name, lambda: _unpacked(open_file, str(packed)), None, depth + 1)
     if head.startswith(b"PK\x03\x04") and suffix not in ROWS_OF_OTHERS:
         return [table for member in _zip_members(name, open_file) for table in _tables(*member, None, depth + 1)]
+    # 257: where tar has its mark, behind the name and facts of the first member
     if head[257:262] == b"ustar" or suffix == ".tar":
         return [table for member in _tar_members(name, open_file) for table in _tables(*member, None, depth + 1)]
     if head.startswith(b"PAR1") or suffix == ".parquet":
@@ -285,6 +286,7 @@ def _slices(table: pa.Table) -> Iterator[pa.Table]:
 def _sqlite(name: str, source: Path | io.BytesIO) -> list[RowTable]:
     def connect() -> sqlite3.Connection:
         if isinstance(source, Path):
+            # immutable: no lock and no journal is made beside a file that is only read
             return sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         connection = sqlite3.connect(":memory:")
         connection.deserialize(source.getvalue())
@@ -306,6 +308,7 @@ def _sqlite(name: str, source: Path | io.BytesIO) -> list[RowTable]:
 def _numpy(source: Path | io.BytesIO) -> Iterator[pa.Table]:
     import numpy as np
 
+    # never a pickle: an array of objects is refused as damaged
     array = np.load(source, allow_pickle=False, mmap_mode="r" if isinstance(source, Path) else None)
     if array.dtype.names:
         yield from _slices(pa.table({name: array[name].tolist() for name in array.dtype.names}))

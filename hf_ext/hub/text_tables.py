@@ -65,6 +65,7 @@ def text_batches(
     if start[:1] in ("{", "["):
         first = _loaded(first_lines[0])
         second = _loaded(first_lines[1]) if len(first_lines) > 1 else None
+        # two lines that are JSON by themselves: JSON lines, and no document over several lines
         if isinstance(first, dict | list) and second is not None:
             return lambda: records_as_tables(_json_lines(lines())), False
         return lambda: records_as_tables(_json_rows(opened(), name)), False
