@@ -329,7 +329,7 @@ def room(facts: Facts) -> None:
 
 
 def _memory() -> tuple[float | None, float | None]:
-    """Total and available memory in GB, where the system tells."""
+    """Total and available memory in GB; `None` where the system does not report them."""
     table = Path("/proc/meminfo")
     if not table.is_file():
         return None, None

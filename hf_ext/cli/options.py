@@ -129,7 +129,7 @@ def autocast_dtype(options: argparse.Namespace) -> Any:
 
 def check_columns(rows: Dataset, output: Path) -> None:
     """
-    Refuse rows that the suffix of `output` has no words for, before they are worked on.
+    Refuse rows that the format of `output` cannot hold, before any work is done.
 
     Raises:
         ValueError: if pictures, sound, film, bytes, times or decimals are to be written as `.jsonl`.
@@ -149,12 +149,12 @@ def write_rows(rows: Dataset, output: Path, overwrite: bool = False) -> None:
     Write rows as the suffix of `output` says: `.parquet`, `.jsonl`, or a folder for `load_from_disk`.
 
     The bytes of pictures, sound and film go along, wherever they lie. A file that is there is replaced; a folder with
-    something in it with `overwrite`. `rows_output` is asked before.
+    something in it only with `overwrite`. Call `rows_output` first, which checks the place.
 
     Raises:
         DiskFullError: if there is no room; what was there is intact.
         NotWritableError: if the place cannot be written.
-        ValueError: if JSON has no words for a column.
+        ValueError: if JSON cannot hold a column.
     """
     from hf_ext.data.media import write_parquet
     from hf_ext.guards.disk import replacing, writing

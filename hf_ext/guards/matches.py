@@ -43,13 +43,13 @@ class MatchRule:
     match: int | None = 1
 
     def wrong(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Labels that are no match's, of an array of numbers."""
+        """Which labels of an array of numbers say that a pair does not match."""
         if self.kind == "integer":
             return np.asarray(values < 1)
         return np.ones(values.shape, dtype=bool) if self.match is None else np.asarray(values != self.match)
 
     def problem(self, value: object) -> str | None:
-        """Say why a row is none to learn from, or `None` where it matches."""
+        """Why nothing can be learned from the row, or `None` where the pair matches."""
         value = value.item() if isinstance(value, np.generic) else value
         if self.kind == "string" and isinstance(value, str):
             good = value.strip().lower() not in NO_MATCH

@@ -65,7 +65,7 @@ def loading_model(name: object, kind: str = "model") -> Iterator[None]:
 
 
 def _sentence(error: BaseException) -> str:
-    """What an error says, on one line: the hosts name the remedy in a later line than the problem."""
+    """An error's message on one line: host libraries name the remedy in a later line than the problem."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + '...'}"
 
@@ -162,7 +162,7 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _check_tokenizer(path: Path, values: dict[str, Any]) -> None:
-    """What the Rust library would panic over, or take without a word: tokens and their numbers."""
+    """Refuse tokens and token numbers that the Rust library would panic over, or accept silently."""
     model = values.get("model")
     added = values.get("added_tokens") or []
     if not isinstance(model, dict):

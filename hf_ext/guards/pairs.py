@@ -33,11 +33,11 @@ class SameResponses:
     revision: str = "1"
 
     def __call__(self, row: dict[str, Any]) -> bool:
-        """Whether one pair's are."""
+        """Whether one pair's responses are the same."""
         return self.of(len(row["prompt_ids"]), row["chosen_ids"], row["rejected_ids"])
 
     def of(self, prompt_length: int, chosen: Sequence[int], rejected: Sequence[int]) -> bool:
-        """Whether two responses are, after a prompt of so many tokens; not where nothing is left of them."""
+        """Whether two responses are the same after a prompt of `prompt_length` tokens; false where nothing is left."""
         if self.max_length is None:
             cut = slice(None)
         elif self.keep_end:
@@ -52,7 +52,7 @@ class SameResponses:
     def count(
         self, chosen: Dataset, rejected: Dataset, columns: tuple[str, str] = ("chosen_ids", "rejected_ids")
     ) -> int:
-        """Number of tokenised pairs that are; `chosen` and `rejected` hold a response a row, in the same order."""
+        """Number of pairs with equal responses; `chosen` and `rejected` hold one response a row, in the same order."""
         sides = (
             chosen.select_columns(["prompt_ids", columns[0]]).with_format("arrow").iter(batch_size=BATCH_SIZE),
             rejected.select_columns([columns[1]]).with_format("arrow").iter(batch_size=BATCH_SIZE),

@@ -132,7 +132,7 @@ def check_retrieval_rows(
         texts (`Sequence[str]`):
             Columns that must hold a non-empty string in every row, the query's first.
         matches ([`MatchRule`], *optional*):
-            Of the label, where nothing reads it that a pair does not match.
+            The rule of the label, where neither loss nor pool reads a label that says "no match".
         on_bad_row (`str`), bad_rows_path (`str` or `os.PathLike`), dataset_name (`str`):
             As in [`check_sft_rows`].
 

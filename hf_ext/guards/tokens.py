@@ -289,7 +289,7 @@ class Doubled:
     revision: str = "2"
 
     def __call__(self, row: dict[str, Any]) -> bool:
-        """Whether one row does."""
+        """Whether one row begins or ends with the token twice."""
         twice = [self.token] * 2
         for beginning, ending in self.sequences:
             parts = (ending,) if self.supervised else beginning
@@ -301,7 +301,7 @@ class Doubled:
         return False
 
     def count(self, dataset: Dataset) -> int:
-        """Number of rows that do."""
+        """Number of rows that begin or end with the token twice."""
         tables = dataset.select_columns(self._names()).with_format("arrow").iter(batch_size=BATCH_SIZE)
         return sum(int(self._of(table).sum()) for table in tables)
 

@@ -1,4 +1,4 @@
-"""What a file of `torch.save` would do if it were loaded: told from its opcodes, without loading it."""
+"""What loading a file of `torch.save` would do, read from its opcodes without loading it."""
 
 from __future__ import annotations
 

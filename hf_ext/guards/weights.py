@@ -1,4 +1,4 @@
-"""Weights from which nothing can be learned: zero, or so small that float32, the type of losses, loses them."""
+"""Weights from which nothing can be learned: zero, or too small for float32, the type of losses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """
 Compare the number of processes that was promised with the number that train together.
 
-Two launches go wrong without a word. `accelerate launch` with `distributed_type: MULTI_CPU` and two processes starts
+Two launches go wrong silently. `accelerate launch` with `distributed_type: MULTI_CPU` and two processes starts
 one. And `torchrun` on a machine without a GPU starts two that, without `use_cpu`, train apart and write one directory.
 """
 

@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote: read within bounds, every fault a sentence with its line. Imports nothing heavy."""
+"""YAML from strangers: read within bounds, each fault named in one sentence with its line. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def adapter_config_to_push(path: Path) -> bytes | None:
             Any file of a push.
 
     Returns:
-        `bytes` or `None`: the configuration with the Hub's name of the base model, if the card in its folder tells it,
+        `bytes` or `None`: the configuration with the Hub's name of the base model, if the card in its folder names it,
         else with the folder's own name; `None` where the file may go as it is.
     """
     if path.name != "adapter_config.json":
@@ -31,7 +31,7 @@ def adapter_config_to_push(path: Path) -> bytes | None:
     try:
         values = read_json(path)
     except ValueError:
-        return None  # somebody's file of that name
+        return None  # a file of that name which PEFT did not write
     base = values.get(_BASE)
     if not isinstance(base, str) or not base:
         return None

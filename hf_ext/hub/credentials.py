@@ -1,4 +1,4 @@
-"""Which files hold a key, a password or a token, told by their names and by what is in them, in archives too."""
+"""Which files hold a key, a password or a token, by name and by content, in archives too."""
 
 from __future__ import annotations
 

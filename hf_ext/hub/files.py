@@ -94,7 +94,7 @@ def files_to_push(folder: str | Path, ignore: str | Iterable[str] = (), repo_typ
 
 
 def files_that_could_go(folder: Path) -> list[str]:
-    """Paths of a dataset's files that no name of theirs keeps here; what is in them is not looked at."""
+    """Paths of a dataset's files whose names do not keep them here; their content is not read."""
     return [name for name, _, reason in _entries(folder, "dataset") if reason is None]
 
 

@@ -1,4 +1,4 @@
-"""The text of a card: its metadata and its body apart, and a card of somebody's kept when one of ours is written."""
+"""The text of a card: its metadata and its body, and how a card of ours is merged with one that is there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GENERATED_TEXT = re.compile(r"^# Model Card for Model ID|^This is a \[[^\]]*\]\
 _FACTS = {"library_name", "base_model", "datasets", "pipeline_tag", "model_name", "model-index", "configs"}
 _FACTS |= {"dataset_info", "task_categories", "licence"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
-# Headings of our templates; sections under any other one are somebody's.
+# Headings of our templates; a section under any other heading was added by hand.
 _HEADINGS = {"What it learned and what it forgot", "Use", "Training settings", "Limitations", "Versions", "Citation"}
 _HEADINGS |= {"Rows", "How they were made", "Pruning", "Label privacy", "Licence", "Exemplars"}
 
@@ -120,7 +120,7 @@ def merge_cards(new_text: str, existing: str, *, license: str | list[str] | None
         existing (`str`):
             The card that is there.
         license (`str` or `list[str]`, *optional*):
-            The licence that was asked for by name: it wins over that of the card that is there.
+            The licence that was asked for by name; it replaces that of the card that is there.
 
     Returns:
         `str`: the whole card.
@@ -159,7 +159,7 @@ def without_host_card(folder: str | Path) -> Iterator[None]:
     Around a host library's saving: the card that was in `folder` is there afterwards, or none.
 
     PEFT 0.21 and sentence-transformers 6.2 write one of their own, the latter the base model's, word for word: that
-    would be taken for somebody's.
+    would be taken for a card that somebody wrote.
 
     Args:
         folder (`str` or `Path`):
@@ -209,7 +209,7 @@ def _is_unknown(license: object) -> bool:
 
 
 def _completed(new_values: Mapping[str, Any], old_values: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of somebody's card, with what it lacks."""
+    """The metadata of a card that somebody wrote, with what it lacks."""
     values = dict(old_values)
     if _is_unknown(old_values.get("license")):
         values |= {key: new_values[key] for key in LICENSE_KEYS if key in new_values}
@@ -268,7 +268,7 @@ def _with_block(new_body: str, old_body: str) -> str:
     block = f"{BEGIN}\n\n{block.strip()}\n\n{END}"
     head, _, rest = old_body.partition(BEGIN)
     _, end, tail = rest.partition(END)
-    if not end:  # without its closing line nobody knows where ours ended and somebody's begins
+    if not end:  # without its closing line nobody knows where our text ended and theirs begins
         return f"{(head + rest).strip()}\n\n{block}"
     return f"{head}{block}{tail}"
 

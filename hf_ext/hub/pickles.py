@@ -1,4 +1,4 @@
-"""Which files hold a pickle: by name, and by what is in them. Nothing is ever unpickled to find out."""
+"""Which files hold a pickle, by name and by content. Nothing is ever unpickled to find out."""
 
 from __future__ import annotations
 

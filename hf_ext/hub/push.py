@@ -51,8 +51,8 @@ def push_folder(
     """
     Push a folder to the Hub as one commit; the folder itself is only read.
 
-    [`~hf_ext.hub.files.files_to_push`] tells what goes; secrets and pickles never do. Server errors, rate limits
-    (`Retry-After` is kept to), lost connections and a head that moved meanwhile are tried again. Files already
+    [`~hf_ext.hub.files.files_to_push`] chooses the files; secrets and pickles are never pushed. Server errors, rate
+    limits (`Retry-After` is kept to), lost connections and a head that moved meanwhile are tried again. Files already
     there, as after a commit whose answer was lost, are not committed again.
 
     Args:
@@ -91,7 +91,7 @@ def push_folder(
             [`~hf_ext.hub.front_matter.merge_cards`], so that nothing is lost that somebody wrote there; it replaces
             that one otherwise. Trainers and [`push_dataset`] merge the cards that they write.
         license (`str` or `list[str]`, *optional*):
-            Of a card that is merged: the licence that wins over the one on the Hub.
+            Where cards are merged: the licence that replaces the one on the Hub.
 
     Returns:
         `CommitInfo`: the commit, or the head where nothing had changed.

@@ -167,7 +167,7 @@ class Release:
         return columns, NoisyLabels(flat[usable_tokens], contrast[usable_tokens], classes, self.names, self.has_prior)
 
     def finish(self) -> None:
-        """Make ready to look rows up."""
+        """Sort the ledger, so that rows can be looked up in it."""
         self.same_rows = self.ledger.finish()
 
     def look_for_in(self, table: RowTable, has_ledger: bool) -> None:
@@ -277,7 +277,7 @@ def _refusal(table: str, column: str, reason: str, columns: list[str]) -> LabelL
 
 
 def unreadable(name: str, problem: str, ledger: str) -> LabelLeakError:
-    """What a pusher is told of a file beside a ledger that nothing here can look into."""
+    """The error for a file beside a ledger that cannot be read."""
     return LabelLeakError(
         f"{name} may hold the true labels of rows that are randomised in {ledger}, and cannot be looked into: "
         f"{problem}.\n"
