@@ -24,11 +24,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from common import finish, parser, piece
 
 from hf_ext.demo.run import run_demo
-from hf_ext.demo.settings import ARMS, DemoSettings, fast_settings, full_settings
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.demo.settings import RUNS, DemoSettings, fast_settings, full_settings
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 
 
-def row_of(result: ArmResult) -> dict[str, Any]:
+def row_of(result: RunResult) -> dict[str, Any]:
     """An arm's line of the table."""
     estimates = {"easy": result.group_loss["hard=False"], "hard": result.group_loss["hard=True"]}
     if result.kl_original_to_new:
@@ -41,15 +41,15 @@ def row_of(result: ArmResult) -> dict[str, Any]:
 
 def rows_of(report: ForgettingReport) -> list[dict[str, Any]]:
     """The table: the original model, then the arms."""
-    return [row_of(result) for result in (report.original, *report.arms)]
+    return [row_of(result) for result in (report.original, *report.runs)]
 
 
 def headline_of(rows: list[dict[str, Any]], settings: DemoSettings) -> dict[str, Any]:
     """Shares of SFT's gain and of what it forgot."""
     by_name = {row["arm"]: row for row in rows}
-    original, sft = by_name["original"], by_name[ARMS["sft"]]
+    original, sft = by_name["original"], by_name[RUNS["sft"]]
     headline: dict[str, Any] = {"benchmark": "demo", "steps": settings.max_steps}
-    for key, name in ARMS.items():
+    for key, name in RUNS.items():
         row = by_name[name]
         if key != "sft":
             headline[f"kl_{key}_over_sft"] = round(row["kl"] / sft["kl"], 4)

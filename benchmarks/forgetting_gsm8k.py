@@ -185,7 +185,7 @@ def rows_of(pieces: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any
     rows = []
     for (_, seed), result in sorted(pieces.items(), key=lambda item: (item[0][1], item[0][0])):
         report = result["report"]
-        for arm in report["arms"]:
+        for arm in report["runs"]:
             rows.append(
                 {
                     "arm": arm["name"],
@@ -287,7 +287,7 @@ def main() -> None:
 def _swept(bench: Bench, learning_rate: float) -> dict[str, Any]:
     model, _ = bench.trained("sft", 100, learning_rate)
     report = bench.measured({"sft": model}, bench.validation, with_kl=False)
-    return {"validation": report["arms"][0]["target_loss"]["mean"]}
+    return {"validation": report["runs"][0]["target_loss"]["mean"]}
 
 
 def _quick(work: Path) -> Bench:

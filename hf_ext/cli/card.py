@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     render.add_argument("folder", help="folder of the saved model")
     option(render, "--report", metavar="FILE", help="forgetting.json (default: the folder's, or its report/)")
-    option(render, "--arm", metavar="NAME", help="which arm of the report this model is, if it has several")
+    option(render, "--run", dest="run_name", metavar="NAME", help="which run of the report this model is, if several")
+    render.add_argument("--arm", dest="arm", help=argparse.SUPPRESS)
     option(render, "--method", choices=METHODS, help="default: as the card or the settings tell")
     option(render, "--license", metavar="KEY", help="Hub licence key, such as apache-2.0")
     option(render, "--base-model", metavar="NAME", help="Hub name or folder of the model that was tuned")
@@ -56,6 +58,8 @@ def run_render(options: argparse.Namespace) -> int:
     """
     from hf_ext.hub.cards import write_model_card
 
+    if options.arm is not None:
+        print("hf-ext card render: --arm is now called --run; --arm goes with the next version", file=sys.stderr)
     folder = Path(options.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {options.folder!r}")
@@ -77,7 +81,7 @@ def run_render(options: argparse.Namespace) -> int:
         settings=settings_of(method, arguments, body),
         dataset_name=options.dataset or next(iter(names_in(metadata.get("datasets"))), None),
         report=report,
-        arm=options.arm,
+        run=options.run_name or options.arm,
         tags=[tag for tag in tags if tag not in METHODS],
         usage=_usage(body) if method in LIBRARIES else None,
         model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),

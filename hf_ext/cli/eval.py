@@ -47,7 +47,7 @@ def _add_forgetting(actions: argparse._SubParsersAction) -> None:
         required=True,
         action="append",
         metavar="[NAME=]MODEL",
-        help="a tuned model (or PEFT adapter); give it again for each arm",
+        help="a tuned model (or PEFT adapter); give it again for each run",
     )
     option(forgetting, "--output", required=True, help="folder for the report")
     option(forgetting, "--general-text", metavar="DATA", help="general text (column 'text'): file, folder or Hub name")
@@ -182,9 +182,9 @@ def run_forgetting(options: argparse.Namespace) -> int:
     if options.context_free is not None and options.num_tokens is not None:
         raise ValueError("give --context-free or --num-tokens, not both")
     _require_folder(options.output)
-    arms = _arms(options.new)
+    runs = _runs(options.new)
     # an adapter names its base model; that is checked when it is loaded
-    for name in arms.values():
+    for name in runs.values():
         if not (Path(name) / "adapter_config.json").is_file():
             check_model_name(name)
     # All that can be refused is read before the first model runs.
@@ -200,7 +200,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
         store = _fresh_samples(original, tokenizer, options)
     report = forgetting_report(
         original,
-        arms,
+        runs,
         tokenizer,
         target=target,
         context_free=store,
@@ -226,9 +226,9 @@ def _require_folder(output: str | None) -> None:
         raise ValueError(f"--output {output!r} is a file, and a folder is to be written; name another")
 
 
-def _arms(words: list[str]) -> dict[str, str]:
+def _runs(words: list[str]) -> dict[str, str]:
     """`NAME=MODEL` as given; a bare model is named after the last part of its path."""
-    arms: dict[str, str] = {}
+    runs: dict[str, str] = {}
     for word in words:
         name, equals, model = word.partition("=")
         if not equals:
@@ -236,10 +236,10 @@ def _arms(words: list[str]) -> dict[str, str]:
             model = word
         if not name or not model:
             raise ValueError(f"--new {word!r}: expected NAME=MODEL or MODEL")
-        if name in arms:
-            raise ValueError(f"--new {word!r}: there is an arm {name!r} already; give each a name, as in NAME=MODEL")
-        arms[name] = model
-    return arms
+        if name in runs:
+            raise ValueError(f"--new {word!r}: there is a run {name!r} already; give each a name, as in NAME=MODEL")
+        runs[name] = model
+    return runs
 
 
 def _store(path: str | None) -> tuple[Any, str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_ext.demo.model import check_room, embedded_model
-from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
+from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
 from hf_ext.guards.disk import write_whole
 from hf_ext.guards.runs import claimed_folder, is_lock
 
 if TYPE_CHECKING:
-    from hf_ext.demo.arms import ArmRecord, Workplace
-    from hf_ext.evaluation.report import ArmResult, ForgettingReport
+    from hf_ext.demo.training import RunRecord, Workplace
+    from hf_ext.evaluation.report import ForgettingReport, RunResult
 
 
 def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
@@ -24,16 +24,16 @@ def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
 
     Args:
         output (`str` or `Path`):
-            The run's folder: new, empty, or of a run with the same settings, which is then continued.
+            The demo's folder: new, empty, or of a demo with the same settings, which is then continued.
         settings ([`DemoSettings`]):
             [`full_settings`] or [`fast_settings`].
 
     Returns:
-        [`ForgettingReport`]: all arms.
+        [`ForgettingReport`]: of all runs.
 
     Raises:
         EmbeddedModelMissing: the model's wheel is not installed; the message holds the install line.
-        ValueError: `output` holds something else, or a run with other settings, or another process runs it.
+        ValueError: `output` holds something else, or a demo with other settings, or another process runs it.
         OSError: too little disk. MemoryError: too little memory.
     """
     with claimed_folder(output, then="or pass another --output"):
@@ -49,7 +49,8 @@ def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
     original = embedded_model() if settings.model != "tiny" else output / "original"
     _claim(output, settings)
 
-    from hf_ext.demo.arms import Workplace, quiet_hosts, run_arm  # the heavy imports come after the cheap refusals
+    # The heavy imports come after the cheap refusals.
+    from hf_ext.demo.training import Workplace, quiet_hosts, train_and_measure
 
     start = time.monotonic()
     with quiet_hosts():
@@ -60,9 +61,9 @@ def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
         place = Workplace(settings, output, original)
         place.sample()
         records = {}
-        for number, arm in enumerate(ARMS, start=1):
-            print(f"Arm {number} of {len(ARMS)}: {ARMS[arm]}", flush=True)
-            records[arm] = run_arm(place, arm)
+        for number, run in enumerate(RUNS, start=1):
+            print(f"Run {number} of {len(RUNS)}: {RUNS[run]}", flush=True)
+            records[run] = train_and_measure(place, run)
         report, best = _finish(place, records)
         print(f"\n{table(report)}\n{_weights_line(records)}", flush=True)
         _ask(place, best)
@@ -75,13 +76,13 @@ def _announcement(settings: DemoSettings) -> str:
     precision = "bfloat16" if settings.bf16 else "float32"
     name = "a tiny model built in code" if settings.model == "tiny" else "SmolLM2-135M-Instruct"
     return (
-        f"Tuning {name} on a house format in {len(ARMS)} ways, {settings.max_steps} steps each, in {precision}: "
+        f"Tuning {name} on a house format in {len(RUNS)} ways, {settings.max_steps} steps each, in {precision}: "
         f"{settings.duration} on 2 cores (here: {os.cpu_count()}). Stopped, the same command continues."
     )
 
 
 def _claim(output: Path, settings: DemoSettings) -> None:
-    """Make `output` this run's folder, or refuse."""
+    """Make `output` this demo's folder, or refuse."""
     wanted, path = settings.to_dict(), output / "settings.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -99,32 +100,32 @@ def _claim(output: Path, settings: DemoSettings) -> None:
     write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 
-def best_arm(report: ForgettingReport) -> str:
-    """The anchored arm that forgot less."""
-    return min(ANCHORED, key=lambda arm: _kl(report.arm(ARMS[arm])))
+def best_run(report: ForgettingReport) -> str:
+    """The anchored run that forgot less."""
+    return min(ANCHORED, key=lambda run: _kl(report.run(RUNS[run])))
 
 
-def _finish(place: Workplace, records: dict[str, ArmRecord]) -> tuple[ForgettingReport, str]:
-    """Join the arms' reports, write table, plot and the kept model's card."""
+def _finish(place: Workplace, records: dict[str, RunRecord]) -> tuple[ForgettingReport, str]:
+    """Join the runs' reports, write table, plot and the kept model's card."""
     from hf_ext.evaluation.report import ForgettingReport
     from hf_ext.hub.cards import write_model_card
 
     reports = [record.report for record in records.values()]
     settings = reports[0].settings | {
         "demo": place.settings.to_dict(),
-        "flow_ess_ratio": {ARMS[arm]: record.ess_ratio for arm, record in records.items() if record.ess_ratio},
-        "seconds": {ARMS[arm]: record.seconds for arm, record in records.items()},
+        "flow_ess_ratio": {RUNS[run]: record.ess_ratio for run, record in records.items() if record.ess_ratio},
+        "seconds": {RUNS[run]: record.seconds for run, record in records.items()},
     }
-    report = ForgettingReport(reports[0].original, [report.arms[0] for report in reports], settings)
+    report = ForgettingReport(reports[0].original, [report.runs[0] for report in reports], settings)
     report.save(place.output / "report")
-    best = best_arm(report)
+    best = best_run(report)
     write_model_card(
-        place.arm(best) / "model",
+        place.run_folder(best) / "model",
         method="context_free",
         base_model=place.original,
-        settings=place.settings.to_dict() | {"arm": ARMS[best]},
+        settings=place.settings.to_dict() | {"run": RUNS[best]},
         report=report,
-        arm=ARMS[best],
+        run=RUNS[best],
         model_name="hf-ext-demo",
         usage=_usage(place),
     )
@@ -141,10 +142,10 @@ def _usage(place: Workplace) -> str:
 
 
 def _ask(place: Workplace, best: str) -> None:
-    """Open the kept model with stock transformers and ask it, and the original, about goods no arm was shown."""
+    """Open the kept model with stock transformers and ask it, and the original, about goods no run was shown."""
     row = next(row for row in place.held_out_rows if not row["hard"])
-    print(f"\nThe kept model ({ARMS[best]}), opened with plain AutoModelForCausalLM and asked:\n{row['prompt']}")
-    for name, folder in ((ARMS[best], place.arm(best) / "model"), ("original", place.original)):
+    print(f"\nThe kept model ({RUNS[best]}), opened with plain AutoModelForCausalLM and asked:\n{row['prompt']}")
+    for name, folder in ((RUNS[best], place.run_folder(best) / "model"), ("original", place.original)):
         print(f"  {name + ':':<14}{answer(folder, row['prompt'])}", flush=True)
     print(f"  {'house format:':<14}{row['completion'].strip()}", flush=True)
 
@@ -167,10 +168,10 @@ def answer(folder: Path, prompt: str, max_new_tokens: int = 24) -> str:
 
 
 def table(report: ForgettingReport) -> str:
-    """The table for a terminal: every arm, losses on easy and hard rows apart, and what was forgotten."""
-    head = ("arm", "target, easy rows", "target, hard rows", "KL(original‖new)")
+    """The table for a terminal: every run, losses on easy and hard rows apart, and what was forgotten."""
+    head = ("run", "target, easy rows", "target, hard rows", "KL(original‖new)")
     lines: list[tuple[str, ...]] = [head]
-    for result in (report.original, *report.arms):
+    for result in (report.original, *report.runs):
         kl = result.kl_original_to_new
         groups = (str(result.group_loss[name]) for name in ("hard=False", "hard=True"))
         lines.append((result.name, *groups, str(kl) if kl else "0"))
@@ -183,43 +184,43 @@ def table(report: ForgettingReport) -> str:
     return "\n".join(text) + "\nNats per token, less is better; ± half of a 95 % interval over rows."
 
 
-def _weights_line(records: dict[str, ArmRecord]) -> str:
-    shares = [f"{record.ess_ratio:.2f} ({ARMS[arm]})" for arm, record in records.items() if record.ess_ratio]
+def _weights_line(records: dict[str, RunRecord]) -> str:
+    shares = [f"{record.ess_ratio:.2f} ({RUNS[run]})" for run, record in records.items() if record.ess_ratio]
     return f"Effective sample size of FLOW's weights over rows: {', '.join(shares)}; 1 would be plain SFT."
 
 
 def verdict(report: ForgettingReport) -> str:
-    """One line, computed: what SFT gained and forgot, and every other arm's share of either."""
-    sft = report.arm(ARMS["sft"])
+    """One line, computed: what SFT gained and forgot, and every other run's share of either."""
+    sft = report.run(RUNS["sft"])
     gain, forgot = _gain(sft, report.original), _kl(sft)
     start = f"SFT gained {gain:.2f} nats per token on easy held-out rows and forgot {forgot:.3f}"
     if gain <= 0 or forgot <= 0:
-        return f"{start}: too little to compare the other arms with."
+        return f"{start}: too little to compare the other runs with."
     parts = [
-        f"{arm.name} forgot {_kl(arm) / forgot:.2f} x as much and gained {_gain(arm, report.original) / gain:.2f} x"
-        for arm in report.arms
-        if arm is not sft
+        f"{run.name} forgot {_kl(run) / forgot:.2f} x as much and gained {_gain(run, report.original) / gain:.2f} x"
+        for run in report.runs
+        if run is not sft
     ]
     return f"{start}; {', '.join(parts)}."
 
 
-def _gain(arm: ArmResult, original: ArmResult) -> float:
+def _gain(run: RunResult, original: RunResult) -> float:
     """Fall of the loss on easy held-out rows, nats per token."""
-    return original.group_loss["hard=False"].mean - arm.group_loss["hard=False"].mean
+    return original.group_loss["hard=False"].mean - run.group_loss["hard=False"].mean
 
 
-def _kl(arm: ArmResult) -> float:
-    assert arm.kl_original_to_new is not None
-    return arm.kl_original_to_new.mean
+def _kl(run: RunResult) -> float:
+    assert run.kl_original_to_new is not None
+    return run.kl_original_to_new.mean
 
 
 def _print_places(output: Path, best: str, seconds: float) -> None:
-    other = next(arm for arm in ANCHORED if arm != best)
+    other = next(run for run in ANCHORED if run != best)
     print(
         f"\nTable  {output / 'report' / 'forgetting.md'} (and forgetting.json)\n"
         f"Plot   {output / 'report' / 'forgetting.svg'} (and .png)\n"
-        f"Model  {output / 'arms' / best / 'model'} with its card, README.md\n"
-        f"       (arm {ARMS[best]}: of the two with context-free rows it forgot less; the other is {ARMS[other]} in "
-        f"{output / 'arms' / other / 'model'})\n"
+        f"Model  {output / 'runs' / best / 'model'} with its card, README.md\n"
+        f"       (run {RUNS[best]}: of the two with context-free rows it forgot less; the other is {RUNS[other]} in "
+        f"{output / 'runs' / other / 'model'})\n"
         f"Took {seconds:.0f} s."
     )

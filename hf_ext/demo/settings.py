@@ -1,4 +1,4 @@
-"""What one run of the demo is: its sizes, its seed, and what it needs of the machine."""
+"""What one demo is: its sizes, its seed, and what it needs of the machine."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-ARMS = {"sft": "SFT", "flow": "FLOW", "context_free": "context-free", "both": "both"}
-"""The arms in the order they run, with their names in tables."""
+RUNS = {"sft": "SFT", "flow": "FLOW", "context_free": "context-free", "both": "both"}
+"""The runs in the order they are done, with their names in tables."""
 
 ANCHORED = ("context_free", "both")
-"""The arms whose model is kept: those that see context-free rows."""
+"""The runs whose model is kept: those that see context-free rows."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """
-    Sizes of a run. Two runs with equal settings give the same numbers on one machine.
+    Sizes of a demo. Two demos with equal settings give the same numbers on one machine.
 
     Args:
         model (`str`):
@@ -24,7 +24,7 @@ class DemoSettings:
         seed (`int`):
             Seed of rows, samples and order.
         max_steps (`int`), batch_size (`int`), learning_rate (`float`):
-            The same for every arm; AdamW, linear decay after `warmup_steps`. One epoch: `max_steps * batch_size` rows.
+            The same for every run; AdamW, linear decay after `warmup_steps`. One epoch: `max_steps * batch_size` rows.
         warmup_steps (`int`):
             Steps over which the learning rate rises.
         num_held_out (`int`):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hf_ext.data.provenance import adapters_off
 from hf_ext.evaluation.intervals import CONFIDENCE, ratio_estimate
 from hf_ext.evaluation.models import Model, check_adapters_off, free_memory, loaded, ready
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 from hf_ext.evaluation.rows import Rows, group_names, rows_to_score
 from hf_ext.losses.kl import exact_kl
 
@@ -72,8 +72,8 @@ def forgetting_report(
         original (model, `str`, `Path` or `None`):
             The model before tuning, as an object or a folder. `None` if `new` is one `PeftModel`: then the original is
             the same model with its adapters off.
-        new (model, `str`, `Path`, or a mapping from arm names to those):
-            The tuned models. Arms given as folders are loaded one at a time, so at most two models are alive.
+        new (model, `str`, `Path`, or a mapping from names of runs to those):
+            The tuned models, one a run. Folders are loaded one at a time, so at most two models are alive.
         tokenizer (`PreTrainedTokenizerBase`):
             The tokenizer of all models; used for `general_text`, padding, and raw target rows.
         target (`Dataset`, *optional*):
@@ -107,8 +107,8 @@ def forgetting_report(
     Example:
 
     ```python
-    >>> arms = {"SFT": "out/sft", "FLOW": "out/flow"}
-    >>> report = forgetting_report("original", arms, tokenizer, target=held_out, context_free="fresh_samples")
+    >>> runs = {"SFT": "out/sft", "FLOW": "out/flow"}
+    >>> report = forgetting_report("original", runs, tokenizer, target=held_out, context_free="fresh_samples")
     >>> print(report.to_markdown())
     >>> report.save("out/report")
     ```
@@ -116,13 +116,13 @@ def forgetting_report(
     Reference: the exact KL on the original model's own samples is the Rao-Blackwellised form of the objective of
     Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
-    arms = dict(new) if isinstance(new, Mapping) else {"new": new}
+    runs = dict(new) if isinstance(new, Mapping) else {"new": new}
     if target is None and context_free is None and general_text is None:
         raise ValueError("Nothing to measure: give at least one of target, context_free and general_text.")
-    if not arms:
+    if not runs:
         raise ValueError("No model to measure: `new` is an empty mapping.")
-    first = next(iter(arms.values()))
-    start: Model = _only_arm(arms) if original is None else loaded(original, like=first)
+    first = next(iter(runs.values()))
+    start: Model = _only_run(runs) if original is None else loaded(original, like=first)
     original_off = adapters_off if original is None else _left_alone
     measure = _Measure(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
     rows = rows_to_score(start, tokenizer, target, context_free, general_text, args, max_length)
@@ -131,13 +131,13 @@ def forgetting_report(
     with original_off(start):
         before = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
     results = []
-    for name, arm in arms.items():
-        model = loaded(arm, like=start)
+    for name, tuned in runs.items():
+        model = loaded(tuned, like=start)
         values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in before}
         if "kl" in rows:
             values["kl"] = measure.kl(start, model, rows["kl"], f"{name}: KL(original || new)", original_off)
-        results.append(_arm_result(name, rows, values, before, group_of))
-        if model is not arm:  # loaded here, so it is ours to drop before the next one comes
+        results.append(_run_result(name, rows, values, before, group_of))
+        if model is not tuned:  # loaded here, so it is ours to drop before the next one comes
             del model
             free_memory()
     settings = {
@@ -147,7 +147,7 @@ def forgetting_report(
         "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
         "groups": groups,
     }
-    return ForgettingReport(_arm_result("original", rows, before, None, group_of), results, settings)
+    return ForgettingReport(_run_result("original", rows, before, None, group_of), results, settings)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -223,10 +223,10 @@ class _Measure:
         return logits[:, -padded.shape[1] :]  # prompt-learning adapters put virtual tokens in front
 
 
-def _only_arm(arms: dict[str, Any]) -> Model:
+def _only_run(runs: dict[str, Any]) -> Model:
     """The one `PeftModel` whose adapters can be switched off to give the original model back exactly."""
-    model = next(iter(arms.values()))
-    if len(arms) != 1 or not isinstance(getattr(model, "peft_config", None), Mapping):
+    model = next(iter(runs.values()))
+    if len(runs) != 1 or not isinstance(getattr(model, "peft_config", None), Mapping):
         raise ValueError(
             "original=None needs `new` to be one PeftModel (adapters off is the original); give `original`."
         )
@@ -257,13 +257,13 @@ def _finite(sums: NDArray[np.float64], rows: Rows, title: str) -> NDArray[np.flo
     return sums
 
 
-def _arm_result(
+def _run_result(
     name: str,
     rows: dict[str, Rows],
     values: dict[str, NDArray[np.float64]],
     before: dict[str, NDArray[np.float64]] | None,
     group_of: NDArray[np.str_] | None,
-) -> ArmResult:
+) -> RunResult:
     tokens = {key: rows[key].num_tokens for key in rows}
     loss = {key: ratio_estimate(values[key], tokens[key]) for key in values}
     change = {key: ratio_estimate(values[key] - before[key], tokens[key]) for key in before} if before else {}
@@ -271,7 +271,7 @@ def _arm_result(
     for group in [] if group_of is None else sorted(set(group_of.tolist())):
         of_group = group_of == group
         group_loss[group] = ratio_estimate(values["target"][of_group], tokens["target"][of_group])
-    return ArmResult(
+    return RunResult(
         name=name,
         target_loss=loss.get("target"),
         target_change=change.get("target"),

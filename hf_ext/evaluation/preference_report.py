@@ -15,6 +15,7 @@ from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
+from hf_ext.guards.renamed import renamed_parameter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -200,13 +201,14 @@ class LikelihoodReport:
         axes.legend(frameon=False)
         return figure
 
+    @renamed_parameter(arm="run")
     def eval_results(
-        self, arm: str | None = None, *, dataset_name: str = "held-out pairs", dataset_id: str = "pairs"
+        self, run: str | None = None, *, dataset_name: str = "held-out pairs", dataset_id: str = "pairs"
     ) -> list[EvalResult]:
         """The numbers as `huggingface_hub.EvalResult`, for the `model-index` of a card.
 
         Args:
-            arm (`str`, *optional*):
+            run (`str`, *optional*):
                 Not used: the report is about one model. Taken so that a card can hold either kind of report.
             dataset_name, dataset_id (`str`, *optional*):
                 Pretty name and Hub id of the pairs.
@@ -226,8 +228,9 @@ class LikelihoodReport:
             for key, interval in {**self.measures, **self.bounds}.items()
         ]
 
-    def model_index(self, model_name: str, arm: str | None = None) -> list[dict[str, Any]]:
+    @renamed_parameter(arm="run")
+    def model_index(self, model_name: str, run: str | None = None) -> list[dict[str, Any]]:
         """The numbers as the `model-index` value of a card's metadata."""
         from huggingface_hub.repocard_data import eval_results_to_model_index
 
-        return eval_results_to_model_index(model_name, self.eval_results(arm))
+        return eval_results_to_model_index(model_name, self.eval_results(run))

@@ -14,19 +14,20 @@ from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import escape
+from hf_ext.guards.renamed import renamed_attribute, renamed_parameter
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ArmResult", "ForgettingReport"]
+__all__ = ["ForgettingReport", "RunResult"]
 
 logger = logging.getLogger(__name__)
 
 UNIT = "nats/token"
 
-# Field of ArmResult, its name in tables and cards.
+# Field of RunResult, its name in tables and cards.
 MEASURES = {
     "target_loss": "target loss",
     "target_change": "change of target loss",
@@ -37,12 +38,12 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class RunResult:
     """What was measured on one model, in nats per token; `None` where the rows for it were not given.
 
     Args:
         name (`str`):
-            The arm's name in tables and plots.
+            The run's name in tables and plots.
         target_loss, general_loss (`Estimate`, *optional*):
             Mean negative log-likelihood of target rows and of general text.
         target_change, general_change (`Estimate`, *optional*):
@@ -62,7 +63,7 @@ class ArmResult:
     group_loss: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ArmResult:
+    def from_dict(cls, values: dict[str, Any]) -> RunResult:
         """Read back what `dataclasses.asdict` wrote."""
         estimates = {key: values[key] and Estimate(**values[key]) for key in MEASURES}
         groups = {group: Estimate(**estimate) for group, estimate in values["group_loss"].items()}
@@ -74,30 +75,34 @@ class ForgettingReport:
     """Results of `forgetting_report`.
 
     Args:
-        original (`ArmResult`):
+        original (`RunResult`):
             The model before tuning: losses only.
-        arms (`list[ArmResult]`):
+        runs (`list[RunResult]`):
             One for each tuned model.
         settings (`dict`):
             How it was measured.
     """
 
-    original: ArmResult
-    arms: list[ArmResult]
+    original: RunResult
+    runs: list[RunResult]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def arm(self, name: str | None = None) -> ArmResult:
-        """The arm of that name, or the only one.
+    arms = renamed_attribute("ForgettingReport.arms", "runs")
+    arm = renamed_attribute("ForgettingReport.arm", "run")
+
+    def run(self, name: str | None = None) -> RunResult:
+        """
+        The run of that name, or the only one.
 
         Raises:
-            ValueError: no such arm, or several and no name.
+            ValueError: if the report has no such run, or if it has several and `name` is not given.
         """
-        names = [arm.name for arm in self.arms]
+        names = [run.name for run in self.runs]
         if name is None and len(names) == 1:
-            return self.arms[0]
+            return self.runs[0]
         if name not in names:
-            raise ValueError(f"arm={name!r}: the report has {names}; name one of them.")
-        return self.arms[names.index(name)]
+            raise ValueError(f"run={name!r}: the report has {names}; name one of them.")
+        return self.runs[names.index(name)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values that `json` takes; `from_dict` reads it back."""
@@ -106,8 +111,9 @@ class ForgettingReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ForgettingReport:
         """The report that `to_dict` gave."""
-        arms = [ArmResult.from_dict(arm) for arm in values["arms"]]
-        return cls(ArmResult.from_dict(values["original"]), arms, values["settings"])
+        results = values["arms"] if "arms" in values else values["runs"]  # an older report's word
+        runs = [RunResult.from_dict(result) for result in results]
+        return cls(RunResult.from_dict(values["original"]), runs, values["settings"])
 
     @classmethod
     def load(cls, folder: str | Path) -> ForgettingReport:
@@ -115,15 +121,15 @@ class ForgettingReport:
         return read_as(Path(folder) / "forgetting.json", cls.from_dict, "a report that hf-ext wrote")
 
     def to_markdown(self) -> str:
-        """The report as a Markdown table, one row an arm, the original model first; units in the header."""
-        models = [self.original, *self.arms]
+        """The report as a Markdown table, one row a run, the original model first; units in the header."""
+        models = [self.original, *self.runs]
         columns = {f"{MEASURES[key]} ({UNIT})": [getattr(m, key) for m in models] for key in MEASURES}
         columns |= {
             f"target loss, {group} ({UNIT})": [m.group_loss.get(group) for m in models]
             for group in self.original.group_loss
         }
         columns = {title: cells for title, cells in columns.items() if any(cells)}
-        lines = ["| " + " | ".join(["arm", *map(escape, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
+        lines = ["| " + " | ".join(["run", *map(escape, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
         for i, model in enumerate(models):
             cells = ["" if cells[i] is None else str(cells[i]) for cells in columns.values()]
             lines.append("| " + " | ".join([escape(model.name), *cells]) + " |")
@@ -136,7 +142,7 @@ class ForgettingReport:
             for title, key in sizes.items()
             if (estimate := getattr(self.original, key)) is not None
         ]
-        if self.arms and (kl := self.arms[0].kl_original_to_new) is not None:
+        if self.runs and (kl := self.runs[0].kl_original_to_new) is not None:
             counts.append(
                 f"{kl.num_rows:,} fresh context-free samples of the original model ({kl.num_tokens:,} tokens)"
             )
@@ -178,12 +184,12 @@ class ForgettingReport:
         """The field drawn on the x axis, if the report has what a plot needs."""
         if self.original.target_loss is None:
             return None
-        if all(arm.kl_original_to_new for arm in self.arms):
+        if all(run.kl_original_to_new for run in self.runs):
             return "kl_original_to_new"
         return "general_loss" if self.original.general_loss else None
 
     def plot(self) -> Figure:
-        """Draw every arm's target loss against what it forgot, with intervals; the original model is the diamond.
+        """Draw every run's target loss against what it forgot, with intervals; the original model is the diamond.
 
         Raises:
             ValueError: the report lacks the target loss or a measure of forgetting.
@@ -201,11 +207,11 @@ class ForgettingReport:
         nothing = Estimate(0.0, None, 0, 0)  # KL of the original model to itself
         start = getattr(self.original, measure) or nothing
         points: list[tuple[str, Estimate, Any]] = [(self.original.name, start, self.original.target_loss)]
-        points += [(arm.name, getattr(arm, measure), arm.target_loss) for arm in self.arms]
+        points += [(run.name, getattr(run, measure), run.target_loss) for run in self.runs]
         drawn = []
         for i, (_, x, y) in enumerate(points):
             style: dict[str, Any] = {"fmt": "D", "color": "0.35"}
-            if i > 0:  # shapes differ too: arms often lie on one another
+            if i > 0:  # shapes differ too: runs often lie on one another
                 style = {"fmt": "os^vPX"[(i - 1) % 6], "color": f"C{(i - 1) % 10}", "alpha": 0.8}
             axes.errorbar(
                 x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, ms=8, lw=1.3, capsize=3, mec="white", **style
@@ -221,20 +227,21 @@ class ForgettingReport:
         _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], drawn)
         return figure
 
+    @renamed_parameter(arm="run")
     def eval_results(
-        self, arm: str | None = None, *, dataset_name: str = "held-out target rows", dataset_id: str = "target"
+        self, run: str | None = None, *, dataset_name: str = "held-out target rows", dataset_id: str = "target"
     ) -> list[EvalResult]:
-        """The arm's numbers as `huggingface_hub.EvalResult`, for the `model-index` of a card.
+        """The run's numbers as `huggingface_hub.EvalResult`, for the `model-index` of a card.
 
         Args:
-            arm (`str`, *optional*):
-                Name of the arm the card is about; needed if there are several.
+            run (`str`, *optional*):
+                Name of the run the card is about; needed if there are several.
             dataset_name, dataset_id (`str`, *optional*):
                 Pretty name and Hub id of the target data.
         """
         from huggingface_hub import EvalResult
 
-        result = self.arm(arm)
+        result = self.run(run)
         datasets = {
             "target": (dataset_id, dataset_name),
             "kl": ("context-free", "fresh context-free samples of the original model"),
@@ -258,11 +265,12 @@ class ForgettingReport:
             )
         return entries
 
-    def model_index(self, model_name: str, arm: str | None = None) -> list[dict[str, Any]]:
-        """The arm's numbers as the `model-index` value of a card's metadata."""
+    @renamed_parameter(arm="run")
+    def model_index(self, model_name: str, run: str | None = None) -> list[dict[str, Any]]:
+        """The run's numbers as the `model-index` value of a card's metadata."""
         from huggingface_hub.repocard_data import eval_results_to_model_index
 
-        return eval_results_to_model_index(model_name, self.eval_results(arm))
+        return eval_results_to_model_index(model_name, self.eval_results(run))
 
 
 def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import Markdown, code, escape, fenced, python_literal, well_formed
+from hf_ext.guards.renamed import renamed_parameter
 from hf_ext.guards.yaml_file import YamlError, read_text
 from hf_ext.hub.files import strings
 from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
@@ -74,6 +75,7 @@ class EvaluationReport(Protocol):
         """The numbers of the model of that name, or of the only one, for the `model-index`."""
 
 
+@renamed_parameter(arm="run")
 def write_model_card(
     output_dir: str | Path,
     *,
@@ -84,7 +86,7 @@ def write_model_card(
     paper: Mapping[str, str] | None = None,
     dataset_name: str | None = None,
     report: EvaluationReport | None = None,
-    arm: str | None = None,
+    run: str | None = None,
     tags: str | Iterable[str] = (),
     model_name: str | None = None,
     usage: str | None = None,
@@ -115,9 +117,9 @@ def write_model_card(
         dataset_name (`str`, *optional*):
             Hub id of the fine-tuning data.
         report ([`EvaluationReport`], *optional*):
-            Its table goes into the text, and the numbers of `arm` into the `model-index`.
-        arm (`str`, *optional*):
-            Which arm of `report` this model is; needed if it has several.
+            Its table goes into the text, and the numbers of `run` into the `model-index`.
+        run (`str`, *optional*):
+            Which run of `report` this model is; needed if it has several.
         tags (`str` or `Iterable[str]`, *optional*):
             Tags beside `hf-ext`, the method and, where TRL's trainer is behind it, `trl`.
         model_name (`str`, *optional*):
@@ -136,7 +138,7 @@ def write_model_card(
         `Path`: the card.
 
     Raises:
-        ValueError: unknown method, or a report with several arms and no `arm`.
+        ValueError: unknown method, or a report with several runs and no `run`.
     """
     from huggingface_hub import ModelCardData
 
@@ -157,7 +159,7 @@ def write_model_card(
         tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *strings(tags, "tags")])),
         pipeline_tag=task or method_task,
         model_name=model_name,
-        eval_results=report.eval_results(arm, **_target_names(dataset_name)) if report is not None else None,
+        eval_results=report.eval_results(run, **_target_names(dataset_name)) if report is not None else None,
     )
     body = _render(
         f"{method}.jinja",

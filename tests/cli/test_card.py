@@ -12,14 +12,14 @@ from huggingface_hub import ModelCard
 from hf_ext.cli import main
 from hf_ext.cli.card import method_of, read_card
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 from hf_ext.hub.cards import write_model_card
 from tests.recipes.work import SMALL, make_work_folder
 
 REPORT = ForgettingReport(
-    original=ArmResult("original", target_loss=Estimate(2.5, 0.1, 10, 100)),
-    arms=[
-        ArmResult("flow", target_loss=Estimate(2.25, 0.1, 10, 100), kl_original_to_new=Estimate(0.125, 0.01, 10, 100))
+    original=RunResult("original", target_loss=Estimate(2.5, 0.1, 10, 100)),
+    runs=[
+        RunResult("flow", target_loss=Estimate(2.25, 0.1, 10, 100), kl_original_to_new=Estimate(0.125, 0.01, 10, 100))
     ],
 )
 
@@ -218,3 +218,17 @@ def test_the_method_is_told_by_tags_first_and_settings_second(tags, arguments, m
 def test_a_folder_that_does_not_tell_its_method_asks_for_it():
     with pytest.raises(ValueError, match="--method"):
         method_of(["trl"], {"learning_rate": 1.0})
+
+
+def test_arm_is_the_hidden_old_name_of_the_option_run(model, capsys):
+    REPORT.save(model, plot=False)
+    assert render(model, "--run", "flow") == 0
+    by_run = text_of(model)
+    assert render(model, "--arm", "flow") == 0
+    assert text_of(model) == by_run
+    assert "--arm is now called --run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["card", "render", "--help"])
+    shown = capsys.readouterr().out
+    assert "--run" in shown
+    assert "--arm" not in shown

@@ -26,11 +26,11 @@ def tuned(work):
     return work
 
 
-def test_arms_are_measured_and_written(tuned, capsys):
-    arms = ["--new", "A=same", "--new", "uniform", "--num-tokens", "200", "--general-text", "general.jsonl"]
-    assert main([*EVAL, *arms]) == 0
+def test_runs_are_measured_and_written(tuned, capsys):
+    runs = ["--new", "A=same", "--new", "uniform", "--num-tokens", "200", "--general-text", "general.jsonl"]
+    assert main([*EVAL, *runs]) == 0
     report = json.loads((tuned / "report" / "forgetting.json").read_text())
-    same, uniform = report["arms"]
+    same, uniform = report["runs"]
     vocabulary = AutoModelForCausalLM.from_pretrained(tuned / "original").config.vocab_size
     assert [same["name"], uniform["name"]] == ["A", "uniform"]
     assert same["kl_original_to_new"]["mean"] == pytest.approx(0, abs=1e-7)
@@ -50,14 +50,14 @@ def test_a_store_is_taken_in_its_own_dtype(tuned):
     assert main([*EVAL, "--new", "same", "--context-free", "store"]) == 0
 
 
-def test_a_trained_adapter_is_an_arm(work):
+def test_a_trained_adapter_is_measured_as_a_run(work):
     from tests.recipes.work import SMALL
 
     more = "--dataset_name train.jsonl --output_dir adapter --use_peft --report_to none --model_name_or_path"
     assert main(["train", "weighted_sft", *SMALL, *more.split(), str(work / "original")]) == 0
     assert main([*EVAL, "--new", "adapter"]) == 0
     report = json.loads((work / "report" / "forgetting.json").read_text())
-    assert report["arms"][0]["target_change"]["mean"] < 0
+    assert report["runs"][0]["target_change"]["mean"] < 0
 
 
 @pytest.mark.parametrize(

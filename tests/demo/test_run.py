@@ -14,11 +14,11 @@ import pytest
 from hf_ext.cli import main
 from hf_ext.demo import model as model_module
 from hf_ext.demo.model import INSTALL_LINE
-from hf_ext.demo.run import best_arm, table, verdict
+from hf_ext.demo.run import best_run, table, verdict
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 
-ARMS = ["SFT", "FLOW", "context-free", "both"]
+RUNS = ["SFT", "FLOW", "context-free", "both"]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -37,15 +37,15 @@ def finished(tmp_path_factory):
 
 
 def results(folder):
-    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("arms/*/result.json")}
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")}
 
 
-def test_fast_demo_shows_every_arm_and_says_where_everything_is(finished):
+def test_fast_demo_shows_every_run_and_says_where_everything_is(finished):
     folder, done = finished
     lines = done.stdout.splitlines()
     assert "seconds on 2 cores" in lines[0]
-    for arm in ["original", *ARMS]:
-        assert any(line.startswith(arm) and "±" in line for line in lines), arm
+    for run in ["original", *RUNS]:
+        assert any(line.startswith(run) and "±" in line for line in lines), run
     for name in ("report/forgetting.md", "report/forgetting.json", "report/forgetting.svg", "report/forgetting.png"):
         assert (folder / name).stat().st_size > 0
     assert str(folder / "report" / "forgetting.svg") in done.stdout
@@ -56,19 +56,19 @@ def test_fast_demo_shows_every_arm_and_says_where_everything_is(finished):
 def test_last_line_is_what_the_numbers_say(finished):
     folder, done = finished
     report = json.loads((folder / "report" / "forgetting.json").read_text())
-    easy = {arm["name"]: arm["group_loss"]["hard=False"]["mean"] for arm in [report["original"], *report["arms"]]}
-    kl = {arm["name"]: arm["kl_original_to_new"]["mean"] for arm in report["arms"]}
+    easy = {run["name"]: run["group_loss"]["hard=False"]["mean"] for run in [report["original"], *report["runs"]]}
+    kl = {run["name"]: run["kl_original_to_new"]["mean"] for run in report["runs"]}
     last = done.stdout.splitlines()[-1]
-    for arm in ARMS[1:]:
-        gain = (easy["original"] - easy[arm]) / (easy["original"] - easy["SFT"])
-        assert f"{arm} forgot {kl[arm] / kl['SFT']:.2f} x as much and gained {gain:.2f} x" in last
+    for run in RUNS[1:]:
+        gain = (easy["original"] - easy[run]) / (easy["original"] - easy["SFT"])
+        assert f"{run} forgot {kl[run] / kl['SFT']:.2f} x as much and gained {gain:.2f} x" in last
 
 
-def test_every_arm_learned_and_context_free_rows_kept_the_model_near_the_original(finished):
+def test_every_run_learned_and_context_free_rows_kept_the_model_near_the_original(finished):
     report = ForgettingReport.load(finished[0] / "report")
-    for name in ARMS:
-        assert report.arm(name).group_loss["hard=False"].mean < report.original.group_loss["hard=False"].mean - 1
-    assert report.arm("context-free").kl_original_to_new.mean < report.arm("SFT").kl_original_to_new.mean / 4
+    for name in RUNS:
+        assert report.run(name).group_loss["hard=False"].mean < report.original.group_loss["hard=False"].mean - 1
+    assert report.run("context-free").kl_original_to_new.mean < report.run("SFT").kl_original_to_new.mean / 4
     assert all(0 < share < 0.95 for share in report.settings["flow_ess_ratio"].values())
 
 
@@ -76,13 +76,13 @@ def test_kept_models_open_with_stock_classes_and_hold_no_pickle(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = finished[0]
-    for arm in ("context_free", "both"):
-        model = AutoModelForCausalLM.from_pretrained(folder / "arms" / arm / "model")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "arms" / arm / "model")
+    for run in ("context_free", "both"):
+        model = AutoModelForCausalLM.from_pretrained(folder / "runs" / run / "model")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "runs" / run / "model")
         assert model.config.vocab_size == len(tokenizer)
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    assert not list(folder.glob("arms/sft/model"))
-    card = next(folder.glob("arms/*/model/README.md")).read_text()
+    assert not list(folder.glob("runs/sft/model"))
+    card = next(folder.glob("runs/*/model/README.md")).read_text()
     assert "KL(original‖new)" in card
     assert "2505.13811" in card
     assert str(folder) not in card
@@ -92,9 +92,9 @@ def test_the_same_command_does_only_what_is_left_and_gets_the_same_numbers(finis
     first, _ = finished
     folder = tmp_path / "again"
     shutil.copytree(first, folder)
-    (folder / "arms" / "flow" / "result.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/result.json")}
-    models = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/model/model.safetensors")}
+    (folder / "runs" / "flow" / "result.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
+    models = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/model/model.safetensors")}
     done = demo("--fast", "--output", folder)
     assert done.returncode == 0, done.stderr
     assert len(kept) == 3
@@ -161,18 +161,18 @@ def estimate(mean):
 
 
 def report_of(kl, easy):
-    """A report with these KLs and easy losses by arm; the original's easy loss is 4."""
-    arms = [
-        ArmResult(
+    """A report with these KLs and easy losses by run; the original's easy loss is 4."""
+    runs = [
+        RunResult(
             name,
             target_loss=estimate(easy[name]),
             kl_original_to_new=estimate(kl[name]),
             group_loss={"hard=False": estimate(easy[name]), "hard=True": estimate(9.0)},
         )
-        for name in ARMS
+        for name in RUNS
     ]
     losses = {"hard=False": estimate(4.0), "hard=True": estimate(9.5)}
-    return ForgettingReport(ArmResult("original", target_loss=estimate(5.0), group_loss=losses), arms)
+    return ForgettingReport(RunResult("original", target_loss=estimate(5.0), group_loss=losses), runs)
 
 
 def test_a_loss_of_ours_is_said_as_plainly_as_a_win():
@@ -183,11 +183,11 @@ def test_a_loss_of_ours_is_said_as_plainly_as_a_win():
     assert "SFT gained 2.00 nats" in line
     assert "FLOW forgot 1.50 x as much and gained 0.50 x" in line
     assert "both forgot 2.00 x as much and gained 1.50 x" in line
-    assert best_arm(report) == "context_free"
+    assert best_run(report) == "context_free"
     shown = table(report)
     assert all(f"{value:.4f}" in shown for value in [*kl.values(), *easy.values(), 9.0, 9.5])
 
 
 def test_nothing_is_divided_by_a_gain_that_was_not_made():
-    kl = dict.fromkeys(ARMS, 0.1)
-    assert "too little" in verdict(report_of(kl, dict.fromkeys(ARMS, 4.5)))
+    kl = dict.fromkeys(RUNS, 0.1)
+    assert "too little" in verdict(report_of(kl, dict.fromkeys(RUNS, 4.5)))

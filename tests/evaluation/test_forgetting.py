@@ -85,17 +85,17 @@ def report(original: torch.nn.Module, new: torch.nn.Module) -> ForgettingReport:
 def test_losses_before_and_after_equal_a_loop(report: ForgettingReport, original: Any, new: Any) -> None:
     rows = list(_prepared(13))
     before, after = [_loop_nll(original, row) for row in rows], [_loop_nll(new, row) for row in rows]
-    arm = report.arm()
+    run = report.run()
     assert report.original.target_loss.mean == pytest.approx(_ratio(before), abs=1e-5)
-    assert arm.target_loss.mean == pytest.approx(_ratio(after), abs=1e-5)
-    assert arm.target_change.mean == pytest.approx(_ratio(after) - _ratio(before), abs=1e-5)
-    assert (arm.target_loss.num_rows, arm.target_loss.num_tokens) == (13, sum(n for _, n in after))
+    assert run.target_loss.mean == pytest.approx(_ratio(after), abs=1e-5)
+    assert run.target_change.mean == pytest.approx(_ratio(after) - _ratio(before), abs=1e-5)
+    assert (run.target_loss.num_rows, run.target_loss.num_tokens) == (13, sum(n for _, n in after))
 
 
 def test_general_loss_equals_a_loop_over_all_tokens(report: ForgettingReport, new: Any) -> None:
     ids = [TOKENIZER(text)["input_ids"] for text in tiny_sentences(7, seed=8)]
     loop = _ratio([_loop_nll(new, {"input_ids": row, "labels": row}) for row in ids])
-    assert report.arm().general_loss.mean == pytest.approx(loop, abs=1e-5)
+    assert report.run().general_loss.mean == pytest.approx(loop, abs=1e-5)
 
 
 def test_kl_equals_scipys_over_every_prefix_and_has_the_right_direction(
@@ -104,24 +104,24 @@ def test_kl_equals_scipys_over_every_prefix_and_has_the_right_direction(
     rows = list(_prepared(9, seed=5))
     forward = _ratio([_loop_kl(original, new, row) for row in rows])
     reverse = _ratio([_loop_kl(new, original, row) for row in rows])
-    assert report.arm().kl_original_to_new.mean == pytest.approx(forward, abs=1e-5)
+    assert report.run().kl_original_to_new.mean == pytest.approx(forward, abs=1e-5)
     assert abs(forward - reverse) > 1e-3
 
 
 def test_groups_split_the_target_loss(report: ForgettingReport, new: Any) -> None:
     hard = [_loop_nll(new, row) for row in _prepared(13) if row["hard"]]
-    assert report.arm().group_loss["hard=True"].mean == pytest.approx(_ratio(hard), abs=1e-5)
-    assert report.arm().group_loss["hard=True"].num_rows == 4
-    assert report.arm().group_loss["hard=False"].num_rows == 9
+    assert report.run().group_loss["hard=True"].mean == pytest.approx(_ratio(hard), abs=1e-5)
+    assert report.run().group_loss["hard=True"].num_rows == 4
+    assert report.run().group_loss["hard=False"].num_rows == 9
 
 
 def test_the_same_model_has_forgotten_nothing(original: Any) -> None:
-    arm = forgetting_report(
+    run = forgetting_report(
         original, original, TOKENIZER, target=_prepared(5), context_free=_prepared(5), show_progress=False
-    ).arm()
-    assert arm.kl_original_to_new.mean == 0.0
-    assert arm.kl_original_to_new.half_width == 0.0
-    assert arm.target_change.mean == 0.0
+    ).run()
+    assert run.kl_original_to_new.mean == 0.0
+    assert run.kl_original_to_new.half_width == 0.0
+    assert run.target_change.mean == 0.0
 
 
 def test_interval_of_the_change_is_paired(report: ForgettingReport, original: Any, new: Any) -> None:
@@ -130,7 +130,7 @@ def test_interval_of_the_change_is_paired(report: ForgettingReport, original: An
     tokens = np.array([_loop_nll(new, row)[1] for row in rows])
     residual = np.array(change) - sum(change) / tokens.sum() * tokens
     by_hand = 2.1788 * (13 / 12 * (residual**2).sum()) ** 0.5 / tokens.sum()  # Student's t, 12 degrees of freedom
-    assert report.arm().target_change.half_width == pytest.approx(by_hand, rel=1e-3)
+    assert report.run().target_change.half_width == pytest.approx(by_hand, rel=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 13])
@@ -146,9 +146,9 @@ def test_padding_and_chunking_change_nothing(
         context_free=_prepared(9, seed=5),
         batch_size=batch_size,
         show_progress=False,
-    ).arm()
-    assert again.target_loss.mean == pytest.approx(report.arm().target_loss.mean, abs=1e-6)
-    assert again.kl_original_to_new.mean == pytest.approx(report.arm().kl_original_to_new.mean, abs=1e-6)
+    ).run()
+    assert again.target_loss.mean == pytest.approx(report.run().target_loss.mean, abs=1e-6)
+    assert again.kl_original_to_new.mean == pytest.approx(report.run().kl_original_to_new.mean, abs=1e-6)
 
 
 def test_logits_of_a_batch_stay_under_the_bound(monkeypatch: pytest.MonkeyPatch, original: Any, new: Any) -> None:
@@ -174,8 +174,8 @@ def test_raw_rows_are_prepared_as_a_trainer_would(original: Any, new: Any) -> No
     raw = rows.add_column("kind", ["a", "b"] * 3)
     report = forgetting_report(original, new, TOKENIZER, target=raw, groups="kind", show_progress=False)
     loops = [_loop_nll(new, row) for row in prepared]
-    assert report.arm().target_loss.mean == pytest.approx(_ratio(loops), abs=1e-5)
-    assert report.arm().group_loss["kind=b"].mean == pytest.approx(_ratio(loops[1::2]), abs=1e-5)
+    assert report.run().target_loss.mean == pytest.approx(_ratio(loops), abs=1e-5)
+    assert report.run().group_loss["kind=b"].mean == pytest.approx(_ratio(loops[1::2]), abs=1e-5)
 
 
 def test_rows_without_a_supervised_token_are_left_out_loudly(
@@ -185,23 +185,23 @@ def test_rows_without_a_supervised_token_are_left_out_loudly(
     empty = Dataset.from_dict({"input_ids": [[5, 6, 7]], "labels": [[5, -100, -100]], "hard": [True]})
     mixed = Dataset.from_list([*empty, *rows])
     report = forgetting_report(original, new, TOKENIZER, target=mixed, groups="hard", show_progress=False)
-    assert report.arm().target_loss.num_rows == 5
-    assert report.arm().group_loss["hard=True"].num_rows == 2
+    assert report.run().target_loss.num_rows == 5
+    assert report.run().group_loss["hard=True"].num_rows == 2
     assert "1 of 6 rows have no supervised token" in caplog.text
     with pytest.raises(ValueError, match="none of 1 rows has a supervised token"):
         forgetting_report(original, new, TOKENIZER, target=empty, show_progress=False)
 
 
-def test_several_arms_given_as_folders_share_one_original(tmp_path: Path, original: Any, new: Any) -> None:
+def test_several_runs_given_as_folders_share_one_original(tmp_path: Path, original: Any, new: Any) -> None:
     for name, model in (("original", original), ("a", new), ("b", original)):
         model.save_pretrained(tmp_path / name)
-    arms = {"SFT": str(tmp_path / "a"), "none": tmp_path / "b"}
+    runs = {"SFT": str(tmp_path / "a"), "none": tmp_path / "b"}
     report = forgetting_report(
-        tmp_path / "original", arms, TOKENIZER, target=_prepared(4), context_free=_prepared(4), show_progress=False
+        tmp_path / "original", runs, TOKENIZER, target=_prepared(4), context_free=_prepared(4), show_progress=False
     )
-    assert [arm.name for arm in report.arms] == ["SFT", "none"]
-    assert report.arm("none").kl_original_to_new.mean == 0.0
-    assert report.arm("SFT").kl_original_to_new.mean > 0.01
+    assert [run.name for run in report.runs] == ["SFT", "none"]
+    assert report.run("none").kl_original_to_new.mean == 0.0
+    assert report.run("SFT").kl_original_to_new.mean > 0.01
 
 
 def test_adapters_off_is_the_original(original: Any) -> None:
@@ -215,8 +215,8 @@ def test_adapters_off_is_the_original(original: Any) -> None:
     explicit = forgetting_report(original, tuned, TOKENIZER, **data)
     implicit = forgetting_report(None, tuned, TOKENIZER, **data)
     assert implicit.original.target_loss.mean == pytest.approx(explicit.original.target_loss.mean, abs=1e-6)
-    assert implicit.arm().kl_original_to_new.mean == pytest.approx(explicit.arm().kl_original_to_new.mean, abs=1e-6)
-    assert implicit.arm().kl_original_to_new.mean > 1e-3
+    assert implicit.run().kl_original_to_new.mean == pytest.approx(explicit.run().kl_original_to_new.mean, abs=1e-6)
+    assert implicit.run().kl_original_to_new.mean > 1e-3
     with pytest.raises(ValueError, match="one PeftModel"):
         forgetting_report(None, original, TOKENIZER, **data)
     biased = peft.LoraConfig(r=2, target_modules=["q_proj"], bias="all", task_type="CAUSAL_LM")
@@ -229,7 +229,7 @@ def test_models_are_measured_in_eval_mode_and_given_back_as_they_were(original: 
     dropped.train()
     dropped.model.layers[0].eval()
     report = forgetting_report(original, dropped, TOKENIZER, context_free=_prepared(4), show_progress=False)
-    assert report.arm().kl_original_to_new.mean == 0.0
+    assert report.run().kl_original_to_new.mean == 0.0
     assert dropped.training
     assert dropped.model.layers[1].mlp.training
     assert not dropped.model.layers[0].training
@@ -242,12 +242,12 @@ def test_a_model_out_of_a_bf16_trainer_is_measured_in_its_own_precision(original
     model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(tiny_model(TOKENIZER, seed=0))
     wrapped = model.forward
     report = forgetting_report(original, model, TOKENIZER, context_free=_prepared(4), show_progress=False)
-    assert report.arm().kl_original_to_new.mean == 0.0
+    assert report.run().kl_original_to_new.mean == 0.0
     assert model.forward is wrapped
     autocast = forgetting_report(
         original, model, TOKENIZER, target=_prepared(4), autocast_dtype=torch.bfloat16, show_progress=False
     )
-    assert autocast.arm().target_change.mean == 0.0
+    assert autocast.run().target_change.mean == 0.0
     assert autocast.settings["autocast_dtype"] == "bfloat16"
 
 
@@ -263,7 +263,7 @@ def test_wrong_inputs_are_named(original: Any, new: Any) -> None:
         forgetting_report(original, wider, TOKENIZER, context_free=_prepared(3), show_progress=False)
 
 
-def test_a_non_finite_model_is_an_error_that_names_the_arm_and_the_row(original: Any) -> None:
+def test_a_non_finite_model_is_an_error_that_names_the_run_and_the_row(original: Any) -> None:
     broken = tiny_model(TOKENIZER, seed=0)
     rare = 7
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_a_store_sampled_from_other_weights_is_refused(tmp_path: Path, original:
     )
     report = forgetting_report(original, new, TOKENIZER, context_free=store, show_progress=False)
     rows = list(store.to_dataset())
-    assert report.arm().kl_original_to_new.mean == pytest.approx(
+    assert report.run().kl_original_to_new.mean == pytest.approx(
         _ratio([_loop_kl(original, new, row) for row in rows]), abs=1e-5
     )
     by_path = forgetting_report(original, new, TOKENIZER, context_free=tmp_path / "store", show_progress=False)

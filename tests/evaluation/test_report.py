@@ -10,16 +10,16 @@ import pytest
 
 from hf_ext.evaluation import report as report_module
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 
 
 def _estimate(mean: float, half: float | None = 0.01) -> Estimate:
     return Estimate(mean, half, 50, 1200)
 
 
-def _arm(name: str, target: float, kl: float | None = None, general: float = 2.1) -> ArmResult:
+def _run(name: str, target: float, kl: float | None = None, general: float = 2.1) -> RunResult:
     start = name == "original"
-    return ArmResult(
+    return RunResult(
         name=name,
         target_loss=_estimate(target, 0.03),
         target_change=None if start else _estimate(target - 2.467, 0.012),
@@ -32,20 +32,20 @@ def _arm(name: str, target: float, kl: float | None = None, general: float = 2.1
 
 @pytest.fixture
 def report() -> ForgettingReport:
-    arms = [
-        _arm("SFT", 2.164, 0.327, 2.352),
-        _arm("FLOW", 2.165, 0.328, 2.352),
-        _arm("context-free", 2.243, 0.064, 2.110),
-        _arm("both | λ=1", 2.244, 0.063, 2.109),
+    runs = [
+        _run("SFT", 2.164, 0.327, 2.352),
+        _run("FLOW", 2.165, 0.328, 2.352),
+        _run("context-free", 2.243, 0.064, 2.110),
+        _run("both | λ=1", 2.244, 0.063, 2.109),
     ]
-    return ForgettingReport(_arm("original", 2.467, None, 2.078), arms, {"unit": "nats per token"})
+    return ForgettingReport(_run("original", 2.467, None, 2.078), runs, {"unit": "nats per token"})
 
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").replace("\\|", "¦").split("|")]
 
 
-def test_table_has_a_row_an_arm_a_unit_a_column_and_the_numbers(report: ForgettingReport) -> None:
+def test_table_has_a_row_a_run_a_unit_a_column_and_the_numbers(report: ForgettingReport) -> None:
     lines = report.to_markdown().splitlines()
     header, rows = _cells(lines[0]), [_cells(line) for line in lines[2:7]]
     assert all(len(row) == len(header) == len(_cells(lines[1])) for row in rows)
@@ -61,9 +61,9 @@ def test_table_has_a_row_an_arm_a_unit_a_column_and_the_numbers(report: Forgetti
 
 
 def test_columns_that_were_not_measured_are_left_out() -> None:
-    only_kl = ForgettingReport(ArmResult("original"), [ArmResult("new", kl_original_to_new=_estimate(0.1, None))])
+    only_kl = ForgettingReport(RunResult("original"), [RunResult("new", kl_original_to_new=_estimate(0.1, None))])
     header, _, *rows = only_kl.to_markdown().splitlines()
-    assert _cells(header) == ["arm", "KL(original‖new) (nats/token)"]
+    assert _cells(header) == ["run", "KL(original‖new) (nats/token)"]
     assert _cells(rows[1]) == ["new", "0.1000"]
 
 
@@ -76,12 +76,12 @@ def test_saved_report_loads_back_and_the_plots_are_images(tmp_path: Path, report
     assert ElementTree.parse(folder / "forgetting.svg").getroot().tag.endswith("svg")
 
 
-def test_plot_names_every_arm_once_without_overlap(report: ForgettingReport) -> None:
+def test_plot_names_every_run_once_without_overlap(report: ForgettingReport) -> None:
     pytest.importorskip("matplotlib")
     figure = report.plot()
     figure.draw_without_rendering()
     texts = figure.axes[0].texts
-    assert sorted(text.get_text() for text in texts) == sorted(["original", *[arm.name for arm in report.arms]])
+    assert sorted(text.get_text() for text in texts) == sorted(["original", *[run.name for run in report.runs]])
     boxes = [text.get_window_extent() for text in texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
@@ -98,7 +98,7 @@ def test_missing_matplotlib_warns_with_the_install_line_and_keeps_the_rest(
 
 def test_a_report_with_nothing_to_plot_against_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     report = ForgettingReport(
-        ArmResult("original", target_loss=_estimate(2.0)), [ArmResult("new", target_loss=_estimate(1.0))]
+        RunResult("original", target_loss=_estimate(2.0)), [RunResult("new", target_loss=_estimate(1.0))]
     )
     report.save(tmp_path)
     assert "it needs target and one of" in caplog.text
@@ -106,10 +106,10 @@ def test_a_report_with_nothing_to_plot_against_says_so(tmp_path: Path, caplog: p
         report.plot()
 
 
-def test_card_entries_hold_the_arms_numbers(report: ForgettingReport) -> None:
+def test_card_entries_hold_the_runs_numbers(report: ForgettingReport) -> None:
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
-    name, results = model_index_to_eval_results(report.model_index("me/tuned", arm="context-free"))
+    name, results = model_index_to_eval_results(report.model_index("me/tuned", run="context-free"))
     values = {result.metric_type: result.metric_value for result in results}
     assert name == "me/tuned"
     assert values["target_loss"] == pytest.approx(2.243)
@@ -117,3 +117,21 @@ def test_card_entries_hold_the_arms_numbers(report: ForgettingReport) -> None:
     assert values["general_change"] == pytest.approx(0.032)
     with pytest.raises(ValueError, match="name one of them"):
         report.eval_results()
+
+
+def test_a_report_written_with_the_key_arms_is_read_without_a_word(
+    report: ForgettingReport, recwarn: pytest.WarningsRecorder
+) -> None:
+    values = report.to_dict()
+    values["arms"] = values.pop("runs")
+    assert ForgettingReport.from_dict(values) == report
+    assert not recwarn.list
+
+
+def test_the_names_with_arm_work_and_give_the_new_ones(report: ForgettingReport) -> None:
+    with pytest.warns(FutureWarning, match=r"ForgettingReport\.arms is now called runs"):
+        assert report.arms is report.runs
+    with pytest.warns(FutureWarning, match=r"ForgettingReport\.arm is now called run"):
+        assert report.arm("FLOW") is report.runs[1]
+    with pytest.warns(FutureWarning, match=r"model_index\(arm=\.\.\.\) is now called run="):
+        assert report.model_index("me/tuned", arm="FLOW") == report.model_index("me/tuned", run="FLOW")

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from hf_ext.cli import main
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 from hf_ext.hub.cards import METHODS, base_model_metadata, write_dataset_card, write_model_card
 from tests.fuzz.engine import EXAMPLES, fuzz, status_of, trees
 from tests.guards.test_markdown import TEXTS
@@ -36,9 +36,9 @@ def card_text(values: dict) -> bytes:
 
 CARDS = st.binary(max_size=60) | st.dictionaries(st.sampled_from(KEYS), trees(), max_size=3).map(card_text)
 SETTINGS = st.dictionaries(st.sampled_from(FIELDS), trees(), max_size=3).map(json.dumps) | st.text(max_size=20)
-REPORTS = st.none() | st.dictionaries(st.sampled_from(["original", "arms", "settings"]), trees(), max_size=3).map(
-    json.dumps
-)
+REPORTS = st.none() | st.dictionaries(
+    st.sampled_from(["original", "runs", "arms", "settings"]), trees(), max_size=3
+).map(json.dumps)
 
 
 @EXAMPLES
@@ -130,10 +130,10 @@ def test_what_stands_for_a_card_in_the_base_or_the_saved_folder_stops_no_save(tm
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def report_of(arm: str, group: str) -> ForgettingReport:
+def report_of(run: str, group: str) -> ForgettingReport:
     estimate = Estimate(2.0, 0.1, 10, 100)
-    arms = [ArmResult(name, estimate, group_loss={group: estimate}) for name in ("original", arm)]
-    return ForgettingReport(arms[0], arms[1:])
+    runs = [RunResult(name, estimate, group_loss={group: estimate}) for name in ("original", run)]
+    return ForgettingReport(runs[0], runs[1:])
 
 
 def blocks(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.evaluation.report import ArmResult, ForgettingReport
+from hf_ext.evaluation.report import ForgettingReport, RunResult
 from hf_ext.hub import cards
 from hf_ext.hub.cards import METHODS, base_model_metadata, write_dataset_card, write_model_card
 from tests.tiny import tiny_tokenizer
@@ -21,11 +21,11 @@ def _report() -> ForgettingReport:
     def estimate(mean: float) -> Estimate:
         return Estimate(mean, 0.01, 50, 1200)
 
-    arms = [
-        ArmResult("SFT", estimate(2.1), estimate(-0.4), estimate(0.3)),
-        ArmResult("FLOW", estimate(2.2), estimate(-0.3), estimate(0.125)),
+    runs = [
+        RunResult("SFT", estimate(2.1), estimate(-0.4), estimate(0.3)),
+        RunResult("FLOW", estimate(2.2), estimate(-0.3), estimate(0.125)),
     ]
-    return ForgettingReport(ArmResult("original", estimate(2.5)), arms)
+    return ForgettingReport(RunResult("original", estimate(2.5)), runs)
 
 
 def _card(folder: Path, **kwargs: Any) -> ModelCard:
@@ -78,7 +78,7 @@ def test_flow_card_says_that_hard_rows_are_given_up(tmp_path: Path) -> None:
 
 
 def test_report_goes_into_the_text_and_the_model_index(tmp_path: Path) -> None:
-    card = _card(tmp_path, report=_report(), arm="FLOW", dataset_name="openai/gsm8k")
+    card = _card(tmp_path, report=_report(), run="FLOW", dataset_name="openai/gsm8k")
     values = {result.metric_type: result for result in card.data.eval_results}
     assert values["target_loss"].metric_value == pytest.approx(2.2)
     assert values["target_loss"].dataset_type == "openai/gsm8k"
@@ -90,9 +90,16 @@ def test_report_goes_into_the_text_and_the_model_index(tmp_path: Path) -> None:
     assert "No forgetting report" in _card(tmp_path).text
 
 
-def test_report_with_several_arms_needs_to_know_which_one_this_is(tmp_path: Path) -> None:
+def test_report_with_several_runs_needs_to_know_which_one_this_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name one of them"):
         write_model_card(tmp_path, method="flow", report=_report())
+
+
+def test_arm_is_taken_as_the_old_name_of_run(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="is now called run=") as warned:
+        old = _card(tmp_path / "model", report=_report(), arm="FLOW").text
+    assert warned[0].filename == __file__  # it points at the caller, who can change the word
+    assert _card(tmp_path / "model", report=_report(), run="FLOW", overwrite=True).text == old
 
 
 def test_chat_snippet_only_where_the_tokenizer_has_a_chat_template(tmp_path: Path) -> None:

@@ -195,14 +195,14 @@ def test_report_measures_the_held_out_rows_and_writes_table_and_plot(work, capsy
     assert run("flow/gsm8k.yaml", *more.split()) == 0
     report = json.loads((work / "out" / "report" / "forgetting.json").read_text())
     assert report["original"]["target_loss"]["num_rows"] == 7
-    assert report["arms"][0]["name"] == "flow"
-    assert report["arms"][0]["target_change"]["mean"] < 0  # it learned something in two steps
-    assert report["arms"][0]["kl_original_to_new"]["mean"] > 0
-    assert report["arms"][0]["general_loss"]["num_rows"] == 12
+    assert report["runs"][0]["name"] == "flow"
+    assert report["runs"][0]["target_change"]["mean"] < 0  # it learned something in two steps
+    assert report["runs"][0]["kl_original_to_new"]["mean"] > 0
+    assert report["runs"][0]["general_loss"]["num_rows"] == 12
     assert {path.name for path in (work / "out" / "report").iterdir()} >= {"forgetting.md", "forgetting.png"}
     assert "| flow |" in capsys.readouterr().out
     card = (work / "out" / "README.md").read_text()
-    assert f"{report['arms'][0]['kl_original_to_new']['mean']:.4f}" in card
+    assert f"{report['runs'][0]['kl_original_to_new']['mean']:.4f}" in card
     assert "kl_original_to_new" in card.split("---")[1]  # the model-index entry
 
 

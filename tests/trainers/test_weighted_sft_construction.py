@@ -371,3 +371,12 @@ def test_pairs_with_an_ignored_prompt_column_of_another_kind(tmp_path: Path) -> 
         tiny_prompt_completion_dataset(16).add_column("source", ["a", "b"] * 8).add_column("weight", weights_for(16))
     )
     assert len(train(build(WeightedSFTTrainer, config_of(WeightedSFTConfig, tmp_path), rows))) == 4
+
+
+def test_forgetting_arm_is_the_old_name_of_forgetting_run():
+    trainer = WeightedSFTTrainer.__new__(WeightedSFTTrainer)
+    with pytest.warns(FutureWarning, match="is now called forgetting_run"):
+        trainer.forgetting_arm = "FLOW"
+    assert trainer.forgetting_run == "FLOW"
+    with pytest.warns(FutureWarning, match="is now called forgetting_run"):
+        assert trainer.forgetting_arm == "FLOW"

@@ -71,7 +71,7 @@ def card_of_trainer(
         settings=settings_of(trainer),
         dataset_name=dataset_name,
         report=trainer.forgetting_report,
-        arm=trainer.forgetting_arm,
+        run=trainer.forgetting_run,
         tags=[*tags, *trainer.model.model_tags] if trainer.model.model_tags else tags,
         model_name=model_name or trainer.args.hub_model_id,
     )

@@ -14,6 +14,7 @@ from hf_ext._upstream.sft import CheckpointSeam
 from hf_ext.guards.best_metric import check_best_metric
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
+from hf_ext.guards.renamed import renamed_attribute
 from hf_ext.guards.runs import claimed_folder, claims_output
 from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.hub.front_matter import without_host_card
@@ -37,13 +38,14 @@ class SavesWithCard(SafeSteps, CheckpointSeam):
     Saving and pushing for a trainer whose class names its `method`; stands before the host trainer in its bases.
 
     Attributes:
-        forgetting_report ([`ForgettingReport`], *optional*), forgetting_arm (`str`, *optional*):
-            Set them before saving, and the card carries the table and the numbers of that arm.
+        forgetting_report ([`ForgettingReport`], *optional*), forgetting_run (`str`, *optional*):
+            Set them before saving, and the card carries the table and the numbers of that run.
     """
 
     method: str
     forgetting_report: ForgettingReport | None = None
-    forgetting_arm: str | None = None
+    forgetting_run: str | None = None
+    forgetting_arm = renamed_attribute("forgetting_arm", "forgetting_run")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

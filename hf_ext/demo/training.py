@@ -1,4 +1,4 @@
-"""One arm of the demo: tune the original model one way, measure what it gained and forgot, write that down."""
+"""One run of the demo: tune the original model one way, measure what it gained and forgot, write that down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.weighting import add_flow_weights, add_original_losses, effective_sample_size_ratio
-from hf_ext.demo.settings import ANCHORED, ARMS, DemoSettings
+from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
 from hf_ext.demo.tasks import house_rows
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.report import ForgettingReport
@@ -35,17 +35,17 @@ from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTra
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 
 FRESH_SEED = 1_000_003
-"""Added to the seed of the samples that the evaluation uses: never those that an arm was trained on."""
+"""Added to the seed of the samples that the evaluation uses: never those that a run was trained on."""
 
 
 @dataclass(frozen=True)
 class Workplace:
     """
-    Where a run keeps its things, and the data that all arms share.
+    Where a demo keeps its things, and the data that all runs share.
 
     Args:
         settings ([`DemoSettings`]): sizes and seed.
-        output (`Path`): the run's folder.
+        output (`Path`): the demo's folder.
         original (`Path`): folder of the original model.
     """
 
@@ -55,7 +55,7 @@ class Workplace:
 
     @property
     def train_rows(self) -> Dataset:
-        """The target rows that every arm trains on."""
+        """The target rows that every run trains on."""
         return house_rows(self.settings.num_rows, seed=self.settings.seed, split="train")
 
     @property
@@ -67,9 +67,9 @@ class Workplace:
         """Context-free rows: those for training, or fresh ones for the evaluation."""
         return ContextFreeStore(self.output / "samples" / ("fresh" if fresh else "train"))
 
-    def arm(self, name: str) -> Path:
-        """The folder of an arm."""
-        return self.output / "arms" / name
+    def run_folder(self, run: str) -> Path:
+        """The folder of a run."""
+        return self.output / "runs" / run
 
     def load(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """The original model in float32, and its tokenizer."""
@@ -95,40 +95,40 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class ArmRecord:
-    """What an arm left behind: its report, FLOW's effective sample size, and how long it took."""
+class RunRecord:
+    """What a run left behind: its report, FLOW's effective sample size, and how long it took."""
 
     report: ForgettingReport
     ess_ratio: float | None
     seconds: float
 
 
-def read_arm(place: Workplace, arm: str) -> ArmRecord | None:
-    """The record of a finished arm with the same settings; `None` where it is still to do."""
-    path = place.arm(arm) / "result.json"
-    if not path.is_file() or (arm in ANCHORED and not (place.arm(arm) / "model").is_dir()):
+def read_record(place: Workplace, run: str) -> RunRecord | None:
+    """The record of a finished run with the same settings; `None` where it is still to do."""
+    path = place.run_folder(run) / "result.json"
+    if not path.is_file() or (run in ANCHORED and not (place.run_folder(run) / "model").is_dir()):
         return None
     values = json.loads(path.read_text(encoding="utf-8"))
     if values["settings"] != place.settings.to_dict():
         return None
-    return ArmRecord(ForgettingReport.from_dict(values["report"]), values["ess_ratio"], values["seconds"])
+    return RunRecord(ForgettingReport.from_dict(values["report"]), values["ess_ratio"], values["seconds"])
 
 
-def run_arm(place: Workplace, arm: str) -> ArmRecord:
-    """Train and measure one arm, unless that is done; the models of anchored arms are kept in `arms/<arm>/model`."""
-    done = read_arm(place, arm)
+def train_and_measure(place: Workplace, run: str) -> RunRecord:
+    """Do one run, unless it is done; the models of anchored runs are kept in `runs/<run>/model`."""
+    done = read_record(place, run)
     if done is not None:
-        print(f"{ARMS[arm]}: done before, read from {place.arm(arm) / 'result.json'}", flush=True)
+        print(f"{RUNS[run]}: done before, read from {place.run_folder(run) / 'result.json'}", flush=True)
         return done
     start = time.monotonic()
-    folder = place.arm(arm)
+    folder = place.run_folder(run)
     shutil.rmtree(folder, ignore_errors=True)  # what a stopped run left
-    ess_ratio = _train(place, arm, folder / "model")
+    ess_ratio = _train(place, run, folder / "model")
     gc.collect()
     tokenizer = AutoTokenizer.from_pretrained(place.original)
     report = forgetting_report(
         place.original,
-        {ARMS[arm]: folder / "model"},
+        {RUNS[run]: folder / "model"},
         tokenizer,
         target=place.held_out_rows,
         context_free=place.store(fresh=True),
@@ -136,42 +136,42 @@ def run_arm(place: Workplace, arm: str) -> ArmRecord:
         autocast_dtype=torch.bfloat16 if place.settings.bf16 else None,
     )
     shutil.rmtree(folder / "trainer", ignore_errors=True)
-    if arm not in ANCHORED:
+    if run not in ANCHORED:
         shutil.rmtree(folder / "model")
     seconds = round(time.monotonic() - start, 1)
     values = {
-        "arm": arm,
+        "run": run,
         "settings": place.settings.to_dict(),
         "report": report.to_dict(),
         "ess_ratio": ess_ratio,
         "seconds": seconds,
     }
     write_whole(folder / "result.json", json.dumps(values, indent=2) + "\n")  # last: marks it done
-    return ArmRecord(report, ess_ratio, seconds)
+    return RunRecord(report, ess_ratio, seconds)
 
 
-def _train(place: Workplace, arm: str, folder: Path) -> float | None:
-    """Train, save the model into `folder` and return FLOW's ESS/n where the arm has weights."""
-    trainer, ess_ratio = _trainer(place, arm)
+def _train(place: Workplace, run: str, folder: Path) -> float | None:
+    """Train, save the model into `folder` and return FLOW's ESS/n where the run has weights."""
+    trainer, ess_ratio = _trainer(place, run)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(TrainingBar(f"training {ARMS[arm]}"))
+    trainer.add_callback(TrainingBar(f"training {RUNS[run]}"))
     trainer.train()
     trainer.model.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     return getattr(trainer, "flow_statistics", {}).get("flow/ess_ratio", ess_ratio)
 
 
-def _trainer(place: Workplace, arm: str) -> tuple[SFTTrainer, float | None]:
-    """The arm's trainer: same rows, steps and learning rate for each, and nothing else set than what the arm is."""
+def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
+    """The run's trainer: same rows, steps and learning rate for each, and no setting beside but its method's."""
     model, tokenizer = place.load()
     rows, ess_ratio = place.train_rows, None
     common: dict[str, Any] = {"model": model, "processing_class": tokenizer}
-    if arm == "sft":
-        return SFTTrainer(args=_config(SFTConfig, place, arm), train_dataset=rows, **common), None
-    if arm == "flow":
-        return FlowSFTTrainer(args=_config(FlowSFTConfig, place, arm), train_dataset=rows, **common), None
-    args = _config(ContextFreeSFTConfig, place, arm)
-    if arm == "both":
+    if run == "sft":
+        return SFTTrainer(args=_config(SFTConfig, place, run), train_dataset=rows, **common), None
+    if run == "flow":
+        return FlowSFTTrainer(args=_config(FlowSFTConfig, place, run), train_dataset=rows, **common), None
+    args = _config(ContextFreeSFTConfig, place, run)
+    if run == "both":
         rows = add_flow_weights(add_original_losses(rows, model, tokenizer, args))
         ess_ratio = effective_sample_size_ratio(np.asarray(rows["weight"]))
     else:
@@ -180,10 +180,10 @@ def _trainer(place: Workplace, arm: str) -> tuple[SFTTrainer, float | None]:
     return ContextFreeSFTTrainer(args=args, train_dataset=rows, context_free_dataset=store, **common), ess_ratio
 
 
-def _config(config: type[SFTConfig], place: Workplace, arm: str) -> Any:
+def _config(config: type[SFTConfig], place: Workplace, run: str) -> Any:
     settings = place.settings
     return config(
-        output_dir=str(place.arm(arm) / "trainer"),
+        output_dir=str(place.run_folder(run) / "trainer"),
         use_cpu=True,
         bf16=settings.bf16,
         max_steps=settings.max_steps,
