@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ext.guards.disk import write_figure, write_whole, writing
-from hf_ext.guards.extras import require_extra
-from hf_ext.guards.inside import read_as
-from hf_ext.guards.markdown import code, escape
+from hf_ext.guards.markdown import Markdown, code, escape
 from hf_ext.guards.renamed import renamed_parameter
+from hf_ext.guards.reports import SavedReport, markdown_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Interval", "LikelihoodReport"]
-
-logger = logging.getLogger(__name__)
 
 # Key of a measure: what a table calls it, its unit.
 MEASURES = {
@@ -69,8 +62,9 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class LikelihoodReport:
-    """Results of `likelihood_report`.
+class LikelihoodReport(SavedReport):
+    """
+    Results of `likelihood_report`; read back with `load` it is without its rows.
 
     Args:
         measures (`dict[str, Interval]`):
@@ -88,6 +82,9 @@ class LikelihoodReport:
     settings: dict[str, Any] = field(default_factory=dict)
     rows: Dataset | None = field(default=None, repr=False, compare=False)
 
+    file_name = "preference"
+    plot_size = (6.4, 5.2)
+
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows as plain values that `json` takes; `from_dict` reads it back."""
         return {
@@ -104,23 +101,20 @@ class LikelihoodReport:
         )
         return cls(measures, bounds, values["settings"])
 
-    @classmethod
-    def load(cls, folder: str | Path) -> LikelihoodReport:
-        """The report that `save` wrote into `folder`, without its rows."""
-        return read_as(Path(folder) / "preference.json", cls.from_dict, "a report that hf-ext wrote")
-
     def __str__(self) -> str:
         """The report as a Markdown table."""
         return self.to_markdown()
 
     def to_markdown(self) -> str:
         """The report as a Markdown table, one row a measure; units in their own column."""
-        lines = ["| measure | value [95 % interval] | unit |", "|---|---:|---|"]
-        for titles, values in ((MEASURES, self.measures), (BOUNDS, self.bounds)):
-            lines += [
-                f"| {title} | {values[key]} | {unit} |" for key, (title, unit) in titles.items() if key in values
-            ]
-        return "\n".join(lines) + "\n\n" + self._caption() + "\n"
+        rows = [
+            map(Markdown, (title, values[key], unit))  # our own text: the brackets of an interval are no link
+            for titles, values in ((MEASURES, self.measures), (BOUNDS, self.bounds))
+            for key, (title, unit) in titles.items()
+            if key in values
+        ]
+        table = markdown_table(["measure", Markdown("value [95 % interval]"), "unit"], rows, numbers=[1])
+        return f"{table}\n\n{self._caption()}\n"
 
     def _caption(self) -> str:
         own = self.settings
@@ -135,54 +129,27 @@ class LikelihoodReport:
             "are on given responses, not on the model's own samples: no KL of the policy follows from them."
         )
 
-    def save(self, folder: str | Path, plot: bool = True) -> Path:
-        """Write `preference.json`, `preference.md`, `preference_rows.jsonl` and, if wanted, SVG and PNG.
+    def files(self) -> dict[str, str]:
+        """What `save` writes beside the plot: with the rows, a line a pair."""
+        if self.rows is None:
+            return super().files()
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        return super().files() | {"preference_rows.jsonl": lines}
 
-        Args:
-            folder (`str` or `Path`):
-                Made if absent.
-            plot (`bool`, *optional*, defaults to `True`):
-                Whether to draw the changes. Left out with a warning where matplotlib is not installed.
+    def missing_for_plot(self) -> str | None:
+        """What a plot needs and the report lacks."""
+        return "the rows of the pairs, which a report that was read back does not have" if self.rows is None else None
 
-        Returns:
-            `Path`: the folder.
+    def draw(self, figure: Figure) -> None:
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        with writing("the report", folder):
-            write_whole(folder / "preference.json", text + "\n")
-            write_whole(folder / "preference.md", self.to_markdown())
-            if self.rows is not None:
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-                write_whole(folder / "preference_rows.jsonl", lines)
-            if plot and find_spec("matplotlib") is None:
-                logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
-            elif plot:
-                figure = self.plot()
-                write_figure(folder / "preference.svg", figure, metadata={"Date": None})
-                write_figure(folder / "preference.png", figure, dpi=160)
-        return folder
-
-    def plot(self) -> Figure:
-        """Draw each pair's chosen change against its rejected change, in nats per token.
+        Draw each pair's chosen change against its rejected change, in nats per token.
 
         Left of the vertical line the chosen response fell; below the diagonal it rose more than the rejected one.
-
-        Raises:
-            ValueError: the report was read back and has no rows.
         """
-        require_extra("matplotlib")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        if self.rows is None:
-            raise ValueError("The plot needs the rows of the pairs, which a report that was read back does not have.")
+        assert self.rows is not None  # `plot` has asked `missing_for_plot`
         plain = self.rows.with_format("numpy")
         x = plain["chosen_delta"][:] / plain["chosen_length"][:]
         y = plain["rejected_delta"][:] / plain["rejected_length"][:]
-        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         fell = x < 0
         size = float(np.clip(3000 / len(x), 4, 36))
@@ -196,10 +163,7 @@ class LikelihoodReport:
         axes.set_ylabel("rejected response: change of log-likelihood, nats/token")
         title = "right below the diagonal: ranked as preferred; left of the line: the chosen sank"
         axes.set_title(title, loc="left", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
         axes.legend(frameon=False)
-        return figure
 
     @renamed_parameter(arm="run")
     def eval_results(
@@ -227,10 +191,3 @@ class LikelihoodReport:
             )
             for key, interval in {**self.measures, **self.bounds}.items()
         ]
-
-    @renamed_parameter(arm="run")
-    def model_index(self, model_name: str, run: str | None = None) -> list[dict[str, Any]]:
-        """The numbers as the `model-index` value of a card's metadata."""
-        from huggingface_hub.repocard_data import eval_results_to_model_index
-
-        return eval_results_to_model_index(model_name, self.eval_results(run))

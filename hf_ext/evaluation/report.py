@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
-from hf_ext.guards.disk import write_figure, write_whole, writing
-from hf_ext.guards.extras import require_extra
-from hf_ext.guards.inside import read_as
-from hf_ext.guards.markdown import escape
 from hf_ext.guards.renamed import renamed_attribute, renamed_parameter
+from hf_ext.guards.reports import SavedReport, markdown_table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -22,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ForgettingReport", "RunResult"]
-
-logger = logging.getLogger(__name__)
 
 UNIT = "nats/token"
 
@@ -71,8 +62,9 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ForgettingReport:
-    """Results of `forgetting_report`.
+class ForgettingReport(SavedReport):
+    """
+    Results of `forgetting_report`.
 
     Args:
         original (`RunResult`):
@@ -87,6 +79,8 @@ class ForgettingReport:
     runs: list[RunResult]
     settings: dict[str, Any] = field(default_factory=dict)
 
+    file_name = "forgetting"
+    plot_size = (7.2, 4.8)
     arms = renamed_attribute("ForgettingReport.arms", "runs")
     arm = renamed_attribute("ForgettingReport.arm", "run")
 
@@ -115,11 +109,6 @@ class ForgettingReport:
         runs = [RunResult.from_dict(result) for result in results]
         return cls(RunResult.from_dict(values["original"]), runs, values["settings"])
 
-    @classmethod
-    def load(cls, folder: str | Path) -> ForgettingReport:
-        """The report that `save` wrote into `folder`."""
-        return read_as(Path(folder) / "forgetting.json", cls.from_dict, "a report that hf-ext wrote")
-
     def to_markdown(self) -> str:
         """The report as a Markdown table, one row a run, the original model first; units in the header."""
         models = [self.original, *self.runs]
@@ -129,11 +118,12 @@ class ForgettingReport:
             for group in self.original.group_loss
         }
         columns = {title: cells for title, cells in columns.items() if any(cells)}
-        lines = ["| " + " | ".join(["run", *map(escape, columns)]) + " |", "|---" + "|---:" * len(columns) + "|"]
-        for i, model in enumerate(models):
-            cells = ["" if cells[i] is None else str(cells[i]) for cells in columns.values()]
-            lines.append("| " + " | ".join([escape(model.name), *cells]) + " |")
-        return "\n".join(lines) + "\n\n" + self._caption() + "\n"
+        rows = [
+            [model.name, *("" if column[i] is None else str(column[i]) for column in columns.values())]
+            for i, model in enumerate(models)
+        ]
+        table = markdown_table(["run", *columns], rows, numbers=range(1, len(columns) + 1))
+        return f"{table}\n\n{self._caption()}\n"
 
     def _caption(self) -> str:
         sizes = {"target rows": "target_loss", "pieces of general text": "general_loss"}
@@ -151,34 +141,9 @@ class ForgettingReport:
             "KL is exact over the vocabulary; 0 means that nothing was forgotten on the original model's own text."
         )
 
-    def save(self, folder: str | Path, plot: bool = True) -> Path:
-        """Write `forgetting.json`, `forgetting.md` and, if wanted, `forgetting.svg` and `forgetting.png`.
-
-        Args:
-            folder (`str` or `Path`):
-                Made if absent.
-            plot (`bool`, *optional*, defaults to `True`):
-                Whether to draw target loss against forgetting. Left out with a warning where matplotlib is not
-                installed or the report lacks the target loss or a measure of forgetting.
-
-        Returns:
-            `Path`: the folder.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        with writing("the report", folder):
-            write_whole(folder / "forgetting.json", text + "\n")
-            write_whole(folder / "forgetting.md", self.to_markdown())
-        if plot and find_spec("matplotlib") is None:
-            logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
-        elif plot and self._forgetting_measure() is None:
-            logger.warning("No plot of the report: it needs target and one of context_free and general_text.")
-        elif plot:
-            figure = self.plot()
-            write_figure(folder / "forgetting.svg", figure, metadata={"Date": None})
-            write_figure(folder / "forgetting.png", figure, dpi=160)
-        return folder
+    def missing_for_plot(self) -> str | None:
+        """What a plot needs and the report lacks."""
+        return "target and one of context_free and general_text" if self._forgetting_measure() is None else None
 
     def _forgetting_measure(self) -> str | None:
         """The field drawn on the x axis, if the report has what a plot needs."""
@@ -188,21 +153,10 @@ class ForgettingReport:
             return "kl_original_to_new"
         return "general_loss" if self.original.general_loss else None
 
-    def plot(self) -> Figure:
-        """Draw every run's target loss against what it forgot, with intervals; the original model is the diamond.
-
-        Raises:
-            ValueError: the report lacks the target loss or a measure of forgetting.
-        """
-        require_extra("matplotlib")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
+    def draw(self, figure: Figure) -> None:
+        """Draw every run's target loss against what it forgot, with intervals; the original model is the diamond."""
         measure = self._forgetting_measure()
-        if measure is None:
-            raise ValueError("The plot needs target and one of context_free and general_text.")
-        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
+        assert measure is not None  # `plot` has asked `missing_for_plot`
         axes = figure.add_subplot()
         nothing = Estimate(0.0, None, 0, 0)  # KL of the original model to itself
         start = getattr(self.original, measure) or nothing
@@ -221,11 +175,8 @@ class ForgettingReport:
         axes.set_xlabel(f"forgetting: {MEASURES[measure]}, {UNIT}  (less is better)")
         axes.set_ylabel(f"target loss, {UNIT}  (less is better)")
         axes.set_title("What tuning gained, and what it forgot", loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         axes.margins(0.12)
         _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], drawn)
-        return figure
 
     @renamed_parameter(arm="run")
     def eval_results(
@@ -264,13 +215,6 @@ class ForgettingReport:
                 )
             )
         return entries
-
-    @renamed_parameter(arm="run")
-    def model_index(self, model_name: str, run: str | None = None) -> list[dict[str, Any]]:
-        """The run's numbers as the `model-index` value of a card's metadata."""
-        from huggingface_hub.repocard_data import eval_results_to_model_index
-
-        return eval_results_to_model_index(model_name, self.eval_results(run))
 
 
 def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:

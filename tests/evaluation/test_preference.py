@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from peft import LoraConfig, get_peft_model
 from scipy.stats import bootstrap
 from trl import DPOConfig, DPOTrainer
@@ -270,6 +271,17 @@ def test_a_report_is_saved_whole_and_read_back(tmp_path: Path) -> None:
         LikelihoodReport.load(folder).plot()
 
 
+def test_a_report_that_was_read_back_is_saved_again_without_its_plot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = small_report()
+    report.save(tmp_path / "first", plot=False)
+    LikelihoodReport.load(tmp_path / "first").save(tmp_path / "second")
+    assert LikelihoodReport.load(tmp_path / "second") == report
+    assert {path.name for path in (tmp_path / "second").iterdir()} == {"preference.json", "preference.md"}
+    assert "it needs the rows of the pairs" in caplog.text
+
+
 def test_a_second_run_gives_the_same_report() -> None:
     first, second = small_report(), small_report()
     assert first == second
@@ -278,7 +290,7 @@ def test_a_second_run_gives_the_same_report() -> None:
 
 def test_every_number_is_a_card_entry_with_its_unit() -> None:
     report = small_report()
-    (entry,) = report.model_index("someone/model")
+    (entry,) = eval_results_to_model_index("someone/model", report.eval_results())
     metrics = {metric["type"]: metric for result in entry["results"] for metric in result["metrics"]}
     assert set(metrics) == set(report.measures) | set(report.bounds)
     for key, interval in (report.measures | report.bounds).items():

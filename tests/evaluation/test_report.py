@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_ext.evaluation import report as report_module
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import ForgettingReport, RunResult
+from hf_ext.guards import reports
 
 
 def _estimate(mean: float, half: float | None = 0.01) -> Estimate:
@@ -89,7 +89,7 @@ def test_plot_names_every_run_once_without_overlap(report: ForgettingReport) -> 
 def test_missing_matplotlib_warns_with_the_install_line_and_keeps_the_rest(
     tmp_path: Path, report: ForgettingReport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(report_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(reports, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         report.save(tmp_path)
     assert 'pip install "hf-ext[plots]"' in caplog.text
@@ -107,11 +107,7 @@ def test_a_report_with_nothing_to_plot_against_says_so(tmp_path: Path, caplog: p
 
 
 def test_card_entries_hold_the_runs_numbers(report: ForgettingReport) -> None:
-    from huggingface_hub.repocard_data import model_index_to_eval_results
-
-    name, results = model_index_to_eval_results(report.model_index("me/tuned", run="context-free"))
-    values = {result.metric_type: result.metric_value for result in results}
-    assert name == "me/tuned"
+    values = {result.metric_type: result.metric_value for result in report.eval_results("context-free")}
     assert values["target_loss"] == pytest.approx(2.243)
     assert values["kl_original_to_new"] == pytest.approx(0.064)
     assert values["general_change"] == pytest.approx(0.032)
@@ -133,5 +129,5 @@ def test_the_names_with_arm_work_and_give_the_new_ones(report: ForgettingReport)
         assert report.arms is report.runs
     with pytest.warns(FutureWarning, match=r"ForgettingReport\.arm is now called run"):
         assert report.arm("FLOW") is report.runs[1]
-    with pytest.warns(FutureWarning, match=r"model_index\(arm=\.\.\.\) is now called run="):
-        assert report.model_index("me/tuned", arm="FLOW") == report.model_index("me/tuned", run="FLOW")
+    with pytest.warns(FutureWarning, match=r"eval_results\(arm=\.\.\.\) is now called run="):
+        assert report.eval_results(arm="FLOW") == report.eval_results(run="FLOW")
