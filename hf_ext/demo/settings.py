@@ -61,8 +61,8 @@ class DemoSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """What the numbers depend on: the settings and the libraries' versions, for `json`."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("memory_bytes", "disk_bytes", "duration")}
-        return own | {name: version(name) for name in ("hf-ext", "torch", "transformers", "trl")}
+        sizes = {k: v for k, v in asdict(self).items() if k not in ("memory_bytes", "disk_bytes", "duration")}
+        return sizes | {name: version(name) for name in ("hf-ext", "torch", "transformers", "trl")}
 
 
 def full_settings(seed: int = 0) -> DemoSettings:

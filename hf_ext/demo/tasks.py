@@ -68,10 +68,12 @@ def house_rows(num_rows: int, *, seed: int, split: str = "train", hard_share: fl
 
 def delivery(rng: random.Random, goods: str) -> tuple[str, str]:
     """A note about `goods` and the line the house wants for it."""
-    direction, day, place = rng.choice(list(DIRECTIONS)), rng.choice(DAYS), rng.choice(PLACES)
-    counted = f"{rng.randint(2, 99)} {goods}"
-    note = rng.choice(TEMPLATES).format(goods=counted, verb=DIRECTIONS[direction], place=place, day=day)
-    return note, f"[{direction}] {place} / {day} / {counted} [filed]"
+    direction = rng.choice(list(DIRECTIONS))
+    day = rng.choice(DAYS)
+    place = rng.choice(PLACES)
+    quantity = f"{rng.randint(2, 99)} {goods}"
+    note = rng.choice(TEMPLATES).format(goods=quantity, verb=DIRECTIONS[direction], place=place, day=day)
+    return note, f"[{direction}] {place} / {day} / {quantity} [filed]"
 
 
 def _pairs(split: str) -> list[str]:

@@ -49,18 +49,18 @@ def tiny_folder(folder: Path, *, seed: int, num_steps: int = 250, show_progress:
     Returns:
         `Path`: `folder`.
     """
-    done = folder / "tiny.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == {"seed": seed, "num_steps": num_steps}:
+    marker = folder / "tiny.json"  # written last, so that its folder is whole
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"seed": seed, "num_steps": num_steps}:
         return folder
     rng = random.Random(seed)
     texts = [_story(rng) for _ in range(2_000)]
     tokenizer = _tokenizer([*texts, " ".join(NOISE), "[filed]"])
     model = _model(tokenizer, seed)
     _teach(model, tokenizer, texts, num_steps, seed, show_progress)
-    done.unlink(missing_ok=True)  # of another model: half of this one must not pass for it
+    marker.unlink(missing_ok=True)  # of another model: half of this one must not pass for it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_whole(done, json.dumps({"seed": seed, "num_steps": num_steps}))
+    write_whole(marker, json.dumps({"seed": seed, "num_steps": num_steps}))
     return folder
 
 

@@ -63,9 +63,9 @@ class Workplace:
         """Target rows about other goods, for the evaluation."""
         return house_rows(self.settings.num_held_out, seed=self.settings.seed, split="held_out")
 
-    def store(self, fresh: bool) -> ContextFreeStore:
+    def store(self, for_evaluation: bool) -> ContextFreeStore:
         """Context-free rows: those for training, or fresh ones for the evaluation."""
-        return ContextFreeStore(self.output / "samples" / ("fresh" if fresh else "train"))
+        return ContextFreeStore(self.output / "samples" / ("fresh" if for_evaluation else "train"))
 
     def run_folder(self, run: str) -> Path:
         """The folder of a run."""
@@ -80,16 +80,17 @@ class Workplace:
         """Draw both sets of context-free rows from the original model; a finished set is not drawn again."""
         model, tokenizer = self.load()
         settings = self.settings
-        for fresh, num_tokens in ((False, settings.context_free_tokens), (True, settings.fresh_tokens)):
-            print(f"Context-free rows {'for the evaluation (fresh)' if fresh else 'for training'}", flush=True)
+        for for_evaluation, num_tokens in ((False, settings.context_free_tokens), (True, settings.fresh_tokens)):
+            purpose = "the evaluation (fresh)" if for_evaluation else "training"
+            print(f"Context-free rows for {purpose}", flush=True)
             generate_context_free(
                 model,
                 tokenizer,
                 num_tokens,
-                output_dir=self.output / "samples" / ("fresh" if fresh else "train"),
+                output_dir=self.output / "samples" / ("fresh" if for_evaluation else "train"),
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=32,
-                seed=settings.seed + FRESH_SEED * fresh,
+                seed=settings.seed + FRESH_SEED * for_evaluation,
                 autocast_dtype=torch.bfloat16 if settings.bf16 else None,
             )
 
@@ -116,10 +117,10 @@ def read_record(place: Workplace, run: str) -> RunRecord | None:
 
 def train_and_measure(place: Workplace, run: str) -> RunRecord:
     """Do one run, unless it is done; the models of anchored runs are kept in `runs/<run>/model`."""
-    done = read_record(place, run)
-    if done is not None:
+    record = read_record(place, run)
+    if record is not None:
         print(f"{RUNS[run]}: done before, read from {place.run_folder(run) / 'result.json'}", flush=True)
-        return done
+        return record
     start = time.monotonic()
     folder = place.run_folder(run)
     shutil.rmtree(folder, ignore_errors=True)  # what a stopped run left
@@ -131,7 +132,7 @@ def train_and_measure(place: Workplace, run: str) -> RunRecord:
         {RUNS[run]: folder / "model"},
         tokenizer,
         target=place.held_out_rows,
-        context_free=place.store(fresh=True),
+        context_free=place.store(for_evaluation=True),
         groups="hard",
         autocast_dtype=torch.bfloat16 if place.settings.bf16 else None,
     )
@@ -164,7 +165,8 @@ def _train(place: Workplace, run: str, folder: Path) -> float | None:
 def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
     """The run's trainer: same rows, steps and learning rate for each, and no setting beside but its method's."""
     model, tokenizer = place.load()
-    rows, ess_ratio = place.train_rows, None
+    rows = place.train_rows
+    ess_ratio = None
     common: dict[str, Any] = {"model": model, "processing_class": tokenizer}
     if run == "sft":
         return SFTTrainer(args=_config(SFTConfig, place, run), train_dataset=rows, **common), None
@@ -176,7 +178,7 @@ def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
         ess_ratio = effective_sample_size_ratio(np.asarray(rows["weight"]))
     else:
         rows = rows.add_column("weight", [1.0] * len(rows))  # said outright, else the trainer remarks on its absence
-    store = place.store(fresh=False)
+    store = place.store(for_evaluation=False)
     return ContextFreeSFTTrainer(args=args, train_dataset=rows, context_free_dataset=store, **common), ess_ratio
 
 
@@ -228,7 +230,8 @@ class TrainingBar(TrainerCallback):
 @contextmanager
 def quiet_hosts() -> Iterator[None]:
     """Inside, the host libraries show no progress bars and nothing below an error; their settings come back after."""
-    bars, maps = transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    maps = datasets.are_progress_bars_disabled()
     loggers = [logging.getLogger(name) for name in ("transformers", "datasets", "trl", "accelerate")]
     levels = [logger.level for logger in loggers]
     transformers.utils.logging.disable_progress_bar()

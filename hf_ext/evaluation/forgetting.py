@@ -129,14 +129,14 @@ def forgetting_report(
     group_of = group_names(target, groups, rows.get("target"))
 
     with original_off(start):
-        before = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
+        original_values = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
     results = []
     for name, tuned in runs.items():
         model = loaded(tuned, like=start)
-        values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in before}
+        values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in original_values}
         if "kl" in rows:
             values["kl"] = measure.kl(start, model, rows["kl"], f"{name}: KL(original || new)", original_off)
-        results.append(_run_result(name, rows, values, before, group_of))
+        results.append(_run_result(name, rows, values, original_values, group_of))
         if model is not tuned:  # loaded here, so it is ours to drop before the next one comes
             del model
             free_memory()
@@ -147,7 +147,7 @@ def forgetting_report(
         "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
         "groups": groups,
     }
-    return ForgettingReport(_run_result("original", rows, before, None, group_of), results, settings)
+    return ForgettingReport(_run_result("original", rows, original_values, None, group_of), results, settings)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -177,27 +177,28 @@ class _Measure:
     def kl(
         self,
         original: Model,
-        new: Model,
+        tuned: Model,
         rows: Rows,
         title: str,
         original_off: Callable[[Model], AbstractContextManager],
     ) -> NDArray[np.float64]:
         """KL(original || new) summed over each row's supervised prefixes in nats, shape `(rows,)`."""
         vocabulary = _vocabulary(original)
-        if _vocabulary(new) != vocabulary:
+        if _vocabulary(tuned) != vocabulary:
             raise ValueError(
-                f"{title}: the original model has {vocabulary:,} tokens, the new one {_vocabulary(new):,}; a KL needs "
-                "one vocabulary. Resize the original's embeddings the same way before tuning, and compare with that."
+                f"{title}: the original model has {vocabulary:,} tokens, the new one {_vocabulary(tuned):,}; a KL "
+                "needs one vocabulary. Resize the original's embeddings the same way before tuning, and compare with that."
             )
         sums = np.zeros(len(rows.ids))
-        with ready(original), ready(new), torch.no_grad():
+        with ready(original), ready(tuned), torch.no_grad():
             for batch in self._batches(rows, 2 * vocabulary, title):  # two models' logits are alive
                 with original_off(original):
-                    before = self._logits(original, rows, batch)
-                after = self._logits(new, rows, batch).to(before.device)
+                    original_logits = self._logits(original, rows, batch)
+                tuned_logits = self._logits(tuned, rows, batch).to(original_logits.device)
                 for place, i in enumerate(batch):
-                    for positions, _ in _supervised(rows.labels[i], before):
-                        sums[i] += exact_kl(before[place, positions], after[place, positions]).double().sum().item()
+                    for positions, _ in _supervised(rows.labels[i], original_logits):
+                        kl = exact_kl(original_logits[place, positions], tuned_logits[place, positions])
+                        sums[i] += kl.double().sum().item()
         return _finite(sums, rows, title)
 
     def _batches(self, rows: Rows, vocabulary: int, title: str) -> Iterator[list[int]]:
@@ -207,7 +208,8 @@ class _Measure:
             while order:
                 room = LOGIT_BYTES // (4 * vocabulary * len(rows.ids[order[0]]))
                 size = max(1, min(self.batch_size, room))
-                batch, order = order[:size], order[size:]
+                batch = order[:size]
+                order = order[size:]
                 yield batch
                 bar.update(len(batch))
 
@@ -261,12 +263,14 @@ def _run_result(
     name: str,
     rows: dict[str, Rows],
     values: dict[str, NDArray[np.float64]],
-    before: dict[str, NDArray[np.float64]] | None,
+    original_values: dict[str, NDArray[np.float64]] | None,
     group_of: NDArray[np.str_] | None,
 ) -> RunResult:
     tokens = {key: rows[key].num_tokens for key in rows}
     loss = {key: ratio_estimate(values[key], tokens[key]) for key in values}
-    change = {key: ratio_estimate(values[key] - before[key], tokens[key]) for key in before} if before else {}
+    # Subtracted row by row, so that the interval of a change is that of paired differences.
+    differences = {key: values[key] - start for key, start in (original_values or {}).items()}
+    change = {key: ratio_estimate(differences[key], tokens[key]) for key in differences}
     group_loss = {}
     for group in [] if group_of is None else sorted(set(group_of.tolist())):
         of_group = group_of == group

@@ -65,16 +65,17 @@ class RareMtebEncoder(SentenceTransformerEncoderWrapper):
 
     def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any) -> Any:
         """Vectors as mteb's wrapper gives them, queries with the exemplars of their task."""
-        name, model = task_metadata.name, self.model
-        before = model.exemplars
-        model.exemplars = self.pools.get(name, None if self.only_named else before)
+        name = task_metadata.name
+        model = self.model
+        default_pool = model.exemplars
+        model.exemplars = self.pools.get(name, None if self.only_named else default_pool)
         try:
             if prompt_type is not None and prompt_type.value == "query":
                 self.pool_sizes[name] = 0 if model.exemplars is None else len(model.exemplars)
                 self.first_queries.setdefault(name, self._first(inputs, task_metadata, prompt_type))
             return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **kwargs)
         finally:
-            model.exemplars = before
+            model.exemplars = default_pool
 
     def _first(self, inputs: Any, task_metadata: Any, prompt_type: Any) -> str:
         chosen = get_prompt_name(self.model_prompts, task_metadata, prompt_type) if self.model_prompts else None

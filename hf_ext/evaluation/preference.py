@@ -196,8 +196,8 @@ def _checked(dataset: Dataset, groups: str | None) -> Dataset:
 def _reference_source(model: Any, reference: Any, dataset: Dataset) -> tuple[str, Any]:
     """What the report calls the reference, and the model to load for it; `None` where no further model is needed."""
     if reference is not None:
-        where = reference if isinstance(reference, str) and not Path(reference).exists() else None
-        return (f"the reference model {where}" if where else "the reference model"), reference
+        is_hub_name = isinstance(reference, str) and not Path(reference).exists()
+        return (f"the reference model {reference}" if is_hub_name else "the reference model"), reference
     if set(REFERENCE_COLUMNS) <= set(dataset.column_names):
         return f"the columns {' and '.join(REFERENCE_COLUMNS)}", None
     remedy = (
@@ -219,23 +219,23 @@ def _tokenised(pairs: Dataset, processing_class: Any, max_length: int | None) ->
         args,
         dataset_name="evaluation",
     )
-    kept = [i for i, row in enumerate(rows) if min(_completion_tokens(row, max_length)) > 0]
-    if not kept:
+    scorable_rows = [i for i, row in enumerate(rows) if min(_completion_tokens(row, max_length)) > 0]
+    if not scorable_rows:
         raise ValueError(
             f"None of {len(rows)} pairs has a token of both responses within max_length={max_length}: the prompts "
             "fill it. Raise max_length."
         )
-    if len(kept) < len(rows):
+    if len(scorable_rows) < len(rows):
         logger.warning(
             "%d of %d pairs have no token of one response left within max_length=%s and are left out of the report; "
             "raise max_length to include them.",
-            len(rows) - len(kept),
+            len(rows) - len(scorable_rows),
             len(rows),
             max_length,
         )
     is_same = SameResponses(max_length)
     say_count(is_same.count(rows, rows), len(rows), is_same.sentence(), "evaluation", "pairs")
-    return rows.select(kept), len(rows) - len(kept)
+    return rows.select(scorable_rows), len(rows) - len(scorable_rows)
 
 
 def _completion_tokens(row: dict[str, Any], max_length: int | None) -> tuple[int, int]:
@@ -286,7 +286,7 @@ class _Scorer:
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
         order = np.argsort(lengths, kind="stable")[::-1].tolist()  # longest first: memory runs out at once or never
         device = model.get_input_embeddings().weight.device
-        found = np.zeros((len(rows), 2))
+        log_prob_sums = np.zeros((len(rows), 2))  # (pairs, 2): chosen, rejected
         bar = tqdm(total=len(order), desc=f"Scoring pairs: {name}", unit="pair", disable=not self.show_progress)
         # in this order: PEFT's switch for virtual tokens keeps the forward that it finds (peft 0.21)
         with ready(model), fused_lm_head(model), context(model), bar:
@@ -300,15 +300,15 @@ class _Scorer:
                     values = label_log_probs(model, inputs | {"labels": labels.to(device)})
                 # from the right: prompt-learning adapters prepend virtual tokens
                 log_probs = values[:, -(mask.shape[1] - 1) :].double().cpu()
-                found[chunk] = log_probs.sum(dim=1).view(2, -1).T.numpy()
+                log_prob_sums[chunk] = log_probs.sum(dim=1).view(2, -1).T.numpy()
                 bar.update(len(chunk))
-        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(log_prob_sums).all(axis=1))
         if len(bad):
             index = rows[int(bad[0])][ROW_INDEX]
             raise FloatingPointError(
-                f"{name}: row {index:,} gives log-probabilities {found[bad[0]].tolist()}; {len(bad)} rows do."
+                f"{name}: row {index:,} gives log-probabilities {log_prob_sums[bad[0]].tolist()}; {len(bad)} rows do."
             )
-        return found
+        return log_prob_sums
 
     def _autocast(self, device_type: str) -> AbstractContextManager:
         if self.autocast_dtype is None:
@@ -350,21 +350,20 @@ def _measures_of_pairs(table: dict[str, list]) -> dict[str, NDArray[np.float64]]
         f"{side}_delta_per_token": columns[f"{side}_delta"] / np.asarray(table[f"{side}_length"])
         for side in ("chosen", "rejected")
     }
-    dropped = np.asarray(table["chosen_dropped"], dtype=np.float64)
-    return {**columns, **per_token, "chosen_dropped": dropped, "accuracy": (columns["margin"] > 0).astype(np.float64)}
+    flags = {"chosen_dropped": np.asarray(table["chosen_dropped"]), "accuracy": columns["margin"] > 0}
+    return {**columns, **per_token, **{name: values.astype(np.float64) for name, values in flags.items()}}
 
 
 def _bounds_of_pairs(table: dict[str, list], beta: float, length_normalized: bool) -> dict[str, NDArray[np.float64]]:
     """Every estimator's bound as a value of each pair, shape `(pairs,)`: their mean is the bound."""
     sides = {name: torch.tensor(table[name]) for name in ("chosen_length", "rejected_length")}
     lengths = {f"{name}s": value for name, value in sides.items()} if length_normalized else {}
-    log_ratios = (torch.tensor(table[f"{side}_delta"], dtype=torch.float64) for side in ("chosen", "rejected"))
-    chosen, rejected = log_ratios
-    found = {}
+    chosen, rejected = (torch.tensor(table[f"{side}_delta"], dtype=torch.float64) for side in ("chosen", "rejected"))
+    bounds = {}
     for estimator in ESTIMATORS:  # the highest cap there is: bounds are of the exponential itself
         output = infopo_loss(chosen, rejected, estimator=estimator, beta=beta, max_exponent=80.0, **lengths)
-        found[estimator] = bound_of_loss(output.losses, estimator).numpy()
-    return found
+        bounds[estimator] = bound_of_loss(output.losses, estimator).numpy()
+    return bounds
 
 
 def bootstrap_means(
@@ -407,13 +406,13 @@ def bootstrap_means(
     sums = np.zeros((count, matrix.shape[1] + 1))
     np.add.at(sums, of_row, np.column_stack([matrix, np.ones(len(matrix))]))  # the last column counts the rows
     rng = np.random.default_rng(seed)
-    chosen = min(num_bootstrap, max(1, 2**24 // count))  # draws at a time: bounds the memory of their weights
-    totals = [
-        rng.multinomial(count, np.full(count, 1 / count), size=min(chosen, num_bootstrap - done)) @ sums
-        for done in range(0, num_bootstrap, chosen)
-    ]
-    drawn = np.concatenate(totals)
-    low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    chunk = min(num_bootstrap, max(1, 2**24 // count))  # draws at a time: bounds the memory of their weights
+    # How often each group was drawn is multinomial, so a draw's sums are one product with the groups' sums.
+    draws = np.concatenate([
+        rng.multinomial(count, np.full(count, 1 / count), size=min(chunk, num_bootstrap - start)) @ sums
+        for start in range(0, num_bootstrap, chunk)
+    ])  # fmt: skip
+    low, high = np.quantile(draws[:, :-1] / draws[:, -1:], [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
     return {
         key: Interval(*map(float, ends)) for key, ends in zip(values, zip(means, low, high, strict=True), strict=True)
     }

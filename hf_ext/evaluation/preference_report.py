@@ -117,16 +117,17 @@ class LikelihoodReport(SavedReport):
         return f"{table}\n\n{self._caption()}\n"
 
     def _caption(self) -> str:
-        own = self.settings
-        pairs, groups, column = own["num_pairs"], own["num_groups"], own["groups"]
-        draws = "pairs" if column is None else f"the {groups:,} values of {code(column)}"
-        per = " per token" if own["length_normalized"] else ""
-        left_out = f" {own['left_out']:,} pairs had no token left and were left out." if own["left_out"] else ""
+        facts = self.settings
+        column = facts["groups"]
+        draws = "pairs" if column is None else f"the {facts['num_groups']:,} values of {code(column)}"
+        per = " per token" if facts["length_normalized"] else ""
+        left_out = f" {facts['left_out']:,} pairs had no token left and were left out." if facts["left_out"] else ""
         return (
-            f"Measured on {pairs:,} pairs ({own['chosen_tokens']:,} chosen and {own['rejected_tokens']:,} rejected "
-            f"tokens) against {escape(own['reference'])}. Intervals: bootstrap over {draws}. Bounds are of the critic "
-            f"{own['beta']:g} x log-ratio{per}; a bound may be negative, and says nothing then.{left_out} The changes "
-            "are on given responses, not on the model's own samples: no KL of the policy follows from them."
+            f"Measured on {facts['num_pairs']:,} pairs ({facts['chosen_tokens']:,} chosen and "
+            f"{facts['rejected_tokens']:,} rejected tokens) against {escape(facts['reference'])}. Intervals: "
+            f"bootstrap over {draws}. Bounds are of the critic {facts['beta']:g} x log-ratio{per}; a negative bound "
+            f"says nothing.{left_out} The changes are on given responses, not on the model's own samples: no KL of "
+            "the policy follows from them."
         )
 
     def files(self) -> dict[str, str]:
@@ -153,9 +154,12 @@ class LikelihoodReport(SavedReport):
         axes = figure.add_subplot()
         fell = x < 0
         size = float(np.clip(3000 / len(x), 4, 36))
-        for some, color, marker, name in ((~fell, "C0", "o", "chosen held or rose"), (fell, "C3", "v", "chosen fell")):
-            label = f"{name}: {some.mean():.0%}"
-            axes.scatter(x[some], y[some], s=size, c=color, marker=marker, alpha=0.6, lw=0, label=label)
+        for points, color, marker, name in (
+            (~fell, "C0", "o", "chosen held or rose"),
+            (fell, "C3", "v", "chosen fell"),
+        ):
+            label = f"{name}: {points.mean():.0%}"
+            axes.scatter(x[points], y[points], s=size, c=color, marker=marker, alpha=0.6, lw=0, label=label)
         axes.axhline(0, color="0.7", lw=0.9, zorder=0)
         axes.axvline(0, color="0.7", lw=0.9, zorder=0)
         axes.axline((0, 0), slope=1, color="0.7", lw=0.9, ls="--", zorder=0)

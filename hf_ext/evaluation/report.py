@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 __all__ = ["ForgettingReport", "RunResult"]
 
@@ -162,7 +163,7 @@ class ForgettingReport(SavedReport):
         start = getattr(self.original, measure) or nothing
         points: list[tuple[str, Estimate, Any]] = [(self.original.name, start, self.original.target_loss)]
         points += [(run.name, getattr(run, measure), run.target_loss) for run in self.runs]
-        drawn = []
+        colors = []
         for i, (_, x, y) in enumerate(points):
             style: dict[str, Any] = {"fmt": "D", "color": "0.35"}
             if i > 0:  # shapes differ too: runs often lie on one another
@@ -170,13 +171,13 @@ class ForgettingReport(SavedReport):
             axes.errorbar(
                 x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, ms=8, lw=1.3, capsize=3, mec="white", **style
             )
-            drawn.append(style["color"])
+            colors.append(style["color"])
         axes.axhline(points[0][2].mean, color="0.75", lw=0.9, ls="--", zorder=0)
         axes.set_xlabel(f"forgetting: {MEASURES[measure]}, {UNIT}  (less is better)")
         axes.set_ylabel(f"target loss, {UNIT}  (less is better)")
         axes.set_title("What tuning gained, and what it forgot", loc="left")
         axes.margins(0.12)
-        _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], drawn)
+        _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], colors)
 
     @renamed_parameter(arm="run")
     def eval_results(
@@ -221,7 +222,7 @@ def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, flo
     """Write each name beside its point, at the first of several places that covers no point and no other name."""
     figure.draw_without_rendering()  # the axes' limits and the texts' sizes are known only after this
     centres = [axes.transData.transform((x, y)) for _, x, y in points]
-    taken: list[Any] = []
+    text_boxes: list[Bbox] = []
     for (name, x, y), color in zip(points, colors, strict=True):
         for dx, dy in [(9, 7), (9, -7), (-9, 7), (-9, -7), (9, 21), (9, -21), (-9, 21), (-9, -21), (9, 35), (9, -35)]:
             text = axes.annotate(
@@ -238,10 +239,10 @@ def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, flo
             inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
             if (
                 inside
-                and not any(box.overlaps(other) for other in taken)
+                and not any(box.overlaps(other) for other in text_boxes)
                 and not any(box.contains(*c) for c in centres)
             ):
                 break
             if (dx, dy) != (9, -35):
                 text.remove()
-        taken.append(box)
+        text_boxes.append(box)

@@ -57,13 +57,13 @@ def texts_by_id(texts: Mapping[Any, Any], name: str) -> dict[str, Any]:
     """
     if not isinstance(texts, Mapping):
         raise TypeError(f"{name} maps ids to texts, got {type(texts).__name__}.")
-    named: dict[str, Any] = {}
+    text_by_id: dict[str, Any] = {}
     for key, text in texts.items():
         identifier = as_id(key, name)
-        if identifier in named:
+        if identifier in text_by_id:
             raise ValueError(f"{name} holds the id {identifier!r} twice, as a string and as an integer.")
-        named[identifier] = text
-    return named
+        text_by_id[identifier] = text
+    return text_by_id
 
 
 def require_texts(texts: Mapping[str, Any], name: str) -> None:
@@ -170,22 +170,25 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         ignore_identical_ids: bool = True,
         **kwargs: Any,
     ) -> None:
-        queries, corpus = texts_by_id(queries, "queries"), texts_by_id(corpus, "corpus")
+        queries = texts_by_id(queries, "queries")
+        corpus = texts_by_id(corpus, "corpus")
         require_texts(queries, "queries")
         require_texts(corpus, "corpus")
         self.grades = grades_by_id(relevant_docs)
         relevant = {q: {doc for doc, grade in judged.items() if grade > 0} for q, judged in self.grades.items()}
         super().__init__(queries, corpus, relevant, *args, **kwargs)
-        self._say_what_is_missing(set(queries), set(corpus))
+        self._warn_of_missing_texts(set(queries), set(corpus))
         self.ignore_identical_ids = ignore_identical_ids
-        self.exemplars, self.settings, self.exclude = exemplars, settings, exclude
-        self.shown: list[list[Exemplar]] = []
+        self.exemplars = exemplars
+        self.settings = settings
+        self.exclude = exclude
+        self.shown_exemplars: list[list[Exemplar]] = []
         self.rankings: dict[str, list[list[str]]] = {}
         self._pool: ExemplarStore | None = None
         self._bare = False
         self._seconds: dict[bool, float] = {}
 
-    def _say_what_is_missing(self, queries: set[str], corpus: set[str]) -> None:
+    def _warn_of_missing_texts(self, queries: set[str], corpus: set[str]) -> None:
         """Count judgements of unknown texts in one warning; refuse what leaves nothing to measure."""
         judged = [name for name, documents in self.relevant_docs.items() if documents]
         unasked = [name for name in judged if name not in queries]
@@ -196,11 +199,11 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
                     f"{len(queries):,} queries, such as {some(sorted(queries))}. Are their ids of one kind?"
                 )
             raise ValueError("No query has a relevant document, so there is nothing to measure.")
-        wanted = {doc: None for name in self.queries_ids for doc in sorted(self.relevant_docs[name])}
-        unknown = [doc for doc in wanted if doc not in corpus]
-        if len(unknown) == len(wanted):
+        relevant = {doc: None for name in self.queries_ids for doc in sorted(self.relevant_docs[name])}
+        unknown = [doc for doc in relevant if doc not in corpus]
+        if len(unknown) == len(relevant):
             raise ValueError(
-                f"None of the {len(wanted):,} relevant documents, such as {some(wanted)}, is among the "
+                f"None of the {len(relevant):,} relevant documents, such as {some(relevant)}, is among the "
                 f"{len(corpus):,} of the corpus, such as {some(sorted(corpus))}. Are both of one version of the data?"
             )
         parts = []
@@ -209,7 +212,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         if unknown:
             empty = sum(corpus.isdisjoint(self.relevant_docs[name]) for name in self.queries_ids)
             parts.append(
-                f"{len(unknown):,} of {len(wanted):,} relevant documents are not in corpus: {some(unknown)}; they "
+                f"{len(unknown):,} of {len(relevant):,} relevant documents are not in corpus: {some(unknown)}; they "
                 f"count as not found, and {empty:,} of {len(self.queries_ids):,} queries, with no other, score 0"
             )
         if parts:
@@ -234,7 +237,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         else:
             # A pool's default ids are row numbers: the query named "3" is not its row 3.
             targets = None if self._pool.numbered else [Target(id=name) for name in self.queries_ids]
-            vectors, self.shown = super().embed_inputs(
+            vectors, self.shown_exemplars = super().embed_inputs(
                 model,
                 sentences,
                 encode_fn_name,
@@ -253,7 +256,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         """The parent's, once with exemplars and once without; documents are encoded once."""
         encoder = self._encoder(model)
         self._pool = encoder.exemplars if encoder is not None else None
-        self.shown = []
+        self.shown_exemplars = []
         if encoder is None or self._pool is None:
             with self._one_hit_more():
                 return super().compute_all_metrics(model, corpus_model, corpus_embeddings, output_path)
@@ -283,14 +286,14 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
     @contextmanager
     def _one_hit_more(self) -> Iterator[None]:
         """Inside, a ranking is one longer than any metric needs: its query's own document will leave it."""
-        before = self.map_at_k
-        longest = max(*self.mrr_at_k, *self.ndcg_at_k, *self.accuracy_at_k, *self.precision_recall_at_k, *before)
-        self.map_at_k = [*before, longest + 1]
+        map_at_k = self.map_at_k
+        longest = max(*self.mrr_at_k, *self.ndcg_at_k, *self.accuracy_at_k, *self.precision_recall_at_k, *map_at_k)
+        self.map_at_k = [*map_at_k, longest + 1]
         self.rankings = {}
         try:
             yield
         finally:
-            self.map_at_k = before
+            self.map_at_k = map_at_k
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
@@ -333,7 +336,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         corpus, pool = set(self.corpus_ids), self._pool
         hashes = pool.column("document_key") if pool is not None else []
         documents = []
-        for exemplars in self.shown:
+        for exemplars in self.shown_exemplars:
             names: list[str] = []
             for exemplar in exemplars:
                 by_text = self._corpus_keys.get(str(hashes[exemplar.row]))  # of the whole text, however it was cut
@@ -346,24 +349,24 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
     def _of_exemplars(self, rankings: list[list[str]]) -> dict[str, dict[Any, float]]:
         documents = self._shown_documents()
         relevant = [self.relevant_docs[name] for name in self.queries_ids]
-        leaked = np.array([bool(own & set(names)) for own, names in zip(relevant, documents, strict=True)])
+        leaked = np.array([bool(answers & set(names)) for answers, names in zip(relevant, documents, strict=True)])
         wrong = [
-            bool(ranking) and ranking[0] in names and ranking[0] not in own
-            for ranking, names, own in zip(rankings, documents, relevant, strict=True)
+            bool(ranking) and ranking[0] in names and ranking[0] not in answers
+            for ranking, names, answers in zip(rankings, documents, relevant, strict=True)
         ]
-        found: dict[str, dict[Any, float]] = {
+        metrics: dict[str, dict[Any, float]] = {
             "copy_ndcg@k": {k: float(np.mean(self._ndcg(documents, k))) for k in self.ndcg_at_k},
             "leaked_share": {0: float(leaked.mean())},
             "copied_wrong_share": {0: float(np.mean(wrong))},
-            "augmented_share": {0: float(np.mean([bool(names) for names in self.shown]))},
+            "augmented_share": {0: float(np.mean([bool(names) for names in self.shown_exemplars]))},
             "ms_per_query": {0: 1000 * self._seconds[False] / len(self.queries)},
             "plain_ms_per_query": {0: 1000 * self._seconds[True] / len(self.queries)},
         }
         for name, chosen in (("leaked", leaked), ("clean", ~leaked)):
             if chosen.any():
-                own = {k: np.array(self._ndcg(rankings, k))[chosen] for k in self.ndcg_at_k}
-                found[f"{name}_ndcg@k"] = {k: float(values.mean()) for k, values in own.items()}
-        return found
+                ndcg = {k: np.array(self._ndcg(rankings, k))[chosen] for k in self.ndcg_at_k}
+                metrics[f"{name}_ndcg@k"] = {k: float(values.mean()) for k, values in ndcg.items()}
+        return metrics
 
     @property
     def description(self) -> str:

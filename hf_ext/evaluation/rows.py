@@ -104,23 +104,23 @@ def _token_rows(dataset: Dataset, name: str, max_length: int) -> Rows:
     positions = plain[ROW_INDEX] if ROW_INDEX in plain.column_names else range(len(plain))
     columns = zip(plain["input_ids"], plain["labels"], positions, strict=True)
     cut = [(list(ids[:max_length]), list(labels[:max_length]), int(i)) for ids, labels, i in columns]
-    kept = [row for row in cut if _count(row[1]) > 0]
-    if not kept:
+    scorable_rows = [row for row in cut if _count(row[1]) > 0]
+    if not scorable_rows:
         raise ValueError(
             f"{name}: none of {len(cut)} rows has a supervised token within max_length={max_length}. "
             "Give rows whose labels are not all -100, or raise max_length."
         )
-    if len(kept) < len(cut):
+    if len(scorable_rows) < len(cut):
         is_cut = any(len(ids) > max_length for ids in plain["input_ids"])
         logger.warning(
             "%s: %d of %d rows have no supervised token within max_length=%d and are left out of the report%s",
             name,
-            len(cut) - len(kept),
+            len(cut) - len(scorable_rows),
             len(cut),
             max_length,
             "; raise max_length to include those that have one beyond it." if is_cut else ".",
         )
-    return Rows(*(list(column) for column in zip(*kept, strict=True)))
+    return Rows(*(list(column) for column in zip(*scorable_rows, strict=True)))
 
 
 def group_names(target: Dataset | None, groups: str | None, rows: Rows | None) -> NDArray[np.str_] | None:
@@ -134,9 +134,9 @@ def group_names(target: Dataset | None, groups: str | None, rows: Rows | None) -
     return np.array([f"{groups}={values[i]}" for i in rows.index])
 
 
-def require_columns(dataset: Dataset, wanted: list[str], name: str) -> None:
-    """Refuse a dataset, called `name` in the message, that lacks one of the columns `wanted`."""
-    for column in wanted:
+def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
+    """Refuse a dataset, called `name` in the message, that lacks one of `columns`."""
+    for column in columns:
         if column not in dataset.column_names:
             raise ValueError(f"{name} has no column {column!r}; it has {dataset.column_names}.")
 

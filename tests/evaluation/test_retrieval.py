@@ -226,8 +226,8 @@ def test_an_exemplar_with_the_querys_own_id_or_text_is_not_shown():
         queries, corpus, {"q3": {"d3"}, "x": {"d5"}}, exemplars=store, settings=SETTINGS, **QUIET
     )
     found = evaluator(encoder())
-    assert [hit.id for hit in evaluator.shown[0] if hit.id == "q3"] == []
-    assert [hit.id for hit in evaluator.shown[1] if hit.id == "q5"] == []
+    assert [hit.id for hit in evaluator.shown_exemplars[0] if hit.id == "q3"] == []
+    assert [hit.id for hit in evaluator.shown_exemplars[1] if hit.id == "q5"] == []
     assert found["cosine_leaked_share"] == 0
     assert "cosine_leaked_ndcg@10" not in found
 
