@@ -187,7 +187,8 @@ class _Measure:
         if _vocabulary(tuned) != vocabulary:
             raise ValueError(
                 f"{title}: the original model has {vocabulary:,} tokens, the new one {_vocabulary(tuned):,}; a KL "
-                "needs one vocabulary. Resize the original's embeddings the same way before tuning, and compare with that."
+                "needs one vocabulary. Resize the original's embeddings the same way before tuning, and compare with "
+                "that."
             )
         sums = np.zeros(len(rows.ids))
         with ready(original), ready(tuned), torch.no_grad():
