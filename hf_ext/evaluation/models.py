@@ -49,7 +49,7 @@ def check_adapters_off(model: Model, remedy: str = "Give `original`.") -> None:
             )
 
 
-def loaded(model: Model | str | Path, like: Any) -> Model:
+def loaded(model: Model | str | Path, like: Model | str | Path) -> Model:
     """A model object as it is; a folder or Hub id loaded to the device of `like`, else the accelerator or the CPU."""
     if not isinstance(model, str | Path):
         return model

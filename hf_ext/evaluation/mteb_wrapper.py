@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.extras import naming_extras
@@ -13,6 +13,11 @@ with naming_extras():
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
     from hf_ext.retrieval.encoder import RareEncoder
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import Array, BatchedInput, PromptType
+    from torch.utils.data import DataLoader
 
 __all__ = ["RareMtebEncoder"]
 
@@ -63,7 +68,14 @@ class RareMtebEncoder(SentenceTransformerEncoderWrapper):
         self.first_queries: dict[str, str] = {}
         self.pool_sizes: dict[str, int] = {}
 
-    def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any) -> Any:
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> Array:
         """Vectors as mteb's wrapper gives them, queries with the exemplars of their task."""
         name = task_metadata.name
         model = self.model
@@ -77,7 +89,7 @@ class RareMtebEncoder(SentenceTransformerEncoderWrapper):
         finally:
             model.exemplars = default_pool
 
-    def _first(self, inputs: Any, task_metadata: Any, prompt_type: Any) -> str:
+    def _first(self, inputs: DataLoader[BatchedInput], task_metadata: TaskMetadata, prompt_type: PromptType) -> str:
         chosen = get_prompt_name(self.model_prompts, task_metadata, prompt_type) if self.model_prompts else None
         prompt = (self.model_prompts or {}).get(chosen)
         first = next((text for batch in inputs for text in batch["text"]), "")

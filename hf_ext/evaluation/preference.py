@@ -193,7 +193,9 @@ def _checked(dataset: Dataset, groups: str | None) -> Dataset:
     return check_preference_rows(unformatted(dataset), dataset_name="evaluation")
 
 
-def _reference_source(model: Any, reference: Any, dataset: Dataset) -> tuple[str, Any]:
+def _reference_source(
+    model: Model | str | Path, reference: Model | str | Path | None, dataset: Dataset
+) -> tuple[str, Model | str | Path | None]:
     """What the report calls the reference, and the model to load for it; `None` where no further model is needed."""
     if reference is not None:
         is_hub_name = isinstance(reference, str) and not Path(reference).exists()
@@ -209,7 +211,9 @@ def _reference_source(model: Any, reference: Any, dataset: Dataset) -> tuple[str
     return ADAPTERS_OFF, None
 
 
-def _tokenised(pairs: Dataset, processing_class: Any, max_length: int | None) -> tuple[Dataset, int]:
+def _tokenised(
+    pairs: Dataset, processing_class: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[Dataset, int]:
     """The pairs with token ids, without those that truncation empties on a side, and how many those are."""
     args = DPOConfig(report_to="none", bf16=False, max_length=max_length)
     rows = tokenise_checked(
@@ -255,7 +259,7 @@ class _Scorer:
 
     def __init__(
         self,
-        processing_class: Any,
+        processing_class: PreTrainedTokenizerBase,
         max_length: int | None,
         batch_size: int,
         autocast_dtype: torch.dtype | None,

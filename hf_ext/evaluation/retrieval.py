@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hf_ext.data.exemplars import Exclude, Exemplar, ExemplarStore, Target
 from hf_ext.data.exemplars.ids import as_id, as_ids, some
@@ -19,6 +20,7 @@ from hf_ext.guards.extras import naming_extras
 from hf_ext.retrieval.settings import EncoderSettings
 
 with naming_extras():
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     from hf_ext.retrieval.encoder import RareEncoder
@@ -220,14 +222,20 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
 
     # --- what is encoded -------------------------------------------------------------------------------------------
 
-    def _encoder(self, model: Any) -> RareEncoder | None:
+    def _encoder(self, model: SentenceTransformer) -> RareEncoder | None:
         """The model as one that shows exemplars, if there are any to show."""
         if self.exemplars is not None:
             settings = self.settings or (model.settings if isinstance(model, RareEncoder) else None)
             return RareEncoder.from_model(model, self.exemplars, settings)
         return model if isinstance(model, RareEncoder) and model.exemplars is not None else None
 
-    def embed_inputs(self, model: Any, sentences: Any, encode_fn_name: str | None = None, **kwargs: Any) -> Any:
+    def embed_inputs(
+        self,
+        model: SentenceTransformer,
+        sentences: str | Sequence[str],
+        encode_fn_name: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Vectors, as the parent's; of queries with exemplars, what was shown is kept, and the time."""
         if encode_fn_name != "query" or not isinstance(model, RareEncoder) or self._pool is None:
             return super().embed_inputs(model, sentences, encode_fn_name, **kwargs)
@@ -251,7 +259,11 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         return vectors
 
     def compute_all_metrics(
-        self, model: Any, corpus_model: Any = None, corpus_embeddings: Any = None, output_path: str | None = None
+        self,
+        model: SentenceTransformer,
+        corpus_model: SentenceTransformer | None = None,
+        corpus_embeddings: Tensor | None = None,
+        output_path: str | None = None,
     ) -> Any:
         """The parent's, once with exemplars and once without; documents are encoded once."""
         encoder = self._encoder(model)

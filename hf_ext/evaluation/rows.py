@@ -6,19 +6,23 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_ext._columns import ROW_INDEX
+from hf_ext.evaluation.models import Model
 from hf_ext.guards.tokens import count_doubled, without_padding
 from hf_ext.guards.vocabulary import require_embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
+
+    from hf_ext.data.context_free import ContextFreeStore
 
 __all__ = ["Rows", "group_names", "rows_to_score"]
 
@@ -40,10 +44,10 @@ class Rows:
 
 
 def rows_to_score(
-    original: Any,
+    original: Model,
     tokenizer: PreTrainedTokenizerBase,
     target: Dataset | None,
-    context_free: Any,
+    context_free: ContextFreeStore | Dataset | str | Path | None,
     general_text: Dataset | Sequence[str] | None,
     args: SFTConfig | None,
     max_length: int,
@@ -88,7 +92,7 @@ def _prepared_target(
     return prepare_sft_rows(target, tokenizer, args, dataset_name="target")
 
 
-def _context_free_dataset(context_free: Any, original: Any) -> Dataset:
+def _context_free_dataset(context_free: ContextFreeStore | Dataset | str | Path, original: Model) -> Dataset:
     if isinstance(context_free, Dataset):
         return context_free
     from hf_ext.data.context_free import ContextFreeStore
