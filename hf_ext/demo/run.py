@@ -32,9 +32,10 @@ def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
         [`ForgettingReport`]: of all runs.
 
     Raises:
-        EmbeddedModelMissing: the model's wheel is not installed; the message holds the install line.
-        ValueError: `output` holds something else, or a demo with other settings, or another process runs it.
-        OSError: too little disk. MemoryError: too little memory.
+        EmbeddedModelMissing: if the model's wheel is not installed; the message has the line that installs it.
+        ValueError: if `output` holds something else or a demo with other settings, or if another process uses it.
+        OSError: if the disk has too little room.
+        MemoryError: if too little memory is available.
     """
     with claimed_folder(output, then="or pass another --output"):
         return _run(Path(output), settings)

@@ -52,7 +52,7 @@ def house_rows(num_rows: int, *, seed: int, split: str = "train", hard_share: fl
         `Dataset`: columns `prompt`, `completion` (str) and `hard` (bool), in random order.
 
     Raises:
-        ValueError: no such split, or a share outside [0, 1].
+        ValueError: if there is no such split, or if the share is outside [0, 1].
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split must be 'train' or 'held_out', got {split!r}.")

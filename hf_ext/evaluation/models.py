@@ -35,7 +35,7 @@ def check_adapters_off(model: Model, remedy: str = "Give `original`.") -> None:
     Refuse a model that is not its original again once its adapters are off.
 
     Raises:
-        ValueError: no `PeftModel`, or one whose adapters change the base weights; `remedy` ends the message.
+        ValueError: if it is no `PeftModel`, or if its adapters change the base weights; `remedy` ends the message.
     """
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, Mapping):

@@ -113,11 +113,12 @@ def likelihood_report(
         `.save(folder)`, `.plot()`, `.eval_results()`.
 
     Raises:
-        [`RowError`]: a malformed pair. ValueError: no reference, an unknown column, pairs with images, or no pair with
-            a token left on both sides.
-        FloatingPointError: a model gives a log-probability that is not finite; the message names model and row.
+        [`RowError`]: if a pair is malformed.
+        ValueError: if there is no reference, if a column is unknown, if the pairs have images, or if no pair has a token
+            left on both sides.
+        FloatingPointError: if a model gives a log-probability that is not finite; the message names model and row.
 
-    Requirements: held-out pairs, split by prompt: on pairs that were trained on these numbers only tell how far
+    Requirements: held-out pairs, split by prompt: on pairs that were trained on, these numbers only show how far
     training went. With fewer than about 20 groups the interval is too short.
 
     Relations: `chosen_delta_per_token`, `chosen_dropped` and the bounds are what `InfoPOTrainer` logs while training.

@@ -54,8 +54,8 @@ def texts_by_id(texts: Mapping[Any, Any], name: str) -> dict[str, Any]:
     Texts by ids as [`as_id`] has them.
 
     Raises:
-        TypeError: an id is neither text nor an integer, or `texts` is no mapping.
-        ValueError: two ids are one, as 7 and `"7"`.
+        TypeError: if an id is neither text nor an integer, or if `texts` is no mapping.
+        ValueError: if two ids are the same, as 7 and `"7"` are.
     """
     if not isinstance(texts, Mapping):
         raise TypeError(f"{name} maps ids to texts, got {type(texts).__name__}.")
@@ -73,7 +73,7 @@ def require_texts(texts: Mapping[str, Any], name: str) -> None:
     Refuse what no encoder reads: a missing text, and a document as BEIR's loader has it, title and text apart.
 
     Raises:
-        TypeError: one of these, by its id.
+        TypeError: if there is one; the message has its id.
     """
     for identifier, text in texts.items():
         if text is None or (isinstance(text, Mapping) and "title" in text):
@@ -86,8 +86,8 @@ def grades_by_id(relevant_docs: Mapping[Any, Any]) -> dict[str, dict[str, float]
     Grades of the judged documents of each query, from sets, lists or single ids of relevant ones too.
 
     Raises:
-        TypeError: an id is neither text nor an integer, or a grade is no number.
-        ValueError: two ids are one, or a grade is not finite.
+        TypeError: if an id is neither text nor an integer, or if a grade is no number.
+        ValueError: if two ids are the same, or if a grade is not finite.
     """
     grades: dict[str, dict[str, float]] = {}
     for query, judged in texts_by_id(relevant_docs, "relevant_docs").items():
@@ -156,8 +156,8 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
             As in the parent.
 
     Raises:
-        ValueError: no query has a relevant document, or none of the judged queries or relevant documents is there.
-        TypeError: an id is neither text nor an integer.
+        ValueError: if no query has a relevant document, or if none of the judged queries or relevant documents is there.
+        TypeError: if an id is neither text nor an integer.
     """
 
     def __init__(
