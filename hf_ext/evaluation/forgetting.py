@@ -100,8 +100,8 @@ def forgetting_report(
         [`ForgettingReport`]: `.to_markdown()`, `.to_dict()`, `.save(folder)`, `.eval_results()`.
 
     Raises:
-        ValueError: if there is nothing to measure, if no row has a supervised token, if a column is missing, if the store
-            was sampled from other weights than the original's, or if the vocabularies differ.
+        ValueError: if there is nothing to measure, if no row has a supervised token, if a column is missing, if the
+            store was sampled from other weights than the original's, or if the vocabularies differ.
         FloatingPointError: if a model gives a loss that is not finite; the message names model and row.
 
     Example:

@@ -114,8 +114,8 @@ def likelihood_report(
 
     Raises:
         [`RowError`]: if a pair is malformed.
-        ValueError: if there is no reference, if a column is unknown, if the pairs have images, or if no pair has a token
-            left on both sides.
+        ValueError: if there is no reference, if a column is unknown, if the pairs have images, or if no pair has a
+            token left on both sides.
         FloatingPointError: if a model gives a log-probability that is not finite; the message names model and row.
 
     Requirements: held-out pairs, split by prompt: on pairs that were trained on, these numbers only show how far

@@ -156,7 +156,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
             As in the parent.
 
     Raises:
-        ValueError: if no query has a relevant document, or if none of the judged queries or relevant documents is there.
+        ValueError: if no query has a relevant document, or if all judged queries or relevant documents are missing.
         TypeError: if an id is neither text nor an integer.
     """
 
