@@ -35,7 +35,8 @@ with the sentence below; before it stands `row 2, column 'text': `, after it an 
 `on_bad_row="drop"` bad rows are left out, counted in the log, and written to `bad_rows.jsonl` with the same sentence.
 If the disk is full, none of them is written.
 A row that the tokenizer's chat template refuses is a bad row like these, and the sentence quotes the template.
-For each case the tests have a good row beside it that passes. If a column's type makes every row bad, the sentence also names that type.
+For each case the tests have a good row beside it that passes. If a column's type makes every row bad, the sentence
+also names that type.
 
 The page is made by `python tools/bad_rows.py` from `bad_rows.py`, `bad_preference_rows.py` and `nothing_to_learn.py`
 in `tests/guards`.
