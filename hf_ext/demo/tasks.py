@@ -58,7 +58,7 @@ def house_rows(num_rows: int, *, seed: int, split: str = "train", hard_share: fl
         raise ValueError(f"split must be 'train' or 'held_out', got {split!r}.")
     if not 0 <= hard_share <= 1:
         raise ValueError(f"hard_share must lie in [0, 1], got {hard_share!r}.")
-    rng = random.Random(f"{split} {seed}")
+    rng = random.Random(f"{split} {seed}")  # seeded by text: Python hashes it the same way in every process
     pairs = _pairs(split)
     flags = [i < round(hard_share * num_rows) for i in range(num_rows)]
     rng.shuffle(flags)

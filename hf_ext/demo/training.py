@@ -134,7 +134,7 @@ def train_and_measure(place: Workplace, run: str) -> RunRecord:
     folder = place.run_folder(run)
     shutil.rmtree(folder, ignore_errors=True)  # what a stopped run left
     ess_ratio = _train(place, run, folder / "model")
-    gc.collect()
+    gc.collect()  # the trained model and its optimiser go before two models are loaded to measure
     tokenizer = AutoTokenizer.from_pretrained(place.original)
     report = forgetting_report(
         place.original,
@@ -145,8 +145,8 @@ def train_and_measure(place: Workplace, run: str) -> RunRecord:
         groups="hard",
         autocast_dtype=torch.bfloat16 if place.settings.bf16 else None,
     )
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
-    if run not in ANCHORED:
+    shutil.rmtree(folder / "trainer", ignore_errors=True)  # the host's arguments and logs
+    if run not in ANCHORED:  # half a gigabyte that nobody is told of
         shutil.rmtree(folder / "model")
     seconds = round(time.monotonic() - start, 1)
     values = {

@@ -122,6 +122,7 @@ def forgetting_report(
     if not runs:
         raise ValueError("No model to measure: `new` is an empty mapping.")
     first = next(iter(runs.values()))
+    # With adapters the original is the tuned model itself, switched off around each of its forwards.
     start: Model = _only_run(runs) if original is None else loaded(original, like=first)
     original_off = adapters_off if original is None else _left_alone
     measure = _Measure(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
@@ -170,6 +171,7 @@ class _Measure:
                 logits = self._logits(model, rows, batch)
                 for place, i in enumerate(batch):
                     for positions, tokens in _supervised(rows.labels[i], logits):
+                        # Summed in float64: a change is a small difference of two such sums.
                         losses = F.cross_entropy(logits[place, positions].float(), tokens, reduction="none")
                         sums[i] += losses.double().sum().item()
         return _finite(sums, rows, title)
@@ -207,6 +209,7 @@ class _Measure:
         order = sorted(range(len(rows.ids)), key=lambda i: len(rows.ids[i]), reverse=True)
         with tqdm(total=len(order), desc=title, unit="row", disable=not self.show_progress) as bar:
             while order:
+                # 4 bytes a float32 logit; the longest row that is left is the width of the batch.
                 room = LOGIT_BYTES // (4 * vocabulary * len(rows.ids[order[0]]))
                 size = max(1, min(self.batch_size, room))
                 batch = order[:size]
@@ -243,7 +246,7 @@ def _left_alone(model: Model) -> AbstractContextManager[None]:
 
 def _supervised(labels: list[int], logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions whose next token is supervised, and those tokens, in chunks that bound the memory of what follows."""
-    shifted = torch.tensor(labels[1:], device=logits.device)
+    shifted = torch.tensor(labels[1:], device=logits.device)  # the logits at t predict the token at t + 1
     positions = (shifted != -100).nonzero().squeeze(1)
     for chunk in positions.split(max(1, TEMPORARY_BYTES // (4 * logits.shape[-1]))):
         yield chunk, shifted[chunk]

@@ -67,6 +67,7 @@ def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: f
     mean = float(x.sum()) / total
     half_width = None
     if rows > 1:
+        # x - r n is a row's residual: its mean over rows is 0, and its spread is that of the ratio (delta method).
         variance = rows / (rows - 1) * float(((x - mean * n) ** 2).sum()) / total**2
         half_width = _student_quantile(0.5 + confidence / 2, rows - 1) * variance**0.5
     return Estimate(mean, half_width, num_rows=rows, num_tokens=int(total))

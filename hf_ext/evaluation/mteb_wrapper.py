@@ -80,6 +80,7 @@ class RareMtebEncoder(SentenceTransformerEncoderWrapper):
         name = task_metadata.name
         model = self.model
         default_pool = model.exemplars
+        # mteb holds one model for all tasks, so the pool changes around each call.
         model.exemplars = self.pools.get(name, None if self.only_named else default_pool)
         try:
             if prompt_type is not None and prompt_type.value == "query":

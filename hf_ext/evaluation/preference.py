@@ -147,7 +147,7 @@ def likelihood_report(
         columns = (rows.with_format("numpy")[column][:] for column in REFERENCE_COLUMNS)
         reference_logps = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     else:
-        if policy is not model:  # one model at a time: the reference may be as large
+        if policy is not model:  # loaded here; one model at a time: the reference may be as large
             del policy
             free_memory()
         start = loaded(source, like=model)
@@ -247,7 +247,7 @@ def _completion_tokens(row: dict[str, Any], max_length: int | None) -> tuple[int
     """Tokens of the chosen and the rejected response that are predicted once the row is cut as the collator does."""
     prompt = len(row["prompt_ids"])
     room = math.inf if max_length is None else max(max_length - prompt, 0)
-    unpredicted = int(prompt == 0)  # nothing precedes a first token
+    unpredicted = int(prompt == 0)  # nothing precedes a first token, so nothing predicts it
     chosen, rejected = (max(min(len(row[key]), room) - unpredicted, 0) for key in ("chosen_ids", "rejected_ids"))
     return int(chosen), int(rejected)
 
@@ -409,6 +409,7 @@ def bootstrap_means(
     if count < 2:
         return {key: Interval(float(mean), None, None) for key, mean in zip(values, means, strict=True)}
     sums = np.zeros((count, matrix.shape[1] + 1))
+    # A mean of a draw is a ratio of sums, because groups differ in size: so each group's sums and its count are kept.
     np.add.at(sums, of_row, np.column_stack([matrix, np.ones(len(matrix))]))  # the last column counts the rows
     rng = np.random.default_rng(seed)
     chunk = min(num_bootstrap, max(1, 2**24 // count))  # draws at a time: bounds the memory of their weights

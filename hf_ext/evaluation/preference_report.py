@@ -153,7 +153,7 @@ class LikelihoodReport(SavedReport):
         y = plain["rejected_delta"][:] / plain["rejected_length"][:]
         axes = figure.add_subplot()
         fell = x < 0
-        size = float(np.clip(3000 / len(x), 4, 36))
+        size = float(np.clip(3000 / len(x), 4, 36))  # points**2: thousands of pairs must stay apart, ten be seen
         for points, color, marker, name in (
             (~fell, "C0", "o", "chosen held or rose"),
             (fell, "C3", "v", "chosen fell"),
@@ -162,6 +162,7 @@ class LikelihoodReport(SavedReport):
             axes.scatter(x[points], y[points], s=size, c=color, marker=marker, alpha=0.6, lw=0, label=label)
         axes.axhline(0, color="0.7", lw=0.9, zorder=0)
         axes.axvline(0, color="0.7", lw=0.9, zorder=0)
+        # Below this diagonal the chosen response rose more than the rejected one: DPO counts the pair as right.
         axes.axline((0, 0), slope=1, color="0.7", lw=0.9, ls="--", zorder=0)
         axes.set_xlabel("chosen response: change of log-likelihood, nats/token")
         axes.set_ylabel("rejected response: change of log-likelihood, nats/token")

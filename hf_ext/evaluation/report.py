@@ -172,6 +172,7 @@ class ForgettingReport(SavedReport):
                 x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, ms=8, lw=1.3, capsize=3, mec="white", **style
             )
             colors.append(style["color"])
+        # The original's target loss: what lies below it was gained.
         axes.axhline(points[0][2].mean, color="0.75", lw=0.9, ls="--", zorder=0)
         axes.set_xlabel(f"forgetting: {MEASURES[measure]}, {UNIT}  (less is better)")
         axes.set_ylabel(f"target loss, {UNIT}  (less is better)")

@@ -29,6 +29,7 @@ __all__ = ["RareInformationRetrievalEvaluator", "graded_ndcg"]
 
 logger = logging.getLogger(__name__)
 
+# A query must not see itself, as in BEIR. Exemplars with its answer stay: in use nobody knows the answer either.
 ITSELF = Exclude(self_id=True, same_text=True, same_positive=False, negatives=False)
 
 
@@ -282,7 +283,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
                 prompt=self.corpus_prompt,
             )
         with self._one_hit_more(), encoder.no_examples():
-            self._bare = True
+            self._bare = True  # read by `embed_inputs`, which the parent calls without a word about exemplars
             try:
                 plain = super().compute_all_metrics(encoder, corpus_model, corpus_embeddings)
             finally:
@@ -300,6 +301,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
         """Inside, a ranking is one longer than any metric needs: its query's own document will leave it."""
         map_at_k = self.map_at_k
         longest = max(*self.mrr_at_k, *self.ndcg_at_k, *self.accuracy_at_k, *self.precision_recall_at_k, *map_at_k)
+        # The parent (sentence-transformers 6.2) keeps as many hits of a query as its largest k asks for.
         self.map_at_k = [*map_at_k, longest + 1]
         self.rankings = {}
         try:
@@ -320,6 +322,7 @@ class RareInformationRetrievalEvaluator(InformationRetrievalEvaluator):
             for itself, hits in zip(struck, queries_result_list, strict=True)
         ]
         scores = super().compute_metrics(ranked)
+        # The k that `_one_hit_more` added is nobody's metric.
         scores["map@k"].pop(self.map_at_k[-1])
         rankings = [
             [hit["corpus_id"] for hit in sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))]

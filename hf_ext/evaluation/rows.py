@@ -87,6 +87,7 @@ def _prepared_target(
     from hf_ext.data.weighting import prepare_sft_rows
 
     args = copy.copy(args) if args is not None else SFTConfig(report_to="none", bf16=False, max_length=max_length)
+    # An interval over rows needs rows, and groups are looked up by their positions.
     args.packing = False
     args.shuffle_dataset = False
     return prepare_sft_rows(target, tokenizer, args, dataset_name="target")
