@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import inspect
 import os
+import pkgutil
+import re
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +22,17 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from hf_ext._upstream import sft as _upstream
-from hf_ext._upstream.preference import DPOSeam, KTOSeam, PreferenceSeam
-from hf_ext._upstream.retrieval import RetrievalSeam
-from hf_ext._upstream.sft import TOUCHED, Seam, SFTSeam, fused_lm_head, tokenise_rows
-from hf_ext._upstream.steps import StepSeam
+from hf_ext import _upstream
+from hf_ext._upstream.checkpoints import CheckpointHooks
+from hf_ext._upstream.fused_head import fused_lm_head
+from hf_ext._upstream.sft import SFTTrainerHooks, tokenise_rows
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 from tests.trainers.runs import TOKENIZER, build, config_of
 
+FILES = [
+    importlib.import_module(f"{_upstream.__name__}.{entry.name}") for entry in pkgutil.iter_modules(_upstream.__path__)
+]
+TOUCHED = sorted({entry for file in FILES for entry in getattr(file, "TOUCHED", ())})
 VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
 
 # The parameters we pass, by name or in this order.
@@ -59,7 +65,9 @@ PARAMETERS: dict[str, list[str]] = {
     "DataCollatorForLanguageModeling": ["pad_token_id", "padding_free", "return_position_ids", "pad_to_multiple_of"],
 }  # fmt: skip
 # Set in the class or its __init__.
-ATTRIBUTES = {"_metrics", "_disable_adapters", "_active_adapter", "_adapters_disabled"}
+ATTRIBUTES = {
+    "_metrics", "_tokenizer", "_signature_columns", "_disable_adapters", "_active_adapter", "_adapters_disabled",
+}  # fmt: skip
 
 
 def owner_of(path: str) -> Any:
@@ -93,32 +101,19 @@ def test_private_symbol_is_where_we_use_it(owner: str, name: str, breaks: str, s
     assert found[: len(expected)] == expected, says(owner, name, breaks, f"takes {found} instead of {expected}")
 
 
-def test_every_private_name_of_the_host_that_we_override_is_listed() -> None:
-    listed = {name for _, name, _ in TOUCHED}
-    hooks = {
-        "check_rows",
-        "tokenise",
-        "prepare_rows",
-        "signature_columns",
-        "count_items",
-        "draw_batches",
-        "push_checkpoint",
-    }
-    hooks |= {"sum_over_processes", "add_ratio", "add_metric", "log", "evaluation_loop"}
-    hooks |= {"check_prepared", "has_reference", "check_reference", "needs_forward", "reference_logps", "combine_loss"}
-    hooks |= {"compute_ref_log_probs", "take_ratios"}
-    hooks |= {"has_steps_left", "see_batches", "check_gradient", "check_steps", "check_result"}
-    defined = {
-        name
-        for seam in (Seam, StepSeam, SFTSeam, PreferenceSeam, DPOSeam, KTOSeam, RetrievalSeam)
-        for name, value in vars(seam).items()
-        if not name.startswith("__") and callable(value)
-    }
-    assert defined - hooks <= listed, f"not in TOUCHED: {sorted(defined - hooks - listed)}"
+@pytest.mark.parametrize("file", FILES, ids=[file.__name__.rpartition(".")[2] for file in FILES])
+def test_every_private_name_of_a_host_that_a_file_touches_is_in_its_list(file: ModuleType) -> None:
+    nodes = list(ast.walk(ast.parse(inspect.getsource(file))))
+    names = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+    names += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    names += [method.name for node in classes for method in node.body if isinstance(method, ast.FunctionDef)]
+    private = {name for name in names if re.fullmatch(r"_[a-z]\w*", name)}
+    assert private <= {name for _, name, _ in getattr(file, "TOUCHED", ())}
 
 
 def test_no_other_file_touches_a_private_name_of_a_host() -> None:
-    root = Path(_upstream.__file__).parents[2]
+    root = Path(_upstream.__path__[0]).parents[1]
     private = [name for owner, name, _ in TOUCHED if name.startswith("_")]
     offenders = []
     for folder in ("hf_ext", "trainers", "recipes"):
@@ -206,32 +201,34 @@ def test_fused_head_is_taken_off_again() -> None:
     assert model(torch.tensor([[5, 6]])).logits is not None
 
 
-def test_stock_trainer_saves_its_arguments_as_a_pickle_and_the_seam_does_not(stock: SFTTrainer, tmp_path: Any) -> None:
+def test_stock_trainer_saves_its_arguments_as_a_pickle_and_our_hooks_do_not(stock: SFTTrainer, tmp_path: Any) -> None:
     stock._save(str(tmp_path / "stock"))
-    assert (tmp_path / "stock" / "training_args.bin").is_file(), "transformers no longer pickles: drop Seam._save"
-    seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "seam"), tiny_text_dataset(8))
-    seam._save()
-    saved = {path.name for path in (tmp_path / "seam").iterdir()}
+    assert (tmp_path / "stock" / "training_args.bin").is_file(), (
+        "transformers no longer pickles: drop BaseTrainerHooks._save"
+    )
+    ours = build(SFTTrainerHooks, config_of(SFTConfig, tmp_path / "ours"), tiny_text_dataset(8))
+    ours._save()
+    saved = {path.name for path in (tmp_path / "ours").iterdir()}
     assert "model.safetensors" in saved
     assert "training_args.json" in saved
     assert not [name for name in saved if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
-def test_a_seam_without_overrides_is_sft(tmp_path: Any) -> None:
+def test_hooks_without_overrides_are_sft(tmp_path: Any) -> None:
     from tests.trainers.runs import assert_same_weights, train
 
     stock = build(SFTTrainer, config_of(SFTConfig, tmp_path / "a", packing=True), tiny_text_dataset(16))
-    seam = build(SFTSeam, config_of(SFTConfig, tmp_path / "b", packing=True), tiny_text_dataset(16))
-    assert train(stock) == train(seam)
-    assert_same_weights(stock.model, seam.model)
+    ours = build(SFTTrainerHooks, config_of(SFTConfig, tmp_path / "b", packing=True), tiny_text_dataset(16))
+    assert train(stock) == train(ours)
+    assert_same_weights(stock.model, ours.model)
 
 
 def test_the_host_saves_the_model_first_and_rotates_last_by_the_limit_it_then_finds(tmp_path: Any) -> None:
-    """`CheckpointSeam` takes the limit away in between: an older checkpoint is there until the new one is whole."""
+    """`CheckpointHooks` takes the limit away in between: an older checkpoint is there until the new one is whole."""
     changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
     seen: list[Any] = []
 
-    class Watched(_upstream.CheckpointSeam, SFTTrainer):
+    class Watched(CheckpointHooks, SFTTrainer):
         def writing_checkpoint(self, folder: str) -> Any:
             seen.append(Path(folder).name)
             return contextlib.closing(SimpleNamespace(close=lambda: seen.append(sorted(os.listdir(tmp_path)))))

@@ -1,6 +1,6 @@
-"""The seam of PEFT's adapters: what a model looks like before they are switched off, and again afterwards.
+"""PEFT's adapters: what a model looks like before they are switched off, and again afterwards.
 
-`sft.py`'s `TOUCHED` lists the private names used here. It imports neither PEFT nor transformers.
+Imports neither PEFT nor transformers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from typing import Any
 
 from torch import nn
 
+TOUCHED = (
+    ("peft.tuners.tuners_utils.BaseTunerLayer", "_disable_adapters", "an adapter that was off could be on afterwards"),
+    ("peft.tuners.tuners_utils.BaseTunerLayer", "_active_adapter", "another adapter could be active afterwards"),
+    ("peft.utils.other.AuxiliaryTrainingWrapper", "_disable_adapters", "a saved module could be left off"),
+    ("peft.utils.other.AuxiliaryTrainingWrapper", "_active_adapter", "another saved module could be active"),
+    ("peft.PeftModel", "_adapters_disabled", "virtual tokens could be left off"),
+)
+
 # What a module keeps of its own: the mode, PEFT's switches, and the methods that PEFT replaces in a `PeftModel` while
 # its virtual tokens are off. After `disable_adapter` PEFT (0.21) switches every adapter on and unfreezes all of the
 # active one, and leaves those methods behind.
 SWITCHES = ("training", "active_adapter", "_active_adapter", "_disable_adapters", "_adapters_disabled")
-METHODS = ("forward", "prepare_inputs_for_generation")
+REPLACED_METHODS = ("forward", "prepare_inputs_for_generation")
 
 
 @contextmanager
@@ -32,7 +40,7 @@ def model_as_before(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for variables, values in attributes:
-            for name in (*SWITCHES, *METHODS):
+            for name in (*SWITCHES, *REPLACED_METHODS):
                 if name in values:
                     variables[name] = values[name]
                 else:
@@ -43,8 +51,8 @@ def model_as_before(model: nn.Module) -> Iterator[None]:
 
 
 def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    values = {name: vars(module)[name] for name in (*SWITCHES, *METHODS) if name in vars(module)}
+    values = {name: vars(module)[name] for name in (*SWITCHES, *REPLACED_METHODS) if name in vars(module)}
     return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-__all__ = ["model_as_before"]
+__all__ = ["TOUCHED", "model_as_before"]

@@ -1,7 +1,4 @@
-"""The seam of the encoders: `SentenceTransformer` with a hook where a saved model's files are read.
-
-`sft.py`'s `TOUCHED` lists the private name used here.
-"""
+"""A hook of the encoders: `SentenceTransformer`, where a saved model's files are read."""
 
 from __future__ import annotations
 
@@ -9,8 +6,16 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+TOUCHED = (
+    (
+        "sentence_transformers.base.model.BaseModel",
+        "_load_config_modules",
+        "exemplars would not be read at the commit of the weights",
+    ),
+)
 
-class EncoderSeam(SentenceTransformer):
+
+class EncoderHooks(SentenceTransformer):
     """
     A `SentenceTransformer` that can keep files of its own beside the modules.
 
@@ -37,7 +42,7 @@ class EncoderSeam(SentenceTransformer):
         local_files_only: bool = False,
         **kwargs: Any,
     ) -> Any:
-        loaded = super()._load_config_modules(
+        modules = super()._load_config_modules(
             model_name_or_path, token, cache_folder, revision, trust_remote_code, local_files_only, **kwargs
         )
         self.read_files(
@@ -47,4 +52,4 @@ class EncoderSeam(SentenceTransformer):
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        return loaded
+        return modules

@@ -1,7 +1,4 @@
-"""The seam of trainers of classifiers: any stock `Trainer`, with columns that reach the loss.
-
-`sft.py`'s `TOUCHED` lists the private names used here.
-"""
+"""Hooks of trainers of classifiers: any stock `Trainer`, with columns that reach the loss."""
 
 from __future__ import annotations
 
@@ -12,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ext._upstream.sft import Seam
+from hf_ext._upstream.trainer import BaseTrainerHooks
+
+TOUCHED = (
+    ("transformers.Trainer", "_set_signature_columns_if_needed", "columns of a classifier's loss would be dropped"),
+    ("transformers.Trainer", "_signature_columns", "columns of a classifier's loss would be dropped"),
+    ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by labels, not by weights"),
+)
 
 
 @dataclass
@@ -33,11 +36,11 @@ class CarriesColumns:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows; a column that they do not have is left out."""
         carried = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
-        own = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
-        return {**self.collator(own), **carried}
+        host_rows = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
+        return {**self.collator(host_rows), **carried}
 
 
-class LabelSeam(Seam):
+class ClassifierTrainerHooks(BaseTrainerHooks):
     """
     A stock trainer of classifiers with public hooks; stands before the host in the bases.
 
@@ -66,4 +69,4 @@ class LabelSeam(Seam):
         return self.count_items(batch_samples, device) if batch_samples else None
 
 
-__all__ = ["CarriesColumns", "LabelSeam"]
+__all__ = ["TOUCHED", "CarriesColumns", "ClassifierTrainerHooks"]

@@ -1,24 +1,38 @@
-"""The seam of the preference trainers: pairs on `DPOTrainer`, single labelled responses on `KTOTrainer`.
-
-`sft.py`'s `TOUCHED` lists the private names used here.
-"""
+"""Hooks of the preference trainers: pairs on `DPOTrainer`, single labelled responses on `KTOTrainer`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.adapters import model_as_before
-from hf_ext._upstream.sft import AnyDataset, Seam, expecting_a_row, unformatted
+from hf_ext._upstream.rows import AnyDataset, expecting_a_row, tokenise_only, unformatted
+from hf_ext._upstream.trl_trainer import TRLTrainerHooks
 
-OWN_COLUMNS = ("weight", ROW_INDEX)  # of a collated batch, beside the host's: never passed to a model
+TOUCHED = (
+    ("trl.DPOTrainer", "_compute_loss", "a preference loss of ours could not be added to the host's"),
+    ("trl.DPOTrainer", "_prepare_dataset", "preference rows would not be checked"),
+    ("trl.DPOTrainer", "_tokenizer", "preference rows could not be tokenised without a trainer"),
+    ("trl.DPOTrainer", "_precompute_ref_logps", "reference log-probabilities could not be checked or reused"),
+    ("trl.DPOTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
+    ("trl.KTOTrainer", "_compute_loss", "the unpaired loss could not take the place of the host's"),
+    ("trl.KTOTrainer", "_prepare_dataset", "unpaired rows would not be checked"),
+    ("trl.KTOTrainer", "_precompute_ref_logps", "reference log-probabilities could not be checked or reused"),
+    ("trl.KTOTrainer", "_set_signature_columns_if_needed", "the weight column would be dropped by the dataloader"),
+    ("transformers.Trainer", "_signature_columns", "the weight column would be dropped by the dataloader"),
+)
+
+PreferenceConfig: TypeAlias = DPOConfig | KTOConfig
+OUR_COLUMNS = ("weight", ROW_INDEX)  # of a collated batch, beside the host's: never passed to a model
 
 
 class PreferenceForward(NamedTuple):
@@ -35,7 +49,7 @@ class PreferenceForward(NamedTuple):
         aux_loss (`torch.Tensor`, *optional*):
             The load-balancing loss of a mixture of experts, if the model returned one.
         inputs (`dict`):
-            The collated batch, `OWN_COLUMNS` included.
+            The collated batch, `OUR_COLUMNS` included.
     """
 
     logps: Tensor
@@ -60,19 +74,19 @@ class FirstFusedOutput:
 
 
 @contextmanager
-def reference_from_batch(trainer: Any) -> Iterator[None]:
+def reference_from_batch(trainer: DPOTrainer | KTOTrainer) -> Iterator[None]:
     """Inside, the host reads reference log-probabilities from the batch; not for good, since `evaluate` asks too."""
-    before = trainer.precompute_ref_logps
+    precomputes = trainer.precompute_ref_logps
     trainer.precompute_ref_logps = True
     try:
         yield
     finally:
-        trainer.precompute_ref_logps = before
+        trainer.precompute_ref_logps = precomputes
 
 
-class PreferenceSeam(Seam):
+class PreferenceTrainerHooks(TRLTrainerHooks):
     """
-    A preference trainer of TRL with public hooks; stands before the host in the bases of the two seams below.
+    A preference trainer of TRL with public hooks; stands before the host in the bases of the two classes below.
 
     - `check_rows(dataset, args, dataset_name)`: raw rows, before anything else;
     - `tokenise(rows, host, tokenizer, args, dataset_name)`: around the host's tokenising `host(rows)`;
@@ -86,7 +100,7 @@ class PreferenceSeam(Seam):
 
     reference_columns: tuple[str, ...]
 
-    def check_rows(self, dataset: AnyDataset, args: Any, dataset_name: str) -> AnyDataset:
+    def check_rows(self, dataset: AnyDataset, args: PreferenceConfig, dataset_name: str) -> AnyDataset:
         """Check raw rows; the default takes them as they are."""
         return dataset
 
@@ -95,13 +109,13 @@ class PreferenceSeam(Seam):
         rows: AnyDataset,
         host: Callable[[AnyDataset], AnyDataset],
         tokenizer: PreTrainedTokenizerBase,
-        args: Any,
+        args: PreferenceConfig,
         dataset_name: str,
     ) -> AnyDataset:
         """Tokenise checked rows; the default is the host's way alone."""
         return host(rows)
 
-    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
+    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: PreferenceConfig, dataset_name: str) -> None:
         """Check tokenised rows, made from the raw `rows`; the default takes them as they are."""
 
     def has_reference(self, dataset: AnyDataset) -> bool:
@@ -117,20 +131,20 @@ class PreferenceSeam(Seam):
 
     def reference_logps(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Reference log-probabilities of a batch, one tensor of shape `(pairs,)` or `(rows,)` a reference column."""
-        found = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        return dict(zip(self.reference_columns, found, strict=False))  # KTO's second value is None without a KL term
+        logps = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        return dict(zip(self.reference_columns, logps, strict=False))  # KTO's second value is None without a KL term
 
-    def combine_loss(self, host_loss: Any, forward: PreferenceForward) -> Any:
+    def combine_loss(self, host_loss: Tensor, forward: PreferenceForward) -> Tensor:
         """The loss to train on, a scalar; the default is the host's."""
         return host_loss
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def compute_ref_log_probs(self, model: Module, inputs: dict[str, Any]) -> Any:
         """The host's reference forward, which would pass our columns to the model, and unfreeze an adapter's parts."""
         with model_as_before(self.model):
-            return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OWN_COLUMNS})
+            return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OUR_COLUMNS})
 
     def _prepare_dataset(
-        self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
+        self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: PreferenceConfig, dataset_name: str
     ) -> AnyDataset:
         rows = self.check_rows(unformatted(dataset), args, dataset_name)
         prepare = super()._prepare_dataset
@@ -158,10 +172,10 @@ class PreferenceSeam(Seam):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*(self._signature_columns or []), *OWN_COLUMNS]
+            self._signature_columns = [*(self._signature_columns or []), *OUR_COLUMNS]
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        host_inputs = {name: value for name, value in inputs.items() if name not in OWN_COLUMNS}
+    def _compute_loss(self, model: Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        host_inputs = {name: value for name, value in inputs.items() if name not in OUR_COLUMNS}
         if not self.needs_forward():
             with model_as_before(self.model):  # the reference forward is in it
                 return super()._compute_loss(model, host_inputs, return_outputs)
@@ -184,13 +198,38 @@ class PreferenceSeam(Seam):
         return (loss, outputs) if return_outputs else loss
 
 
-class DPOSeam(PreferenceSeam, DPOTrainer):
-    """`DPOTrainer` with the hooks of [`PreferenceSeam`]."""
+class DPOTrainerHooks(PreferenceTrainerHooks, DPOTrainer):
+    """`DPOTrainer` with the hooks of [`PreferenceTrainerHooks`]."""
 
     reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
 
 
-class KTOSeam(PreferenceSeam, KTOTrainer):
-    """`KTOTrainer` with the hooks of [`PreferenceSeam`], for losses without its KL batch."""
+class KTOTrainerHooks(PreferenceTrainerHooks, KTOTrainer):
+    """`KTOTrainer` with the hooks of [`PreferenceTrainerHooks`], for losses without its KL batch."""
 
     reference_columns = ("ref_logps",)
+
+
+def tokenise_preference_rows(
+    dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str = "eval"
+) -> AnyDataset:
+    """
+    TRL's own tokenising of preference rows, without building a trainer: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Nothing is truncated and no row is dropped: that is for the collator.
+    """
+    host = object.__new__(DPOTrainer)  # `_prepare_dataset` reads one attribute of the trainer, and nothing else
+    host._tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return DPOTrainer._prepare_dataset(host, dataset, processing_class, tokenise_only(args), dataset_name)
+
+
+__all__ = [
+    "OUR_COLUMNS",
+    "TOUCHED",
+    "DPOTrainerHooks",
+    "DataCollatorForPreference",
+    "KTOTrainerHooks",
+    "PreferenceForward",
+    "PreferenceTrainerHooks",
+    "tokenise_preference_rows",
+]

@@ -1,7 +1,4 @@
-"""The seam around the optimiser steps of any host trainer: which of them are left, and what is checked before each.
-
-`sft.py`'s `TOUCHED` lists the private names used here.
-"""
+"""Hooks around the optimiser steps of any host trainer: which of them are left, and what is checked before each."""
 
 from __future__ import annotations
 
@@ -22,11 +19,20 @@ from transformers.trainer_utils import has_length
 
 logger = logging.getLogger(__name__)
 
+TOUCHED = (
+    ("transformers.Trainer", "get_batch_samples", "the rows of a step that is not finite would not be known"),
+    ("transformers.Trainer", "_clip_grad_norm", "gradients would be clipped before they are checked"),
+    ("transformers.Trainer", "_get_grad_norm", "a gradient that is not finite would reach the optimiser"),
+    ("transformers.Trainer", "_init_training_state", "a finished run that is resumed would train one step more"),
+    ("transformers.Trainer", "_finalize_training", "the random state of a finished run would not be restored"),
+    ("transformers.Trainer", "_load_rng_state", "the random state of a finished run would not be restored"),
+)
+
 
 def restore_patience(trainer: Trainer) -> None:
     """Go on with the counts of early stopping, which the host restores from a checkpoint on request alone."""
-    saved = trainer.state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
-    counts = [entry["attributes"] for entry in (saved if isinstance(saved, list) else [saved])]
+    entries = trainer.state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+    counts = [entry["attributes"] for entry in (entries if isinstance(entries, list) else [entries])]
     callbacks = trainer.callback_handler.callbacks
     stoppers = [callback for callback in callbacks if type(callback) is EarlyStoppingCallback]
     for stopper, attributes in zip(stoppers, counts, strict=False):
@@ -40,9 +46,9 @@ def place_in_stream(trainer: Trainer, checkpoint: str) -> tuple[int, int]:
     The host takes the steps so far for those of one pass, and would skip to the stream's end (transformers 5.23). The
     epoch it saves counts passes, and in the last one micro-batches as shares of `max_steps`, for want of a length.
     """
-    saved = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-    share, passes = math.modf(float(saved.epoch or 0))
-    return int(passes), round(share * saved.max_steps * trainer.args.gradient_accumulation_steps)
+    saved_state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    share, passes = math.modf(float(saved_state.epoch or 0))
+    return int(passes), round(share * saved_state.max_steps * trainer.args.gradient_accumulation_steps)
 
 
 def is_sharded(trainer: Trainer, model: Module) -> bool:
@@ -53,7 +59,7 @@ def is_sharded(trainer: Trainer, model: Module) -> bool:
     )
 
 
-def checked_norm(trainer: StepSeam, model: Module) -> Tensor:
+def checked_norm(trainer: StepHooks, model: Module) -> Tensor:
     """The norm of the gradient as the host computes it, once the trainer has looked at it."""
     trainer.accelerator.unscale_gradients()
     norm = get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
@@ -61,7 +67,7 @@ def checked_norm(trainer: StepSeam, model: Module) -> Tensor:
     return norm
 
 
-class StepSeam(Trainer):
+class StepHooks(Trainer):
     """
     Public hooks around the steps of any host trainer; stands before it in the bases.
 
@@ -131,18 +137,16 @@ class StepSeam(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        begin = super()._init_training_state(
+        position = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         self.finished_checkpoint = None
         if resume_from_checkpoint is None:
-            return begin
+            return position
         restore_patience(self)
         if self.has_steps_left():
-            is_stream = not has_length(self.train_dataset)
-            return (
-                begin if not is_stream or self.args.ignore_data_skip else place_in_stream(self, resume_from_checkpoint)
-            )
+            counts_micro_batches = has_length(self.train_dataset) or self.args.ignore_data_skip
+            return position if counts_micro_batches else place_in_stream(self, resume_from_checkpoint)
         # The host looks for the end after a step, never before one: it would train the step after the last one, where
         # that is not an epoch's first (transformers 5.23). No epoch is begun instead.
         self.finished_checkpoint = resume_from_checkpoint
@@ -172,4 +176,4 @@ class StepSeam(Trainer):
         super().log(logs, start_time)
 
 
-__all__ = ["StepSeam"]
+__all__ = ["TOUCHED", "StepHooks"]

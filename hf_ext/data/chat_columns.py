@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset, Features, Json, List, Value
 
 from hf_ext._columns import column_names
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.guards.arrow_checks import filled_rows
 
 logger = logging.getLogger(__name__)

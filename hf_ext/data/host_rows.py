@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Json, List
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX, column_names, columns_of_other_types
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.problem_rows import PROBLEM, drop_problem_rows
 from hf_ext.guards.row_rules import MESSAGE_KEYS, SHAREGPT_KEYS, SHAREGPT_ROLES, RowRules, tool_calls_of

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_ext._columns import OUR_PREFIX, ROW_INDEX
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.rows import RowProblem, handle_bad_rows
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from trl import SFTConfig, pack_dataset
 
 from hf_ext._columns import ROW_INDEX, column_names
-from hf_ext._upstream.sft import AnyDataset, tokenise_rows, training_template, unformatted, with_end_token
+from hf_ext._upstream.rows import AnyDataset, unformatted
+from hf_ext._upstream.sft import tokenise_rows, training_template, with_end_token
 from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
 from hf_ext.data.problem_rows import PROBLEM, drop_problem_rows

@@ -18,7 +18,9 @@ from tqdm.auto import tqdm
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.sft import AnyDataset, DataCollatorForLanguageModeling, fused_lm_head, label_log_probs
+from hf_ext._upstream.fused_head import fused_lm_head, label_log_probs
+from hf_ext._upstream.rows import AnyDataset
+from hf_ext._upstream.sft import DataCollatorForLanguageModeling
 from hf_ext.data.provenance import as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 from hf_ext.guards.tokens import without_padding

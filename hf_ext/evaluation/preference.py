@@ -18,13 +18,9 @@ from tqdm.auto import tqdm
 from trl import DPOConfig
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.sft import (
-    DataCollatorForPreference,
-    fused_lm_head,
-    label_log_probs,
-    tokenise_preference_rows,
-    unformatted,
-)
+from hf_ext._upstream.fused_head import fused_lm_head, label_log_probs
+from hf_ext._upstream.preference import DataCollatorForPreference, tokenise_preference_rows
+from hf_ext._upstream.rows import unformatted
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import adapters_off

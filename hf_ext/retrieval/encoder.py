@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-from hf_ext._upstream.encoder import EncoderSeam
+from hf_ext._upstream.encoder import EncoderHooks
 from hf_ext.data.exemplars import ExemplarStore, Formatted, TokenCounter
 from hf_ext.guards.models import loading_model
 from hf_ext.retrieval.augmenter import Examples, QueryAugmenter
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 OWN_OPTIONS = ("exclude_ids", "exclude", "targets")
 
 
-class RareEncoder(EncoderSeam):
+class RareEncoder(EncoderHooks):
     """
     A [`~sentence_transformers.SentenceTransformer`] that finds exemplars for a query and reads them with it.
 

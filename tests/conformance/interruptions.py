@@ -37,7 +37,7 @@ import transformers.modeling_utils
 from transformers import TrainerCallback, TrainerState
 
 from hf_ext.guards.checkpoints import SEAL_NAME
-from hf_ext.trainers.base import saving
+from hf_ext.trainers.base import trainer as base_trainer
 from tests.conformance.registry import BY_NAME
 from tests.distributed.run_trainer import digest_of
 from tests.forks import run_jobs
@@ -71,7 +71,7 @@ def kill_in(phase: str, at: int) -> None:
     torch.save = half(torch.save, 1)
     TrainerState.save_to_json = half(TrainerState.save_to_json, 1)  # type: ignore[method-assign]
     transformers.modeling_utils.safe_save_file = half(transformers.modeling_utils.safe_save_file, 1)
-    seal, replace, rmtree = saving.seal, os.replace, shutil.rmtree
+    seal, replace, rmtree = base_trainer.seal, os.replace, shutil.rmtree
 
     def sealed(path: Path) -> None:
         if path.name == folder and phase == "before the manifest":
@@ -91,7 +91,7 @@ def kill_in(phase: str, at: int) -> None:
             power_cut()
         rmtree(path, *args, **kwargs)
 
-    saving.seal, os.replace, saving.shutil.rmtree = sealed, replaced, removed  # type: ignore[assignment]
+    base_trainer.seal, os.replace, base_trainer.shutil.rmtree = sealed, replaced, removed  # type: ignore[assignment]
 
 
 class Interrupt(TrainerCallback):

@@ -6,7 +6,7 @@ import random
 
 from datasets import Dataset
 
-from hf_ext._upstream.sft import DataCollatorForPreference
+from hf_ext._upstream.preference import DataCollatorForPreference
 from hf_ext.guards.pairs import SameResponses
 
 

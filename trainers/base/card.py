@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ext.hub.cards import write_model_card
 
 if TYPE_CHECKING:
-    from hf_ext.trainers.base.saving import SavesWithCard
+    from hf_ext.trainers.base.trainer import BaseTrainer
 
 # Facts of every run that a reader of the card asks for first.
 COMMON = (
@@ -34,7 +34,7 @@ def own_settings(config: type) -> list[str]:
     return [field.name for field in fields(config) if field.name not in stock and field.name not in LEFT_OUT]
 
 
-def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
+def settings_of(trainer: BaseTrainer) -> dict[str, Any]:
     """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
     own = own_settings(type(trainer.args))
     names = [name for name in (*getattr(trainer, "card_settings", ()), *own, *COMMON) if hasattr(trainer.args, name)]
@@ -44,7 +44,7 @@ def settings_of(trainer: SavesWithCard) -> dict[str, Any]:
 
 
 def card_of_trainer(
-    trainer: SavesWithCard,
+    trainer: BaseTrainer,
     folder: str,
     *,
     model_name: str | None = None,
@@ -55,7 +55,7 @@ def card_of_trainer(
     Write `README.md` into `folder`: licence, base model, method, paper, settings, and the forgetting table once known.
 
     Args:
-        trainer ([`SavesWithCard`]):
+        trainer ([`BaseTrainer`]):
             Its `forgetting_report`, if set, gives the table and the model-index entries.
         folder (`str`):
             The folder of the saved model.

@@ -18,7 +18,7 @@ from hf_ext.hub.retry import Retry
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from hf_ext.trainers.base.saving import SavesWithCard
+    from hf_ext.trainers.base.trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Pushing:
         wait(self.jobs)
 
 
-def prepare_repo(trainer: SavesWithCard, token: str | None = None, private: bool | None = None) -> None:
+def prepare_repo(trainer: BaseTrainer, token: str | None = None, private: bool | None = None) -> None:
     """
     Make the trainer's repository unless it is there; sets `hub_model_id` to its full name on the main process.
 
@@ -87,7 +87,7 @@ def prepare_repo(trainer: SavesWithCard, token: str | None = None, private: bool
 
 
 def push_trainer(
-    trainer: SavesWithCard,
+    trainer: BaseTrainer,
     commit_message: str,
     *,
     blocking: bool = True,
@@ -98,7 +98,7 @@ def push_trainer(
     card: dict[str, Any] | None = None,
 ) -> CommitInfo | Future | None:
     """
-    Save into `output_dir`, write the card, then push; arguments as in [`SavesWithCard.push_to_hub`].
+    Save into `output_dir`, write the card, then push; arguments as in [`BaseTrainer.push_to_hub`].
 
     Returns:
         `CommitInfo`, or a `Future` of it unless `blocking`; `None` on processes other than the main one.
@@ -135,7 +135,7 @@ def push_trainer(
     return push() if blocking else trainer.push_in_progress.start(push)
 
 
-def push_checkpoint(trainer: SavesWithCard, checkpoint: str) -> None:
+def push_checkpoint(trainer: BaseTrainer, checkpoint: str) -> None:
     """
     Push a checkpoint's model beside training, as `hub_strategy` says; never its optimiser, scheduler or random states.
 
@@ -175,7 +175,7 @@ def push_checkpoint(trainer: SavesWithCard, checkpoint: str) -> None:
     trainer.push_in_progress.start(push)
 
 
-def _private_files(trainer: SavesWithCard) -> list[str]:
+def _private_files(trainer: BaseTrainer) -> list[str]:
     """Patterns of what the arguments have put into `output_dir` and stays there, whatever it is called."""
     root = Path(trainer.args.output_dir).resolve()
     patterns = []

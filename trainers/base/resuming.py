@@ -18,7 +18,7 @@ from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, req
 from hf_ext.guards.disk import flush
 
 if TYPE_CHECKING:
-    from hf_ext.trainers.base.saving import SavesWithCard
+    from hf_ext.trainers.base.trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.i
 # --- which checkpoint ------------------------------------------------------------------------------------------------
 
 
-def agreed_checkpoint(trainer: SavesWithCard, asked: str | bool) -> str:
+def agreed_checkpoint(trainer: BaseTrainer, asked: str | bool) -> str:
     """
     The whole checkpoint to resume from, the same on every process.
 
@@ -55,7 +55,7 @@ def agreed_checkpoint(trainer: SavesWithCard, asked: str | bool) -> str:
     return str(Path(trainer.args.output_dir) / names.pop()) if asked is True else str(asked)
 
 
-def _examined(trainer: SavesWithCard, asked: str | bool) -> dict[str, Any]:
+def _examined(trainer: BaseTrainer, asked: str | bool) -> dict[str, Any]:
     folder = trainer.args.output_dir
     try:
         if asked is not True:
@@ -95,7 +95,7 @@ class StopOnSigterm(JITCheckpointCallback):
         self.is_stopping = False
 
     @classmethod
-    def take_over(cls, trainer: SavesWithCard) -> StopOnSigterm:
+    def take_over(cls, trainer: BaseTrainer) -> StopOnSigterm:
         """
         Put one in the place of the host's own, with its signal handler.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.steps import StepSeam
+from hf_ext._upstream.steps import StepHooks
 from hf_ext.data.provenance import is_peft
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
 from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part
@@ -26,7 +26,7 @@ STATISTICS = ("running_mean", "running_var")  # of a normalisation layer: buffer
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a value
 
 
-class SafeSteps(StepSeam):
+class SafeSteps(StepHooks):
     """
     Checks around every optimiser step of any host trainer; stands before it in the bases.
 

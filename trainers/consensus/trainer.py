@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import Trainer
 
-from hf_ext._upstream.labels import LabelSeam
+from hf_ext._upstream.labels import ClassifierTrainerHooks
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.data.relabeling.accuracy import channel_classes
 from hf_ext.data.relabeling.consensus import LABEL_PROBS
@@ -22,7 +22,7 @@ from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX, RowError
 from hf_ext.guards.weights import refuse_vanishing_weights
 from hf_ext.losses.label_noise import forward_corrected_nll, soft_nll
-from hf_ext.trainers.base.saving import SavesWithCard
+from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.consensus.card import card_of_classifier
 from hf_ext.trainers.consensus.labels import checked_rows, same_eval_names
 
@@ -30,7 +30,7 @@ WEIGHT, CHANNEL_INDEX = "weight", "channel_index"
 IDENTITY = (1.0, 0.0)  # p and q of labels that went through nothing
 
 
-class NoisyLabels(SavesWithCard, LabelSeam):
+class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
     """
     The loss of noisy labels for a stock trainer; stands before it in the bases. See [`ForwardCorrectedTrainer`].
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.preference import PreferenceForward, PreferenceSeam
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.preference import PreferenceForward, PreferenceTrainerHooks
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import is_peft
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
-from hf_ext.trainers.base.saving import SavesWithCard
+from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.collator import OwnColumnsCollator
 from hf_ext.trainers.infopo.config import own_config
@@ -37,9 +37,9 @@ PAIR_IDS = ("chosen_ids", "rejected_ids")
 FAR_FROM_REFERENCE = 1.0  # nats per token between policy and reference before the first step
 
 
-class PreferenceMethod(SavesWithCard, PreferenceSeam):
+class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
     """
-    Base of the InfoPO trainers; stands before the seam of their host.
+    Base of the InfoPO trainers; stands before the hooks of their host.
 
     Attributes:
         likelihood_guard ([`LikelihoodGuardCallback`], *optional*):

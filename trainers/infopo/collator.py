@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_ext._upstream.preference import OWN_COLUMNS
+from hf_ext._upstream.preference import OUR_COLUMNS
 
 
 class OwnColumnsCollator:
@@ -23,7 +23,7 @@ class OwnColumnsCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate one batch."""
-        own = {name: torch.tensor([row[name] for row in rows]) for name in OWN_COLUMNS if name in rows[0]}
+        own = {name: torch.tensor([row[name] for row in rows]) for name in OUR_COLUMNS if name in rows[0]}
         batch = self.inner(rows)
         for name, values in own.items():
             batch[name] = values.float() if name == "weight" else values

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hf_ext._upstream.preference import DPOSeam, PreferenceForward
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.preference import DPOTrainerHooks, PreferenceForward
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows
@@ -15,7 +15,7 @@ from hf_ext.trainers.infopo.config import INFOPO, InfoPOConfig
 from hf_ext.trainers.infopo.diagnostics import host_bound_ratios, pair_ratios, paired_bound_ratios
 
 
-class InfoPOTrainer(PreferenceMethod, DPOSeam):
+class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
     r"""
     [`~trl.DPOTrainer`] whose loss is the negative of a bound on the information that the label carries.
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from hf_ext._upstream.preference import KTOSeam, PreferenceForward
-from hf_ext._upstream.sft import AnyDataset
+from hf_ext._upstream.preference import KTOTrainerHooks, PreferenceForward
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss
@@ -19,7 +19,7 @@ from hf_ext.trainers.infopo.diagnostics import unpaired_ratios
 logger = logging.getLogger(__name__)
 
 
-class InfoPOUnpairedTrainer(PreferenceMethod, KTOSeam):
+class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
     r"""
     InfoPO on single responses with a label: the bound is a sum of two expectations, so pairs were never needed.
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
-from hf_ext._upstream.retrieval import SentenceTransformerSeam
+from hf_ext._upstream.retrieval import SentenceTransformerTrainerHooks
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
 from hf_ext.data.exemplars.sources import require_matches
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
 from hf_ext.retrieval.pooling import Body
-from hf_ext.trainers.base.saving import SavesWithCard
+from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig, own_config
@@ -115,7 +115,7 @@ def _with_exemplars(teacher: Any, rows: Dataset, pool: Pool, args: RareConfig) -
     return [one.body if args.pool_examples else Body.of(one) for one in made]
 
 
-class ContextDistillationTrainer(SavesWithCard, SentenceTransformerSeam):
+class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
     """
     Train a student to give, for a bare query, the vector its teacher gives with exemplars.
 

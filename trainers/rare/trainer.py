@@ -14,13 +14,17 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_ext._upstream.retrieval import RetrievalSeam, SentenceTransformerSeam, SparseEncoderSeam
+from hf_ext._upstream.retrieval import (
+    RetrievalTrainerHooks,
+    SentenceTransformerTrainerHooks,
+    SparseEncoderTrainerHooks,
+)
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.retrieval.repository import write_exemplars
-from hf_ext.trainers.base.saving import SavesWithCard
+from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.rare.card import card_of_retriever
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
@@ -58,9 +62,9 @@ class TellEpoch(TrainerCallback):
         self.collator.set_epoch(int(state.epoch or 0))
 
 
-class RareMethod(SavesWithCard, RetrievalSeam):
+class RareMethod(BaseTrainer, RetrievalTrainerHooks):
     """
-    What RARe's trainers share; stands before the seam of their host.
+    What RARe's trainers share; stands before the hooks of their host.
 
     The exemplars of a [`~hf_ext.retrieval.RareEncoder`] are neither saved nor pushed by the trainer.
 
@@ -233,7 +237,7 @@ class RareMethod(SavesWithCard, RetrievalSeam):
         card_of_retriever(self, folder, **names)
 
 
-class RareTrainer(RareMethod, SentenceTransformerSeam):
+class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
     """
     Train an embedding model to use in-context examples: RARe.
 
@@ -328,7 +332,7 @@ class RareTrainer(RareMethod, SentenceTransformerSeam):
         )
 
 
-class RareSparseTrainer(RareMethod, SparseEncoderSeam):
+class RareSparseTrainer(RareMethod, SparseEncoderTrainerHooks):
     """
     [`RareTrainer`] for a [`~sentence_transformers.SparseEncoder`], through the same collator.
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.sft import AnyDataset, SFTSeam, unformatted
+from hf_ext._upstream.rows import AnyDataset, unformatted
+from hf_ext._upstream.sft import SFTTrainerHooks
 from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
 from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
@@ -22,7 +23,7 @@ from hf_ext.guards.best_metric import without_host_direction
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.tokens import require_padding_token, tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
-from hf_ext.trainers.base.saving import SavesWithCard
+from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class _Recorder:
         return outputs
 
 
-class WeightedSFTTrainer(SavesWithCard, SFTSeam):
+class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
     r"""
     [`~trl.SFTTrainer`] whose rows may carry a `weight`: a number per row, or a list per token.
 

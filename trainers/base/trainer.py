@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_ext._upstream.sft import CheckpointSeam
+from hf_ext._upstream.checkpoints import CheckpointHooks
 from hf_ext.guards.best_metric import check_best_metric
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PARTIAL = "_saving"  # begins like everything that no push takes along
 
 
-class SavesWithCard(SafeSteps, CheckpointSeam):
+class BaseTrainer(SafeSteps, CheckpointHooks):
     """
     Saving and pushing for a trainer whose class names its `method`; stands before the host trainer in its bases.
 
