@@ -34,6 +34,25 @@ def fused_lm_head(model: Module) -> Iterator[None]:
             base.forward = instance_forward
 
 
+class FusedOutputRecorder:
+    """
+    Calls the model for the host and keeps the first output that came without logits: one forward serves two losses.
+
+    Args:
+        model (`torch.nn.Module`): in [`fused_lm_head`], as every trainer of TRL has it.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.model = model
+        self.output: Any = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        output = self.model(**inputs)
+        if self.output is None and inputs.get("fused_lm_head"):  # the reference's forward may come second
+            self.output = output
+        return output
+
+
 def label_log_probs(model: Module, inputs: dict[str, Tensor]) -> Tensor:
     """
     Log-probability of every label after the first, `(batch, seq_len - 1)`, 0 where it is -100; in [`fused_lm_head`].

@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.adapters import model_as_before
+from hf_ext._upstream.fused_head import FusedOutputRecorder
 from hf_ext._upstream.rows import AnyDataset, expecting_a_row, tokenise_only, unformatted
 from hf_ext._upstream.trl_trainer import TRLTrainerHooks
 
@@ -57,20 +58,6 @@ class PreferenceForward(NamedTuple):
     lengths: Tensor
     aux_loss: Tensor | None
     inputs: dict[str, Any]
-
-
-class FirstFusedOutput:
-    """Calls the model for the host and keeps the first output that came without logits: the policy's forward."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
-        self.output: Any = None
-
-    def __call__(self, **inputs: Any) -> Any:
-        output = self.model(**inputs)
-        if self.output is None and inputs.get("fused_lm_head"):
-            self.output = output
-        return output
 
 
 @contextmanager
@@ -181,17 +168,17 @@ class PreferenceTrainerHooks(TRLTrainerHooks):
                 return super()._compute_loss(model, host_inputs, return_outputs)
         if not self.precompute_ref_logps:
             host_inputs |= self.reference_logps(host_inputs)
-        tap = FirstFusedOutput(model)  # one a call: evaluation inside training comes here again
+        recorder = FusedOutputRecorder(model)  # one a call: evaluation inside training comes here again
         with reference_from_batch(self):
-            result = super()._compute_loss(tap, host_inputs, return_outputs)
+            result = super()._compute_loss(recorder, host_inputs, return_outputs)
         host_loss, outputs = result if return_outputs else (result, None)
         mask = inputs["completion_mask"][:, 1:]
         forward = PreferenceForward(
             # from the right: prompt-learning adapters prepend virtual tokens
-            logps=tap.output.log_probs[:, -mask.shape[1] :].float().sum(dim=1),
+            logps=recorder.output.log_probs[:, -mask.shape[1] :].float().sum(dim=1),
             reference_logps=torch.cat([host_inputs[name] for name in self.reference_columns]).float(),
             lengths=mask.sum(dim=1),
-            aux_loss=tap.output.aux_loss if self.aux_loss_enabled else None,
+            aux_loss=recorder.output.aux_loss if self.aux_loss_enabled else None,
             inputs=inputs,
         )
         loss = self.combine_loss(host_loss, forward)

@@ -18,10 +18,6 @@ CIRCLES = {
     ("data.pruning.streaming", "data.pruning.dataset"),
     ("data.vectors.columns", "data.pruning._rows"),
     ("data.vectors.columns", "data.pruning._types"),
-    ("trainers.base.card", "trainers.base.saving"),
-    ("trainers.base.push", "trainers.base.saving"),
-    ("trainers.base.resuming", "trainers.base.saving"),
-    ("trainers.consensus.card", "trainers.consensus.trainer"),
 }
 
 Graph = dict[str, set[str]]

@@ -195,7 +195,7 @@ def test_a_run_that_sinks_is_stopped_whatever_the_loss(
     train(trainer)
     assert trainer.state.global_step == 2
     assert "Training stops here" in caplog.text
-    assert trainer.card_facts()["likelihood guard"].startswith("chosen responses fell")
+    assert trainer.card_class(trainer).facts()["likelihood guard"].startswith("chosen responses fell")
 
 
 def test_a_plain_host_trainer_may_be_guarded_too_but_logs_nothing_to_read(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
-"""The card of a trainer of the weighted family, from what the trainer knows."""
+"""The card of a saved model, from what its trainer knows."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
 
 from hf_ext.hub.cards import write_model_card
-
-if TYPE_CHECKING:
-    from hf_ext.trainers.base.trainer import BaseTrainer
 
 # Facts of every run that a reader of the card asks for first.
 COMMON = (
@@ -34,44 +34,71 @@ def own_settings(config: type) -> list[str]:
     return [field.name for field in fields(config) if field.name not in stock and field.name not in LEFT_OUT]
 
 
-def settings_of(trainer: BaseTrainer) -> dict[str, Any]:
-    """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
-    own = own_settings(type(trainer.args))
-    names = [name for name in (*getattr(trainer, "card_settings", ()), *own, *COMMON) if hasattr(trainer.args, name)]
-    values = {name: getattr(trainer.args, name) for name in names}
-    facts = {name: getattr(value, "value", value) for name, value in values.items()}
-    return facts | {"processes": trainer.accelerator.num_processes} | getattr(trainer, "card_facts", dict)()
-
-
-def card_of_trainer(
-    trainer: BaseTrainer,
-    folder: str,
-    *,
-    model_name: str | None = None,
-    dataset_name: str | None = None,
-    tags: str | list[str] | None = None,
-) -> None:
+class TrainerCard:
     """
-    Write `README.md` into `folder`: licence, base model, method, paper, settings, and the forgetting table once known.
+    The card of a saved model, from what its trainer knows; a subclass tells more of its kind of model.
 
     Args:
         trainer ([`BaseTrainer`]):
             Its `forgetting_report`, if set, gives the table and the model-index entries.
-        folder (`str`):
-            The folder of the saved model.
-        model_name, dataset_name (`str`, *optional*), tags (`str` or `list[str]`, *optional*):
-            As in `Trainer.create_model_card`.
     """
-    tags = [tags] if isinstance(tags, str) else tags or []
-    write_model_card(
-        folder,
-        method=trainer.method,
-        base_model=trainer.model.config.name_or_path or None,
-        license=trainer.args.model_license,
-        settings=settings_of(trainer),
-        dataset_name=dataset_name,
-        report=trainer.forgetting_report,
-        run=trainer.forgetting_run,
-        tags=[*tags, *trainer.model.model_tags] if trainer.model.model_tags else tags,
-        model_name=model_name or trainer.args.hub_model_id,
-    )
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def write(
+        self,
+        folder: str,
+        *,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """
+        Write `README.md` into `folder`: licence, base model, method, paper, settings, and what is known of the run.
+
+        Args:
+            folder (`str`):
+                The folder of the saved model.
+            model_name, dataset_name (`str`, *optional*), tags (`str` or `list[str]`, *optional*):
+                As in `Trainer.create_model_card`.
+        """
+        trainer = self.trainer
+        model_name = model_name or trainer.args.hub_model_id or Path(folder).resolve().name
+        write_model_card(
+            folder,
+            method=trainer.method,
+            base_model=self.base_model(),
+            license=trainer.model_license,
+            settings=self.settings(),
+            dataset_name=dataset_name,
+            report=trainer.forgetting_report,
+            run=trainer.forgetting_run,
+            tags=self.tags([tags] if isinstance(tags, str) else tags or []),
+            model_name=model_name,
+            **self.usage(model_name),
+        )
+
+    def base_model(self) -> str | None:
+        """Name or folder of the model that was trained, as far as it is known."""
+        return self.trainer.model.config.name_or_path or None
+
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
+        args = self.trainer.args
+        names = [*self.trainer.card_settings, *own_settings(type(args)), *COMMON]
+        values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+        settings = {name: getattr(value, "value", value) for name, value in values.items()}
+        return settings | {"processes": self.trainer.accelerator.num_processes} | self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """Rows of the settings that only a finished run knows; the default knows none."""
+        return {}
+
+    def tags(self, tags: list[str]) -> list[str]:
+        """The tags of the caller, and those of this kind of model."""
+        return [*tags, *(self.trainer.model.model_tags or [])]
+
+    def usage(self, model_name: str) -> dict[str, str | None]:
+        """What [`~hf_ext.hub.cards.write_model_card`] is told of the use: any of `usage`, `task` and `library`."""
+        return {}

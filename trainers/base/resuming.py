@@ -7,18 +7,16 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import SaveStrategy
 
 from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, require_whole
 from hf_ext.guards.disk import flush
-
-if TYPE_CHECKING:
-    from hf_ext.trainers.base.trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,40 +27,38 @@ _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.i
 # --- which checkpoint ------------------------------------------------------------------------------------------------
 
 
-def agreed_checkpoint(trainer: BaseTrainer, asked: str | bool) -> str:
+def agreed_checkpoint(trainer: Trainer, resume_from: str | bool) -> str:
     """
     The whole checkpoint to resume from, the same on every process.
 
     One process a machine reads the files: they may be large, and machines may not share a disk.
 
     Raises:
-        DamagedCheckpointError: the checkpoint named is damaged, or none is whole.
-        ValueError: there is no checkpoint, or machines hold different ones.
+        DamagedCheckpointError: if the checkpoint named is damaged, or none is whole.
+        ValueError: if there is no checkpoint, or machines hold different ones.
     """
-    found: dict[str, Any] | None = None
-    if trainer.is_local_process_zero():
-        found = _examined(trainer, asked)
-    everywhere = [entry for entry in gather_object([found]) if entry is not None]
-    for entry in everywhere:
+    verdict = _examined(trainer.args.output_dir, resume_from) if trainer.is_local_process_zero() else None
+    verdicts = [entry for entry in gather_object([verdict]) if entry is not None]
+    for entry in verdicts:
         if entry["error"] is not None:
             raise entry["error"]
-    names = {entry["name"] for entry in everywhere}
+    names = {entry["name"] for entry in verdicts}
     if len(names) > 1:
         raise ValueError(
             f"The newest whole checkpoint is not the same on every machine: {sorted(names)}. Copy one to all, and "
             "name it in resume_from_checkpoint."
         )
-    return str(Path(trainer.args.output_dir) / names.pop()) if asked is True else str(asked)
+    return str(Path(trainer.args.output_dir) / names.pop()) if resume_from is True else str(resume_from)
 
 
-def _examined(trainer: BaseTrainer, asked: str | bool) -> dict[str, Any]:
-    folder = trainer.args.output_dir
+def _examined(folder: str, resume_from: str | bool) -> dict[str, Any]:
+    """Name of the checkpoint to resume from, or the error that says why there is none: every process must get it."""
     try:
-        if asked is not True:
-            warning = require_whole(str(asked), folder)
+        if resume_from is not True:
+            warning = require_whole(str(resume_from), folder)
             if warning is not None:
                 logger.warning(warning)
-            return {"name": str(asked), "error": None}
+            return {"name": str(resume_from), "error": None}
         checkpoint, damages = choose_newest(folder)
         for damage in damages:
             logger.warning(f"Damaged checkpoint not used: {damage}. Resuming from {checkpoint} instead.")
@@ -95,14 +91,14 @@ class StopOnSigterm(JITCheckpointCallback):
         self.is_stopping = False
 
     @classmethod
-    def take_over(cls, trainer: BaseTrainer) -> StopOnSigterm:
+    def take_over(cls, trainer: Trainer) -> StopOnSigterm:
         """
         Put one in the place of the host's own, with its signal handler.
 
         Raises:
-            ValueError: `save_strategy="best"`, under which an evaluation decides whether anything is saved.
+            ValueError: if `save_strategy="best"`, under which an evaluation decides whether anything is saved.
         """
-        theirs, ours = trainer.pop_callback(JITCheckpointCallback), cls()
+        theirs = trainer.pop_callback(JITCheckpointCallback)
         if trainer.args.save_strategy == SaveStrategy.BEST:
             # The host has set its signal handler, and sets it back at the end of training. Left there, the process
             # and every worker forked from it would ignore SIGTERM.
@@ -111,7 +107,9 @@ class StopOnSigterm(JITCheckpointCallback):
                 f"{type(trainer).__name__} does not support enable_jit_checkpoint with save_strategy='best', under "
                 "which an evaluation decides whether anything is saved: use 'steps', 'epoch' or 'no'."
             )
-        ours.trainer, ours.jit_manager = theirs.trainer, theirs.jit_manager
+        ours = cls()
+        ours.trainer = theirs.trainer
+        ours.jit_manager = theirs.jit_manager
         trainer.add_callback(ours)
         return ours
 
@@ -120,29 +118,38 @@ class StopOnSigterm(JITCheckpointCallback):
         End the process after a training that was stopped.
 
         Raises:
-            StoppedBySigterm: it was.
+            StoppedBySigterm: if it was.
         """
         if self.is_stopping:
-            step, self.is_stopping = self.trainer.state.global_step, False
+            self.is_stopping = False
+            step = self.trainer.state.global_step
             logger.warning(
                 f"SIGTERM: stopped after step {step}; checkpoint-{step} in {self.trainer.args.output_dir} is whole. "
                 "The same command with resume_from_checkpoint=True goes on from there."
             )
             raise StoppedBySigterm
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Nothing: a step that has begun is finished."""
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Nothing: a step that has begun is finished."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Stop here if it is asked for; at an epoch's last step the epoch's end comes first, and saves."""
         if self._is_asked():
             self.is_stopping = control.should_training_stop = True
             control.should_save = control.should_save or not float(state.epoch).is_integer()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save at the end of an epoch; in its middle, where the loop was left, all is done."""
         self.is_stopping = self.is_stopping or self._is_asked()
         if not self.is_stopping:
@@ -155,8 +162,8 @@ class StopOnSigterm(JITCheckpointCallback):
         if self.is_stopping:
             return True
         accelerator = self.trainer.accelerator
-        asked = torch.tensor([self.jit_manager.is_checkpoint_requested], dtype=torch.int32, device=accelerator.device)
-        return bool(accelerator.gather(asked).any())
+        flag = torch.tensor([self.jit_manager.is_checkpoint_requested], dtype=torch.int32, device=accelerator.device)
+        return bool(accelerator.gather(flag).any())
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

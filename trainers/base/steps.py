@@ -1,4 +1,4 @@
-"""No broken step: what a trainer of ours checks before the optimiser's step, and before its weights are used."""
+"""What a trainer of ours checks before the optimiser's step, and before its weights are used: no step is broken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.steps import StepHooks
 from hf_ext.data.provenance import is_peft
 from hf_ext.guards.checkpoints import checkpoints_in, is_sealed
-from hf_ext.guards.finite import NonFiniteError, check_gradient, parameter_error, readable_part
+from hf_ext.guards.finite import NonFiniteError, check_finite, check_gradient, parameter_error, readable_part
 from hf_ext.guards.weights import LEAST_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -48,26 +48,27 @@ class SafeSteps(StepHooks):
         Refuse a run that could move nothing, before anything is done for it.
 
         Raises:
-            ValueError: no parameter is trainable, the optimizer that was passed holds none that is, there is no epoch
-                to train, or no batch is full where only full ones are taken.
+            ValueError: if no parameter is trainable, the optimizer that was passed holds none that is, there is no
+                epoch to train, or no batch is full where only full ones are taken.
         """
         if self.args.max_steps <= 0 and self.args.num_train_epochs <= 0:
             self.check_steps()
-        rows, size = self.train_dataset, self.args.train_batch_size
+        rows = self.train_dataset
+        size = self.args.train_batch_size
         if self.args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < size:
             raise ValueError(
                 f"dataloader_drop_last=True leaves out a batch that is not full, and the {len(rows):,} rows of the "
                 f"train dataset do not fill one of {size:,}: there is nothing to train on. Leave it out, or lower "
                 "per_device_train_batch_size."
             )
-        trained = [value for value in self.model.parameters() if value.requires_grad]
-        if not trained:
+        trainable = [value for value in self.model.parameters() if value.requires_grad]
+        if not trainable:
             raise ValueError(nothing_trainable(self.model))
         # One that the host has made is prepared, and may hold other tensors in place of the parameters.
-        is_own = self.optimizer is not None and not isinstance(self.optimizer, AcceleratedOptimizer)
-        if is_own and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            held = {id(value) for group in self.optimizer.param_groups for value in group["params"]}
-            if not any(id(value) in held for value in trained):
+        is_users = self.optimizer is not None and not isinstance(self.optimizer, AcceleratedOptimizer)
+        if is_users and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            optimized = {id(value) for group in self.optimizer.param_groups for value in group["params"]}
+            if not any(id(value) in optimized for value in trainable):
                 raise ValueError(
                     "The optimizer in optimizers= holds no parameter that is trained: it was made of another model's "
                     "parameters, or of those before an adapter was added. Make it of trainer.model's, or pass "
@@ -79,7 +80,7 @@ class SafeSteps(StepHooks):
         Stop a run that had no batch to take a step with, before it saves a model that is what it was.
 
         Raises:
-            ValueError: not a single optimiser step was taken.
+            ValueError: if not a single optimiser step was taken.
         """
         if self._first_values is not None:
             reason = (
@@ -97,7 +98,7 @@ class SafeSteps(StepHooks):
         if not batches and self.state.global_step == 0:
             self.check_steps()  # here, for the host would save a checkpoint at the end of the epoch
         if batches and self._first_values is None:
-            self._first_values = self.state.global_step, checksum(self.model)
+            self._first_values = (self.state.global_step, checksum(self.model))
         self._step_rows = tuple(batch[ROW_INDEX] for batch in batches if ROW_INDEX in batch)
 
     def check_gradient(self, norm: Tensor | float, parameters: Iterable[tuple[str, Parameter]]) -> None:
@@ -108,7 +109,7 @@ class SafeSteps(StepHooks):
         A gradient that is zero is said once.
 
         Raises:
-            NonFiniteError: the gradient's norm is a NaN or an infinity.
+            NonFiniteError: if the gradient's norm is a NaN or an infinity.
         """
         if math.isfinite(size := float(norm)):
             if size < LEAST_WEIGHT:
@@ -118,19 +119,38 @@ class SafeSteps(StepHooks):
         if scaler is None or not scaler.is_enabled() or scaler.get_scale() <= 1:
             check_gradient(norm, parameters, **self._place())
 
+    def guard(self, name: str, values: Tensor, row_index: Tensor | None = None) -> None:
+        """
+        Stop before the optimiser step when `values` are not finite.
+
+        Args:
+            name (`str`):
+                What they are, for the message.
+            values (`torch.Tensor` of any shape):
+                Of one micro-batch.
+            row_index (`torch.Tensor`, *optional*):
+                Row of each value, or of the batch.
+
+        Raises:
+            NonFiniteError: if one is a NaN or an infinity; the rows are named.
+        """
+        rank = self.accelerator.process_index
+        check_finite(name, values, step=self.state.global_step, rank=rank, row_index=row_index)
+
     def check_result(self) -> None:
         """
         Stop after the last step when the model is not finite; say so when training has moved no parameter.
 
         Raises:
-            NonFiniteError: as of [`check_weights`].
+            NonFiniteError: if [`check_weights`] raises it.
         """
         self.check_weights()
-        (start, first_values), self._first_values = self._first_values or (self.state.global_step, 0), None
+        start, first_values = self._first_values or (self.state.global_step, 0)
+        self._first_values = None
         num_steps = self.state.global_step - start
         # Of ZeRO-3 no process holds a whole parameter to sum.
-        is_known = num_steps > 0 and self.is_world_process_zero() and not self.is_deepspeed_enabled
-        if is_known and checksum(self.model) == first_values:
+        can_tell = num_steps > 0 and self.is_world_process_zero() and not self.is_deepspeed_enabled
+        if can_tell and checksum(self.model) == first_values:
             logger.warning(
                 "Training has moved no parameter in %s step%s: the model is what it was. Either the gradient vanished "
                 "(every weight 0, or too small for float32), or learning_rate is 0 or too small for the parameters' "
@@ -145,19 +165,23 @@ class SafeSteps(StepHooks):
         What no training changes is not looked at: a mask of infinities among frozen parameters is the model's own.
 
         Raises:
-            NonFiniteError: a trained parameter, or a running statistic that this process saves, holds a NaN or an
+            NonFiniteError: if a trained parameter, or a running statistic that this process saves, holds a NaN or an
                 infinity; names it, and the last whole checkpoint.
         """
-        whole = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
-        then = f"{whole[0]} is whole: resume from it" if whole else "No checkpoint is whole: start again"
-        then += ", with a lower learning rate."
-        error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), advice=then)
+        whole_checkpoints = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
+        remedy = (
+            f"{whole_checkpoints[0]} is whole: resume from it"
+            if whole_checkpoints
+            else "No checkpoint is whole: start again"
+        )
+        remedy += ", with a lower learning rate."
+        error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), advice=remedy)
         if self.is_fsdp_enabled:  # each process has seen its own shards, and all of them must stop
             flags = torch.tensor([error is not None], device=self.accelerator.device)
             is_bad_somewhere = bool(self.accelerator.gather(flags).any())
             if error is None and is_bad_somewhere:
                 place = self._place()
-                message = f"a parameter is not finite on another rank, after step {place['step']:,}. {then}"
+                message = f"a parameter is not finite on another rank, after step {place['step']:,}. {remedy}"
                 error = NonFiniteError(message, "parameter", place["step"], place["rank"], [])
         if error is not None:
             raise error

@@ -1,48 +1,56 @@
-"""What a trainer of ours saves and pushes: a stock folder with a card, and no pickle; and what it resumes from."""
+"""The base of every trainer of ours: what it saves and resumes from, and what a method names in its class."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_ext._upstream.checkpoints import CheckpointHooks
-from hf_ext.guards.best_metric import check_best_metric
+from hf_ext.guards.best_metric import check_best_metric, without_host_direction
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
 from hf_ext.guards.disk import writing
 from hf_ext.guards.renamed import renamed_attribute
 from hf_ext.guards.runs import claimed_folder, claims_output
 from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.hub.front_matter import without_host_card
-from hf_ext.trainers.base.card import card_of_trainer
-from hf_ext.trainers.base.push import prepare_repo, push_checkpoint, push_trainer
+from hf_ext.trainers.base.card import HOSTS, TrainerCard
+from hf_ext.trainers.base.push import PushesToHub
 from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
 from hf_ext.trainers.base.steps import SafeSteps
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from huggingface_hub import CommitInfo
-
     from hf_ext.evaluation.report import ForgettingReport
 
 PARTIAL = "_saving"  # begins like everything that no push takes along
 
 
-class BaseTrainer(SafeSteps, CheckpointHooks):
+class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     """
-    Saving and pushing for a trainer whose class names its `method`; stands before the host trainer in its bases.
+    Steps, checkpoints, saving and pushing of any host trainer; stands before the hooks of that host in the bases.
+
+    A method's class names what is its own:
+
+    - `method`: its name on cards, one of `hf_ext.hub.cards.METHODS`;
+    - `config_class`: its configuration, which a plain one of the host is turned into;
+    - `card_class`, and `card_settings`: the card, and fields of the host's configuration that it shows;
+    - `data_collator_class`: the collator, around the host's or in its place.
 
     Attributes:
         forgetting_report ([`ForgettingReport`], *optional*), forgetting_run (`str`, *optional*):
             Set them before saving, and the card carries the table and the numbers of that run.
     """
 
-    method: str
+    method: ClassVar[str]
+    config_class: ClassVar[type[TrainingArguments]]
+    card_class: ClassVar[type[TrainerCard]] = TrainerCard
+    card_settings: ClassVar[tuple[str, ...]] = ()
     forgetting_report: ForgettingReport | None = None
     forgetting_run: str | None = None
     forgetting_arm = renamed_attribute("forgetting_arm", "forgetting_run")
@@ -50,6 +58,36 @@ class BaseTrainer(SafeSteps, CheckpointHooks):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stop_on_sigterm = StopOnSigterm.take_over(self) if self.args.enable_jit_checkpoint else None
+
+    # --- settings --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def own_config(cls, args: TrainingArguments | None, output_dir: str) -> Any:
+        """
+        The arguments as one of `config_class`: as they are, made of the host's own, or the default.
+
+        Args:
+            args (`TrainingArguments`, *optional*):
+                What the user gave.
+            output_dir (`str`):
+                Of the default.
+
+        Raises:
+            TypeError: if they are those of another trainer.
+        """
+        if args is None:
+            return cls.config_class(output_dir=output_dir)
+        if isinstance(args, cls.config_class):
+            return args
+        host_class = next(base for base in cls.config_class.__mro__ if base.__module__.startswith(HOSTS))
+        if not isinstance(args, host_class) and type(args) not in cls.config_class.__mro__:
+            raise TypeError(f"{cls.__name__} needs a {cls.config_class.__name__}, got {type(args).__name__}.")
+        return cls.config_class(**cls.host_values(args))
+
+    @classmethod
+    def host_values(cls, args: TrainingArguments) -> dict[str, Any]:
+        """Fields of a plain configuration of the host, as they are passed on to `config_class`."""
+        return without_host_direction({entry.name: getattr(args, entry.name) for entry in fields(args) if entry.init})
 
     # --- resuming --------------------------------------------------------------------------------------------------
 
@@ -102,11 +140,11 @@ class BaseTrainer(SafeSteps, CheckpointHooks):
         """Around the host's writing of a checkpoint: it gets its manifest, which makes it whole, after all else."""
         self.check_weights()
         path = Path(folder)
-        earlier = [found for found in checkpoints_in(path.parent) if found != path and is_sealed(found)]
-        then = f"{earlier[0]} is whole" if earlier else "No earlier checkpoint is whole"
-        then += "; the unfinished one was removed. Free some space, then resume with resume_from_checkpoint=True."
-        needed = size_of(earlier[0]) if earlier else None
-        with writing("a checkpoint", path, num_bytes=needed, advice=then, clean_up=lambda: shutil.rmtree(path, True)):
+        others = [folder for folder in checkpoints_in(path.parent) if folder != path and is_sealed(folder)]
+        remedy = f"{others[0]} is whole" if others else "No earlier checkpoint is whole"
+        remedy += "; the unfinished one was removed. Free some space, then resume with resume_from_checkpoint=True."
+        needed = size_of(others[0]) if others else None
+        with writing("a checkpoint", path, num_bytes=needed, advice=remedy, clean_up=lambda: shutil.rmtree(path, True)):
             if self.args.should_save:
                 unseal(path)  # a checkpoint of that step may be there, whole or left by a killed run
             yield
@@ -121,13 +159,15 @@ class BaseTrainer(SafeSteps, CheckpointHooks):
         The newest is whole by now, and stays, as does the best one.
         """
         best = self.state.best_model_checkpoint
-        kept = {Path(newest), *([Path(best)] if best is not None else [])}
+        protected = {Path(newest), *([Path(best)] if best is not None else [])}
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        found = [Path(folder) for folder in sort_checkpoints(run_dir, use_mtime=True)]
-        removable = sorted((folder for folder in found if folder not in kept), key=is_sealed)  # stable: oldest first
-        for folder in removable[: max(0, len(found) - max(limit, len(kept)))]:
+        checkpoints = [Path(folder) for folder in sort_checkpoints(run_dir, use_mtime=True)]
+        removable = sorted(
+            (path for path in checkpoints if path not in protected), key=is_sealed
+        )  # stable: oldest first
+        for folder in removable[: max(0, len(checkpoints) - max(limit, len(protected)))]:
             unseal(folder)  # half-removed it must not be taken for whole
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,8 +196,8 @@ class BaseTrainer(SafeSteps, CheckpointHooks):
             self.write_card(self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
 
     def write_card(self, folder: str, **names: Any) -> None:
-        """Write the card into `folder`; `names` as in [`create_model_card`]. The default is a generator's."""
-        card_of_trainer(self, folder, **names)
+        """Write the card into `folder`; `names` as in [`create_model_card`]."""
+        self.card_class(self).write(folder, **names)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -190,59 +230,13 @@ class BaseTrainer(SafeSteps, CheckpointHooks):
         partial = folder / PARTIAL
         needed = sum(value.numel() * value.element_size() for value in self.model.parameters() if value.requires_grad)
         remove = lambda: shutil.rmtree(partial, ignore_errors=True)  # noqa: E731  named for what it does, twice
-        then = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
+        remedy = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
         # A run that has begun to train there in the meantime is waited for: these weights are nowhere else.
         claim = claimed_folder(folder, waits=True) if self.args.should_save else nullcontext()
-        with claim, writing("the model", folder, num_bytes=needed, advice=then, clean_up=remove):
+        with claim, writing("the model", folder, num_bytes=needed, advice=remedy, clean_up=remove):
             if self.args.should_save:
                 remove()  # left by a killed run
             with self._without_host_card(partial):
                 super().save_model(str(partial), _internal_call=True)
             if self.args.should_save:
                 publish(partial, folder)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        create_pr: bool = False,
-        **kwargs: Any,
-    ) -> CommitInfo | Future | None:
-        """
-        Save into `output_dir`, then push it to `hub_model_id`: retried, never twice, without pickles or training rows.
-
-        Args:
-            commit_message, blocking, token, revision, private:
-                As in [`~transformers.Trainer.push_to_hub`].
-            create_pr (`bool`, *optional*, defaults to `False`):
-                Whether to open a pull request instead of committing to `main`.
-            **kwargs:
-                For [`create_model_card`]: `model_name`, `dataset_name`, `tags`.
-
-        Returns:
-            `CommitInfo`, or a `Future` of it unless `blocking`; `None` on processes other than the main one.
-
-        Raises:
-            PushError: the push failed for good; the message says why and that everything is in `output_dir`.
-        """
-        return push_trainer(
-            self,
-            commit_message or "End of training",
-            blocking=blocking,
-            token=token,
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-            card=kwargs,
-        )
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository `hub_model_id` unless it is there, with retries."""
-        prepare_repo(self, token, private)
-
-    def push_checkpoint(self, checkpoint: str) -> None:
-        """Push a checkpoint's model beside training, as `hub_strategy` says; the states to resume from stay here."""
-        push_checkpoint(self, checkpoint)

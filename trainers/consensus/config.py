@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from hf_ext.guards.numbers import check_numbers
+from hf_ext.trainers.base.config import check_choice, license_field
 
 CHOICES = {
     "mode": ("auto", "consensus", "full", "bayes", "bayes_soft"),
@@ -108,15 +109,11 @@ class ConsensusConfig(TrainingArguments):
     )
     selection_folds: int = field(default=4, metadata={"help": "Folds of that comparison, at least 2."})
     label_column: str = field(default="label", metadata={"help": "Column of the noisy labels."})
-    model_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence identifier for the model card, such as 'apache-2.0'. Default: the base model's."},
-    )
+    model_license: str | None = license_field()
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        for name, choices in CHOICES.items():
+            check_choice(self, name, choices)
         for name, least in (("rounds", 1), ("min_rows_per_class", 1), ("selection_folds", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")

@@ -18,12 +18,11 @@ from hf_ext.data.relabeling.accuracy import channel_classes
 from hf_ext.data.relabeling.consensus import LABEL_PROBS
 from hf_ext.data.relabeling.heads import outputs_of
 from hf_ext.data.relabeling.ledger import CHANNEL
-from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX, RowError
 from hf_ext.guards.weights import refuse_vanishing_weights
 from hf_ext.losses.label_noise import forward_corrected_nll, soft_nll
 from hf_ext.trainers.base.trainer import BaseTrainer
-from hf_ext.trainers.consensus.card import card_of_classifier
+from hf_ext.trainers.consensus.card import ClassifierCard
 from hf_ext.trainers.consensus.labels import checked_rows, same_eval_names
 
 WEIGHT, CHANNEL_INDEX = "weight", "channel_index"
@@ -39,6 +38,7 @@ class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
     """
 
     method = "consensus"
+    card_class = ClassifierCard
 
     def __init__(self, *args: Any, channel: RRChannel | Mapping[str, RRChannel] | None = None, **kwargs: Any) -> None:
         if kwargs.get("compute_loss_func") is not None:
@@ -114,15 +114,6 @@ class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
         total = sum(_spread(batch[WEIGHT], batch["labels"])[batch["labels"] != -100].sum() for batch in batches)
         total = torch.as_tensor(total, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         return self.sum_over_processes(total) if self.args.average_tokens_across_devices else total
-
-    def guard(self, name: str, values: Tensor, row_index: Tensor | None) -> None:
-        """Stop before the optimiser step when `values` are not finite."""
-        rank = self.accelerator.process_index
-        check_finite(name, values, step=self.state.global_step, rank=rank, row_index=row_index)
-
-    def write_card(self, folder: str, **names: Any) -> None:
-        """Write a card with the channel, what was chosen, and accuracy read off noisy labels."""
-        card_of_classifier(self, folder, **names)
 
 
 class _Loss:

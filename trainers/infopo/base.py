@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,10 +25,11 @@ from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
+from hf_ext.trainers.base.config import default_output_dir
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
-from hf_ext.trainers.infopo.collator import OwnColumnsCollator
-from hf_ext.trainers.infopo.config import own_config
+from hf_ext.trainers.infopo.card import PreferenceCard
+from hf_ext.trainers.infopo.collator import PreferenceCollator
 from hf_ext.trainers.infopo.diagnostics import Ratios
 
 logger = logging.getLogger(__name__)
@@ -46,9 +48,10 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             The guard in use; its `verdict` goes on the card.
     """
 
-    config_class: type[Any]
     method = "infopo"
+    card_class = PreferenceCard
     card_settings = ("loss_type", "loss_weights", "beta", "precompute_ref_log_probs")
+    data_collator_class = PreferenceCollator
     completion_columns: ClassVar[tuple[str, ...]]
     likelihood_guard: LikelihoodGuardCallback | None = None
 
@@ -63,7 +66,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        args = own_config(self.config_class, args, model, self._name)
+        args = self.own_config(args, default_output_dir(model, self._name))
         if train_dataset is not None and next(iter(train_dataset), None) is None:
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
         require_padding_token(processing_class, args)
@@ -82,7 +85,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
                 **kwargs,
             )
         self.precompute_ref_logps = args.precompute_ref_log_probs
-        self.data_collator = OwnColumnsCollator(self.data_collator)
+        self.data_collator = self.data_collator_class(self.data_collator)
         self._compared = False
         self.add_callback(CeilingCallback())
         if args.likelihood_guard != "off" and not args.reference_free:
@@ -90,6 +93,21 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
                 args.likelihood_guard, args.guard_tolerance, args.guard_patience
             )
             self.add_callback(self.likelihood_guard)
+
+    @classmethod
+    def host_values(cls, args: TrainingArguments) -> dict[str, Any]:
+        """Fields of a plain `DPOConfig` or `KTOConfig`: their default loss, which nobody chose, becomes InfoPO's."""
+        values = super().host_values(args)
+        if values.get("loss_type") in (["sigmoid"], "kto"):
+            for entry in fields(cls.config_class):
+                if entry.name in ("loss_type", "train_sampling_strategy"):
+                    factory = entry.default_factory
+                    values[entry.name] = entry.default if factory is MISSING else factory()
+            logger.warning(
+                "%s was given with the default loss_type: training with %s. Pass %s to choose another.",
+                type(args).__name__, values["loss_type"], cls.config_class.__name__,
+            )  # fmt: skip
+        return values
 
     @staticmethod
     def _refuse_other_adapters(model: Any, args: Any) -> None:
@@ -234,12 +252,6 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             self._compare_with_reference(logratios.detach() / forward.lengths.clamp(min=1))
         return logratios
 
-    def guard(self, name: str, values: Tensor, row_index: Tensor | None) -> None:
-        """Stop before the optimiser step when `values` are not finite."""
-        check_finite(
-            name, values, step=self.state.global_step, rank=self.accelerator.process_index, row_index=row_index
-        )
-
     def _compare_with_reference(self, per_token: Tensor) -> None:
         distance = float(per_token.abs().mean())
         if distance > FAR_FROM_REFERENCE:
@@ -269,13 +281,6 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         """Log them under `infopo/`."""
         for name, (numerator, denominator) in ratios.items():
             self.add_ratio(f"infopo/{name}", numerator, denominator)
-
-    def card_facts(self) -> dict[str, Any]:
-        """Rows of the card's settings that only a finished run knows: the bound's course, and the guard's verdict."""
-        course = [entry["infopo/mi"] for entry in self.state.log_history if "infopo/mi" in entry]
-        shown = [course[i * (len(course) - 1) // 4] for i in range(5)] if len(course) >= 5 else course
-        facts = {"bound (nats) from first to last log": ", ".join(f"{value:.3f}" for value in shown)} if shown else {}
-        return facts | ({"likelihood guard": self.likelihood_guard.verdict} if self.likelihood_guard else {})
 
 
 def _same_responses(args: Any) -> SameResponses:

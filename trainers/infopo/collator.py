@@ -10,7 +10,7 @@ import torch
 from hf_ext._upstream.preference import OUR_COLUMNS
 
 
-class OwnColumnsCollator:
+class PreferenceCollator:
     """
     The host's collator, and `weight` (float32) and the rows' positions (int64), shape `(rows,)`, where there are any.
 
@@ -23,8 +23,8 @@ class OwnColumnsCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate one batch."""
-        own = {name: torch.tensor([row[name] for row in rows]) for name in OUR_COLUMNS if name in rows[0]}
+        ours = {name: torch.tensor([row[name] for row in rows]) for name in OUR_COLUMNS if name in rows[0]}
         batch = self.inner(rows)
-        for name, values in own.items():
+        for name, values in ours.items():
             batch[name] = values.float() if name == "weight" else values
         return batch

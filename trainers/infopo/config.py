@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
 from trl import DPOConfig, KTOConfig
 
-from hf_ext.guards.best_metric import fill_direction, without_host_direction
-from hf_ext.guards.numbers import check_numbers
 from hf_ext.losses.infopo import ESTIMATORS, LARGEST_EXPONENT, UNPAIRED_ESTIMATORS, check_estimator
+from hf_ext.trainers.base.config import HostArguments, RowSettings, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +17,9 @@ INFOPO = "infopo"  # its word in `loss_type`
 HOST_UNPAIRED_LOSS = "apo_zero_unpaired"  # KTOTrainer's loss without a KL batch; its value is not used
 GUARD_MODES = ("off", "warn", "stop")
 
-Config = TypeVar("Config", bound=TrainingArguments)
-
 
 @dataclass
-class InfoPOSettings:
+class InfoPOSettings(HostArguments):
     """
     The fields that [`InfoPOConfig`] and [`InfoPOUnpairedConfig`] share; stands before the host's configuration.
 
@@ -46,12 +41,6 @@ class InfoPOSettings:
             Drop that is tolerated, in nats per token.
         guard_patience (`int`, *optional*, defaults to `3`):
             Consecutive logs below the tolerance before the guard acts.
-        on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` stops at the first malformed row; `"drop"` leaves malformed rows out and writes them to a file.
-        bad_rows_path (`str`, *optional*):
-            Where dropped rows are written, as JSON lines. Defaults to `bad_rows.jsonl` in `output_dir`.
-        model_license (`str`, *optional*):
-            Licence identifier for the model card (such as `"apache-2.0"`).
     """
 
     estimator: str = field(
@@ -102,27 +91,11 @@ class InfoPOSettings:
             "help": "Consecutive logs below the tolerance before the guard acts (evaluations, where there are)."
         },
     )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={
-            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs "
-            "how many, and writes them to bad_rows_path.",
-            "choices": ["raise", "drop"],
-        },
-    )
-    bad_rows_path: str | None = field(
-        default=None,
-        metadata={"help": "File for dropped rows (JSON lines). Default: bad_rows.jsonl in output_dir."},
-    )
-    model_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence identifier for the model card, such as 'apache-2.0'. Default: the base model's."},
-    )
 
-    def check_settings(self, host: Any, *, paired: bool) -> None:
-        """Refuse values that cannot be honoured; `host` is the configuration itself, with the host's fields."""
+    def check_settings(self, *, paired: bool) -> None:
+        """Refuse values that cannot be honoured, for pairs or for single responses."""
         check_estimator(self.estimator, paired=paired)
-        for name, value in (("beta", host.beta), ("max_exponent", self.max_exponent)):
+        for name, value in (("beta", self.beta), ("max_exponent", self.max_exponent)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive, finite number, got {value!r}.")
         if self.max_exponent > LARGEST_EXPONENT:
@@ -131,38 +104,31 @@ class InfoPOSettings:
             raise ValueError(f"guard_tolerance must be finite and at least 0, got {self.guard_tolerance!r}.")
         if self.guard_patience < 1:
             raise ValueError(f"guard_patience must be at least 1, got {self.guard_patience!r}.")
-        for name, allowed in (("likelihood_guard", GUARD_MODES), ("on_bad_row", ("raise", "drop"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        check_choice(self, "likelihood_guard", GUARD_MODES)
         if self.reference_free:
-            self._check_reference_free(host)
-        if self.estimator == "lsif" and host.beta > 1 and not self.length_normalized:
+            self._check_reference_free()
+        if self.estimator == "lsif" and self.beta > 1 and not self.length_normalized:
             logger.warning(
                 "estimator='lsif' with beta=%s on sequence sums: exp(2 * beta * log-ratio) is the first to overflow, "
                 "and most pairs will be beyond max_exponent. Lower beta to 0.1, or set length_normalized=True.",
-                host.beta,
+                self.beta,
             )
 
-    def _check_reference_free(self, host: Any) -> None:
+    def _check_reference_free(self) -> None:
         if not self.length_normalized:
             raise ValueError(
                 "reference_free=True on sequence sums: exp(beta * log-probability) of a whole sequence is 0 from the "
                 "start. Set length_normalized=True."
             )
         for name in ("precompute_ref_log_probs", "sync_ref_model"):
-            if getattr(host, name):
+            if getattr(self, name):
                 raise ValueError(f"reference_free=True leaves no reference model for {name}=True. Choose one of them.")
-
-    def fill_paths(self, output_dir: str | None) -> None:
-        """Put the file of dropped rows into `output_dir` unless it is set."""
-        if self.bad_rows_path is None and output_dir is not None:
-            self.bad_rows_path = f"{output_dir}/bad_rows.jsonl"
 
 
 @dataclass
-class InfoPOConfig(InfoPOSettings, DPOConfig):
+class InfoPOConfig(RowSettings, InfoPOSettings, DPOConfig):
     r"""
-    Configuration of [`InfoPOTrainer`]: [`~trl.DPOConfig`] and the fields of [`InfoPOSettings`].
+    Configuration of [`InfoPOTrainer`]: [`~trl.DPOConfig`] and the fields of [`InfoPOSettings`] and [`RowSettings`].
 
     Parameters:
         loss_type (`list[str]`, *optional*, defaults to `["infopo"]`):
@@ -183,15 +149,12 @@ class InfoPOConfig(InfoPOSettings, DPOConfig):
 
     def __post_init__(self) -> None:
         losses = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        self.check_settings(self, paired=True)
+        self.check_settings(paired=True)
         if losses.count(INFOPO) > 1:
             raise ValueError("loss_type names 'infopo' twice: give it once, with its weight in loss_weights.")
         if INFOPO in losses:
             self._refuse_beside_infopo(losses)
-        check_numbers(self)
-        fill_direction(self)
         super().__post_init__()
-        self.fill_paths(self.output_dir)
 
     def _refuse_beside_infopo(self, losses: list[str]) -> None:
         refused = {
@@ -213,9 +176,10 @@ class InfoPOConfig(InfoPOSettings, DPOConfig):
 
 
 @dataclass
-class InfoPOUnpairedConfig(InfoPOSettings, KTOConfig):
+class InfoPOUnpairedConfig(RowSettings, InfoPOSettings, KTOConfig):
     r"""
-    Configuration of [`InfoPOUnpairedTrainer`]: [`~trl.KTOConfig`], the fields of [`InfoPOSettings`] and one more.
+    Configuration of [`InfoPOUnpairedTrainer`]: [`~trl.KTOConfig`], the fields of [`InfoPOSettings`] and
+    [`RowSettings`], and one more.
 
     Parameters:
         positive_fraction (`float`, *optional*):
@@ -250,7 +214,7 @@ class InfoPOUnpairedConfig(InfoPOSettings, KTOConfig):
     def __post_init__(self) -> None:
         if self.estimator not in UNPAIRED_ESTIMATORS:
             check_estimator(self.estimator, paired=False)
-        self.check_settings(self, paired=False)
+        self.check_settings(paired=False)
         if self.loss_type != HOST_UNPAIRED_LOSS:
             raise ValueError(
                 f"loss_type={self.loss_type!r}: InfoPOUnpairedTrainer's loss is chosen by estimator. Leave loss_type "
@@ -264,32 +228,4 @@ class InfoPOUnpairedConfig(InfoPOSettings, KTOConfig):
                 )
         if self.positive_fraction is not None and not 0 < self.positive_fraction < 1:
             raise ValueError(f"positive_fraction must lie between 0 and 1, got {self.positive_fraction!r}.")
-        check_numbers(self)
-        fill_direction(self)
         super().__post_init__()
-        self.fill_paths(self.output_dir)
-
-
-def own_config(config_class: type[Config], args: TrainingArguments | None, model: Any, name: str) -> Config:
-    """
-    The configuration as one of ours: as given, made from a plain host configuration, or the default.
-
-    A plain `DPOConfig` keeps every value but the default `loss_type=["sigmoid"]`, which becomes `["infopo"]`.
-    """
-    if isinstance(args, config_class):
-        return args
-    if args is None:
-        source = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
-        return config_class(f"{source.rstrip('/').split('/')[-1]}-{name}")
-    values = without_host_direction(args.to_dict())
-    values |= {key: getattr(args, key) for key in values if key.endswith("_token")}  # to_dict hides them
-    if values.get("loss_type") in (["sigmoid"], "kto"):
-        for own in fields(config_class):
-            if own.name in ("loss_type", "train_sampling_strategy"):
-                factory = own.default_factory
-                values[own.name] = own.default if factory is MISSING else factory()
-        logger.warning(
-            "%s was given with the default loss_type: training with %s. Pass %s to choose another.",
-            type(args).__name__, values["loss_type"], config_class.__name__,
-        )  # fmt: skip
-    return config_class(**values)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from sentence_transformers import SentenceTransformerTrainingArguments, SparseEncoderTrainingArguments
-from transformers import TrainingArguments
 
 from hf_ext.data.exemplars import ExampleDraw, Exclude, RareFormatter
-from hf_ext.guards.best_metric import fill_direction, without_host_direction
-from hf_ext.guards.numbers import check_numbers
+from hf_ext.trainers.base.config import HostArguments, RowSettings, check_choice
 
 RULES = ("self", "same_text", "same_positive", "negatives")
 RETRIEVERS = ("bm25", "dense", "hybrid", "random", "fixed")
 
-Config = TypeVar("Config", bound=TrainingArguments)
-
 
 @dataclass
-class RareSettings:
+class RareSettings(HostArguments):
     """
     The fields that [`RareConfig`] and [`RareSparseConfig`] share; stands before the host's arguments.
 
@@ -60,12 +55,6 @@ class RareSettings:
             Tokens of one forward of the default loss.
         text_only (`bool`, *optional*, defaults to `True`):
             Read texts as they are, where the base model has a chat template.
-        on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` stops at the first malformed row; `"drop"` leaves malformed rows out and writes them to a file.
-        bad_rows_path (`str`, *optional*):
-            Where dropped rows are written, as JSON lines. Defaults to `bad_rows.jsonl` in `output_dir`.
-        model_license (`str`, *optional*):
-            Licence identifier for the model card (such as `"apache-2.0"`).
     """
 
     n_examples: int = field(
@@ -164,30 +153,9 @@ class RareSettings:
             "would become a system turn, and queries and documents chat messages."
         },
     )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={
-            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs "
-            "how many, and writes them to bad_rows_path.",
-            "choices": ["raise", "drop"],
-        },
-    )
-    bad_rows_path: str | None = field(
-        default=None,
-        metadata={"help": "File for dropped rows (JSON lines). Default: bad_rows.jsonl in output_dir."},
-    )
-    model_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence identifier for the model card, such as 'apache-2.0'. Default: the base model's."},
-    )
 
-    def check_settings(self) -> None:
-        """
-        Refuse settings that cannot work.
-
-        Raises:
-            ValueError: one of them is out of its range; it says which, and what fits.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.draw()
         self.exclusion()
         if isinstance(self.instruction, str) and self.instruction.startswith("{"):
@@ -195,19 +163,17 @@ class RareSettings:
                 self.instruction = json.loads(self.instruction)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"instruction begins like JSON and is none: {error}") from error
-        for name, known in (("example_retriever", RETRIEVERS), ("on_bad_row", ("raise", "drop"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        check_choice(self, "example_retriever", RETRIEVERS)
         # sentence-transformers 6.2 shuffles by `seed` and never reads the other.
-        data_seed, seed = getattr(self, "data_seed", None), getattr(self, "seed", None)
-        if data_seed not in (None, seed):
-            raise ValueError(f"data_seed={data_seed} has no effect: sentence-transformers shuffles by seed. Set that.")
+        if self.data_seed not in (None, self.seed):
+            raise ValueError(
+                f"data_seed={self.data_seed} has no effect: sentence-transformers shuffles by seed. Set that."
+            )
         self.formatter(512 if self.max_query_tokens is None else self.max_query_tokens)
 
     def draw(self) -> ExampleDraw:
         """How many exemplars a query is shown."""
-        seed: int = getattr(self, "seed", 0)
-        return ExampleDraw(self.n_examples, self.n_examples_mode, self.example_rate, seed)
+        return ExampleDraw(self.n_examples, self.n_examples_mode, self.example_rate, self.seed)
 
     def exclusion(self) -> Exclude:
         """The rules as the store reads them."""
@@ -226,16 +192,12 @@ class RareSettings:
             max_example_document_tokens=self.max_example_document_tokens,
         )
 
-    def rare_settings(self) -> dict[str, Any]:
-        """The fields of RARe alone, as JSON has them."""
-        return {entry.name: asdict(self)[entry.name] for entry in fields(RareSettings)}
-
 
 @dataclass
-class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
+class RareConfig(RowSettings, RareSettings, SentenceTransformerTrainingArguments):
     """
-    Configuration of [`RareTrainer`]: those of [`~sentence_transformers.SentenceTransformerTrainingArguments`], and
-    [`RareSettings`]'.
+    Configuration of [`RareTrainer`]: [`~sentence_transformers.SentenceTransformerTrainingArguments`], the fields of
+    [`RareSettings`] and [`RowSettings`], and one more.
 
     `batch_sampler="no_duplicates"` keeps a row's positive from being another row's negative; it compares the texts as
     they stand in the data set.
@@ -254,41 +216,7 @@ class RareConfig(RareSettings, SentenceTransformerTrainingArguments):
         },
     )
 
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        fill_direction(self)
-        super().__post_init__()
-        self.check_settings()
-
-    def rare_settings(self) -> dict[str, Any]:
-        """The fields of RARe alone, as JSON has them."""
-        return super().rare_settings() | {"pool_examples": self.pool_examples}
-
 
 @dataclass
-class RareSparseConfig(RareSettings, SparseEncoderTrainingArguments):
+class RareSparseConfig(RowSettings, RareSettings, SparseEncoderTrainingArguments):
     """Configuration of [`RareSparseTrainer`]: [`~sentence_transformers.SparseEncoderTrainingArguments`] and RARe's."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        fill_direction(self)
-        super().__post_init__()
-        self.check_settings()
-
-
-def own_config(config_class: type[Config], args: TrainingArguments | None, trainer_name: str) -> Config:
-    """
-    The arguments as ours: none given, or the host's own, get the defaults of RARe.
-
-    Raises:
-        TypeError: arguments of another trainer.
-    """
-    if args is None:
-        return config_class(output_dir=f"{trainer_name.removesuffix('Trainer').lower()}_output")
-    if isinstance(args, config_class):
-        return args
-    host = next(base for base in config_class.__mro__ if base.__module__.startswith("sentence_transformers."))
-    if not isinstance(args, host):
-        raise TypeError(f"{trainer_name} needs a {config_class.__name__}, got {type(args).__name__}.")
-    values = {entry.name: getattr(args, entry.name) for entry in fields(host) if entry.init}
-    return config_class(**without_host_direction(values))

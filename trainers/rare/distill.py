@@ -14,14 +14,13 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from hf_ext._upstream.retrieval import SentenceTransformerTrainerHooks
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
 from hf_ext.data.exemplars.sources import require_matches
-from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
 from hf_ext.retrieval.pooling import Body
 from hf_ext.trainers.base.trainer import BaseTrainer
-from hf_ext.trainers.rare.card import card_of_retriever
+from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import ONE_DATASET
-from hf_ext.trainers.rare.config import RareConfig, own_config
+from hf_ext.trainers.rare.config import RareConfig
 from hf_ext.trainers.rare.pools import Pool, find_columns, own_store
 from hf_ext.trainers.rare.setup import prepare, query_prompt, set_lengths, token_counter
 
@@ -143,6 +142,8 @@ class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
     """
 
     method = "rare"
+    config_class = RareConfig
+    card_class = RetrieverCard
     encoder_class = SentenceTransformer
 
     def __init__(
@@ -159,7 +160,7 @@ class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
     ) -> None:
         if train_dataset is None:
             raise ValueError("ContextDistillationTrainer needs a train_dataset: pairs of query and document.")
-        args = copy.copy(own_config(RareConfig, args, type(self).__name__))
+        args = copy.copy(self.own_config(args, "contextdistillation_output"))
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
         made = prepare(teacher, args, train_dataset, None, exemplars)
         self.pools = made.pools
@@ -180,12 +181,8 @@ class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
         """The host's loss; a value that is not finite stops before the step."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
-        check_finite("loss", loss, step=self.state.global_step, rank=self.accelerator.process_index)
+        self.guard("loss", loss)
         return result
-
-    def write_card(self, folder: str, **names: Any) -> None:
-        """Write the card of a retriever into `folder`."""
-        card_of_retriever(self, folder, **names)
 
 
 __all__ = ["ContextDistillationTrainer", "context_targets"]

@@ -178,15 +178,16 @@ def _checked(
         raise TypeError(f"The {dataset_name} dataset is a {type(dataset).__name__}; make one with Dataset.from_list.")
     names = {"query": args.query_column, "positive": args.positive_column}
     found = find_columns(dataset, **names, id=args.id_column, doc_id=args.doc_id_column, dataset_name=dataset_name)
-    path = args.bad_rows_path
-    if path is None and args.on_bad_row == "drop":
-        path = f"{args.output_dir}/bad_rows.jsonl"
     matches = match_rule_of(dataset, has_negatives=bool(found.negatives))
     read = reads_labels(loss)
     rows = check_retrieval_rows(
-        dataset, found.texts, matches=None if read else matches, on_bad_row=args.on_bad_row, bad_rows_path=path,
+        dataset,
+        found.texts,
+        matches=None if read else matches,
+        on_bad_row=args.on_bad_row,
+        bad_rows_path=args.bad_rows_path,
         dataset_name=dataset_name,
-    )  # fmt: skip
+    )
     return found, matches if read else None, rows
 
 

@@ -20,14 +20,13 @@ from hf_ext._upstream.retrieval import (
     SparseEncoderTrainerHooks,
 )
 from hf_ext.data.exemplars import ExemplarStore
-from hf_ext.guards.finite import check_finite
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.retrieval.repository import write_exemplars
 from hf_ext.trainers.base.trainer import BaseTrainer
-from hf_ext.trainers.rare.card import card_of_retriever
+from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
-from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig, own_config
+from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig
 from hf_ext.trainers.rare.setup import (
     as_given,
     checked_evaluation,
@@ -75,6 +74,7 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
     config_class: ClassVar[type[Any]]
     encoder_class: ClassVar[type[Any]]
     method = "rare"
+    card_class = RetrieverCard
     data_collator_class = RareDataCollator
 
     def __init__(
@@ -91,7 +91,9 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         **kwargs: Any,
     ) -> None:
         name = type(self).__name__
-        args = copy.copy(own_config(self.config_class, args, name))  # filled in below, and not for the caller
+        args = copy.copy(
+            self.own_config(args, f"{name.removesuffix('Trainer').lower()}_output")
+        )  # filled in below, and not for the caller
         model = self._encoder(model)
         if train_dataset is None:
             raise ValueError(f"{name} needs a train_dataset: its rows are trained on, and are the pool of exemplars.")
@@ -217,9 +219,7 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             self._count(counts)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
-        check_finite(
-            "loss", loss, step=self.state.global_step, rank=self.accelerator.process_index, row_index=rows
-        )  # fmt: skip
+        self.guard("loss", loss, rows)
         return result
 
     def _count(self, counts: Tensor) -> None:
@@ -229,12 +229,6 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             METRICS, (shown > 0, shown, dropped, empty), (queries, shown > 0, wanted, wanted > 0), strict=True
         ):
             self.add_ratio(f"rare/{name}", top, bottom)
-
-    # --- the card --------------------------------------------------------------------------------------------------
-
-    def write_card(self, folder: str, **names: Any) -> None:
-        """Write the card of a retriever into `folder`."""
-        card_of_retriever(self, folder, **names)
 
 
 class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):

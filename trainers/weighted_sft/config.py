@@ -6,28 +6,12 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from hf_ext.guards.best_metric import fill_direction
-from hf_ext.guards.numbers import check_numbers
+from hf_ext.trainers.base.config import RowSettings, check_choice
 
 
 @dataclass
-class WeightedSFTConfig(SFTConfig):
-    r"""
-    Configuration of [`WeightedSFTTrainer`]: [`~trl.SFTConfig`] and five fields.
-
-    Parameters:
-        normalize (`str`, *optional*, defaults to `"weights"`):
-            What the weighted sum of token losses is divided by: `"weights"` (the sum of weights: the loss keeps the
-            scale of plain SFT) or `"tokens"` (their number, as in the FLOW paper's code).
-        reduction (`str`, *optional*, defaults to `"token"`):
-            `"token"`: every supervised token counts alike; `"row"`: every document's mean loss counts alike.
-        on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` stops at the first malformed row; `"drop"` leaves malformed rows out and writes them to a file.
-        bad_rows_path (`str`, *optional*):
-            Where dropped rows are written, as JSON lines. Defaults to `bad_rows.jsonl` in `output_dir`.
-        model_license (`str`, *optional*):
-            Licence identifier for the model card (such as `"apache-2.0"`).
-    """
+class LossSettings:
+    """The fields of the weighted loss; apart, so that those of [`RowSettings`] come after them in `--help`."""
 
     normalize: str = field(
         default="weights",
@@ -44,33 +28,22 @@ class WeightedSFTConfig(SFTConfig):
             "choices": ["token", "row"],
         },
     )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={
-            "help": "'raise' stops at the first malformed row and names it; 'drop' leaves malformed rows out, logs "
-            "how many, and writes them to bad_rows_path.",
-            "choices": ["raise", "drop"],
-        },
-    )
-    bad_rows_path: str | None = field(
-        default=None,
-        metadata={"help": "File for dropped rows (JSON lines). Default: bad_rows.jsonl in output_dir."},
-    )
-    model_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence identifier for the model card, such as 'apache-2.0'. Default: the base model's."},
-    )
+
+
+@dataclass
+class WeightedSFTConfig(RowSettings, LossSettings, SFTConfig):
+    r"""
+    Configuration of [`WeightedSFTTrainer`]: [`~trl.SFTConfig`], the fields of [`RowSettings`] and two more.
+
+    Parameters:
+        normalize (`str`, *optional*, defaults to `"weights"`):
+            What the weighted sum of token losses is divided by: `"weights"` (the sum of weights: the loss keeps the
+            scale of plain SFT) or `"tokens"` (their number, as in the FLOW paper's code).
+        reduction (`str`, *optional*, defaults to `"token"`):
+            `"token"`: every supervised token counts alike; `"row"`: every document's mean loss counts alike.
+    """
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("normalize", ("weights", "tokens")),
-            ("reduction", ("token", "row")),
-            ("on_bad_row", ("raise", "drop")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        check_numbers(self)
-        fill_direction(self)
+        check_choice(self, "normalize", ("weights", "tokens"))
+        check_choice(self, "reduction", ("token", "row"))
         super().__post_init__()
-        if self.bad_rows_path is None and self.output_dir is not None:
-            self.bad_rows_path = f"{self.output_dir}/bad_rows.jsonl"

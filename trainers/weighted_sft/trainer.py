@@ -13,16 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
+from hf_ext._upstream.fused_head import FusedOutputRecorder
 from hf_ext._upstream.rows import AnyDataset, unformatted
 from hf_ext._upstream.sft import SFTTrainerHooks
 from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
 from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
-from hf_ext.guards.best_metric import without_host_direction
-from hf_ext.guards.finite import check_finite
 from hf_ext.guards.tokens import require_padding_token, tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.trainers.base.config import default_output_dir
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 
@@ -42,20 +42,6 @@ class TokenValues(NamedTuple):
 def with_virtual_tokens(values: Tensor, log_probs: Tensor, fill: int = 0) -> Tensor:
     """Per-token values with `fill` where a prompt-learning adapter prepended tokens to those of `log_probs`."""
     return torch.nn.functional.pad(values, (log_probs.shape[1] - values.shape[1], 0), value=fill)
-
-
-class _Recorder:
-    """Calls the model for the host trainer and keeps the outputs, so that one forward serves both losses."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
-        self.outputs: Any = None
-
-    def __call__(self, **inputs: Any) -> Any:
-        outputs = self.model(**inputs)
-        if inputs.get("fused_lm_head"):
-            self.outputs = outputs
-        return outputs
 
 
 class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
@@ -93,8 +79,9 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "weighted-sft"]
     _name = "WeightedSFT"
-    config_class: type[WeightedSFTConfig] = WeightedSFTConfig
     method = "weighted_sft"
+    config_class: ClassVar[type[WeightedSFTConfig]] = WeightedSFTConfig
+    data_collator_class = WeightedCollator
     loss_is_scaled_for_ga = True  # the denominator is the whole accumulated batch's
 
     def __init__(
@@ -108,7 +95,7 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         compute_loss_func: Callable | None = None,
         **kwargs: Any,
     ) -> None:
-        args = self._own_config(model, args)
+        args = self.own_config(args, default_output_dir(model, self._name))
         self._refuse(args, compute_loss_func, processing_class, train_dataset, eval_dataset)
         if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             train_dataset, eval_dataset = self._checked(
@@ -133,21 +120,9 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
             )
         if self.padding_free:
             check_documents_kept_apart(self.model, autocast=self.accelerator.autocast)
-        self.data_collator = WeightedCollator(self.data_collator, args.normalize, args.reduction)
+        self.data_collator = self.data_collator_class(self.data_collator, args.normalize, args.reduction)
 
     # --- set-up ----------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _own_config(cls, model: Any, args: TrainingArguments | None) -> WeightedSFTConfig:
-        if isinstance(args, cls.config_class):
-            return args
-        if args is None:
-            name = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
-            return cls.config_class(f"{name.rstrip('/').split('/')[-1]}-{cls._name}")
-        values = args.to_dict()
-        # to_dict hides whatever is named a token, `eos_token` too.
-        values |= {name: getattr(args, name) for name in values if name.endswith("_token")}
-        return cls.config_class(**without_host_direction(values))
 
     def _refuse(
         self, args: WeightedSFTConfig, compute_loss_func: Callable | None, processing_class: Any, *datasets: Any
@@ -276,11 +251,11 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         weight = inputs.pop("weight")[:, 1:]
         row_index = inputs.pop(ROW_INDEX)[:, 1:]
         items = inputs.pop("num_items")
-        recorder = _Recorder(model)
+        recorder = FusedOutputRecorder(model)
         training = self.model.training
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        outputs = recorder.outputs
-        log_probs = outputs.log_probs
+        output = recorder.output
+        log_probs = output.log_probs
         weight, row_index = with_virtual_tokens(weight, log_probs), with_virtual_tokens(row_index, log_probs, -1)
         if not training:
             self.add_ratio("loss_weighted", -(log_probs * weight).sum(), items.sum())
@@ -291,16 +266,10 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         loss = weighted_nll(log_probs, weight, denominator) * self.loss_scale(num_items_in_batch)
         if self.aux_loss_enabled:  # a mean per micro-batch, as in SFTTrainer
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+            loss = loss + self.router_aux_loss_coef * output.aux_loss / steps
         self.guard("loss", loss.reshape(1, 1), row_index)
-        self.after_forward(TokenValues(log_probs.detach(), weight, outputs.label_mask, row_index, items))
-        return (loss, outputs) if return_outputs else loss
+        self.after_forward(TokenValues(log_probs.detach(), weight, output.label_mask, row_index, items))
+        return (loss, output) if return_outputs else loss
 
     def after_forward(self, values: TokenValues) -> None:
         """Called with each training forward's per-token values, for the metrics of a method."""
-
-    def guard(self, name: str, values: Tensor, row_index: Tensor) -> None:
-        """Stop before the optimiser step when `values` are not finite."""
-        check_finite(
-            name, values, step=self.state.global_step, rank=self.accelerator.process_index, row_index=row_index
-        )
