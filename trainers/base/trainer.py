@@ -143,8 +143,9 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         others = [folder for folder in checkpoints_in(path.parent) if folder != path and is_sealed(folder)]
         remedy = f"{others[0]} is whole" if others else "No earlier checkpoint is whole"
         remedy += "; the unfinished one was removed. Free some space, then resume with resume_from_checkpoint=True."
-        needed = size_of(others[0]) if others else None
-        with writing("a checkpoint", path, num_bytes=needed, advice=remedy, clean_up=lambda: shutil.rmtree(path, True)):
+        num_bytes = size_of(others[0]) if others else None
+        remove = lambda: shutil.rmtree(path, ignore_errors=True)  # noqa: E731
+        with writing("a checkpoint", path, num_bytes=num_bytes, advice=remedy, clean_up=remove):
             if self.args.should_save:
                 unseal(path)  # a checkpoint of that step may be there, whole or left by a killed run
             yield
@@ -228,12 +229,14 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
 
     def _save_beside(self, folder: Path) -> None:
         partial = folder / PARTIAL
-        needed = sum(value.numel() * value.element_size() for value in self.model.parameters() if value.requires_grad)
+        num_bytes = sum(
+            value.numel() * value.element_size() for value in self.model.parameters() if value.requires_grad
+        )
         remove = lambda: shutil.rmtree(partial, ignore_errors=True)  # noqa: E731  named for what it does, twice
         remedy = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
         # A run that has begun to train there in the meantime is waited for: these weights are nowhere else.
         claim = claimed_folder(folder, waits=True) if self.args.should_save else nullcontext()
-        with claim, writing("the model", folder, num_bytes=needed, advice=remedy, clean_up=remove):
+        with claim, writing("the model", folder, num_bytes=num_bytes, advice=remedy, clean_up=remove):
             if self.args.should_save:
                 remove()  # left by a killed run
             with self._without_host_card(partial):
