@@ -19,17 +19,17 @@ class EncoderHooks(SentenceTransformer):
     """
     A `SentenceTransformer` that can keep files of its own beside the modules.
 
-    - `read_files(name, **where)`: while a saved model is loaded, with the commit that its weights come from. The host
+    - `read_files(name, **source)`: while a saved model is loaded, with the commit that its weights come from. The host
       itself pins every file of a repository to that commit, and tells it to nobody outside.
     """
 
-    def read_files(self, name: str, **where: Any) -> None:
+    def read_files(self, name: str, **source: Any) -> None:
         """
         Read further files of the model.
 
         Args:
             name (`str`): folder, or id on the Hub.
-            **where: `revision` (the commit), `token`, `cache_folder`, `local_files_only`.
+            **source: `revision` (the commit), `token`, `cache_folder`, `local_files_only`.
         """
 
     def _load_config_modules(

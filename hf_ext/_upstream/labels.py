@@ -35,9 +35,9 @@ class CarriesColumns:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows; a column that they do not have is left out."""
-        carried = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
+        values = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
         host_rows = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
-        return {**self.collator(host_rows), **carried}
+        return {**self.collator(host_rows), **values}
 
 
 class ClassifierTrainerHooks(BaseTrainerHooks):

@@ -29,7 +29,7 @@ RESUME_STATE = (
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin",
     "global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*",
 )  # fmt: skip
-HELD = "_push-"  # begins the name of a checkpoint's copy on its way to the Hub
+HELD_PREFIX = "_push-"  # begins the name of a checkpoint's copy on its way to the Hub
 
 
 class Pushing:
@@ -97,7 +97,7 @@ class PushesToHub(Trainer):
         retry = Retry(f"model {name}", saved_folder)
         self.hub_model_id = args.hub_model_id = create_repo(api, name, "model", private, retry)
         self.push_in_progress = Pushing()
-        for copy in Path(args.output_dir).glob(f"{HELD}*"):  # by a run that was killed
+        for copy in Path(args.output_dir).glob(f"{HELD_PREFIX}*"):  # by a run that was killed
             shutil.rmtree(copy, ignore_errors=True)
 
     def push_to_hub(
@@ -168,7 +168,7 @@ class PushesToHub(Trainer):
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         # Rotation may delete the checkpoint before its turn comes; links keep the files until then.
-        held_copy = Path(args.output_dir) / f"{HELD}{Path(checkpoint).name}"
+        held_copy = Path(args.output_dir) / f"{HELD_PREFIX}{Path(checkpoint).name}"
         shutil.rmtree(held_copy, ignore_errors=True)
         shutil.copytree(
             checkpoint, held_copy, ignore=shutil.ignore_patterns(*RESUME_STATE), copy_function=_link_or_copy

@@ -98,20 +98,20 @@ class StopOnSigterm(JITCheckpointCallback):
         Raises:
             ValueError: if `save_strategy="best"`, under which an evaluation decides whether anything is saved.
         """
-        theirs = trainer.pop_callback(JITCheckpointCallback)
+        host_callback = trainer.pop_callback(JITCheckpointCallback)
         if trainer.args.save_strategy == SaveStrategy.BEST:
             # The host has set its signal handler, and sets it back at the end of training. Left there, the process
             # and every worker forked from it would ignore SIGTERM.
-            theirs.on_train_end(trainer.args, trainer.state, trainer.control)
+            host_callback.on_train_end(trainer.args, trainer.state, trainer.control)
             raise ValueError(
                 f"{type(trainer).__name__} does not support enable_jit_checkpoint with save_strategy='best', under "
                 "which an evaluation decides whether anything is saved: use 'steps', 'epoch' or 'no'."
             )
-        ours = cls()
-        ours.trainer = theirs.trainer
-        ours.jit_manager = theirs.jit_manager
-        trainer.add_callback(ours)
-        return ours
+        callback = cls()
+        callback.trainer = host_callback.trainer
+        callback.jit_manager = host_callback.jit_manager
+        trainer.add_callback(callback)
+        return callback
 
     def exit_if_stopped(self) -> None:
         """

@@ -6,11 +6,14 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.sft import DataCollatorForLanguageModeling, load_original
@@ -21,6 +24,9 @@ from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +64,10 @@ class RowStream:
     """
 
     def __init__(self, num_rows: int, seed: int) -> None:
-        self.num_rows, self.seed = num_rows, seed
-        self._epoch, self._order = -1, np.arange(0)
+        self.num_rows = num_rows
+        self.seed = seed
+        self._epoch = -1
+        self._order = np.arange(0)
 
     def rows(self, start: int, count: int) -> list[int]:
         """Row numbers at positions `start` to `start + count - 1`."""
@@ -68,7 +76,8 @@ class RowStream:
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_rows)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         return int(self._order[offset])
 
 
@@ -118,8 +127,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def __init__(
         self,
-        model: Any,
-        args: Any = None,
+        model: str | PreTrainedModel | PeftModel,
+        args: SFTConfig | TrainingArguments | None = None,
         *positional: Any,
         context_free_dataset: ContextFreeStore | str | Path | None = None,
         **kwargs: Any,
@@ -153,8 +162,12 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         return args.chat_template_path is not None and not os.path.isfile(args.chat_template_path)
 
     def see_original(
-        self, model: Any, processing_class: Any, args: ContextFreeSFTConfig, **kwargs: Any
-    ) -> tuple[Any, Any]:
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        processing_class: PreTrainedTokenizerBase | None,
+        args: ContextFreeSFTConfig,
+        **kwargs: Any,
+    ) -> tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
         """Check the store against model and tokenizer as they were when it was sampled, wherever they are here."""
         source = self._source if self._source is not None else args.context_free_path
         if source is None:
@@ -203,20 +216,25 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         if self.args.kl_weight == 0:
             return batches
         size = self.args.context_free_batch_size or self.args.per_device_train_batch_size
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         first = self.state.global_step * self.args.gradient_accumulation_steps
-        drawn = []
+        anchor_batches = []
         for i in range(len(batches)):
             rows = self._stream.rows(((first + i) * world + rank) * size, size)
-            drawn.append(self._context_free_collator([self.context_free_dataset[row] for row in rows]))
-        num_items = self.count_items(drawn, self.args.device)
-        for batch, extra in zip(batches, drawn, strict=True):
-            batch["context_free"] = {**extra, "num_items": num_items}
+            anchor_batches.append(self._context_free_collator([self.context_free_dataset[row] for row in rows]))
+        num_items = self.count_items(anchor_batches, self.args.device)
+        for batch, anchor_batch in zip(batches, anchor_batches, strict=True):
+            batch["context_free"] = {**anchor_batch, "num_items": num_items}
         self.add_metric("context_free/epoch", (first + len(batches)) * world * size / len(self.context_free_dataset))
         return batches
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Target loss plus `kl_weight` times the context-free loss; evaluation is on the target alone."""
         context_free = inputs.pop("context_free", None)
@@ -228,14 +246,16 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         loss = loss + self.args.kl_weight * anchor
         return (loss, outputs) if return_outputs else loss
 
-    def _context_free_loss(self, model: Any, batch: dict[str, Any]) -> Tensor:
-        own = ("weight", ROW_INDEX, "num_items", "sampled_logps")
-        outputs = model(**{k: v for k, v in batch.items() if k not in own}, use_cache=False, fused_lm_head=True)
+    def _context_free_loss(self, model: Module, batch: dict[str, Any]) -> Tensor:
+        not_for_model = ("weight", ROW_INDEX, "num_items", "sampled_logps")
+        inputs = {name: values for name, values in batch.items() if name not in not_for_model}
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         mask, log_probs = outputs.label_mask, outputs.log_probs
         sampled = with_virtual_tokens(batch["sampled_logps"][:, 1:], log_probs)
         row_index = with_virtual_tokens(batch[ROW_INDEX][:, 1:], log_probs, -1)
         self.guard("context-free log-probability", log_probs, row_index)
-        tokens, detached = mask.sum(), log_probs.detach()
+        tokens = mask.sum()
+        detached = log_probs.detach()
         self.add_ratio("loss/context_free", -detached.sum(), tokens)
         self.add_ratio("kl_original_to_new/k1", kl_k1(sampled, detached, mask) * tokens, tokens)
         self.add_ratio("kl_original_to_new/k3", kl_k3(sampled, detached, mask) * tokens, tokens)

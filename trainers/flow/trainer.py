@@ -116,9 +116,9 @@ class FlowSFTTrainer(WeightedSFTTrainer):
             "rows": rows_hash(self.train_dataset),
         }
         path = cache_file(self.args.original_cache_dir or self.args.output_dir, facts)
-        found = [path.exists()]
-        broadcast_object_list(found)  # one process must not score while another reads
-        if found[0]:
+        is_cached = [path.exists()]
+        broadcast_object_list(is_cached)  # one process must not score while another reads
+        if is_cached[0]:
             logger.info(f"Losses under the original model read from {path}.")
             return load_scores(path)
         if resuming:
@@ -136,7 +136,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         return scores
 
     def _score(self) -> Scores:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         shard = list(range(rank, len(self.train_dataset), world))
         scores = score_rows(
             self.model,

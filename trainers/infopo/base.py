@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.preference import PreferenceForward, PreferenceTrainerHooks
@@ -30,10 +30,15 @@ from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.card import PreferenceCard
 from hf_ext.trainers.infopo.collator import PreferenceCollator
+from hf_ext.trainers.infopo.config import InfoPOConfig, InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.diagnostics import Ratios
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
+InfoPOArguments: TypeAlias = InfoPOConfig | InfoPOUnpairedConfig
 PAIR_IDS = ("chosen_ids", "rejected_ids")
 
 FAR_FROM_REFERENCE = 1.0  # nats per token between policy and reference before the first step
@@ -57,13 +62,13 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
 
     def __init__(
         self,
-        model: Any,
-        ref_model: Any = None,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: AnyDataset | None = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> None:
         args = self.own_config(args, default_output_dir(model, self._name))
@@ -110,7 +115,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         return values
 
     @staticmethod
-    def _refuse_other_adapters(model: Any, args: Any) -> None:
+    def _refuse_other_adapters(model: str | PreTrainedModel | PeftModel, args: InfoPOArguments) -> None:
         """The host makes the reference of the adapter "default", whichever is trained (trl 1.16)."""
         if not is_peft(model, "PeftModel"):
             return
@@ -123,7 +128,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             )
 
     @staticmethod
-    def _refuse_missing_reference(model: Any, args: Any) -> None:
+    def _refuse_missing_reference(model: str | PreTrainedModel | PeftModel, args: InfoPOArguments) -> None:
         if (
             isinstance(model, str)
             or is_peft(model, "PeftModel")
@@ -133,11 +138,12 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             return
         name = getattr(model.config, "_name_or_path", "")
         if not name or (os.path.isabs(name) and not os.path.isdir(name)):
-            where = f"its folder {os.path.basename(name)!r} is gone" if name else "it was not loaded from a folder"
+            reason = f"its folder {os.path.basename(name)!r} is gone" if name else "it was not loaded from a folder"
             raise ValueError(
-                f"The model is in memory and {where}, so its original weights, the reference, cannot be loaded again. "
-                "Save it with save_pretrained and pass the folder, or pass a copy as ref_model=copy.deepcopy(model). "
-                "precompute_ref_log_probs=True and peft_config= need no second model either."
+                f"The model is in memory and {reason}, so its original weights, the reference, cannot be loaded "
+                "again. Save it with save_pretrained and pass the folder, or pass a copy as "
+                "ref_model=copy.deepcopy(model). precompute_ref_log_probs=True and peft_config= need no second model "
+                "either."
             )
 
     def has_steps_left(self) -> bool:
@@ -152,7 +158,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         rows: AnyDataset,
         host: Callable[[AnyDataset], AnyDataset],
         tokenizer: PreTrainedTokenizerBase,
-        args: Any,
+        args: InfoPOArguments,
         dataset_name: str,
     ) -> AnyDataset:
         """The host's tokenising, with the prompt found and rows named that the chat template does not take."""
@@ -163,27 +169,27 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             dataset = dataset.filter(SayOnce(is_same, is_same.sentence(), dataset_name))
         return dataset
 
-    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: Any, dataset_name: str) -> None:
+    def check_prepared(self, dataset: AnyDataset, rows: AnyDataset, args: InfoPOArguments, dataset_name: str) -> None:
         """Say how many rows teach nothing after truncation; refuse a data set without any other."""
         if not isinstance(dataset, Dataset):
             return
-        unpaired = "chosen" in column_names(rows) and self.completion_columns != PAIR_IDS
-        total = len(rows) * (2 if unpaired else 1)
+        is_unpaired = "chosen" in column_names(rows) and self.completion_columns != PAIR_IDS
+        total = len(rows) * (2 if is_unpaired else 1)
         empty = _count_empty(dataset, self.completion_columns)
-        lost = total - len(dataset) + empty
-        if lost == total:
+        num_lost = total - len(dataset) + empty
+        if num_lost == total:
             raise ValueError(
                 f"None of the {total:,} rows of the {dataset_name} dataset has a completion token left within "
                 f"max_length={args.max_length}: the prompts fill it. Raise max_length, or shorten the prompts."
             )
-        if lost:
+        if num_lost:
             logger.warning(
                 "%s of %s rows (%.1f %%) of the %s dataset have no completion token left within max_length=%s and "
                 "teach nothing. Raise max_length, or filter long prompts.",
-                f"{lost:,}", f"{total:,}", 100 * lost / total, dataset_name, args.max_length,
+                f"{num_lost:,}", f"{total:,}", 100 * num_lost / total, dataset_name, args.max_length,
             )  # fmt: skip
-        if unpaired or self.completion_columns == PAIR_IDS:
-            self._check_same_responses(dataset, empty // 2 if unpaired else empty, args, dataset_name)
+        if is_unpaired or self.completion_columns == PAIR_IDS:
+            self._check_same_responses(dataset, empty // 2 if is_unpaired else empty, args, dataset_name)
         if not args.precompute_ref_log_probs and self.has_reference_columns(dataset):
             logger.warning(
                 "The %s dataset has the columns %s, which are not used: set precompute_ref_log_probs=True to train on "
@@ -191,7 +197,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
                 dataset_name, " and ".join(self.reference_columns),
             )  # fmt: skip
 
-    def _check_same_responses(self, dataset: Dataset, empty: int, args: Any, dataset_name: str) -> None:
+    def _check_same_responses(self, dataset: Dataset, empty: int, args: InfoPOArguments, dataset_name: str) -> None:
         """Count the pairs whose two responses are the same after truncation; refuse a data set of them only."""
         is_same = _same_responses(args)
         if self.completion_columns == PAIR_IDS:
@@ -202,8 +208,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             pairs = len(chosen)
             count = is_same.count(chosen, rejected, ("completion_ids", "completion_ids"))
         if count and count == pairs - empty:
-            said = is_same.sentence().format(rows=f"every one of the {pairs:,} pairs", name=dataset_name)
-            raise ValueError(said)
+            raise ValueError(is_same.sentence().format(rows=f"every one of the {pairs:,} pairs", name=dataset_name))
         say_count(count, pairs, is_same.sentence(), dataset_name, "pairs")
 
     def has_reference_columns(self, dataset: AnyDataset) -> bool:
@@ -238,16 +243,16 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         rows = forward.inputs.get(ROW_INDEX)
         if rows is not None:
             rows = rows.repeat(len(forward.logps) // len(rows))
-        training = self.model.training
+        is_training = self.model.training
         for name, values in (
             ("log-probability", forward.logps),
             ("reference log-probability", forward.reference_logps),
         ):
             self.guard(name, values, rows)
-        if training and "weight" in forward.inputs:
+        if is_training and "weight" in forward.inputs:
             self.guard("weight", forward.inputs["weight"], forward.inputs.get(ROW_INDEX))
         logratios = forward.logps - forward.reference_logps
-        if training and not self._compared and self.state.global_step == 0 and not self.args.reference_free:
+        if is_training and not self._compared and self.state.global_step == 0 and not self.args.reference_free:
             self._compared = True
             self._compare_with_reference(logratios.detach() / forward.lengths.clamp(min=1))
         return logratios
@@ -283,7 +288,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             self.add_ratio(f"infopo/{name}", numerator, denominator)
 
 
-def _same_responses(args: Any) -> SameResponses:
+def _same_responses(args: InfoPOArguments) -> SameResponses:
     return SameResponses(args.max_length, getattr(args, "truncation_mode", "keep_start") == "keep_end")
 
 
@@ -306,7 +311,7 @@ def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
 
 
 @contextmanager
-def _flags_kept(model: Any) -> Iterator[None]:
+def _flags_kept(model: str | PreTrainedModel | PeftModel | None) -> Iterator[None]:
     """Inside, the host puts a copy of a trained adapter into `model` as reference, which unfreezes it (peft 0.21)."""
     parameters = list(model.parameters()) if is_peft(model, "PeftModel") else []
     flags = [parameter.requires_grad for parameter in parameters]
@@ -318,11 +323,11 @@ def _flags_kept(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _no_reference_model(args: Any) -> Iterator[None]:
+def _no_reference_model(args: InfoPOArguments) -> Iterator[None]:
     """Inside, a host without need of a reference loads none: it would only skip it where it precomputes."""
-    before = args.precompute_ref_log_probs
-    args.precompute_ref_log_probs = before or args.reference_free
+    precomputes = args.precompute_ref_log_probs
+    args.precompute_ref_log_probs = precomputes or args.reference_free
     try:
         yield
     finally:
-        args.precompute_ref_log_probs = before
+        args.precompute_ref_log_probs = precomputes

@@ -46,9 +46,12 @@ class LikelihoodGuardCallback(TrainerCallback):
             raise ValueError(f"mode must be 'warn' or 'stop', got {mode!r}.")
         if not tolerance >= 0 or patience < 1:
             raise ValueError(f"tolerance must be at least 0 and patience at least 1, got {tolerance!r}, {patience!r}.")
-        self.mode, self.tolerance, self.patience = mode, tolerance, patience
+        self.mode = mode
+        self.tolerance = tolerance
+        self.patience = patience
         self.verdict = "no value yet"
-        self._said = self._has_fallen = False
+        self._has_warned = False
+        self._has_fallen = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,15 +62,20 @@ class LikelihoodGuardCallback(TrainerCallback):
                 self._judge(entries[:count])
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Count, and act."""
         entries = self._entries(args, state)
         is_low = [self._judge(entries[key]) for key in logs or {} if key in entries]
         if not any(is_low):
             return
-        if not self._said:
-            self._said = True
+        if not self._has_warned:
+            self._has_warned = True
             ending = " Training stops here (likelihood_guard='stop')." if self.mode == "stop" else ""
             logger.warning("Likelihood guard: the %s. %s%s", self.verdict, REMEDIES, ending)
         if self.mode == "stop":
@@ -110,16 +118,21 @@ class CeilingCallback(TrainerCallback):
     """Say once that an estimator has nearly reached the value it cannot exceed, so that its gradients are gone."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._has_warned = False
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Compare `infopo/mi` with `infopo/mi_ceiling`."""
         value, ceiling = ((logs or {}).get(f"infopo/{name}") for name in ("mi", "mi_ceiling"))
-        if self._said or value is None or ceiling is None or value <= NEARLY_FULL * ceiling:
+        if self._has_warned or value is None or ceiling is None or value <= NEARLY_FULL * ceiling:
             return
-        self._said = True
+        self._has_warned = True
         logger.warning(
             "infopo/mi is %.3f of at most %.3f nats at step %s: the estimator is full and its gradients are nearly "
             "gone. A flat loss no longer says that nothing is left to learn; use estimator='nwj', or stop here.",

@@ -23,8 +23,8 @@ class PreferenceCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate one batch."""
-        ours = {name: torch.tensor([row[name] for row in rows]) for name in OUR_COLUMNS if name in rows[0]}
+        columns = {name: torch.tensor([row[name] for row in rows]) for name in OUR_COLUMNS if name in rows[0]}
         batch = self.inner(rows)
-        for name, values in ours.items():
+        for name, values in columns.items():
             batch[name] = values.float() if name == "weight" else values
         return batch

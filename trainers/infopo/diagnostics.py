@@ -100,32 +100,34 @@ def unpaired_ratios(
         `dict`: as for pairs, without `squeeze`, which compares the two responses of one prompt.
     """
     good = labels.bool()
-    kept, pushed = good.float(), (~good).float()
-    count = torch.ones_like(kept)
+    pulled = good.float()
+    pushed = (~good).float()
+    count = torch.ones_like(pulled)
     delta = logratios / lengths.clamp(min=1)
     arguments = {name: value for name, value in settings.items() if name != "reference_free"}
-    estimator, cap = arguments["estimator"], arguments["max_exponent"]
-    both = torch.zeros_like(logratios)
-    both[good], both[~good] = output.chosen_critic.to(both), output.rejected_critic.to(both)
-    pull, push = pull_and_push(both, both, estimator=estimator, max_exponent=cap)
+    estimator = arguments["estimator"]
+    critics = torch.zeros_like(logratios)
+    critics[good] = output.chosen_critic.to(critics)
+    critics[~good] = output.rejected_critic.to(critics)
+    pull, push = pull_and_push(critics, critics, estimator=estimator, max_exponent=arguments["max_exponent"])
     share = arguments["positive_fraction"]
     ratios: Ratios = {
-        "chosen_delta": (delta * kept, kept),
+        "chosen_delta": (delta * pulled, pulled),
         "rejected_delta": (delta * pushed, pushed),
-        "chosen_dropped": (kept * (logratios < 0), kept),
-        "push_pull": (push * pushed / (1 - share), pull * kept / share),
+        "chosen_dropped": (pulled * (logratios < 0), pulled),
+        "push_pull": (push * pushed / (1 - share), pull * pulled / share),
         "clipped": (output.clipped.float(), count),
     }
     if not settings["reference_free"]:
-        for name, which in (("mi", estimator), ("mi_js", "jsd")):
-            changed = arguments | {"estimator": which}
-            here, start = (
-                bound_of_loss(2 * infopo_unpaired_loss(values, labels, **changed).losses, which)
+        for name, bound in (("mi", estimator), ("mi_js", "jsd")):
+            bound_arguments = arguments | {"estimator": bound}
+            policy_bound, reference_bound = (
+                bound_of_loss(2 * infopo_unpaired_loss(values, labels, **bound_arguments).losses, bound)
                 for values in (logratios, torch.zeros_like(logratios))
             )
             # Row by row against the loss at the reference, where every bound is 0: the same mean as from the losses
             # themselves, without the noise of which classes a batch happens to hold.
-            ratios[name] = (here - start, count)
+            ratios[name] = (policy_bound - reference_bound, count)
         ceiling = MI_CEILING[estimator]
         if ceiling is not None:
             ratios["mi_ceiling"] = (ceiling * count, count)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_ext._upstream.preference import DPOTrainerHooks, PreferenceForward
 from hf_ext._upstream.rows import AnyDataset
@@ -13,6 +16,9 @@ from hf_ext.losses.infopo import infopo_loss
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import INFOPO, InfoPOConfig
 from hf_ext.trainers.infopo.diagnostics import host_bound_ratios, pair_ratios, paired_bound_ratios
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
@@ -69,7 +75,7 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
     completion_columns = ("chosen_ids", "rejected_ids")
     args: InfoPOConfig
 
-    def __init__(self, model: Any, *positional: Any, **kwargs: Any) -> None:
+    def __init__(self, model: str | PreTrainedModel | PeftModel, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, *positional, **kwargs)
         # The host knows no such loss; with an empty list its own loss is 0, and everything else is as always.
         losses = list(zip(self.loss_types, self.loss_weights, strict=True))
@@ -93,14 +99,13 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
         """Whether the loss or the guard reads the policy's forward; `ld_alpha` would distort what the guard reads."""
         return self.infopo_weight is not None or (self.likelihood_guard is not None and self.ld_alpha is None)
 
-    def combine_loss(self, host_loss: Any, forward: PreferenceForward) -> Any:
+    def combine_loss(self, host_loss: Tensor, forward: PreferenceForward) -> Tensor:
         """The host's losses plus InfoPO's, times its weight; and what is logged of the batch."""
         args = self.args
         chosen, rejected = self.check_forward(forward).chunk(2)
         chosen_lengths, rejected_lengths = forward.lengths.chunk(2)
-        lengths = (chosen_lengths, rejected_lengths)
         if not args.reference_free:
-            self.add_ratios(pair_ratios(chosen.detach(), rejected.detach(), *lengths))
+            self.add_ratios(pair_ratios(chosen.detach(), rejected.detach(), chosen_lengths, rejected_lengths))
         if self.infopo_weight is None:
             self.add_ratios(host_bound_ratios(chosen, rejected, self.beta))
             return host_loss
@@ -109,8 +114,8 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
             rejected,
             estimator=args.estimator,
             beta=self.beta,
-            chosen_lengths=lengths[0] if args.length_normalized else None,
-            rejected_lengths=lengths[1] if args.length_normalized else None,
+            chosen_lengths=chosen_lengths if args.length_normalized else None,
+            rejected_lengths=rejected_lengths if args.length_normalized else None,
             max_exponent=args.max_exponent,
         )
         self.add_ratios(paired_bound_ratios(output, args.estimator, args.max_exponent, args.reference_free))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_ext._upstream.preference import KTOTrainerHooks, PreferenceForward
 from hf_ext._upstream.rows import AnyDataset
@@ -15,6 +17,9 @@ from hf_ext.losses.infopo import infopo_unpaired_loss
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.diagnostics import unpaired_ratios
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -61,33 +66,33 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
     completion_columns = ("completion_ids",)
     args: InfoPOUnpairedConfig
 
-    def __init__(self, model: Any, *positional: Any, **kwargs: Any) -> None:
+    def __init__(self, model: str | PreTrainedModel | PeftModel, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, *positional, **kwargs)
         self.positive_fraction = self._positive_fraction()
 
     def _positive_fraction(self) -> float:
         """The share of good rows that the loss uses."""
-        given = self.args.positive_fraction
+        fraction = self.args.positive_fraction
         if not isinstance(self.train_dataset, Dataset):
-            if given is None:
+            if fraction is None:
                 raise ValueError("A stream's share of good rows cannot be counted: set positive_fraction.")
-            return given
+            return fraction
         labels = self.train_dataset.with_format("numpy")["label"][:]
-        found = float(labels.mean())
-        if given is not None:
-            if abs(given - found) > 0.05:
+        counted_fraction = float(labels.mean())
+        if fraction is not None:
+            if abs(fraction - counted_fraction) > 0.05:
                 logger.warning(
                     "positive_fraction=%s, and %.3f of the train dataset's rows are good: the classes' terms are out "
                     "of balance by that much. Leave it out to use the data set's own.",
-                    given, found,
+                    fraction, counted_fraction,
                 )  # fmt: skip
-            return given
-        if found in (0.0, 1.0):
+            return fraction
+        if counted_fraction in (0.0, 1.0):
             raise ValueError(
-                f"After truncation every row of the train dataset is labelled {bool(found)}: with one class the bound "
-                "has no maximum. Raise max_length, or add rows of the other class."
+                f"After truncation every row of the train dataset is labelled {bool(counted_fraction)}: with one "
+                "class the bound has no maximum. Raise max_length, or add rows of the other class."
             )
-        return found
+        return counted_fraction
 
     def check_rows(self, dataset: AnyDataset, args: InfoPOUnpairedConfig, dataset_name: str) -> AnyDataset:
         """Preflight of raw rows: numbers them, raises or drops malformed ones, and leaves what the host may see."""
@@ -100,9 +105,10 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
         """Always: the host's own loss is not used."""
         return True
 
-    def combine_loss(self, host_loss: Any, forward: PreferenceForward) -> Any:
+    def combine_loss(self, host_loss: Tensor, forward: PreferenceForward) -> Tensor:
         """InfoPO's loss in place of the host's, and what is logged of the batch."""
-        args, labels = self.args, forward.inputs["label"].bool()
+        args = self.args
+        labels = forward.inputs["label"].bool()
         logratios = self.check_forward(forward)
         settings: dict[str, Any] = {
             "estimator": args.estimator,

@@ -101,8 +101,8 @@ class RareDataCollator(SentenceTransformerDataCollator):
         pool = self.pool_of(name)
         queries = [row[pool.columns.query] for row in rows]
         salt = f"{int(self.epoch) if self.resample else 0}/{name}"
-        wanted = [self.draw.count(query, salt) for query in queries]
-        made = augment(
+        counts = [self.draw.count(query, salt) for query in queries]
+        texts = augment(
             pool.store,
             self.formatter,
             queries,
@@ -114,7 +114,7 @@ class RareDataCollator(SentenceTransformerDataCollator):
             salt=salt,
             min_score=self.min_score,
         )
-        return made, wanted
+        return texts, counts
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Augment the queries of one batch, all of one data set, and collate."""
@@ -123,28 +123,31 @@ class RareDataCollator(SentenceTransformerDataCollator):
         name = features[0].get("dataset_name", ONE_DATASET)
         columns = self.pool_of(name).columns
         apart = {*columns.apart, ROW_INDEX}
-        made, wanted = self.augment(features, name)
+        texts, counts = self.augment(features, name)
         rows = [
-            {column: value for column, value in row.items() if column not in apart} | {columns.query: one.body}
-            for row, one in zip(features, made, strict=True)
+            {column: value for column, value in row.items() if column not in apart} | {columns.query: text.body}
+            for row, text in zip(features, texts, strict=True)
         ]
         batch = super().__call__(rows)
-        if not self.pool_examples and any(one.prefix for one in made):
-            self._mark(batch, columns.query, self.pool_of(name).prompt, made)
+        if not self.pool_examples and any(text.prefix for text in texts):
+            self._mark(batch, columns.query, self.pool_of(name).prompt, texts)
         batch[COUNTS] = torch.tensor(
             [
-                (count, len(one.shown), one.dropped, int(count > 0 and not one.shown and not one.dropped))
-                for count, one in zip(wanted, made, strict=True)
+                (count, len(text.shown), text.dropped, int(count > 0 and not text.shown and not text.dropped))
+                for count, text in zip(counts, texts, strict=True)
             ]
         )
         if ROW_INDEX in features[0]:
             batch[ROW_INDEX] = torch.tensor([row[ROW_INDEX] for row in features])
         return batch
 
-    def _mark(self, batch: dict[str, Any], column: str, prompt: str, made: Sequence[Formatted]) -> None:
+    def _mark(self, batch: dict[str, Any], column: str, prompt: str, texts: Sequence[Formatted]) -> None:
         """Tell the pooling which tokens of the queries are exemplars'."""
         if self.tokenizer is None:
             raise ValueError("pool_examples=False needs the model's tokenizer.")
-        own = {key.removeprefix(f"{column}_"): value for key, value in batch.items() if key.startswith(f"{column}_")}
-        bodies, prefixes = [one.body for one in made], [one.prefix for one in made]
-        batch[f"{column}_{MASK}"] = exemplar_mask(own, prompt, bodies, prefixes, self.tokenizer)
+        features = {
+            key.removeprefix(f"{column}_"): value for key, value in batch.items() if key.startswith(f"{column}_")
+        }
+        bodies = [text.body for text in texts]
+        prefixes = [text.prefix for text in texts]
+        batch[f"{column}_{MASK}"] = exemplar_mask(features, prompt, bodies, prefixes, self.tokenizer)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+from torch import Tensor
+from torch.nn import Module
 
 from hf_ext._upstream.retrieval import SentenceTransformerTrainerHooks
 from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
@@ -22,11 +24,11 @@ from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig
 from hf_ext.trainers.rare.pools import Pool, find_columns, own_store
-from hf_ext.trainers.rare.setup import prepare, query_prompt, set_lengths, token_counter
+from hf_ext.trainers.rare.setup import Loss, prepare, query_prompt, set_lengths, token_counter
 
 
 def context_targets(
-    teacher: Any,
+    teacher: SentenceTransformer,
     dataset: Dataset,
     store: ExemplarStore | None = None,
     *,
@@ -76,31 +78,33 @@ def context_targets(
     plain = dataset.with_format(None)
     if ROW_INDEX not in plain.column_names:
         plain = plain.add_column(ROW_INDEX, list(range(len(plain))))
-    own_rows = None
+    store_rows = None
     if store is None:
         require_matches(plain)
-        store, own_rows = own_store(plain, columns)
-    texts = _with_exemplars(teacher, plain, Pool(store, columns, prompt, own_rows), args)
+        store, store_rows = own_store(plain, columns)
+    texts = _with_exemplars(teacher, plain, Pool(store, columns, prompt, store_rows), args)
     reader = RareEncoder.from_model(teacher)  # without a pool: it reads what it is given, exemplars marked
-    queries, documents = plain[columns.query][:], plain[columns.positive][:]
+    queries = plain[columns.query][:]
+    documents = plain[columns.positive][:]
     options: dict[str, Any] = {"batch_size": batch_size, "convert_to_numpy": True, "show_progress_bar": False}
-    shown = reader.encode_query(texts, prompt=prompt, **options)
+    query_vectors = reader.encode_query(texts, prompt=prompt, **options)
     if weight < 1:
-        shown = weight * shown + (1 - weight) * reader.encode_query(queries, prompt=prompt, **options)
-    pair = np.stack([to_length_one(shown), to_length_one(teacher.encode_document(documents, **options))], axis=1)
-    return Dataset.from_dict({columns.query: queries, columns.positive: documents, "label": pair.tolist()})
+        query_vectors = weight * query_vectors + (1 - weight) * reader.encode_query(queries, prompt=prompt, **options)
+    document_vectors = teacher.encode_document(documents, **options)
+    pairs = np.stack([to_length_one(query_vectors), to_length_one(document_vectors)], axis=1)  # (rows, 2, dim)
+    return Dataset.from_dict({columns.query: queries, columns.positive: documents, "label": pairs.tolist()})
 
 
-def to_length_one(vectors: Any) -> NDArray[np.float32]:
+def to_length_one(vectors: ArrayLike) -> NDArray[np.float32]:
     """Rows of `(texts, dim)` over their length."""
     array = np.asarray(vectors, dtype=np.float32)
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _with_exemplars(teacher: Any, rows: Dataset, pool: Pool, args: RareConfig) -> list[str]:
+def _with_exemplars(teacher: SentenceTransformer, rows: Dataset, pool: Pool, args: RareConfig) -> list[str]:
     length = set_lengths(teacher, args.max_query_tokens, args.max_document_tokens)
     formatter = args.formatter(length)
-    made = augment(
+    texts = augment(
         pool.store,
         formatter,
         rows[pool.columns.query][:],
@@ -111,7 +115,7 @@ def _with_exemplars(teacher: Any, rows: Dataset, pool: Pool, args: RareConfig) -
         exclude=args.exclusion(),
         min_score=args.min_example_score,
     )
-    return [one.body if args.pool_examples else Body.of(one) for one in made]
+    return [text.body if args.pool_examples else Body.of(text) for text in texts]
 
 
 class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
@@ -155,28 +159,33 @@ class ContextDistillationTrainer(BaseTrainer, SentenceTransformerTrainerHooks):
         teacher: SentenceTransformer,
         exemplars: ExemplarStore | None = None,
         weight: float = 1.0,
-        loss: Any = None,
+        loss: Loss | None = None,
         **kwargs: Any,
     ) -> None:
         if train_dataset is None:
             raise ValueError("ContextDistillationTrainer needs a train_dataset: pairs of query and document.")
         args = copy.copy(self.own_config(args, "contextdistillation_output"))
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
-        made = prepare(teacher, args, train_dataset, None, exemplars)
-        self.pools = made.pools
-        columns = made.pools[ONE_DATASET].columns
-        prompt = query_prompt(made.prompts, ONE_DATASET, columns.query)
+        prepared = prepare(teacher, args, train_dataset, None, exemplars)
+        self.pools = prepared.pools
+        columns = prepared.pools[ONE_DATASET].columns
+        prompt = query_prompt(prepared.prompts, ONE_DATASET, columns.query)
         rows = context_targets(
-            teacher, made.train[ONE_DATASET], exemplars, args=args, prompt=prompt, weight=weight,
+            teacher, prepared.train[ONE_DATASET], exemplars, args=args, prompt=prompt, weight=weight,
             batch_size=args.per_device_eval_batch_size,
         )  # fmt: skip
-        args.prompts, args.router_mapping = made.prompts, made.router_mapping
+        args.prompts = prepared.prompts
+        args.router_mapping = prepared.router_mapping
         if prompt and not model.prompts.get("query"):
             model.prompts["query"] = prompt
         super().__init__(model=model, args=args, train_dataset=rows, loss=loss or EmbedDistillLoss(model), **kwargs)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The host's loss; a value that is not finite stops before the step."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -122,8 +122,8 @@ def _require_texts(
 
 def _require_order(names: Sequence[str], roles: ColumnRoles, dataset_name: str) -> None:
     """Refuse columns whose names say something else than their order, by which losses go."""
-    read = [name for name in names if name not in (*roles.ids, *roles.labels)]
-    if read[:2] == [roles.query, roles.document] and not roles.other:
+    texts = [name for name in names if name not in (*roles.ids, *roles.labels)]
+    if texts[:2] == [roles.query, roles.document] and not roles.other:
         return
     parts = f"the query is {roles.query!r}, its document {roles.document!r}"
     if roles.negatives:
@@ -131,21 +131,23 @@ def _require_order(names: Sequence[str], roles: ColumnRoles, dataset_name: str) 
     if roles.other:
         parts += f", and {list(roles.other)} is none of these"
     raise ValueError(
-        f"Reorder the columns of the {dataset_name} dataset: dataset.select_columns({roles.order}). They are {read}; "
+        f"Reorder the columns of the {dataset_name} dataset: dataset.select_columns({roles.order}). They are {texts}; "
         "losses take the first for the query, the second for its document and others for documents to avoid, and by "
         f"name {parts}. If names mislead, set query_column and positive_column; a further document to avoid is a "
         "column whose name begins with 'negative'."
     )
 
 
-def _column_of_ids(features: Mapping[str, Any], name: str | None, named: str | None, dataset_name: str) -> str | None:
+def _column_of_ids(
+    features: Mapping[str, Any], name: str | None, user_name: str | None, dataset_name: str
+) -> str | None:
     """The column, if it holds ids; other numbers are refused, a list or a dict only where the caller named it."""
     if name is None:
         return None
     kind = getattr(features[name], "dtype", None)
     if isinstance(kind, str) and ("int" in kind or "string" in kind):
         return name
-    if name == named or holds_ids(features[name]):
+    if name == user_name or holds_ids(features[name]):
         raise TypeError(
             f"Column {name!r} of the {dataset_name} dataset holds {features[name]}, and an id is a string or an "
             "integer. Convert it with dataset.cast_column."
@@ -173,7 +175,8 @@ class Pool:
 
     def targets(self, rows: Sequence[Mapping[str, Any]]) -> list[Target]:
         """What is known of each row of a batch; a pool's default ids, its row numbers, are no ids of the rows."""
-        columns, own_rows = self.columns, self.own_rows or {}
+        columns = self.columns
+        own_rows = self.own_rows or {}
         name = None if self.store.numbered else columns.id
         return [
             Target(
@@ -209,10 +212,10 @@ def own_store(
         ValueError: no row matches.
     """
     require_rows(dataset, "A pool of the training rows themselves (exemplars=None)")
-    shown = dataset.with_format(None)
+    rows = dataset.with_format(None)
     if matches is not None:
-        shown = only_matches(shown, matches)
+        rows = only_matches(rows, matches)
     names = {"query": columns.query, "document": columns.positive, "id": columns.id, "doc_id": columns.doc_id}
     names["negative"] = columns.negatives[0] if columns.negatives else None
-    store = ExemplarStore({column: shown[name][:] for column, name in names.items() if name is not None})
-    return store, {index: row for row, index in enumerate(shown[ROW_INDEX][:])}
+    store = ExemplarStore({column: rows[name][:] for column, name in names.items() if name is not None})
+    return store, {index: row for row, index in enumerate(rows[ROW_INDEX][:])}

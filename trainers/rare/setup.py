@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from torch.nn import Module
 
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.exemplars import DenseRetriever, ExemplarStore, HybridRetriever, TokenCounter
 from hf_ext.data.exemplars.text import text_key
 from hf_ext.guards.matches import MatchRule
 from hf_ext.guards.retrieval_rows import check_retrieval_rows, match_rule_of
 from hf_ext.trainers.rare.collator import ONE_DATASET
+from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig
 from hf_ext.trainers.rare.pools import Pool, RetrievalColumns, find_columns, own_store
 
 logger = logging.getLogger(__name__)
 
 INSTRUCTION = "Instruct: {task}\nQuery: "
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # in the order of `encode_document`
-Datasets = dict[str, Any]  # name to Dataset or IterableDataset; the only one's name is ""
+Encoder: TypeAlias = SentenceTransformer | SparseEncoder
+OneLoss: TypeAlias = Module | Callable[[Encoder], Module]
+Loss: TypeAlias = OneLoss | Mapping[str, OneLoss]
+Datasets = dict[str, AnyDataset]  # by name; the only one's name is ""
 
 
-def by_name(dataset: Any) -> Datasets:
+def by_name(dataset: AnyDataset | Datasets | None) -> Datasets:
     """A data set, or a dict of them, by name."""
     if dataset is None:
         return {}
     return dict(dataset) if isinstance(dataset, dict) else {ONE_DATASET: dataset}
 
 
-def as_given(datasets: Datasets) -> Any:
+def as_given(datasets: Datasets) -> AnyDataset | DatasetDict | None:
     """The way back: a `DatasetDict`, or the only data set."""
     if set(datasets) == {ONE_DATASET}:
         return datasets[ONE_DATASET]
@@ -43,7 +49,7 @@ def as_given(datasets: Datasets) -> Any:
 
 @dataclass
 class Prepared:
-    """What [`prepare`] found and made: pools by data set, the data sets numbered, prompts and tasks by column."""
+    """What [`prepare`] makes: pools by data set, the data sets numbered, prompts and tasks by column."""
 
     pools: dict[str, Pool] = field(default_factory=dict)
     train: Datasets = field(default_factory=dict)
@@ -53,18 +59,19 @@ class Prepared:
 
 
 def prepare(
-    model: Any,
-    args: Any,
-    train: Any,
-    evaluation: Any,
+    model: Encoder,
+    args: RareConfig | RareSparseConfig,
+    train: AnyDataset | Datasets,
+    evaluation: AnyDataset | Datasets | None,
     exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None,
-    loss: Any = None,
+    loss: Loss | None = None,
 ) -> Prepared:
     """
     Check rows, find columns, build pools, and fill prompts and tasks.
 
     Args:
-        model (`BaseModel`): its prompts are used where the configuration has none, and its vectors for dense choice.
+        model (`SentenceTransformer` or `SparseEncoder`): its prompts are used where the configuration has none, and
+            its vectors for dense choice.
         args ([`RareSettings`]): the configuration.
         train, evaluation (`Dataset`, `IterableDataset`, dict of them or `None`): raw rows.
         exemplars ([`ExemplarStore`] or a dict of them by data set, *optional*): pools; the training rows by default.
@@ -76,31 +83,33 @@ def prepare(
         RowError: a row that cannot be trained on.
     """
     training = by_name(train)
-    given = _stores_by_name(exemplars, training)
-    made = Prepared()
+    stores = _stores_by_name(exemplars, training)
+    prepared = Prepared()
     columns: dict[str, RetrievalColumns] = {}
     rules: dict[str, MatchRule | None] = {}
     for name, dataset in training.items():
-        columns[name], rules[name], made.train[name] = _checked(dataset, args, name or "train", loss_of(loss, name))
-    made.eval, columns = checked_evaluation(by_name(evaluation), args, columns, loss)
-    several = isinstance(train, dict)
-    made.prompts = args.prompts or _prompts(model, args.instruction, columns, several)
-    for name, found in columns.items():
-        store = given.get(name)
+        columns[name], rules[name], prepared.train[name] = _checked(
+            dataset, args, name or "train", loss_of(loss, name)
+        )
+    prepared.eval, columns = checked_evaluation(by_name(evaluation), args, columns, loss)
+    are_several = isinstance(train, dict)
+    prepared.prompts = args.prompts or _prompts(model, args.instruction, columns, are_several)
+    for name, roles in columns.items():
+        store = stores.get(name)
         own_rows = None
         if store is None:
-            store, own_rows = own_store(made.train[name], found, rules[name])
-        prompt = query_prompt(made.prompts, name, found.query)
-        queries = [data[name] for data in (made.train, made.eval) if name in data]
+            store, own_rows = own_store(prepared.train[name], roles, rules[name])
+        prompt = query_prompt(prepared.prompts, name, roles.query)
+        datasets = [rows[name] for rows in (prepared.train, prepared.eval) if name in rows]
         store = _with_retriever(
-            store, model, args.example_retriever, prompt, found.query, queries, own_rows is not None
+            store, model, args.example_retriever, prompt, roles.query, datasets, own_rows is not None
         )
-        made.pools[name] = Pool(store, found, prompt, own_rows)
+        prepared.pools[name] = Pool(store, roles, prompt, own_rows)
     tasks = {
-        name: {found.query: "query"} | dict.fromkeys(found.texts[1:], "document") for name, found in columns.items()
+        name: {roles.query: "query"} | dict.fromkeys(roles.texts[1:], "document") for name, roles in columns.items()
     }
-    made.router_mapping = args.router_mapping or (tasks if several else tasks.get(ONE_DATASET))
-    return made
+    prepared.router_mapping = args.router_mapping or (tasks if are_several else tasks.get(ONE_DATASET))
+    return prepared
 
 
 def _stores_by_name(
@@ -122,7 +131,10 @@ def _stores_by_name(
 
 
 def checked_evaluation(
-    evaluation: Datasets, args: Any, columns: dict[str, RetrievalColumns], loss: Any = None
+    evaluation: Datasets,
+    args: RareConfig | RareSparseConfig,
+    columns: dict[str, RetrievalColumns],
+    loss: Loss | None = None,
 ) -> tuple[Datasets, dict[str, RetrievalColumns]]:
     """
     Evaluation rows checked and numbered, and the columns by which they and the training rows are read.
@@ -138,9 +150,9 @@ def checked_evaluation(
                 f"The evaluation data set {name or '(the only one)'!r} has no pool of exemplars: name it like one of "
                 f"the training data sets, {sorted(columns)}."
             )
-        trained = name if name in columns else next(iter(columns))
-        found, _, rows[name] = _checked(dataset, args, f"{name} eval".strip(), loss_of(loss, trained))
-        columns[trained] = _read_alike(columns[trained], found, f"{name} eval".strip())
+        pool_name = name if name in columns else next(iter(columns))
+        roles, _, rows[name] = _checked(dataset, args, f"{name} eval".strip(), loss_of(loss, pool_name))
+        columns[pool_name] = _read_alike(columns[pool_name], roles, f"{name} eval".strip())
     return rows, columns
 
 
@@ -157,44 +169,50 @@ def _read_alike(trained: RetrievalColumns, evaluated: RetrievalColumns, dataset_
 RANKING = re.compile("Ranking|Triplet|GIST|MegaBatch|GradCache")  # names of losses that read no labels
 
 
-def loss_of(loss: Any, name: str) -> Any:
+def loss_of(loss: Loss | None, name: str) -> OneLoss | None:
     """The loss of one data set, where there is one a data set."""
     return loss.get(name) if isinstance(loss, Mapping) else loss
 
 
-def reads_labels(loss: Any) -> bool:
+def reads_labels(loss: OneLoss | None) -> bool:
     """Whether a loss of sentence-transformers (6.2) reads labels; the default does not, a wrapper as what it wraps."""
-    while isinstance(getattr(loss, "loss", None), torch.nn.Module):
+    while isinstance(getattr(loss, "loss", None), Module):
         loss = loss.loss
     name = getattr(loss, "__name__", type(loss).__name__)
     return loss is not None and RANKING.search(name) is None
 
 
 def _checked(
-    dataset: Any, args: Any, dataset_name: str, loss: Any
-) -> tuple[RetrievalColumns, MatchRule | None, Dataset | IterableDataset]:
+    dataset: AnyDataset, args: RareConfig | RareSparseConfig, dataset_name: str, loss: OneLoss | None
+) -> tuple[RetrievalColumns, MatchRule | None, AnyDataset]:
     """Columns of a data set, the rule of labels that the loss reads, and its rows checked and numbered."""
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(f"The {dataset_name} dataset is a {type(dataset).__name__}; make one with Dataset.from_list.")
-    names = {"query": args.query_column, "positive": args.positive_column}
-    found = find_columns(dataset, **names, id=args.id_column, doc_id=args.doc_id_column, dataset_name=dataset_name)
-    matches = match_rule_of(dataset, has_negatives=bool(found.negatives))
-    read = reads_labels(loss)
+    columns = find_columns(
+        dataset,
+        query=args.query_column,
+        positive=args.positive_column,
+        id=args.id_column,
+        doc_id=args.doc_id_column,
+        dataset_name=dataset_name,
+    )
+    matches = match_rule_of(dataset, has_negatives=bool(columns.negatives))
+    with_labels = reads_labels(loss)
     rows = check_retrieval_rows(
         dataset,
-        found.texts,
-        matches=None if read else matches,
+        columns.texts,
+        matches=None if with_labels else matches,
         on_bad_row=args.on_bad_row,
         bad_rows_path=args.bad_rows_path,
         dataset_name=dataset_name,
     )
-    return found, matches if read else None, rows
+    return columns, matches if with_labels else None, rows
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def query_prompt(prompts: Any, name: str, column: str) -> str:
+def query_prompt(prompts: str | dict[str, Any] | None, name: str, column: str) -> str:
     """The prompt of a data set's queries, as the host's collator resolves it."""
     if isinstance(prompts, dict) and name in prompts:
         prompts = prompts[name]
@@ -204,25 +222,25 @@ def query_prompt(prompts: Any, name: str, column: str) -> str:
 
 
 def _prompts(
-    model: Any, instruction: str | dict[str, str] | None, columns: dict[str, RetrievalColumns], several: bool
-) -> Any:
+    model: Encoder, instruction: str | dict[str, str] | None, columns: dict[str, RetrievalColumns], are_several: bool
+) -> dict[str, Any] | None:
     """Prompts by column from the instruction, else from the model, which the host would not ask."""
     unknown = set(instruction if isinstance(instruction, dict) else ()) - set(columns)
     if unknown:
         raise ValueError(f"instruction names {sorted(unknown)[0]!r}, the data sets are {sorted(columns)}.")
-    of_documents = next((model.prompts[name] for name in DOCUMENT_PROMPTS if model.prompts.get(name)), "")
-    made = {}
-    for name, found in columns.items():
+    document_prompt = next((model.prompts[name] for name in DOCUMENT_PROMPTS if model.prompts.get(name)), "")
+    prompts = {}
+    for name, roles in columns.items():
         task = instruction.get(name) if isinstance(instruction, dict) else instruction
-        of_queries = INSTRUCTION.format(task=task) if task is not None else model.prompts.get("query") or ""
-        made[name] = {found.query: of_queries} | dict.fromkeys(found.texts[1:], of_documents)
-        made[name] = {column: prompt for column, prompt in made[name].items() if prompt}
-    if not any(made.values()):
+        prompt = INSTRUCTION.format(task=task) if task is not None else model.prompts.get("query") or ""
+        by_column = {roles.query: prompt} | dict.fromkeys(roles.texts[1:], document_prompt)
+        prompts[name] = {column: text for column, text in by_column.items() if text}
+    if not any(prompts.values()):
         return None
-    return made if several else made[ONE_DATASET]
+    return prompts if are_several else prompts[ONE_DATASET]
 
 
-def keep_prompts(model: Any, pools: Mapping[str, Pool]) -> None:
+def keep_prompts(model: Encoder, pools: Mapping[str, Pool]) -> None:
     """
     Write the queries' prompts into the model where it has none, so that `encode_query` reads what training wrote.
 
@@ -276,23 +294,31 @@ class KnownVectors:
         return self.vectors[[self.rows[text_key(text)] for text in texts]]
 
 
-def known_vectors(model: Any, texts: list[str], prompt: str) -> KnownVectors:
+def known_vectors(model: Encoder, texts: list[str], prompt: str) -> KnownVectors:
     """Vectors of the texts under the model as it is, each text once."""
     rows: dict[str, int] = {}
-    once: list[str] = []
+    distinct_texts: list[str] = []
     for text in texts:
-        if rows.setdefault(text_key(text), len(once)) == len(once):
-            once.append(text)
-    vectors = model.encode(once, prompt=prompt, convert_to_numpy=True, show_progress_bar=len(once) > 10_000)
+        if rows.setdefault(text_key(text), len(distinct_texts)) == len(distinct_texts):
+            distinct_texts.append(text)
+    is_long = len(distinct_texts) > 10_000
+    vectors = model.encode(distinct_texts, prompt=prompt, convert_to_numpy=True, show_progress_bar=is_long)
     return KnownVectors(rows, np.asarray(vectors, dtype=np.float32))
 
 
 def _with_retriever(
-    store: ExemplarStore, model: Any, choice: str, prompt: str, column: str, datasets: list[Any], own: bool
+    store: ExemplarStore,
+    model: Encoder,
+    choice: str,
+    prompt: str,
+    column: str,
+    datasets: list[AnyDataset],
+    holds_own_rows: bool,
 ) -> ExemplarStore:
     """The store with the configuration's retriever; one that was given keeps its own unless vectors are wanted."""
     if choice not in ("dense", "hybrid"):
-        return ExemplarStore(store.given_columns(), retriever=choice) if own and choice != "bm25" else store
+        is_other = holds_own_rows and choice != "bm25"
+        return ExemplarStore(store.given_columns(), retriever=choice) if is_other else store
     if not hasattr(model, "similarity") or type(model).__name__ == "SparseEncoder":
         raise ValueError(
             f"example_retriever={choice!r} needs a model with dense vectors, got {type(model).__name__}: choose bm25."
@@ -306,7 +332,9 @@ def _with_retriever(
     return ExemplarStore(store.given_columns(), retriever=dense if choice == "dense" else HybridRetriever(dense))
 
 
-def restored(store: ExemplarStore, choice: str, encode: Any) -> ExemplarStore:
+def restored(
+    store: ExemplarStore, choice: str, encode: Callable[[Sequence[str]], NDArray[np.float32]]
+) -> ExemplarStore:
     """The same rows, chosen by vectors that `encode` makes."""
     return ExemplarStore(store.given_columns(), retriever=choice, encode=encode)
 
@@ -314,7 +342,7 @@ def restored(store: ExemplarStore, choice: str, encode: Any) -> ExemplarStore:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def read_texts_as_they_are(model: Any, text_only: bool) -> None:
+def read_texts_as_they_are(model: Encoder, text_only: bool) -> None:
     """
     Keep a base model with a chat template from turning texts into chat messages, or warn that it does.
 
@@ -339,7 +367,7 @@ def read_texts_as_they_are(model: Any, text_only: bool) -> None:
     )
 
 
-def set_lengths(model: Any, max_query_tokens: int | None, max_document_tokens: int | None) -> int | None:
+def set_lengths(model: Encoder, max_query_tokens: int | None, max_document_tokens: int | None) -> int | None:
     """
     Give the model its length for queries and for documents, which are saved with it.
 
@@ -351,8 +379,8 @@ def set_lengths(model: Any, max_query_tokens: int | None, max_document_tokens: i
     """
     module = model[0]
     table = getattr(getattr(module, "config", None), "max_position_embeddings", None)
-    wanted = {"query_length": max_query_tokens, "document_length": max_document_tokens}
-    for name, length in wanted.items():
+    lengths = {"query_length": max_query_tokens, "document_length": max_document_tokens}
+    for name, length in lengths.items():
         if length is None:
             continue
         if isinstance(table, int) and 0 < table < length:
@@ -368,7 +396,7 @@ def set_lengths(model: Any, max_query_tokens: int | None, max_document_tokens: i
     return int(length) if length is not None and length < 1e9 else None
 
 
-def token_counter(model: Any) -> TokenCounter:
+def token_counter(model: Encoder) -> TokenCounter:
     """
     The model's tokenizer, as budgets need it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor
+from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_ext._upstream.retrieval import (
@@ -19,6 +20,7 @@ from hf_ext._upstream.retrieval import (
     SentenceTransformerTrainerHooks,
     SparseEncoderTrainerHooks,
 )
+from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
@@ -28,6 +30,9 @@ from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig, RareSparseConfig
 from hf_ext.trainers.rare.setup import (
+    Datasets,
+    Encoder,
+    Loss,
     as_given,
     checked_evaluation,
     keep_prompts,
@@ -39,11 +44,12 @@ from hf_ext.trainers.rare.setup import (
 )
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+
     from hf_ext.retrieval import EncoderSettings, RareEncoder
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("augmented_share", "shown", "dropped_by_budget", "empty_hits")
 ROWS_TO_SHOW = 50  # of a data set, until one that is shown exemplars has been found to print
 CHARACTERS_TO_SHOW = 4000
 
@@ -79,21 +85,20 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
 
     def __init__(
         self,
-        model: Any = None,
+        model: Encoder | str | None = None,
         args: TrainingArguments | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        loss: Any = None,
+        train_dataset: AnyDataset | Datasets | None = None,
+        eval_dataset: AnyDataset | Datasets | None = None,
+        loss: Loss | None = None,
         *,
         exemplars: ExemplarStore | Mapping[str, ExemplarStore] | None = None,
-        peft_config: Any = None,
-        data_collator: Any = None,
+        peft_config: PeftConfig | None = None,
+        data_collator: Callable | None = None,
         **kwargs: Any,
     ) -> None:
         name = type(self).__name__
-        args = copy.copy(
-            self.own_config(args, f"{name.removesuffix('Trainer').lower()}_output")
-        )  # filled in below, and not for the caller
+        args = self.own_config(args, f"{name.removesuffix('Trainer').lower()}_output")
+        args = copy.copy(args)  # filled in below, and not for the caller
         model = self._encoder(model)
         if train_dataset is None:
             raise ValueError(f"{name} needs a train_dataset: its rows are trained on, and are the pool of exemplars.")
@@ -106,13 +111,20 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         read_texts_as_they_are(model, args.text_only)
         self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
         self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(model)
-        made = prepare(model, args, train_dataset, eval_dataset, exemplars, loss)
-        self.pools, self.given_loss = made.pools, loss
-        args.prompts, args.router_mapping = made.prompts, made.router_mapping
-        keep_prompts(model, made.pools)
-        evaluation = as_given(made.eval) if made.eval else eval_dataset
+        prepared = prepare(model, args, train_dataset, eval_dataset, exemplars, loss)
+        self.pools = prepared.pools
+        self.given_loss = loss
+        args.prompts = prepared.prompts
+        args.router_mapping = prepared.router_mapping
+        keep_prompts(model, prepared.pools)
+        evaluation = as_given(prepared.eval) if prepared.eval else eval_dataset
         super().__init__(
-            model=model, args=args, train_dataset=as_given(made.train), eval_dataset=evaluation, loss=loss, **kwargs
+            model=model,
+            args=args,
+            train_dataset=as_given(prepared.train),
+            eval_dataset=evaluation,
+            loss=loss,
+            **kwargs,
         )
         self.add_callback(TellEpoch(self.data_collator))
         if getattr(model, "save_exemplars", False):
@@ -123,14 +135,14 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             )
 
     @classmethod
-    def _encoder(cls, model: Any) -> Any:
+    def _encoder(cls, model: Encoder | str | None) -> Encoder:
         if isinstance(model, str):
             return cls.encoder_class(model)
         if model is None:
             raise ValueError(f"{cls.__name__} needs a model: {cls.encoder_class.__name__}(...), or its name.")
         if isinstance(model, cls.encoder_class):
             return model
-        found = type(model).__name__
+        class_name = type(model).__name__
         reasons = {
             "CrossEncoder": "It reads query and document together, so exemplars would be read again for every "
             "candidate. Train the retriever before it, and leave the CrossEncoder as it is.",
@@ -139,12 +151,16 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             "SparseEncoder": "Use RareSparseTrainer.",
             "SentenceTransformer": "Use RareTrainer.",
         }
-        kind = next((base.__name__ for base in type(model).__mro__ if base.__name__ in reasons), found)
-        raise TypeError(f"{cls.__name__} does not train a {found}. {reasons.get(kind, 'Pass a SentenceTransformer.')}")
+        kind = next((base.__name__ for base in type(model).__mro__ if base.__name__ in reasons), class_name)
+        raise TypeError(
+            f"{cls.__name__} does not train a {class_name}. {reasons.get(kind, 'Pass a SentenceTransformer.')}"
+        )
 
     # --- batches ---------------------------------------------------------------------------------------------------
 
-    def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> RareDataCollator:
+    def get_data_collator(
+        self, model: Encoder, args: RareConfig | RareSparseConfig, processing_class: Any = None
+    ) -> RareDataCollator:
         """The collator that writes exemplars; the host asks for it while it is being made."""
         formatter = args.formatter(self.max_query_tokens)
         return RareDataCollator(
@@ -161,25 +177,28 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             resample=args.resample_each_epoch,
         )
 
-    def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
+    def should_dataset_name_column_be_added(
+        self, dataset: AnyDataset | Datasets, args: RareConfig | RareSparseConfig, loss: Loss
+    ) -> bool:
         """Always where there are several: the collator finds a row's pool by it."""
         return isinstance(dataset, dict)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+    def get_eval_dataloader(self, eval_dataset: AnyDataset | Datasets | None = None) -> Any:
         """The host's, with draws that are the same at every evaluation; rows given to `evaluate` are checked first."""
-        training = evaluating = self.data_collator
+        training_collator = self.data_collator
+        collator = training_collator
         features = getattr(eval_dataset, "features", None) or {}
         if len(self.pools) == 1 and eval_dataset is not None and features and ROW_INDEX not in features:
             columns = {name: pool.columns for name, pool in self.pools.items()}
             rows, columns = checked_evaluation({ONE_DATASET: eval_dataset}, self.args, columns, self.given_loss)
             eval_dataset = rows[ONE_DATASET]
             pools = {name: replace(pool, columns=columns[name]) for name, pool in self.pools.items()}
-            evaluating = replace(training, pools=pools)
-        self.data_collator = evaluating.for_evaluation()
+            collator = replace(collator, pools=pools)
+        self.data_collator = collator.for_evaluation()
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = training
+            self.data_collator = training_collator
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the host does, after one formatted query of each data set was printed."""
@@ -196,17 +215,21 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         """
         dataset = self.train_dataset[name] if isinstance(self.train_dataset, dict) else self.train_dataset
         rows = [row for row, _ in zip(dataset, range(ROWS_TO_SHOW), strict=False)]
-        made, _ = self.data_collator.augment(rows, name)
-        first = next((one for one in made if one.shown), made[0])
-        text = self.data_collator.pool_of(name).prompt + first.body
-        cut = text if len(text) <= CHARACTERS_TO_SHOW else text[:CHARACTERS_TO_SHOW] + " ..."
+        texts, _ = self.data_collator.augment(rows, name)
+        first = next((text for text in texts if text.shown), texts[0])
+        body = self.data_collator.pool_of(name).prompt + first.body
+        excerpt = body if len(body) <= CHARACTERS_TO_SHOW else body[:CHARACTERS_TO_SHOW] + " ..."
         title = f"First query with exemplars{f' of {name}' if name else ''} ({len(first.shown)} shown)"
-        return f"--- {title} ---\n{cut}\n---"
+        return f"--- {title} ---\n{excerpt}\n---"
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """
         The host's loss, once the batch is counted.
@@ -223,12 +246,11 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         return result
 
     def _count(self, counts: Tensor) -> None:
-        wanted, shown, dropped, empty = counts.unbind(dim=1)
-        queries = torch.ones_like(wanted)
-        for name, top, bottom in zip(
-            METRICS, (shown > 0, shown, dropped, empty), (queries, shown > 0, wanted, wanted > 0), strict=True
-        ):
-            self.add_ratio(f"rare/{name}", top, bottom)
+        num_wanted, num_shown, num_dropped, num_empty = counts.unbind(dim=1)
+        self.add_ratio("rare/augmented_share", num_shown > 0, torch.ones_like(num_shown))
+        self.add_ratio("rare/shown", num_shown, num_shown > 0)
+        self.add_ratio("rare/dropped_by_budget", num_dropped, num_wanted)
+        self.add_ratio("rare/empty_hits", num_empty, num_wanted > 0)
 
 
 class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
@@ -312,11 +334,11 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
     def write_card(self, folder: str, **names: Any) -> None:
         """Write the card of a retriever, and for `RareEncoder` the settings of its exemplars, without any row."""
         super().write_card(folder, **names)
-        held = (getattr(self.model, name, None) for name in ("exemplars", "exemplars_source"))
-        if all(value is None for value in held):  # a RareEncoder with a pool writes its own
+        sources = (getattr(self.model, name, None) for name in ("exemplars", "exemplars_source"))
+        if all(source is None for source in sources):  # a RareEncoder with a pool writes its own
             write_exemplars(folder, None, self.encoder_settings())
 
-    def get_default_loss(self, model: Any) -> Any:
+    def get_default_loss(self, model: SentenceTransformer) -> Module:
         """In-batch negatives over cosine, in mini-batches of a budget of tokens, over all processes."""
         return CachedMultipleNegativesRankingLoss(
             model,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from trl import SFTConfig
 
@@ -25,6 +26,9 @@ from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.base.config import default_output_dir
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +90,12 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | Any,
+        model: str | PreTrainedModel | PeftModel,
         args: SFTConfig | TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: AnyDataset | None = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         compute_loss_func: Callable | None = None,
         **kwargs: Any,
     ) -> None:
@@ -125,7 +129,11 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _refuse(
-        self, args: WeightedSFTConfig, compute_loss_func: Callable | None, processing_class: Any, *datasets: Any
+        self,
+        args: WeightedSFTConfig,
+        compute_loss_func: Callable | None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+        *datasets: Any,
     ) -> None:
         if datasets[0] is not None and next(iter(datasets[0]), None) is None:  # the host meets a StopIteration here
             raise ValueError("The train dataset is empty: there is no row to train on. Check its filters and split.")
@@ -154,14 +162,20 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
                 "these rows were packed already; set packing=True so that they are collated without padding",
             ),
         }
-        for what, (hit, remedy) in refused.items():
-            if hit:
-                raise ValueError(f"{type(self).__name__} does not support {what}: {remedy}.")
+        for setting, (is_set, remedy) in refused.items():
+            if is_set:
+                raise ValueError(f"{type(self).__name__} does not support {setting}: {remedy}.")
 
-    def _checked(self, args: Any, formatting_func: Callable | None, train: Any, evaluation: Any) -> tuple[Any, Any]:
+    def _checked(
+        self,
+        args: WeightedSFTConfig,
+        formatting_func: Callable | None,
+        train: AnyDataset | None,
+        evaluation: AnyDataset | dict[str, AnyDataset] | None,
+    ) -> tuple[AnyDataset | None, AnyDataset | dict[str, AnyDataset] | None]:
         """Both sets checked, before the host's constructor takes facts (is it a chat?) from the first row."""
 
-        def check(dataset: Any, name: str) -> Any:
+        def check(dataset: AnyDataset | None, name: str) -> AnyDataset | None:
             if not isinstance(dataset, Dataset | IterableDataset):
                 return dataset  # none, or what the host will refuse
             return self.check_rows(unformatted(dataset), args, formatting_func, name)
@@ -175,8 +189,12 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         return train, evaluation
 
     def see_original(
-        self, model: Any, processing_class: Any, args: WeightedSFTConfig, **kwargs: Any
-    ) -> tuple[Any, Any]:
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        processing_class: PreTrainedTokenizerBase | None,
+        args: WeightedSFTConfig,
+        **kwargs: Any,
+    ) -> tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
         """Called before the host changes model or tokenizer; returns the two to go on with."""
         return model, processing_class
 
@@ -242,7 +260,7 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
 
     def compute_loss(
         self,
-        model: Any,
+        model: Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
@@ -252,12 +270,13 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         row_index = inputs.pop(ROW_INDEX)[:, 1:]
         items = inputs.pop("num_items")
         recorder = FusedOutputRecorder(model)
-        training = self.model.training
+        is_training = self.model.training
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         output = recorder.output
         log_probs = output.log_probs
-        weight, row_index = with_virtual_tokens(weight, log_probs), with_virtual_tokens(row_index, log_probs, -1)
-        if not training:
+        weight = with_virtual_tokens(weight, log_probs)
+        row_index = with_virtual_tokens(row_index, log_probs, -1)
+        if not is_training:
             self.add_ratio("loss_weighted", -(log_probs * weight).sum(), items.sum())
             return loss
         self.guard("weight", weight, row_index)
