@@ -108,7 +108,7 @@ def test_every_private_name_of_a_host_that_a_file_touches_is_in_its_list(file: M
     names += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     names += [method.name for node in classes for method in node.body if isinstance(method, ast.FunctionDef)]
-    private = {name for name in names if re.fullmatch(r"_[a-z]\w*", name)}
+    private = {name for name in names if re.fullmatch(r"_[a-z]\w*", name)} - {"_replace"}  # of every named tuple
     assert private <= {name for _, name, _ in getattr(file, "TOUCHED", ())}
 
 
