@@ -95,7 +95,8 @@ class PushesToHub(Trainer):
         private = private if private is not None else args.hub_private_repo
         saved_folder = args.output_dir if glob.glob(f"{glob.escape(args.output_dir)}/*.safetensors") else None
         retry = Retry(f"model {name}", saved_folder)
-        self.hub_model_id = args.hub_model_id = create_repo(api, name, "model", private, retry)
+        args.hub_model_id = create_repo(api, name, "model", private, retry)
+        self.hub_model_id = args.hub_model_id
         self.push_in_progress = Pushing()
         for copy in Path(args.output_dir).glob(f"{HELD_PREFIX}*"):  # by a run that was killed
             shutil.rmtree(copy, ignore_errors=True)

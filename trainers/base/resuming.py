@@ -144,7 +144,8 @@ class StopOnSigterm(JITCheckpointCallback):
     ) -> None:
         """Stop here if it is asked for; at an epoch's last step the epoch's end comes first, and saves."""
         if self._is_asked():
-            self.is_stopping = control.should_training_stop = True
+            self.is_stopping = True
+            control.should_training_stop = True
             control.should_save = control.should_save or not float(state.epoch).is_integer()
 
     def on_epoch_end(

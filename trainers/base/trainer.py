@@ -106,15 +106,15 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
             `TrainOutput`: as the host's.
 
         Raises:
-            DamagedCheckpointError: the checkpoint named is damaged, or none in `output_dir` is whole.
-            DiskFullError: no room for a checkpoint; the earlier ones are intact.
-            NonFiniteError: a gradient is not finite, before the optimiser step; or a parameter is not, before a save
-                and after the last step.
-            RowError: a row has a token that the model has no embedding for.
-            ValueError: nothing is trainable; `metric_for_best_model` is a metric of ours that names none of several
+            DamagedCheckpointError: if the checkpoint named is damaged, or none in `output_dir` is whole.
+            DiskFullError: if there is no room for a checkpoint; the earlier ones are intact.
+            NonFiniteError: if a gradient is not finite, before the optimiser step; or a parameter, before a save and
+                after the last step.
+            RowError: if a row has a token that the model has no embedding for.
+            ValueError: if nothing is trainable; `metric_for_best_model` is a metric of ours that names none of several
                 evaluation sets; or not a single step was taken.
-            InUseError: another run trains into `output_dir`.
-            StoppedBySigterm: with `enable_jit_checkpoint`, after a SIGTERM, once its checkpoint is whole; a
+            InUseError: if another run trains into `output_dir`.
+            StoppedBySigterm: after a SIGTERM with `enable_jit_checkpoint`, once its checkpoint is whole; a
                 `SystemExit`, so that nothing takes the weights so far for the result.
         """
         check_best_metric(self)
@@ -177,7 +177,7 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         Refuse to load a damaged best checkpoint at the end of training.
 
         Raises:
-            DamagedCheckpointError: names it, and says that the last weights are in a checkpoint.
+            DamagedCheckpointError: if it is damaged; the message says that the last weights are in a checkpoint.
         """
         damage = find_damage(folder)
         if damage is not None:
@@ -208,8 +208,8 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         before, or none.
 
         Raises:
-            DiskFullError: no room for the model; what was in the folder is intact.
-            NonFiniteError: a parameter holds a NaN or an infinity; what was in the folder is intact.
+            DiskFullError: if there is no room for the model; what was in the folder is intact.
+            NonFiniteError: if a parameter holds a NaN or an infinity; what was in the folder is intact.
         """
         folder = Path(output_dir or self.args.output_dir)
         if not self.is_writing_checkpoint:  # which has checked them

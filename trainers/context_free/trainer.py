@@ -105,8 +105,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     about as many tokens as the target rows have.
 
     Raises:
-        ValueError: no store, an empty one, or one from other weights or another tokenizer; or, in `train`, an adapter
-            that is trained already.
+        ValueError: if there is no store, it is empty, or it comes from other weights or another tokenizer; or, in
+            `train`, if an adapter is trained already.
 
     Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
     `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
@@ -194,7 +194,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         Train as the host does.
 
         Raises:
-            ValueError: an adapter was trained before this run's first step: the anchor is the model without it.
+            ValueError: if an adapter was trained before this run's first step: the anchor is the model without it.
         """
         resume = args[0] if args else kwargs.get("resume_from_checkpoint")
         if not self._is_untouched and resume in (None, False) and self.args.kl_weight > 0:
@@ -250,7 +250,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         not_for_model = ("weight", ROW_INDEX, "num_items", "sampled_logps")
         inputs = {name: values for name, values in batch.items() if name not in not_for_model}
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        mask, log_probs = outputs.label_mask, outputs.log_probs
+        mask = outputs.label_mask
+        log_probs = outputs.log_probs
         sampled = with_virtual_tokens(batch["sampled_logps"][:, 1:], log_probs)
         row_index = with_virtual_tokens(batch[ROW_INDEX][:, 1:], log_probs, -1)
         self.guard("context-free log-probability", log_probs, row_index)

@@ -51,7 +51,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     start-up (FSDP, ZeRO-3): there, run `hf-ext data flow-weights` first and train with [`WeightedSFTTrainer`].
 
     Raises:
-        ValueError: one of these is not met, all weights but one vanish at `tau`, or a resumed run does not find the
+        ValueError: if one of these is not met, all weights but one vanish at `tau`, or a resumed run does not find the
             scores of the original model.
 
     Metrics: `flow/tau` (nats per token), `flow/ess_ratio` (effective sample size over documents; above 0.95 FLOW

@@ -38,7 +38,7 @@ class LikelihoodGuardCallback(TrainerCallback):
             What it has seen so far, in words.
 
     Raises:
-        ValueError: another mode, a negative tolerance, or a patience below 1.
+        ValueError: if the mode is another, the tolerance negative, or the patience below 1.
     """
 
     def __init__(self, mode: str = "warn", tolerance: float = 0.0, patience: int = 3) -> None:

@@ -62,7 +62,8 @@ def paired_bound_ratios(output: InfoPOOutput, estimator: str, max_exponent: floa
         `dict`: `mi`, `mi_js` and, where there is one, `mi_ceiling` (nats), `push_pull` (the mean push on rejected
         responses over the mean pull on chosen ones) and `clipped` (share of pairs beyond `max_exponent`).
     """
-    chosen, rejected = output.chosen_critic, output.rejected_critic
+    chosen = output.chosen_critic
+    rejected = output.rejected_critic
     count = torch.ones_like(chosen)
     js = infopo_loss(chosen, rejected, estimator="jsd", beta=1.0).losses  # of critics: beta is in them
     pull, push = pull_and_push(chosen, rejected, estimator=estimator, max_exponent=max_exponent)

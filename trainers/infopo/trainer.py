@@ -51,9 +51,9 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
     each is refused by name.
 
     Raises:
-        RowError: a malformed row, named with its column (see `on_bad_row`).
-        NonFiniteError: a log-probability or weight that is not finite, before the optimiser step it would spoil.
-        ValueError: a setting that cannot be honoured.
+        RowError: if a row is malformed; it names the row and its column (see `on_bad_row`).
+        NonFiniteError: if a log-probability or weight is not finite, before the optimiser step it would spoil.
+        ValueError: if a setting cannot be honoured.
 
     Metrics: those of `DPOTrainer`, and under `infopo/` `mi`, `mi_ceiling` and `mi_js` (nats), `chosen_delta` and
     `rejected_delta` (nats per token against the reference), `chosen_dropped`, `push_pull`, `squeeze`, `clipped`.

@@ -46,9 +46,9 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
     Requirements: both classes in the train dataset; an estimator other than `infonce`; no vision data.
 
     Raises:
-        RowError: a malformed row, named with its column (see `on_bad_row`).
-        NonFiniteError: a log-probability or weight that is not finite, before the optimiser step it would spoil.
-        ValueError: a setting that cannot be honoured, or one class only.
+        RowError: if a row is malformed; it names the row and its column (see `on_bad_row`).
+        NonFiniteError: if a log-probability or weight is not finite, before the optimiser step it would spoil.
+        ValueError: if a setting cannot be honoured, or all rows are of one class.
 
     Metrics: those of `KTOTrainer` (its `kl` is 0), and those of [`InfoPOTrainer`] under `infopo/` but `squeeze`.
 

@@ -79,7 +79,7 @@ class RareDataCollator(SentenceTransformerDataCollator):
         The pool of a data set; where there is but one, it serves all.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: if there is none of that name.
         """
         if len(self.pools) == 1:
             return next(iter(self.pools.values()))

@@ -63,7 +63,7 @@ def context_targets(
             Texts of one forward.
 
     Raises:
-        ValueError: `weight` is out of range, or a column is missing.
+        ValueError: if `weight` is out of range, or a column is missing.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is the share of the vector with exemplars and lies in [0, 1], got {weight!r}.")

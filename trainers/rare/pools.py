@@ -63,8 +63,8 @@ def find_columns(
             Named in messages.
 
     Raises:
-        ValueError: a column is missing, there are no two texts, or names and order of the columns disagree.
-        TypeError: a column is not text, or ids are neither text nor integers.
+        ValueError: if a column is missing, there are no two texts, or names and order of the columns disagree.
+        TypeError: if a column is not text, or ids are neither text nor integers.
     """
     features = dataset.features
     if features is None:
@@ -207,9 +207,9 @@ def own_store(
         matches ([`MatchRule`], *optional*): of the label, where rows that do not match are trained on and not shown.
 
     Raises:
-        TypeError: a stream, which has no rows to index.
-        RowError: a label does not tell whether its pair matches.
-        ValueError: no row matches.
+        TypeError: if it is a stream, which has no rows to index.
+        RowError: if a label does not tell whether its pair matches.
+        ValueError: if no row matches.
     """
     require_rows(dataset, "A pool of the training rows themselves (exemplars=None)")
     rows = dataset.with_format(None)

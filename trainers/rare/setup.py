@@ -78,9 +78,9 @@ def prepare(
         loss (*optional*): what is trained by, or one a data set; the default reads no labels.
 
     Raises:
-        ValueError: a column is missing, a data set has no pool, one store was given for several data sets.
-        TypeError: a column is not text, or a stream has no store.
-        RowError: a row that cannot be trained on.
+        ValueError: if a column is missing, a data set has no pool, or one store was given for several data sets.
+        TypeError: if a column is not text, or a stream has no store.
+        RowError: if a row cannot be trained on.
     """
     training = by_name(train)
     stores = _stores_by_name(exemplars, training)
@@ -140,7 +140,7 @@ def checked_evaluation(
     Evaluation rows checked and numbered, and the columns by which they and the training rows are read.
 
     Raises:
-        ValueError: a data set has no pool, or its texts stand under other names than the training rows'.
+        ValueError: if a data set has no pool, or its texts stand under other names than the training rows'.
     """
     columns = dict(columns)
     rows: Datasets = {}
@@ -283,7 +283,7 @@ class KnownVectors:
         Vectors of shape `(len(texts), dim)`.
 
         Raises:
-            ValueError: a text that was not there before training.
+            ValueError: if a text was not there before training.
         """
         unknown = next((text for text in texts if text_key(text) not in self.rows), None)
         if unknown is not None:
@@ -375,7 +375,7 @@ def set_lengths(model: Encoder, max_query_tokens: int | None, max_document_token
         `int`, *optional*: the longest query; `None` where the model has no limit.
 
     Raises:
-        ValueError: longer than the model's table of positions.
+        ValueError: if a length is more than the model's table of positions.
     """
     module = model[0]
     table = getattr(getattr(module, "config", None), "max_position_embeddings", None)
@@ -401,6 +401,6 @@ def token_counter(model: Encoder) -> TokenCounter:
     The model's tokenizer, as budgets need it.
 
     Raises:
-        TypeError: it gives no character offsets.
+        TypeError: if it gives no character offsets.
     """
     return TokenCounter(model.tokenizer)

@@ -235,9 +235,10 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         The host's loss, once the batch is counted.
 
         Raises:
-            NonFiniteError: the loss is a NaN or an infinity; the rows of the batch are named.
+            NonFiniteError: if the loss is a NaN or an infinity; the rows of the batch are named.
         """
-        counts, rows = inputs.pop(COUNTS, None), inputs.pop(ROW_INDEX, None)
+        counts = inputs.pop(COUNTS, None)
+        rows = inputs.pop(ROW_INDEX, None)
         if counts is not None:
             self._count(counts)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -279,9 +280,10 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
             As in [`~sentence_transformers.SentenceTransformerTrainer`]: `evaluator`, `callbacks`, `optimizers`.
 
     Raises:
-        TypeError: a CrossEncoder or a multi-vector model; a column that is not text; a stream without a store.
-        ValueError: a column is missing, or a setting does not fit the model.
-        RowError: a row without a text.
+        TypeError: if the model is a CrossEncoder or a multi-vector model, a column holds no text, or a stream comes
+            without a store.
+        ValueError: if a column is missing, or a setting does not fit the model.
+        RowError: if a row has no text.
 
     Logs `rare/augmented_share` (of queries), `rare/shown` (exemplars of an augmented query), `rare/dropped_by_budget`
     (of the exemplars wanted) and `rare/empty_hits` (of the queries that were to get any).
@@ -308,7 +310,8 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
         """
         from hf_ext.retrieval import RareEncoder
 
-        pool, args = self.data_collator.pool_of(name), self.args
+        args = self.args
+        pool = self.data_collator.pool_of(name)
         settings = replace(self.encoder_settings(), example_weight=example_weight, floor=floor)
         model = self.accelerator.unwrap_model(self.model)
         encoder = RareEncoder.from_model(model, pool.store, settings)

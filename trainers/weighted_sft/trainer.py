@@ -70,9 +70,9 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
     data or sequence/context parallelism; each is refused by name.
 
     Raises:
-        RowError: a malformed row, named with its column (see `on_bad_row`).
-        NonFiniteError: a loss, log-probability or weight that is not finite, before the optimiser step it would spoil.
-        ValueError: a setting that cannot be honoured.
+        RowError: if a row is malformed; it names the row and its column (see `on_bad_row`).
+        NonFiniteError: if a loss, log-probability or weight is not finite, before the optimiser step it would spoil.
+        ValueError: if a setting cannot be honoured.
 
     Metrics: those of `SFTTrainer`; `eval_loss` is unweighted, hence comparable with it, and `eval_loss_weighted` is
     the weighted one.
