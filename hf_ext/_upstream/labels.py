@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_ext._upstream.rows import CarriesColumns
 from hf_ext._upstream.trainer import BaseTrainerHooks
 
 TOUCHED = (
@@ -16,28 +15,6 @@ TOUCHED = (
     ("transformers.Trainer", "_signature_columns", "columns of a classifier's loss would be dropped"),
     ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by labels, not by weights"),
 )
-
-
-@dataclass
-class CarriesColumns:
-    """
-    A collator around another that knows nothing of some numeric columns: they are taken out, stacked, and put beside.
-
-    Args:
-        collator (`Callable`):
-            The host's, or the user's own.
-        columns (`tuple[str, ...]`):
-            One number a row each.
-    """
-
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    columns: tuple[str, ...]
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows; a column that they do not have is left out."""
-        values = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
-        host_rows = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
-        return {**self.collator(host_rows), **values}
 
 
 class ClassifierTrainerHooks(BaseTrainerHooks):
@@ -69,4 +46,4 @@ class ClassifierTrainerHooks(BaseTrainerHooks):
         return self.count_items(batch_samples, device) if batch_samples else None
 
 
-__all__ = ["TOUCHED", "CarriesColumns", "ClassifierTrainerHooks"]
+__all__ = ["TOUCHED", "ClassifierTrainerHooks"]

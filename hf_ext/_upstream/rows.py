@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import torch
 from datasets import Dataset, IterableDataset
 
 from hf_ext._columns import NO_ROW
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from trl import DPOConfig, KTOConfig, SFTConfig
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+AnyDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 Config = TypeVar("Config", bound="SFTConfig | DPOConfig | KTOConfig")
 
 
@@ -42,4 +45,26 @@ def tokenise_only(args: Config) -> Config:
     return neutral
 
 
-__all__ = ["AnyDataset", "expecting_a_row", "tokenise_only", "unformatted"]
+@dataclass
+class CarriesColumns:
+    """
+    A collator around another that knows nothing of some numeric columns: they are taken out, stacked, and put beside.
+
+    Args:
+        collator (`Callable`):
+            The host's, or the user's own.
+        columns (`tuple[str, ...]`):
+            One number a row each.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    columns: tuple[str, ...]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows; a column that they do not have is left out."""
+        values = {name: torch.as_tensor([row[name] for row in rows]) for name in self.columns if name in rows[0]}
+        host_rows = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
+        return {**self.collator(host_rows), **values}
+
+
+__all__ = ["AnyDataset", "AnyDatasets", "CarriesColumns", "expecting_a_row", "tokenise_only", "unformatted"]

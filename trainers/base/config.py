@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -13,10 +13,13 @@ from hf_ext.guards.numbers import check_numbers
 # What a host's configuration adds to settings that stand before it in the bases. Deriving from it here would put its
 # defaults in front of those of TRL's configurations, which come later in the bases.
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     HostArguments = TrainingArguments
 else:
     HostArguments = object
 
+AnyModel: TypeAlias = "str | PreTrainedModel | PeftModel"
 BAD_ROW_CHOICES = ("raise", "drop")
 
 
@@ -77,7 +80,7 @@ def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
-def default_output_dir(model: str | PreTrainedModel, name: str) -> str:
+def default_output_dir(model: AnyModel, name: str) -> str:
     """The folder of a run without arguments, as TRL names it: the model's name and the method's."""
     model_name = model if isinstance(model, str) else (getattr(model.config, "_name_or_path", "") or "model")
     return f"{model_name.rstrip('/').split('/')[-1]}-{name}"

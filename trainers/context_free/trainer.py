@@ -6,13 +6,13 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
@@ -22,11 +22,9 @@ from hf_ext.data.sft_rows import WeightedCollator
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.trainers.base.config import AnyModel
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +125,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: AnyModel,
         args: SFTConfig | TrainingArguments | None = None,
         *positional: Any,
         context_free_dataset: ContextFreeStore | str | Path | None = None,
@@ -163,11 +161,11 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def see_original(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: AnyModel,
         processing_class: PreTrainedTokenizerBase | None,
         args: ContextFreeSFTConfig,
         **kwargs: Any,
-    ) -> tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
+    ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
         """Check the store against model and tokenizer as they were when it was sampled, wherever they are here."""
         source = self._source if self._source is not None else args.context_free_path
         if source is None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,24 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext._upstream.preference import PreferenceForward, PreferenceTrainerHooks
-from hf_ext._upstream.rows import AnyDataset
+from hf_ext._upstream.preference import OUR_COLUMNS, PreferenceForward, PreferenceTrainerHooks
+from hf_ext._upstream.rows import AnyDataset, AnyDatasets, CarriesColumns
 from hf_ext.data.preference import with_prompts
 from hf_ext.data.provenance import is_peft
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.finite import check_finite
 from hf_ext.guards.pairs import SameResponses
 from hf_ext.guards.tokens import SayOnce, require_padding_token, say_count, tokenise_checked
-from hf_ext.trainers.base.config import default_output_dir
+from hf_ext.trainers.base.config import AnyModel, default_output_dir
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.infopo.callbacks import CeilingCallback, LikelihoodGuardCallback
 from hf_ext.trainers.infopo.card import PreferenceCard
-from hf_ext.trainers.infopo.collator import PreferenceCollator
 from hf_ext.trainers.infopo.config import InfoPOConfig, InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.diagnostics import Ratios
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +52,18 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
     method = "infopo"
     card_class = PreferenceCard
     card_settings = ("loss_type", "loss_weights", "beta", "precompute_ref_log_probs")
-    data_collator_class = PreferenceCollator
+    data_collator_class = CarriesColumns
     completion_columns: ClassVar[tuple[str, ...]]
     likelihood_guard: LikelihoodGuardCallback | None = None
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: AnyModel,
         ref_model: PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: AnyDataset | None = None,
-        eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
+        eval_dataset: AnyDatasets | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,7 +86,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
                 **kwargs,
             )
         self.precompute_ref_logps = args.precompute_ref_log_probs
-        self.data_collator = self.data_collator_class(self.data_collator)
+        self.data_collator = self.data_collator_class(self.data_collator, OUR_COLUMNS)
         self._compared = False
         self.add_callback(CeilingCallback())
         if args.likelihood_guard != "off" and not args.reference_free:
@@ -115,7 +111,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
         return values
 
     @staticmethod
-    def _refuse_other_adapters(model: str | PreTrainedModel | PeftModel, args: InfoPOArguments) -> None:
+    def _refuse_other_adapters(model: AnyModel, args: InfoPOArguments) -> None:
         """The host makes the reference of the adapter "default", whichever is trained (trl 1.16)."""
         if not is_peft(model, "PeftModel"):
             return
@@ -128,7 +124,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
             )
 
     @staticmethod
-    def _refuse_missing_reference(model: str | PreTrainedModel | PeftModel, args: InfoPOArguments) -> None:
+    def _refuse_missing_reference(model: AnyModel, args: InfoPOArguments) -> None:
         if (
             isinstance(model, str)
             or is_peft(model, "PeftModel")
@@ -311,7 +307,7 @@ def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
 
 
 @contextmanager
-def _flags_kept(model: str | PreTrainedModel | PeftModel | None) -> Iterator[None]:
+def _flags_kept(model: AnyModel | None) -> Iterator[None]:
     """Inside, the host puts a copy of a trained adapter into `model` as reference, which unfreezes it (peft 0.21)."""
     parameters = list(model.parameters()) if is_peft(model, "PeftModel") else []
     flags = [parameter.requires_grad for parameter in parameters]

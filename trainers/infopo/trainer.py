@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_ext._upstream.preference import DPOTrainerHooks, PreferenceForward
 from hf_ext._upstream.rows import AnyDataset
@@ -13,12 +12,10 @@ from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows
 from hf_ext.losses.infopo import infopo_loss
+from hf_ext.trainers.base.config import AnyModel
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import INFOPO, InfoPOConfig
 from hf_ext.trainers.infopo.diagnostics import host_bound_ratios, pair_ratios, paired_bound_ratios
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
@@ -75,7 +72,7 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
     completion_columns = ("chosen_ids", "rejected_ids")
     args: InfoPOConfig
 
-    def __init__(self, model: str | PreTrainedModel | PeftModel, *positional: Any, **kwargs: Any) -> None:
+    def __init__(self, model: AnyModel, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, *positional, **kwargs)
         # The host knows no such loss; with an empty list its own loss is 0, and everything else is as always.
         losses = list(zip(self.loss_types, self.loss_weights, strict=True))

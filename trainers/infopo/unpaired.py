@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_ext._upstream.preference import KTOTrainerHooks, PreferenceForward
 from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss
+from hf_ext.trainers.base.config import AnyModel
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.diagnostics import unpaired_ratios
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
     completion_columns = ("completion_ids",)
     args: InfoPOUnpairedConfig
 
-    def __init__(self, model: str | PreTrainedModel | PeftModel, *positional: Any, **kwargs: Any) -> None:
+    def __init__(self, model: AnyModel, *positional: Any, **kwargs: Any) -> None:
         super().__init__(model, *positional, **kwargs)
         self.positive_fraction = self._positive_fraction()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from hf_ext._upstream.retrieval import SentenceTransformerTrainerHooks
-from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, augment
+from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, TokenCounter, augment
 from hf_ext.data.exemplars.sources import require_matches
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
@@ -24,7 +24,7 @@ from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import ONE_DATASET
 from hf_ext.trainers.rare.config import RareConfig
 from hf_ext.trainers.rare.pools import Pool, find_columns, own_store
-from hf_ext.trainers.rare.setup import Loss, prepare, query_prompt, set_lengths, token_counter
+from hf_ext.trainers.rare.setup import Loss, prepare, query_prompt, set_lengths
 
 
 def context_targets(
@@ -108,7 +108,7 @@ def _with_exemplars(teacher: SentenceTransformer, rows: Dataset, pool: Pool, arg
         pool.store,
         formatter,
         rows[pool.columns.query][:],
-        tokenizer=token_counter(teacher) if formatter.has_budget else None,
+        tokenizer=TokenCounter(teacher.tokenizer) if formatter.has_budget else None,
         prompt=pool.prompt,
         draw=ExampleDraw(args.n_examples, "fixed", 1.0, args.seed),
         targets=pool.targets(list(rows)),

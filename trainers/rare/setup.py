@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from torch.nn import Module
 
 from hf_ext._upstream.rows import AnyDataset
-from hf_ext.data.exemplars import DenseRetriever, ExemplarStore, HybridRetriever, TokenCounter
+from hf_ext.data.exemplars import DenseRetriever, ExemplarStore, HybridRetriever
 from hf_ext.data.exemplars.text import text_key
 from hf_ext.guards.matches import MatchRule
 from hf_ext.guards.retrieval_rows import check_retrieval_rows, match_rule_of
@@ -332,13 +332,6 @@ def _with_retriever(
     return ExemplarStore(store.given_columns(), retriever=dense if choice == "dense" else HybridRetriever(dense))
 
 
-def restored(
-    store: ExemplarStore, choice: str, encode: Callable[[Sequence[str]], NDArray[np.float32]]
-) -> ExemplarStore:
-    """The same rows, chosen by vectors that `encode` makes."""
-    return ExemplarStore(store.given_columns(), retriever=choice, encode=encode)
-
-
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -394,13 +387,3 @@ def set_lengths(model: Encoder, max_query_tokens: int | None, max_document_token
             logger.warning("%s has no %s: its texts are cut at max_seq_length.", type(module).__name__, name)
     length = max_query_tokens or getattr(module, "query_length", None) or model.max_seq_length
     return int(length) if length is not None and length < 1e9 else None
-
-
-def token_counter(model: Encoder) -> TokenCounter:
-    """
-    The model's tokenizer, as budgets need it.
-
-    Raises:
-        TypeError: if it gives no character offsets.
-    """
-    return TokenCounter(model.tokenizer)

@@ -21,7 +21,7 @@ from hf_ext._upstream.retrieval import (
     SparseEncoderTrainerHooks,
 )
 from hf_ext._upstream.rows import AnyDataset
-from hf_ext.data.exemplars import ExemplarStore
+from hf_ext.data.exemplars import ExemplarStore, TokenCounter
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.retrieval.repository import write_exemplars
@@ -38,9 +38,7 @@ from hf_ext.trainers.rare.setup import (
     keep_prompts,
     prepare,
     read_texts_as_they_are,
-    restored,
     set_lengths,
-    token_counter,
 )
 
 if TYPE_CHECKING:
@@ -163,13 +161,13 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
     ) -> RareDataCollator:
         """The collator that writes exemplars; the host asks for it while it is being made."""
         formatter = args.formatter(self.max_query_tokens)
-        return RareDataCollator(
+        return self.data_collator_class(
             preprocess_fn=model.preprocess,
             router_mapping=args.router_mapping,
             prompts=args.prompts,
             pools=self.pools,
             formatter=formatter,
-            tokenizer=token_counter(model) if formatter.has_budget or not self.pool_examples else None,
+            tokenizer=TokenCounter(model.tokenizer) if formatter.has_budget or not self.pool_examples else None,
             pool_examples=self.pool_examples,
             draw=args.draw(),
             exclude=args.exclusion(),
@@ -316,7 +314,8 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
         model = self.accelerator.unwrap_model(self.model)
         encoder = RareEncoder.from_model(model, pool.store, settings)
         if args.example_retriever in ("dense", "hybrid"):  # in training the vectors were those of known texts
-            encoder.exemplars = restored(pool.store, args.example_retriever, encoder.encode_plain)
+            choice = {"retriever": args.example_retriever, "encode": encoder.encode_plain}
+            encoder.exemplars = ExemplarStore(pool.store.given_columns(), **choice)
         if pool.prompt:
             encoder.prompts["query"] = pool.prompt
         return encoder

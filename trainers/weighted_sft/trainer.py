@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.fused_head import FusedOutputRecorder
-from hf_ext._upstream.rows import AnyDataset, unformatted
+from hf_ext._upstream.rows import AnyDataset, AnyDatasets, unformatted
 from hf_ext._upstream.sft import SFTTrainerHooks
 from hf_ext.data.chat_columns import warn_of_unread_parts
 from hf_ext.data.host_rows import host_rows
@@ -23,12 +23,9 @@ from hf_ext.data.sft_rows import WeightedCollator, column_names, finish_rows
 from hf_ext.guards.attention import check_documents_kept_apart
 from hf_ext.guards.tokens import require_padding_token, tokenise_checked
 from hf_ext.losses.weighted_nll import weighted_nll
-from hf_ext.trainers.base.config import default_output_dir
+from hf_ext.trainers.base.config import AnyModel, default_output_dir
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +87,11 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: AnyModel,
         args: SFTConfig | TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: AnyDataset | None = None,
-        eval_dataset: AnyDataset | dict[str, AnyDataset] | None = None,
+        eval_dataset: AnyDatasets | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         compute_loss_func: Callable | None = None,
         **kwargs: Any,
@@ -171,8 +168,8 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         args: WeightedSFTConfig,
         formatting_func: Callable | None,
         train: AnyDataset | None,
-        evaluation: AnyDataset | dict[str, AnyDataset] | None,
-    ) -> tuple[AnyDataset | None, AnyDataset | dict[str, AnyDataset] | None]:
+        evaluation: AnyDatasets | None,
+    ) -> tuple[AnyDataset | None, AnyDatasets | None]:
         """Both sets checked, before the host's constructor takes facts (is it a chat?) from the first row."""
 
         def check(dataset: AnyDataset | None, name: str) -> AnyDataset | None:
@@ -190,11 +187,11 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
 
     def see_original(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: AnyModel,
         processing_class: PreTrainedTokenizerBase | None,
         args: WeightedSFTConfig,
         **kwargs: Any,
-    ) -> tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None]:
+    ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
         """Called before the host changes model or tokenizer; returns the two to go on with."""
         return model, processing_class
 
