@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_ext.hub.push import PushError
-from hf_ext.trainers.consensus import ConsensusRecipe
+from hf_ext.trainers.consensus import ConsensusRecipe, ForwardCorrectedTrainer
 from tests.hub.fake_hub import FOR_EVER, FakeHub
 from tests.trainers.classifiers import CHANNEL, consensus_config, labelled_rows, tiny_bert
 from tests.trainers.runs import assert_same_weights
@@ -57,3 +57,14 @@ def test_a_hub_that_is_down_costs_the_push_and_not_the_run(hub: FakeHub, tmp_pat
     again = recipe(tmp_path / "out", rows).run()
     assert again.trainer is None, "a run that is finished is pushed again, not trained again"
     assert hub.titles("me/tiny") == ["End of training"]
+
+
+def test_a_classifier_with_the_host_s_own_arguments_is_pushed_too(hub: FakeHub, tmp_path: Path, rows: Dataset) -> None:
+    """Those know no `model_license`."""
+    args = TrainingArguments(
+        str(tmp_path / "out"), hub_model_id="me/stock", use_cpu=True, bf16=False, report_to="none"
+    )
+    trainer = ForwardCorrectedTrainer(model=tiny_bert(), args=args, train_dataset=rows, channel=CHANNEL)
+    trainer.push_to_hub()
+    assert hub.titles("me/stock") == ["End of training"]
+    assert ModelCard.load("me/stock").data.license == "unknown"

@@ -252,3 +252,8 @@ def test_a_given_share_far_from_the_data_sets_warns(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         start(InfoPOUnpairedTrainer, InfoPOUnpairedConfig, tmp_path, singles(8), positive_fraction=0.9)
     assert "positive_fraction=0.9, and 0.500 of the train dataset's rows are good" in caplog.text
+
+
+def test_arguments_of_another_trainer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="InfoPOTrainer needs a InfoPOConfig, got KTOConfig"):
+        start(InfoPOTrainer, KTOConfig, tmp_path, pairs(8))
