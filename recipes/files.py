@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import hf_ext.recipes
 from hf_ext.guards.yaml_file import read_yaml
+from hf_ext.method import Method, known_methods
 
 ACCELERATE_FOLDER = "accelerate_configs"
-# Method, as in `hf-ext train METHOD` -> the module that trains with it.
-MODULES = {
-    "weighted_sft": "hf_ext.recipes.weighted_sft.train",
-    "flow": "hf_ext.recipes.flow.train",
-    "context_free": "hf_ext.recipes.context_free.train",
-    "infopo": "hf_ext.recipes.infopo.train",
-    "infopo_unpaired": "hf_ext.recipes.infopo.unpaired",
-    "infopo_online": "hf_ext.recipes.infopo.online",
-    "rare": "hf_ext.recipes.rare.train",
-    "consensus": "hf_ext.recipes.consensus.train",
-}
-METHODS = tuple(MODULES)
-DATA_FOLDERS = ("pruning",)  # settings of `hf-ext data`, which trains nothing
 
 
-def package_folder() -> Path:
-    """Folder of the installed `hf_ext.recipes`."""
-    return Path(str(files("hf_ext.recipes")))
+def recipe_files() -> dict[str, Path]:
+    """Every YAML file of the package by its name, `folder/name.yaml`, the accelerate configs last."""
+    paths = [path for folder in hf_ext.recipes.__path__ for path in Path(folder).glob("*/*.yaml")]
+    paths.sort(key=lambda path: (path.parent.name == ACCELERATE_FOLDER, path.parent.name, path.name))
+    return {f"{path.parent.name}/{path.name}": path for path in paths}
 
 
 def recipe_names() -> list[str]:
-    """Every YAML file of the package as `folder/name.yaml`, the accelerate configs last."""
-    names = (path.relative_to(package_folder()).as_posix() for path in package_folder().glob("*/*.yaml"))
-    return sorted(names, key=lambda name: (name.startswith(ACCELERATE_FOLDER), name))
+    """The names of [`recipe_files`]."""
+    return list(recipe_files())
 
 
 def find_recipe(name: str) -> Path:
@@ -42,16 +31,17 @@ def find_recipe(name: str) -> Path:
     The YAML file of that name: `flow/gsm8k.yaml` or `flow/gsm8k` inside the package, else a path on disk.
 
     Raises:
-        ValueError: there is none; the message lists close names.
+        ValueError: if there is none; the message lists close names.
     """
+    packaged = recipe_files()
     for candidate in (name, f"{name}.yaml"):
-        if candidate in recipe_names():
-            return package_folder() / candidate
+        if candidate in packaged:
+            return packaged[candidate]
     if _is_file(name):
         return Path(name)
     raise ValueError(
         f"no recipe {name!r} in the package and no such file"
-        f"{did_you_mean(name, [n.removesuffix('.yaml') for n in recipe_names()])} "
+        f"{did_you_mean(name, [packaged_name.removesuffix('.yaml') for packaged_name in packaged])} "
         "('hf-ext recipes list' names them all)"
     )
 
@@ -61,7 +51,7 @@ def take_config(arguments: Iterable[str]) -> tuple[list[str], str | None]:
     Command-line arguments without `--config NAME`, and that name; both spellings, `--config=NAME` too.
 
     Raises:
-        ValueError: no name follows `--config`.
+        ValueError: if no name follows `--config`.
     """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
@@ -77,7 +67,7 @@ def read_settings(name: str) -> tuple[Path, dict[str, Any]]:
     The YAML file that [`find_recipe`] finds, and the settings in it.
 
     Raises:
-        ValueError: there is no such file, or it is no YAML mapping of option names to values.
+        ValueError: if there is no such file, or it is no YAML mapping of option names to values.
     """
     path = find_recipe(name)
     values = read_yaml(path, exponents_from=2)  # those of the first level are typed
@@ -89,20 +79,22 @@ def read_settings(name: str) -> tuple[Path, dict[str, Any]]:
     return path, values
 
 
-def method_of(recipe: str) -> str:
+def method_of(recipe: str) -> Method | None:
     """
     The method that reads a recipe of the package: its folder's, or a variant's of it that the file's name begins with.
 
-    `infopo/gsm8k_pairs.yaml` is read by `infopo`, `infopo/online_gsm8k.yaml` by `infopo_online`.
+    `infopo/gsm8k_pairs.yaml` is read by `infopo`, `infopo/online_gsm8k.yaml` by `infopo_online`, an accelerate config
+    by none.
     """
     folder, _, file = recipe.removesuffix(".yaml").rpartition("/")
-    variant = f"{folder}_{file.split('_')[0]}"
-    return variant if variant in MODULES else folder
+    methods = {method.name: method for method in known_methods()}
+    return methods.get(f"{folder}_{file.split('_')[0]}", methods.get(folder))
 
 
-def training_recipes() -> list[str]:
-    """Those of [`recipe_names`] that a method trains with."""
-    return [name for name in recipe_names() if name.split("/")[0] not in (ACCELERATE_FOLDER, *DATA_FOLDERS)]
+def training_recipes() -> dict[str, Method]:
+    """Those of [`recipe_names`] that a method trains with, and that method."""
+    readers = {name: method_of(name) for name in recipe_names()}
+    return {name: method for name, method in readers.items() if method is not None and method.recipe}
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -110,15 +102,17 @@ def find_accelerate_config(name: str) -> Path:
     The accelerate config of that name: `fsdp2` inside the package, else a path on disk.
 
     Raises:
-        ValueError: there is none; the message lists those of the package.
+        ValueError: if there is none; the message lists those of the package.
     """
-    known = [Path(n).stem for n in recipe_names() if n.startswith(ACCELERATE_FOLDER)]
+    packaged = {path.stem: path for path in recipe_files().values() if path.parent.name == ACCELERATE_FOLDER}
     stem = name.removesuffix(".yaml").removeprefix(f"{ACCELERATE_FOLDER}/")
-    if stem in known:
-        return package_folder() / ACCELERATE_FOLDER / f"{stem}.yaml"
+    if stem in packaged:
+        return packaged[stem]
     if _is_file(name):
         return Path(name)
-    raise ValueError(f"no accelerate config {name!r} in the package and no such file; the package has {known}")
+    raise ValueError(
+        f"no accelerate config {name!r} in the package and no such file; the package has {list(packaged)}"
+    )
 
 
 def _is_file(name: str) -> bool:
@@ -128,7 +122,7 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'a' or 'b'?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+def did_you_mean(name: str, possible_names: Iterable[str]) -> str:
+    """`; did you mean 'a' or 'b'?`, or nothing where no possible name is close."""
+    close_names = difflib.get_close_matches(name, list(possible_names), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close_names))}?" if close_names else ""

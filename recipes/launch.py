@@ -21,6 +21,7 @@ from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.streams import printing
 from hf_ext.guards.world import check_world_size
 from hf_ext.hub.retry import PushError
+from hf_ext.method import Method
 from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler, naming_keywords
 from hf_ext.recipes.parser import RecipeParser
 
@@ -81,24 +82,20 @@ class Recipe:
     A launchable method. A family of methods overrides `check`, `before_training` and `after_training`.
 
     Args:
-        method (`str`): the method's name, as in `hf-ext train`.
-        trainer (`str`): name of its trainer class in `hf_ext`.
-        config (`str`): name of its config class in `hf_ext`.
+        method ([`~hf_ext.method.Method`]): the method's record.
         arguments (`type`): its script arguments.
     """
 
-    method: str
-    trainer: str
-    config: str
+    method: Method
     arguments: type[RecipeArguments] = RecipeArguments
 
     def make_parser(
         self, subparsers: argparse._SubParsersAction | None = None, prog: str | None = None
     ) -> RecipeParser:
         """The recipe's parser, alone or as one of `subparsers`, as in TRL's scripts."""
-        types = (self.arguments, getattr(hf_ext, self.config), ModelConfig, DatasetMixtureConfig)
+        types = (self.arguments, getattr(hf_ext, self.method.config), ModelConfig, DatasetMixtureConfig)
         if subparsers is not None:
-            return subparsers.add_parser(self.method, help=f"Train with {self.trainer}", dataclass_types=types)
+            return subparsers.add_parser(self.method.name, help=self.method.summary, dataclass_types=types)
         return RecipeParser(types, prog=prog)
 
     def run(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -164,7 +161,7 @@ class Recipe:
         """The trainer of `model`, with the adapter and quantization that the arguments ask for."""
         from trl import get_peft_config, get_quantization_config
 
-        return getattr(hf_ext, self.trainer)(
+        return getattr(hf_ext, self.method.trainer)(
             model=model,
             args=training_args,
             quantization_config=get_quantization_config(model_args),

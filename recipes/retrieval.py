@@ -183,7 +183,7 @@ class RetrievalRecipe(Recipe):
         """The trainer of the encoder `model`, with the adapter that the arguments ask for."""
         from trl import get_peft_config
 
-        trainer = getattr(hf_ext, self.trainer)
+        trainer = getattr(hf_ext, self.method.trainer)
         kwargs = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
         encoder = trainer.encoder_class(
             model,

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Literal, Union
 
+from hf_ext.guards.numbers import TextOrNumber
 from hf_ext.recipes.files import did_you_mean
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -32,9 +33,6 @@ SCALARS: dict[Any, dict[str, Any]] = {
     type(None): {"type": ["null"]},
     Any: {},
 }
-
-# Text fields whose config makes text of a number itself, so that `tau: 1.5` needs no quotes.
-TEXT_OR_NUMBER = ("tau",)
 
 ENVIRONMENT = {
     "type": ["object"],
@@ -86,17 +84,15 @@ def _only(names: Any) -> Any:
 
 
 def _properties(kind: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: _field(field, hints[field.name]) for field in dataclasses.fields(kind) if field.init}
 
 
 def _field(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
-    schema = _type(hint)
+    schema = {**_type(str), "type": ["string", "number"]} if hint == TextOrNumber else _type(hint)
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    if field.name in TEXT_OR_NUMBER:
-        schema = {**schema, "type": [*schema["type"], "number"]}
     choices = field.metadata.get("choices")
     if choices is not None:
         schema = {"enum": list(choices)}

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 import hf_ext
+import hf_ext.trainers
+from tools.exports import stubs
+
+LAZY = ["hf_ext", *(f"hf_ext.trainers.{path.parent.name}" for path in stubs() if path.parent.name != "hf_ext")]
 
 
-def names_imported_for_type_checkers() -> dict[str, str]:
-    tree = ast.parse(Path(hf_ext.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {a.name: node.module for node in imports if node.module.startswith("hf_ext.") for a in node.names}
+def names_imported_for_type_checkers(package) -> dict[str, str]:
+    tree = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "hf_ext.method"]
+    return {a.name: node.module for node in imports for a in node.names}
 
 
 @pytest.mark.parametrize("name", hf_ext.__all__)
@@ -24,9 +28,27 @@ def test_exported_name_is_what_its_module_defines(name):
     assert value.__doc__, f"{name} has no docstring"
 
 
-def test_type_checkers_see_the_names_that_users_get():
-    assert names_imported_for_type_checkers() == hf_ext._EXPORTS
-    assert sorted(hf_ext._EXPORTS) == hf_ext.__all__
+@pytest.mark.parametrize("name", LAZY)
+def test_type_checkers_see_the_names_that_users_get(name):
+    package = import_module(name)
+    homes = names_imported_for_type_checkers(package)
+    assert sorted(homes) == package.__all__
+    for exported, module in homes.items():
+        assert getattr(package, exported) is getattr(import_module(module), exported)
+
+
+def test_the_files_for_type_checkers_are_what_the_tool_writes():
+    assert len(LAZY) > 1
+    for path, text in stubs().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run python tools/exports.py"
+
+
+def test_a_name_that_is_a_module_of_its_package_is_never_exported():
+    """An import of the module would put it in the name's place."""
+    for name in LAZY:
+        package = import_module(name)
+        modules = {path.stem for folder in package.__path__ for path in Path(folder).iterdir()}
+        assert not modules & set(package.__all__)
 
 
 def test_dir_lists_the_public_names():

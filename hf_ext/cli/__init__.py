@@ -21,9 +21,10 @@ from hf_ext.guards.streams import printing
 # The verbs in the order `hf-ext --help` shows them.
 VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
-    "train": "train with a method: weighted_sft, flow, context_free, infopo ...",
+    "train": "train with a method (hf-ext methods names them)",
     "data": "weight, sample, prune, privatize or relabel rows (flow-weights, context-free, prune ...)",
     "eval": "measure what a tuned model learned, forgot (forgetting) and prefers (preference)",
+    "methods": "list what hf-ext can do, with the command and the paper of each",
     "recipes": "list, show or copy the recipes that come with the package",
     "card": "write the model card of a saved folder again (render)",
     "doctor": "look at versions, devices and launch, and say what is wrong",

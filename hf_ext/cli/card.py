@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from hf_ext.guards.exits import exit_status
 from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import unescape
 from hf_ext.hub.front_matter import names_in, sections_of
-from hf_ext.hub.methods import LIBRARIES
-from hf_ext.recipes.files import METHODS
+from hf_ext.method import method_of_models, trained_methods
 
 if TYPE_CHECKING:
     from hf_ext.hub.front_matter import CardText
@@ -38,7 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     option(render, "--report", metavar="FILE", help="forgetting.json (default: the folder's, or its report/)")
     option(render, "--run", dest="run_name", metavar="NAME", help="which run of the report this model is, if several")
     render.add_argument("--arm", dest="arm", help=argparse.SUPPRESS)
-    option(render, "--method", choices=METHODS, help="default: as the card or the settings tell")
+    methods = [method.name for method in trained_methods()]
+    option(render, "--method", choices=methods, help="default: as the card or the settings tell")
     option(render, "--license", metavar="KEY", help="Hub licence key, such as apache-2.0")
     option(render, "--base-model", metavar="NAME", help="Hub name or folder of the model that was tuned")
     option(render, "--dataset", metavar="NAME", help="Hub name of the fine-tuning data")
@@ -72,6 +72,8 @@ def run_render(options: argparse.Namespace) -> int:
         _refuse_losses(metadata, body, report)
     tags = names_in(metadata.get("tags"))
     method = options.method or method_of(tags, arguments)
+    method_names = {record.name for record in trained_methods()}
+    has_own_usage = method_of_models(method).task != "text-generation"
     licence = options.license or _licence(arguments.get("model_license")) or _licence(metadata.get("license"))
     path = write_model_card(
         folder,
@@ -82,8 +84,8 @@ def run_render(options: argparse.Namespace) -> int:
         dataset_name=options.dataset or next(iter(names_in(metadata.get("datasets"))), None),
         report=report,
         run=options.run_name or options.arm,
-        tags=[tag for tag in tags if tag not in METHODS],
-        usage=_usage(body) if method in LIBRARIES else None,
+        tags=[tag for tag in tags if tag not in method_names],
+        usage=_usage(body) if has_own_usage else None,
         model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),
         overwrite=options.force and "hf-ext" not in tags,
     )
@@ -107,31 +109,33 @@ def read_card(folder: Path) -> CardText:
     return read(folder / CARD)
 
 
-def method_of(tags: list[str], arguments: Mapping[str, Any]) -> str:
+def method_of(tags: Collection[str], arguments: Mapping[str, Any]) -> str:
     """
     The method, from the card's tags, else from the settings that only it has.
 
     Raises:
-        ValueError: neither tells.
+        ValueError: if neither tags nor settings tell the method.
     """
-    tagged = [method for method in METHODS if method in tags]
+    methods = [method for method in trained_methods() if not method.variant_of]
+    tagged = [method.name for method in methods if method.name in tags]
     if len(tagged) == 1:
         return tagged[0]
-    for method, setting in (("flow", "tau"), ("context_free", "kl_weight"), ("weighted_sft", "normalize")):
-        if setting in arguments:
-            return method
-    raise ValueError(f"the folder does not tell which method trained it; give --method, one of {', '.join(METHODS)}")
+    # A method that is built on another one has that one's settings too: the most settings tell it.
+    telling = [method for method in methods if arguments.keys() >= {*method.telltale_settings}]
+    likeliest = max(telling, key=lambda method: len(method.telltale_settings), default=None)
+    if likeliest is None or not likeliest.telltale_settings:
+        names = ", ".join(method.name for method in methods)
+        raise ValueError(f"the folder does not tell which method trained it; give --method, one of {names}")
+    return likeliest.name
 
 
 def settings_of(method: str, arguments: Mapping[str, Any], body: str) -> dict[str, Any]:
     """The card's settings table: the method's own and the common ones, then rows that only the old card has."""
     import hf_ext
-    from hf_ext.trainers.base.card import COMMON, LEFT_OUT, own_settings
+    from hf_ext.trainers.base.card import card_settings
 
-    configs = {"flow": "FlowSFTConfig", "context_free": "ContextFreeSFTConfig", "weighted_sft": "WeightedSFTConfig"}
-    configs |= {"infopo": "InfoPOConfig", "infopo_unpaired": "InfoPOUnpairedConfig", "rare": "RareConfig"}
-    own = own_settings(getattr(hf_ext, configs[method])) if method in configs else []
-    shown = [name for name in (*own, *COMMON) if name not in LEFT_OUT]
+    record = method_of_models(method)
+    shown = card_settings(record, getattr(hf_ext, record.config))
     table = dict(sections_of(body)).get("Training settings", "")
     cells = re.findall(r"^\| ((?:\\.|[^|\\])+) \| ((?:\\.|[^|\\])*) \|$", table, re.MULTILINE)
     old = {unescape(name): unescape(value) for name, value in cells[1:]}  # after the header

@@ -13,13 +13,16 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+import hf_ext
+from hf_ext.method import trained_methods
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -342,9 +345,9 @@ def imports(facts: Facts) -> None:
     """Whether the trainers can be imported: the one test that sees a private name of a host library moved."""
     facts.values["trainers_import"] = False
     try:
-        import_module("hf_ext._upstream.sft")
-        import_module("hf_ext.trainers.context_free.trainer")
-        import_module("hf_ext.trainers.flow.trainer")
+        for method in trained_methods():
+            if installed_version(method.host) is not None:  # a library of an extra may be missing
+                getattr(hf_ext, method.trainer)
     except Exception as error:
         facts.broken(
             f"the trainers cannot be imported: {_line(error)}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.exits import exit_status
-from hf_ext.recipes.files import ACCELERATE_FOLDER, DATA_FOLDERS, did_you_mean, method_of, package_folder, recipe_names
+from hf_ext.recipes.files import did_you_mean, method_of, recipe_files
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -31,15 +31,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run_list(options: argparse.Namespace) -> int:
     """Print each name with the first comment line of its file."""
-    names = recipe_names()
-    about = {
-        name: (package_folder() / name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in names
+    headers = {
+        name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in recipe_files().items()
     }
     if options.json:
-        print(json.dumps([{"name": name, "about": line} for name, line in about.items()], indent=2))
+        print(json.dumps([{"name": name, "about": line} for name, line in headers.items()], indent=2))
         return 0
-    width = max(map(len, names))
-    for name, line in about.items():
+    width = max(map(len, headers))
+    for name, line in headers.items():
         print(f"{name:<{width}}  {line}")
     return 0
 
@@ -49,7 +48,7 @@ def run_show(options: argparse.Namespace) -> int:
     Print a recipe or its path.
 
     Raises:
-        ValueError: no such recipe; the message has close names.
+        ValueError: if there is no such recipe; the message has close names.
     """
     path = _packaged(options.name)
     print(path if options.path else path.read_text(encoding="utf-8"), end="\n" if options.path else "")
@@ -61,30 +60,31 @@ def run_copy(options: argparse.Namespace) -> int:
     Copy a recipe and print the command that runs the copy.
 
     Raises:
-        ValueError: no such recipe; the message has close names.
-        FileExistsError: there is a file of that name, and no `--force`.
+        ValueError: if there is no such recipe; the message has close names.
+        FileExistsError: if there is a file of that name, and no `--force`.
     """
-    path, destination = _packaged(options.name), Path(options.destination)
+    path = _packaged(options.name)
+    destination = Path(options.destination)
     if destination.is_dir() or options.destination.endswith(("/", "\\")):
         destination = destination / path.name
     if destination.exists() and not options.force:
         raise FileExistsError(f"{destination} is there already; --force overwrites it")
     with writing("the recipe", destination):
         write_whole(destination, path.read_bytes())
-    named = destination.as_posix()
-    named = f"./{named}" if named in recipe_names() else named  # else the package's own would be taken
-    method, how = method_of(f"{path.parent.name}/{path.name}"), f"--config {named}"
-    if path.parent.name == ACCELERATE_FOLDER:
-        method, how = "METHOD", f"--accelerate_config {named}"
+    copy_name = destination.as_posix()
+    copy_name = f"./{copy_name}" if copy_name in recipe_files() else copy_name  # else the package's own would be taken
+    method = method_of(f"{path.parent.name}/{path.name}")
     print(f"copied to {destination}; run it with")
-    verb = "data prune" if path.parent.name in DATA_FOLDERS else f"train {method}"
-    print(f"  hf-ext {verb} {how}")
+    if method is None:
+        print(f"  hf-ext train METHOD --accelerate_config {copy_name}")
+    else:
+        print(f"  hf-ext {method.commands[0]} --config {copy_name}")
     return 0
 
 
 def _packaged(name: str) -> Path:
-    names = recipe_names()
-    known = name if name in names else f"{name}.yaml"
-    if known not in names:
-        raise ValueError(f"no recipe {name!r}{did_you_mean(name, names)} ('hf-ext recipes list')")
-    return package_folder() / known
+    paths = recipe_files()
+    path = paths.get(name, paths.get(f"{name}.yaml"))
+    if path is None:
+        raise ValueError(f"no recipe {name!r}{did_you_mean(name, paths)} ('hf-ext recipes list')")
+    return path

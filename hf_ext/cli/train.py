@@ -11,18 +11,8 @@ from typing import Any
 from hf_ext.cli.launching import launch
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SIZE
-from hf_ext.recipes.files import MODULES, find_accelerate_config, read_settings, take_config
-
-LINES = {
-    "weighted_sft": "supervised fine-tuning on rows with a 'weight' column",
-    "flow": "FLOW: rows weighted by how easy the original model finds them",
-    "context_free": "fine-tuning beside rows sampled from the original model",
-    "infopo": "InfoPO: preference pairs, by mutual information",
-    "infopo_unpaired": "InfoPO on single responses labelled good or bad",
-    "infopo_online": "InfoPO in rounds: sample answers, score them, pair them, train, again",
-    "rare": "RARe: a retriever that reads examples, past queries with documents, before the query",
-    "consensus": "a classifier on noisy labels, trained again on those the model agrees with where that helps",
-}
+from hf_ext.method import method_named, trained_methods
+from hf_ext.recipes.files import find_accelerate_config, read_settings, take_config
 
 EPILOG = """
 --schema after METHOD prints the JSON schema of the method's YAML file, for editors and checks.
@@ -59,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     methods = parser.add_subparsers(
         title="methods", dest="method", metavar="METHOD", required=True, parser_class=_TakesTheRest
     )
-    for method in MODULES:
-        methods.add_parser(method, help=LINES[method], add_help=False)
+    for method in trained_methods():
+        methods.add_parser(method.name, help=method.summary, add_help=False)
     parser.set_defaults(run=run)
 
 
@@ -71,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     launch.add_argument("--accelerate_config", "--accelerate-config")
     launch.add_argument("--num_processes", "--num-processes", type=SIZE)
     how, arguments = launch.parse_known_args(options.arguments)
-    module = MODULES[options.method]
+    module = method_named(options.method).recipe
     if "--schema" in arguments:
         return exit_status(lambda: _print_schema(module, f"A recipe of {prog}: the file after --config"), prog)
     status = exit_status(lambda: _check_config(arguments), prog) or exit_status(lambda: _import(module), prog)

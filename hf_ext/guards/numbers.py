@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 __all__ = [
     "CLASSES",
@@ -21,8 +21,12 @@ __all__ = [
     "SIZE",
     "WHOLE_NUMBER",
     "Bounds",
+    "TextOrNumber",
     "check_numbers",
 ]
+
+TextOrNumber: TypeAlias = Annotated[str, "or a number, which needs no quotes in YAML"]
+"""Type of a configuration's field whose `__post_init__` makes text of a number: `argparse` takes one type alone."""
 
 
 @dataclass(frozen=True)

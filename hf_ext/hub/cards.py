@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from hf_ext.guards.renamed import renamed_parameter
 from hf_ext.guards.yaml_file import YamlError, read_text
 from hf_ext.hub.files import strings
 from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
-from hf_ext.hub.methods import LIBRARIES, METHODS, PAPERS, TRAINERS
+from hf_ext.method import Method, method_named, method_of_models
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from hf_ext.data.pruning.report import PruneReport
 
 __all__ = [
-    "METHODS",
-    "PAPERS",
     "base_model_card",
     "base_model_metadata",
     "merge_cards",
@@ -103,7 +101,7 @@ def write_model_card(
         output_dir (`str` or `Path`):
             The folder of the saved model; made if absent.
         method (`str`):
-            One of `METHODS`: chooses the template.
+            One of `hf-ext train`: chooses the template.
         base_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that was tuned. A folder's name is never written; if its own card names a Hub
             model, that one is.
@@ -142,36 +140,33 @@ def write_model_card(
     """
     from huggingface_hub import ModelCardData
 
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} has no card template; choose one of {', '.join(METHODS)}.")
+    record = method_of_models(method)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model_name = model_name or folder.resolve().name
     base, inherited = base_model_card(base_model)
-    method_library, method_task = LIBRARIES.get(method, ("transformers", "text-generation"))
-    host = TRAINERS.get(method, "trl")
     data = ModelCardData(
-        library_name=library or method_library,
+        library_name=library or record.library,
         **_licence(license, inherited),
         language=inherited.get("language"),
         base_model=base,
         datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
-        tags=list(dict.fromkeys(["hf-ext", method, *(["trl"] if host == "trl" else []), *strings(tags, "tags")])),
-        pipeline_tag=task or method_task,
+        tags=list(dict.fromkeys([*_first_tags(record), *strings(tags, "tags")])),
+        pipeline_tag=task or record.task,
         model_name=model_name,
         eval_results=report.eval_results(run, **_target_names(dataset_name)) if report is not None else None,
     )
     body = _render(
-        f"{method}.jinja",
+        f"{record.card}.jinja",
+        method=record,
         model_name=model_name,
         origin=Markdown(f"It was fine-tuned from {_link(base)}.") if base else "",
         dataset_name=_dataset_link(dataset_name),
         results=Markdown(report.to_markdown().strip()) if report is not None else "",
         usage=Markdown(usage or _usage(folder, model_name)),
         settings=[(name, value) for name, value in (settings or {}).items()],
-        host=host,
-        versions=_versions(host),
-        paper=_paper(method, paper),
+        versions=_versions(record.host),
+        paper=_paper(record, paper),
     )
     return _write(folder, data.to_dict(), body, license, overwrite)
 
@@ -239,9 +234,10 @@ def write_dataset_card(
     sampled = kind == "context_free"
     files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
     privacy = list(label_privacy)
-    kind_tags = ["synthetic", "context-free"] if sampled else ["pruned"] if report is not None else []
-    kind_tags += ["label-differential-privacy"] if privacy else []
-    by_matching = report is not None and report.method in ("gm", "gm_official")
+    made_by = method_named("context_free") if sampled else method_named("pruning") if report is not None else None
+    kind_tags = [*made_by.card_tags] if made_by is not None else []
+    kind_tags += method_named("label_privacy").card_tags if privacy else ()
+    has_paper = sampled or (report is not None and report.method in ("gm", "gm_official"))
     data = DatasetCardData(
         **_licence(license, inherited if sampled else {}),
         tags=list(dict.fromkeys(["hf-ext", *kind_tags, *strings(tags, "tags")])),
@@ -260,7 +256,7 @@ def write_dataset_card(
         pruning=[(name, value) for name, value in report.summary()] if report is not None else [],
         pruned_by=report.by if report is not None and report.by else "",
         plot="report/pruning.png" if (folder / "report" / "pruning.png").is_file() and report is not None else "",
-        paper=_paper("context_free" if sampled else "pruning", None) if sampled or by_matching else None,
+        paper=_paper(made_by) if made_by is not None and has_paper else None,
         label_privacy=[(name, value) for name, value in privacy],
         versions=_versions(),
     )
@@ -395,10 +391,15 @@ def _names_aside(folder: Path) -> Iterator[Path]:
     return (folder / f"README.old{'' if number == 1 else f'-{number}'}.md" for number in itertools.count(1))
 
 
-def _paper(method: str, given: Mapping[str, str] | None) -> dict[str, str] | None:
+def _first_tags(method: Method) -> list[str]:
+    return ["hf-ext", method.name, *(["trl"] if method.host == "trl" else [])]
+
+
+def _paper(method: Method, named: Mapping[str, str] | None = None) -> dict[str, str] | None:
     """The paper with its address; a citation left out is filled in where the paper is the method's own."""
-    own = PAPERS.get(method, {})
-    paper = {"citation": "", **(own if not given or given.get("id") == own.get("id") else {}), **(given or {})}
+    published = method.paper_words
+    is_published = not named or named.get("id") == published.get("id")
+    paper = {"citation": "", **(published if is_published else {}), **(named or {})}
     if "id" not in paper:
         return None
     return {**paper, "url": Markdown(f"https://huggingface.co/papers/{quote(well_formed(str(paper['id'])), safe='')}")}
@@ -451,11 +452,12 @@ def _versions(host: str = "trl") -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = resources.files("hf_ext.model_cards")
+    import hf_ext.model_cards
+
     environment = Environment(
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=FileSystemLoader([*hf_ext.model_cards.__path__]),
         autoescape=False,  # noqa: S701  that is for HTML, and would write &quot; into code
         finalize=escape,  # every text that is not Markdown of ours
         undefined=StrictUndefined,

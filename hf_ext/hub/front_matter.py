@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hf_ext.guards.disk import write_whole
 from hf_ext.guards.yaml_file import MAX_BYTES, YamlError, fast_loader, parse_yaml, read_text
-from hf_ext.hub.methods import METHODS, OWN_TAGS
+from hf_ext.method import known_methods, trained_methods
 
 __all__ = [
     "LICENSE_KEYS",
@@ -192,7 +192,9 @@ def _renewed(new_values: Mapping[str, Any], old_values: Mapping[str, Any], is_ou
         if isinstance(old_values.get(key), list) and new_values.get(key) in old_values[key]:
             values[key] = old_values[key]
     if is_ours:
-        tags = [tag for tag in names_in(old_values.get("tags")) if tag not in OWN_TAGS]
+        topic_tags = {tag for method in known_methods() for tag in method.card_tags}
+        own_tags = {"hf-ext", "trl", *_method_names(), *topic_tags}
+        tags = [tag for tag in names_in(old_values.get("tags")) if tag not in own_tags]
         values["tags"] = list(dict.fromkeys([*names_in(new_values.get("tags")), *tags]))
         values |= {key: value for key, value in old_values.items() if key not in {*_FACTS, *LICENSE_KEYS, "tags"}}
     same_base = names_in(old_values.get("base_model"))[:1] == names_in(new_values.get("base_model"))[:1]
@@ -202,6 +204,10 @@ def _renewed(new_values: Mapping[str, Any], old_values: Mapping[str, Any], is_ou
     if values.get("license") == old_values.get("license"):
         values = {key: old_values[key] for key in LICENSE_KEYS[1:] if key in old_values} | values
     return values
+
+
+def _method_names() -> frozenset[str]:
+    return frozenset(method.name for method in trained_methods())
 
 
 def _is_unknown(license: object) -> bool:
@@ -219,7 +225,8 @@ def _completed(new_values: Mapping[str, Any], old_values: Mapping[str, Any]) -> 
         values.pop("dataset_info", None)
     values |= {key: new_values[key] for key in ("configs", "model-index") if key in new_values}
     new_tags = names_in(new_values.get("tags"))
-    tags = [tag for tag in names_in(old_values.get("tags")) if tag not in METHODS or tag in new_tags]
+    replaced_tags = _method_names().difference(new_tags)
+    tags = [tag for tag in names_in(old_values.get("tags")) if tag not in replaced_tags]
     values["tags"] = list(dict.fromkeys([*tags, *new_tags]))
     return values
 

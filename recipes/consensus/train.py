@@ -34,7 +34,6 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.consensus.train --config c
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +44,7 @@ import hf_ext
 from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.consensus.inputs import KINDS, Inputs
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, load_train_and_eval
-from hf_ext.recipes.parser import RecipeParser
+from hf_ext.trainers.consensus import METHOD
 
 
 @dataclass
@@ -136,7 +135,7 @@ class ConsensusLaunch(Recipe):
         self.check(script_args, training_args, model_args, dataset_args)
         rows, held_out = load_train_and_eval(script_args, training_args, dataset_args)
         inputs = Inputs(script_args, training_args, model_args, rows)
-        recipe = getattr(hf_ext, self.trainer)(
+        recipe = getattr(hf_ext, self.method.trainer)(
             Trainer,
             inputs.model,
             training_args,
@@ -153,17 +152,9 @@ class ConsensusLaunch(Recipe):
         state.destroy_process_group()
 
 
-RECIPE = ConsensusLaunch("consensus", trainer="ConsensusRecipe", config="ConsensusConfig")
-
-
-def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
-    """Train with the arguments that `make_parser` parses."""
-    RECIPE.main(script_args, training_args, model_args, dataset_args)
-
-
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
-    """The parser of this recipe, alone or as one of `subparsers`."""
-    return RECIPE.make_parser(subparsers, prog)
+RECIPE = ConsensusLaunch(METHOD)
+main = RECIPE.main
+make_parser = RECIPE.make_parser
 
 
 if __name__ == "__main__":

@@ -33,29 +33,14 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.context_free.train --confi
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
 
-from hf_ext.recipes.parser import RecipeParser
 from hf_ext.recipes.sft import ContextFreeRecipeArguments, SFTRecipe
+from hf_ext.trainers.context_free import METHOD
 
-RECIPE = SFTRecipe(
-    "context_free",
-    trainer="ContextFreeSFTTrainer",
-    config="ContextFreeSFTConfig",
-    arguments=ContextFreeRecipeArguments,
-)
-
-
-def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
-    """Train with the arguments that `make_parser` parses."""
-    RECIPE.main(script_args, training_args, model_args, dataset_args)
-
-
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
-    """The parser of this recipe, alone or as one of `subparsers`."""
-    return RECIPE.make_parser(subparsers, prog)
+RECIPE = SFTRecipe(METHOD, ContextFreeRecipeArguments)
+main = RECIPE.main
+make_parser = RECIPE.make_parser
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.infopo.online --config inf
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +43,7 @@ from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.infopo.loop import OnlineLoop
 from hf_ext.recipes.infopo.scoring import load_verifier
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
-from hf_ext.recipes.parser import RecipeParser
+from hf_ext.trainers.infopo import ONLINE
 
 
 @dataclass
@@ -180,17 +179,9 @@ class OnlineRecipe(Recipe):
         state.destroy_process_group()
 
 
-RECIPE = OnlineRecipe("infopo_online", trainer="InfoPOTrainer", config="InfoPOConfig")
-
-
-def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
-    """Train with the arguments that `make_parser` parses."""
-    RECIPE.main(script_args, training_args, model_args, dataset_args)
-
-
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
-    """The parser of this recipe, alone or as one of `subparsers`."""
-    return RECIPE.make_parser(subparsers, prog)
+RECIPE = OnlineRecipe(ONLINE)
+main = RECIPE.main
+make_parser = RECIPE.make_parser
 
 
 if __name__ == "__main__":

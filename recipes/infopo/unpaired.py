@@ -30,29 +30,14 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.infopo.unpaired --config i
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
 
-from hf_ext.recipes.parser import RecipeParser
 from hf_ext.recipes.preference import PreferenceRecipe, UnpairedArguments
+from hf_ext.trainers.infopo import UNPAIRED
 
-RECIPE = PreferenceRecipe(
-    "infopo_unpaired",
-    trainer="InfoPOUnpairedTrainer",
-    config="InfoPOUnpairedConfig",
-    arguments=UnpairedArguments,
-)
-
-
-def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
-    """Train with the arguments that `make_parser` parses."""
-    RECIPE.main(script_args, training_args, model_args, dataset_args)
-
-
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
-    """The parser of this recipe, alone or as one of `subparsers`."""
-    return RECIPE.make_parser(subparsers, prog)
+RECIPE = PreferenceRecipe(UNPAIRED, UnpairedArguments)
+main = RECIPE.main
+make_parser = RECIPE.make_parser
 
 
 if __name__ == "__main__":

@@ -33,24 +33,14 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.rare.train --config rare/e
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
 
-from hf_ext.recipes.parser import RecipeParser
 from hf_ext.recipes.retrieval import RetrievalRecipe
+from hf_ext.trainers.rare import METHOD
 
-RECIPE = RetrievalRecipe("rare", trainer="RareTrainer", config="RareConfig")
-
-
-def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
-    """Train with the arguments that `make_parser` parses."""
-    RECIPE.main(script_args, training_args, model_args, dataset_args)
-
-
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None) -> RecipeParser:
-    """The parser of this recipe, alone or as one of `subparsers`."""
-    return RECIPE.make_parser(subparsers, prog)
+RECIPE = RetrievalRecipe(METHOD)
+main = RECIPE.main
+make_parser = RECIPE.make_parser
 
 
 if __name__ == "__main__":

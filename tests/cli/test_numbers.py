@@ -16,10 +16,10 @@ import hf_ext
 from hf_ext.cli import VERBS, main, make_parser
 from hf_ext.cli.options import temperature
 from hf_ext.guards.numbers import Bounds
-from hf_ext.recipes.files import METHODS, MODULES
+from hf_ext.method import method_named, trained_methods
 
-CONFIGS = ("WeightedSFTConfig", "FlowSFTConfig", "ContextFreeSFTConfig", "InfoPOConfig", "InfoPOUnpairedConfig",
-           "RareConfig", "RareSparseConfig", "ConsensusConfig")  # fmt: skip
+METHODS = [method.name for method in trained_methods()]
+CONFIGS = ["RareSparseConfig", *dict.fromkeys(method.config for method in trained_methods())]
 HUGE = str(10**30)
 # What one of these means for a setting that takes it. Every other one is refused.
 TAKEN = {
@@ -95,7 +95,7 @@ def test_a_temperature_is_a_rule_or_a_number_above_zero(text: str) -> None:
 
 @cache
 def recipe_parser(method: str) -> Any:
-    return import_module(MODULES[method]).make_parser()
+    return import_module(method_named(method).recipe).make_parser()
 
 
 def numeric_fields(method: str) -> dict[str, bool]:

@@ -9,9 +9,11 @@ import pytest
 
 from hf_ext.cli import main
 from hf_ext.cli.train import launch_command
-from hf_ext.recipes.files import METHODS, find_accelerate_config
+from hf_ext.method import trained_methods
+from hf_ext.recipes.files import find_accelerate_config
 from tests.recipes.work import SMALL
 
+METHODS = [method.name for method in trained_methods()]
 MODULE = "hf_ext.recipes.flow.train"
 
 

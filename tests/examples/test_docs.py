@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hf_ext.cli import main
-from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of
+from hf_ext.method import method_named, trained_methods
+from hf_ext.recipes.files import find_recipe, training_recipes
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -54,10 +55,10 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method.name for method in trained_methods()])
 def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
     """They name Hub models and data, so that here they are parsed only: no unknown option, no unknown config."""
-    module = import_module(MODULES[method])
+    module = import_module(method_named(method).recipe)
     blocks = re.findall(r"```bash\n(.*?)```", module.__doc__, re.DOTALL)
     launched = ["--num_processes", "--accelerate_config"]
     seen = 0
@@ -93,6 +94,7 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
 )
 def test_a_recipe_s_header_names_itself(name):
     header = find_recipe(name).read_text().split("\n\n")[0]
-    assert f"hf-ext train {method_of(name)} " in header
-    assert f"-m {MODULES[method_of(name)]} " in header
+    method = training_recipes()[name]
+    assert f"hf-ext train {method.name} " in header
+    assert f"-m {method.recipe} " in header
     assert header.count(f"--config {name}") >= 2

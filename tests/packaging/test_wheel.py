@@ -21,7 +21,7 @@ INSTALLED_AS = {
     "recipes": "hf_ext/recipes",
     "model_cards": "hf_ext/model_cards",
 }
-SHIPPED = {".py", ".yaml", ".jinja", ".md", ".typed"}
+SHIPPED = {".py", ".pyi", ".yaml", ".jinja", ".md", ".typed"}
 
 
 def run(*command: object, cwd: Path, **env: str) -> str:

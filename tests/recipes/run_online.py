@@ -28,7 +28,7 @@ from hf_ext.recipes.infopo.online import RECIPE
 
 # What a run would import: once here, and not once a child.
 HEAVY = (
-    getattr(hf_ext, RECIPE.trainer),
+    getattr(hf_ext, RECIPE.method.trainer),
     RECIPE.make_parser(),
     transformers.LlamaForCausalLM,
     transformers.AutoTokenizer,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from hf_ext.recipes.files import find_recipe, package_folder
+import hf_ext.recipes
+from hf_ext.recipes.files import find_recipe
 from hf_ext.recipes.flow.train import RECIPE, make_parser
 from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler
 from tests.recipes.work import SMALL
@@ -54,7 +56,7 @@ def test_the_package_comes_before_the_disk(tmp_path, monkeypatch):
     (tmp_path / "flow").mkdir()
     for name in ("gsm8k.yaml", "mine.yaml"):
         (tmp_path / "flow" / name).write_text("tau: 9.0\n")
-    assert find_recipe("flow/gsm8k.yaml") == package_folder() / "flow" / "gsm8k.yaml"
+    assert find_recipe("flow/gsm8k.yaml") == Path(hf_ext.recipes.__path__[0], "flow", "gsm8k.yaml")
     assert parse("--config", "flow/gsm8k.yaml")[1].tau == "median"
     assert parse("--config", "flow/mine.yaml")[1].tau == "9.0"
     assert parse("--config", "./flow/gsm8k.yaml")[1].tau == "9.0"

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 import hf_ext
 from hf_ext.cli import main
-from hf_ext.recipes.files import METHODS, MODULES, find_recipe, method_of, training_recipes
+from hf_ext.method import method_named, trained_methods
+from hf_ext.recipes.files import find_recipe, training_recipes
 from hf_ext.recipes.schema import config_schema, problem_of
 
 jsonschema = pytest.importorskip("jsonschema")
+METHODS = [method.name for method in trained_methods()]
 
 CONFIGS = {
     "weighted_sft": "WeightedSFTConfig",
@@ -35,7 +37,7 @@ RECIPES = training_recipes()
 def schema_of(method: str) -> dict:
     from importlib import import_module
 
-    return config_schema(import_module(MODULES[method]).make_parser().dataclass_types, method)
+    return config_schema(import_module(method_named(method).recipe).make_parser().dataclass_types, method)
 
 
 def complaints(method: str, values: object) -> list[str]:
@@ -54,7 +56,7 @@ def test_the_verb_prints_a_schema_of_the_draft_it_names_and_nothing_else(method,
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_valid(name):
     values = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
-    method = method_of(name)
+    method = training_recipes()[name].name
     assert complaints(method, values) == []
     assert problem_of(values, schema_of(method)) is None
 

@@ -18,10 +18,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from hf_ext.recipes.files import MODULES, method_of, training_recipes
+from hf_ext.recipes.files import training_recipes
 from tests.recipes.work import SMALL
 
-RECIPES = training_recipes()
+RECIPES = list(training_recipes())
 ONE_BATCH = ["--gradient_accumulation_steps", "1"]
 DATA = {
     "flow/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl"],
@@ -89,7 +89,7 @@ CLASSIFIERS = {
 
 def run(name, *more):
     """Run a recipe in this process, small; returns its exit status."""
-    recipe = import_module(MODULES[method_of(name)]).RECIPE
+    recipe = import_module(training_recipes()[name].recipe).RECIPE
     return recipe.run(["--config", name, *SMALL, *DATA[name], "--output_dir", "out", *more])
 
 
@@ -121,12 +121,12 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
     else:
-        start = "encoder" if method_of(name) in RETRIEVERS else CLASSIFIERS.get(name, ("original",))[0]
+        start = "encoder" if training_recipes()[name].name in RETRIEVERS else CLASSIFIERS.get(name, ("original",))[0]
         before, after = (load_file(weighted / folder / "model.safetensors") for folder in (start, "out"))
         assert any(not torch.equal(before[key], after[key]) for key in before)
     if name in CLASSIFIERS:
         CLASSIFIERS[name][1](weighted / "out")
-    elif method_of(name) in RETRIEVERS:
+    elif training_recipes()[name].name in RETRIEVERS:
         SentenceTransformer(str(weighted / "out"), device="cpu").encode_query("where is it")
     else:
         AutoModelForCausalLM.from_pretrained(weighted / "out")

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from hf_ext.hub.cards import write_model_card
+from hf_ext.method import Method, method_of_models, private_settings
 
 # Facts of every run that a reader of the card asks for first.
 COMMON = (
@@ -22,16 +23,25 @@ COMMON = (
     "packing",
     "seed",
 )
-HOSTS = ("trl.", "sentence_transformers.")
-# Places on the machine that trained, and what the card says elsewhere.
-LEFT_OUT = ("original_cache_dir", "bad_rows_path", "context_free_path", "model_license")
+HOSTS = ("trl.", "sentence_transformers.", "transformers.")
 
 
-def own_settings(config: type) -> list[str]:
-    """Fields of a method's config that its host library's has not."""
+def card_settings(method: Method, config: type) -> list[str]:
+    """
+    The settings that a method's card shows: its host's that matter, its own, and those that every card shows.
+
+    Args:
+        method ([`~hf_ext.method.Method`]):
+            The method.
+        config (`type`):
+            Its configuration, or one built on it.
+    """
     host = next(base for base in config.__mro__ if base.__module__.startswith(HOSTS))
     stock = {field.name for field in fields(host)}
-    return [field.name for field in fields(config) if field.name not in stock and field.name not in LEFT_OUT]
+    own = method.card_settings or [field.name for field in fields(config) if field.name not in stock]
+    # Neither places on the machine that trained, nor what the card says elsewhere.
+    left_out = {*private_settings(), "model_license"}
+    return [name for name in (*method.host_settings, *own, *COMMON) if name not in left_out]
 
 
 class TrainerCard:
@@ -86,7 +96,7 @@ class TrainerCard:
     def settings(self) -> dict[str, Any]:
         """The method's own settings, the common ones, the number of processes, what the run found: name to value."""
         args = self.trainer.args
-        names = [*self.trainer.card_settings, *own_settings(type(args)), *COMMON]
+        names = card_settings(method_of_models(self.trainer.method), type(args))
         values = {name: getattr(args, name) for name in names if hasattr(args, name)}
         settings = {name: getattr(value, "value", value) for name, value in values.items()}
         return settings | {"processes": self.trainer.accelerator.num_processes} | self.facts()

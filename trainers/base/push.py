@@ -16,14 +16,13 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.hub.push import create_repo, push_folder
 from hf_ext.hub.retry import Retry
+from hf_ext.method import private_settings
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 logger = logging.getLogger(__name__)
 
-# Rows of the training data and samples of a model, wherever the arguments put them: nothing to publish unasked.
-PRIVATE = ("bad_rows_path", "original_cache_dir", "context_free_path")
 # Of a checkpoint: what only serves to resume here. It is pickled, or means nothing without what is.
 RESUME_STATE = (
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin",
@@ -201,7 +200,7 @@ def _private_files(args: TrainingArguments) -> list[str]:
     """Patterns of what the arguments have put into `output_dir` and stays there, whatever it is called."""
     root = Path(args.output_dir).resolve()
     patterns = []
-    for name in PRIVATE:
+    for name in sorted(private_settings()):
         value = getattr(args, name, None)
         if value is not None and Path(value).resolve().is_relative_to(root):
             inside = Path(value).resolve().relative_to(root)

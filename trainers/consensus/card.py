@@ -7,7 +7,8 @@ from typing import Any
 from torch.nn import Module
 
 from hf_ext.guards.markdown import python_literal
-from hf_ext.trainers.base.card import COMMON, TrainerCard
+from hf_ext.trainers.base.card import TrainerCard
+from hf_ext.trainers.consensus import METHOD
 
 # Class name of the model ends in -> task on the Hub, arguments of the pipeline, an input.
 TASKS = {
@@ -22,7 +23,6 @@ from transformers import pipeline
 classify = pipeline("{task}", model={model_name})
 print(classify({example}))
 ```"""
-SETTINGS = ("mode", "round_loss", "budget", "rounds", "cross_fit", "reinit")
 
 
 class ClassifierCard(TrainerCard):
@@ -40,14 +40,11 @@ class ClassifierCard(TrainerCard):
 
     def settings(self) -> dict[str, Any]:
         """The recipe's facts (channel, strategy, estimate), its settings, the common ones: name to value."""
-        args = self.trainer.args
-        values = {name: getattr(args, name) for name in (*SETTINGS, *COMMON) if hasattr(args, name)}
-        settings = {name: getattr(value, "value", value) for name, value in values.items()}
-        return self.trainer.card_facts_of_run | settings | {"processes": self.trainer.accelerator.num_processes}
+        return self.trainer.card_facts_of_run | super().settings()
 
     def tags(self, tags: list[str]) -> list[str]:
         """The tags of the caller after that of the method."""
-        return ["label-noise", *tags]
+        return [*METHOD.card_tags, *tags]
 
     def usage(self, model_name: str) -> dict[str, str | None]:
         """The pipeline of the model's task, or what a head of ours says of itself."""

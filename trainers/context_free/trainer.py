@@ -23,6 +23,7 @@ from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.base.config import AnyModel
+from hf_ext.trainers.context_free import METHOD
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
 
@@ -115,10 +116,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "context-free"]
     _name = "ContextFree"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Context-Free Synthetic Data Mitigates Forgetting",
-        "id": "2505.13811",
-    }
+    _paper: ClassVar[dict[str, str]] = METHOD.paper_words
     config_class = ContextFreeSFTConfig
     method = "context_free"
     args: ContextFreeSFTConfig

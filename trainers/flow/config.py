@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from hf_ext.guards.numbers import TextOrNumber
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 
 
@@ -23,7 +24,7 @@ class FlowSFTConfig(WeightedSFTConfig):
             resumed run must find them there: by then the model in hand is no longer the original one.
     """
 
-    tau: str = field(
+    tau: TextOrNumber = field(
         default="median",
         metadata={
             "help": "Temperature in nats per token: 'median' (the paper's), 'ess:SHARE' for the tau at which the "

@@ -23,6 +23,7 @@ from hf_ext.data.weighting import (
     score_rows,
     temperature_of,
 )
+from hf_ext.trainers.flow import METHOD
 from hf_ext.trainers.flow.config import FlowSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer
 
@@ -64,10 +65,7 @@ class FlowSFTTrainer(WeightedSFTTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "flow"]
     _name = "FLOW"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
-        "id": "2502.02797",
-    }
+    _paper: ClassVar[dict[str, str]] = METHOD.paper_words
     config_class = FlowSFTConfig
     method = "flow"
     weight_remedy = "Raise tau: the smaller it is, the more documents' weights vanish."

@@ -51,7 +51,6 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
 
     method = "infopo"
     card_class = PreferenceCard
-    card_settings = ("loss_type", "loss_weights", "beta", "precompute_ref_log_probs")
     data_collator_class = CarriesColumns
     completion_columns: ClassVar[tuple[str, ...]]
     likelihood_guard: LikelihoodGuardCallback | None = None

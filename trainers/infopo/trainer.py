@@ -13,6 +13,7 @@ from hf_ext.data.sft_rows import column_names
 from hf_ext.guards.preference_rows import check_preference_rows
 from hf_ext.losses.infopo import infopo_loss
 from hf_ext.trainers.base.config import AnyModel
+from hf_ext.trainers.infopo import PAIRED
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import INFOPO, InfoPOConfig
 from hf_ext.trainers.infopo.diagnostics import host_bound_ratios, pair_ratios, paired_bound_ratios
@@ -64,10 +65,7 @@ class InfoPOTrainer(PreferenceMethod, DPOTrainerHooks):
 
     _tag_names: ClassVar[list[str]] = ["trl", "dpo", "hf-ext", "infopo"]
     _name = "InfoPO"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "InfoPO: On Mutual Information Maximization for Large Language Model Alignment",
-        "id": "2505.08507",
-    }
+    _paper: ClassVar[dict[str, str]] = PAIRED.paper_words
     config_class = InfoPOConfig
     completion_columns = ("chosen_ids", "rejected_ids")
     args: InfoPOConfig

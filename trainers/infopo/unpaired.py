@@ -14,6 +14,7 @@ from hf_ext.data.chat_columns import without_filled_nulls
 from hf_ext.guards.preference_rows import check_unpaired_rows
 from hf_ext.losses.infopo import infopo_unpaired_loss
 from hf_ext.trainers.base.config import AnyModel
+from hf_ext.trainers.infopo import UNPAIRED
 from hf_ext.trainers.infopo.base import PreferenceMethod
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.diagnostics import unpaired_ratios
@@ -54,10 +55,7 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
 
     _tag_names: ClassVar[list[str]] = ["trl", "kto", "hf-ext", "infopo", "infopo-unpaired"]
     _name = "InfoPOUnpaired"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "InfoPO: On Mutual Information Maximization for Large Language Model Alignment",
-        "id": "2505.08507",
-    }
+    _paper: ClassVar[dict[str, str]] = UNPAIRED.paper_words
     method = "infopo_unpaired"
     config_class = InfoPOUnpairedConfig
     completion_columns = ("completion_ids",)

@@ -1,0 +1,7 @@
+# Written by tools/exports.py from EXPORTS in __init__.py.
+
+from hf_ext.method import Method
+from hf_ext.trainers.context_free.config import ContextFreeSFTConfig as ContextFreeSFTConfig
+from hf_ext.trainers.context_free.trainer import ContextFreeSFTTrainer as ContextFreeSFTTrainer
+
+METHOD: Method

@@ -1,0 +1,7 @@
+# Written by tools/exports.py from EXPORTS in __init__.py.
+
+from hf_ext.method import Method
+from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig as WeightedSFTConfig
+from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer as WeightedSFTTrainer
+
+METHOD: Method
