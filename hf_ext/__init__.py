@@ -11,7 +11,8 @@ from typing import Any
 
 from hf_ext.guards.lazy import lazy_names
 
-# Module -> the public names that it defines. `python tools/exports.py` writes them for type checkers: `__init__.pyi`.
+# Module -> the public names that it defines, beside the trainers and configurations that the methods' records name.
+# `python tools/exports.py` writes all of them for type checkers: `__init__.pyi`.
 EXPORTS = {
     "hf_ext.data.context_free": ("ContextFreeStore", "generate_context_free"),
     "hf_ext.data.exemplars.augment": ("AddInContextExamples", "ExampleDraw", "add_in_context_examples"),
@@ -65,25 +66,22 @@ EXPORTS = {
     "hf_ext.retrieval.encoder": ("RareEncoder",),
     "hf_ext.retrieval.settings": ("EncoderSettings",),
     "hf_ext.trainers.consensus.choice": ("choose_strategy",),
-    "hf_ext.trainers.consensus.config": ("ConsensusConfig",),
-    "hf_ext.trainers.consensus.recipe": ("ConsensusRecipe",),
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),
     "hf_ext.trainers.consensus.trainer": ("ForwardCorrectedTrainer",),
-    "hf_ext.trainers.context_free.config": ("ContextFreeSFTConfig",),
-    "hf_ext.trainers.context_free.trainer": ("ContextFreeSFTTrainer",),
-    "hf_ext.trainers.flow.config": ("FlowSFTConfig",),
-    "hf_ext.trainers.flow.trainer": ("FlowSFTTrainer",),
     "hf_ext.trainers.infopo.callbacks": ("LikelihoodGuardCallback",),
-    "hf_ext.trainers.infopo.config": ("InfoPOConfig", "InfoPOUnpairedConfig"),
-    "hf_ext.trainers.infopo.trainer": ("InfoPOTrainer",),
-    "hf_ext.trainers.infopo.unpaired": ("InfoPOUnpairedTrainer",),
     "hf_ext.trainers.rare.collator": ("RareDataCollator",),
-    "hf_ext.trainers.rare.config": ("RareConfig", "RareSparseConfig"),
-    "hf_ext.trainers.rare.trainer": ("RareSparseTrainer", "RareTrainer"),
-    "hf_ext.trainers.weighted_sft.config": ("WeightedSFTConfig",),
-    "hf_ext.trainers.weighted_sft.trainer": ("WeightedSFTTrainer",),
+    "hf_ext.trainers.rare.config": ("RareSparseConfig",),
+    "hf_ext.trainers.rare.trainer": ("RareSparseTrainer",),
 }
-_load, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+
+
+def _trainers_and_configs() -> dict[str, tuple[str, ...]]:
+    from hf_ext.method import method_exports
+
+    return method_exports()
+
+
+_load, __dir__ = lazy_names(__name__, EXPORTS, more_exports=_trainers_and_configs)
 
 
 def __getattr__(name: str) -> Any:

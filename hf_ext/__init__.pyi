@@ -1,4 +1,4 @@
-# Written by tools/exports.py from EXPORTS in __init__.py.
+# Written by tools/exports.py from EXPORTS in __init__.py and the records of methods.
 
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free

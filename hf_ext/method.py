@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "Paper",
     "known_methods",
+    "method_exports",
     "method_named",
     "method_of_models",
     "private_settings",
@@ -113,7 +114,7 @@ class Method:
 
 def known_methods() -> tuple[Method, ...]:
     """Every record, those of the trainers first, in the order of their folders; looked up anew at each call."""
-    return tuple(_records())
+    return tuple(method for _, method in _records())
 
 
 def trained_methods() -> tuple[Method, ...]:
@@ -147,21 +148,24 @@ def method_of_models(name: str) -> Method:
     return methods[methods[name].variant_of or name]
 
 
+def method_exports() -> dict[str, tuple[str, ...]]:
+    """Package of each method that trains, and the names of trainer and configuration that it defines."""
+    exports: dict[str, tuple[str, ...]] = {}
+    for package, method in _records():
+        if method.trainer and not method.variant_of:
+            exports[package] = (*exports.get(package, ()), method.config, method.trainer)
+    return exports
+
+
 def private_settings() -> frozenset[str]:
     """The settings, of any method, that name places with rows or samples."""
     return frozenset(name for method in known_methods() for name in method.private_settings)
 
 
-def _records() -> Iterator[Method]:
-    for folder in FOLDERS:
-        for module in iter_modules(import_module(folder).__path__, f"{folder}."):
-            if module.ispkg:
-                yield from _records_of(module.name)
-    for package in PACKAGES:
-        yield from _records_of(package)
-
-
-def _records_of(package: str) -> tuple[Method, ...]:
-    module = import_module(package)
-    methods: tuple[Method, ...] = getattr(module, "METHODS", ())
-    return (module.METHOD,) if hasattr(module, "METHOD") else methods
+def _records() -> Iterator[tuple[str, Method]]:
+    """Each record with the package that holds it."""
+    folders = [entry for name in FOLDERS for entry in iter_modules(import_module(name).__path__, f"{name}.")]
+    for package in (*(entry.name for entry in folders if entry.ispkg), *PACKAGES):
+        names = vars(import_module(package))
+        for method in (names["METHOD"],) if "METHOD" in names else names.get("METHODS", ()):
+            yield package, method

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -454,10 +454,9 @@ def _versions(host: str = "trl") -> str:
 def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    import hf_ext.model_cards
-
+    templates = import_module("hf_ext.model_cards").__path__  # by its name: the templates lie on a floor above
     environment = Environment(
-        loader=FileSystemLoader([*hf_ext.model_cards.__path__]),
+        loader=FileSystemLoader([*templates]),
         autoescape=False,  # noqa: S701  that is for HTML, and would write &quot; into code
         finalize=escape,  # every text that is not Markdown of ours
         undefined=StrictUndefined,

@@ -40,4 +40,4 @@ EXPORTS = {
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),
     "hf_ext.trainers.consensus.trainer": ("ForwardCorrectedTrainer",),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)

@@ -1,4 +1,4 @@
-# Written by tools/exports.py from EXPORTS in __init__.py.
+# Written by tools/exports.py from EXPORTS in __init__.py and the records of methods.
 
 from hf_ext.method import Method
 from hf_ext.trainers.consensus.choice import Choice as Choice

@@ -32,4 +32,4 @@ EXPORTS = {
     "hf_ext.trainers.context_free.config": ("ContextFreeSFTConfig",),
     "hf_ext.trainers.context_free.trainer": ("ContextFreeSFTTrainer",),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)

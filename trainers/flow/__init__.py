@@ -32,4 +32,4 @@ EXPORTS = {
     "hf_ext.trainers.flow.config": ("FlowSFTConfig",),
     "hf_ext.trainers.flow.trainer": ("FlowSFTTrainer",),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)

@@ -58,4 +58,4 @@ EXPORTS = {
     "hf_ext.trainers.infopo.trainer": ("InfoPOTrainer",),
     "hf_ext.trainers.infopo.unpaired": ("InfoPOUnpairedTrainer",),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)

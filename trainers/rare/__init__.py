@@ -38,4 +38,4 @@ EXPORTS = {
     "hf_ext.trainers.rare.distill": ("ContextDistillationTrainer",),
     "hf_ext.trainers.rare.trainer": ("RareSparseTrainer", "RareTrainer"),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)

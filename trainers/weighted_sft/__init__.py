@@ -19,4 +19,4 @@ EXPORTS = {
     "hf_ext.trainers.weighted_sft.config": ("WeightedSFTConfig",),
     "hf_ext.trainers.weighted_sft.trainer": ("WeightedSFTTrainer",),
 }
-__getattr__, __dir__, __all__ = lazy_names(__name__, EXPORTS)
+__getattr__, __dir__ = lazy_names(__name__, EXPORTS)
