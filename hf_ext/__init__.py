@@ -81,7 +81,7 @@ def _trainers_and_configs() -> dict[str, tuple[str, ...]]:
     return method_exports()
 
 
-_load, __dir__ = lazy_names(__name__, EXPORTS, more_exports=_trainers_and_configs)
+_load, _names = lazy_names(__name__, EXPORTS, more_exports=_trainers_and_configs)
 
 
 def __getattr__(name: str) -> Any:
@@ -90,3 +90,7 @@ def __getattr__(name: str) -> Any:
 
         return version("hf-ext")
     return _load(name)
+
+
+def __dir__() -> list[str]:
+    return [*_names(), "__version__"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -24,6 +24,11 @@ from hf_ext.hub.retry import PushError
 from hf_ext.method import Method
 from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler, naming_keywords
 from hf_ext.recipes.parser import RecipeParser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from hf_ext.data.loading import AnyDataset, AnySplits
 
 NOT_PUSHED = 3
 """Exit status where training may have succeeded and the model is saved, but the Hub did not take it."""
@@ -67,17 +72,20 @@ class RecipeArguments(ScriptArguments):
         default=None, metadata={"help": "Stop unless this many processes train together."}
     )
 
-    def prepare_rows(self, rows: Any) -> Any:
+    def prepare_rows(self, rows: AnyDataset) -> AnyDataset:
         """Rename what the arguments name; here nothing."""
         return rows
 
-    def wants_held_out(self, training_args: Any) -> bool:
+    def wants_held_out(self, training_args: TrainingArguments) -> bool:
         """Whether evaluation rows are needed."""
         return training_args.eval_strategy != "no"
 
 
+Arguments = TypeVar("Arguments", bound=RecipeArguments)
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Arguments]):
     """
     A launchable method. A family of methods overrides `check`, `before_training` and `after_training`.
 
@@ -87,7 +95,7 @@ class Recipe:
     """
 
     method: Method
-    arguments: type[RecipeArguments] = RecipeArguments
+    arguments: type[Arguments]
 
     def make_parser(
         self, subparsers: argparse._SubParsersAction | None = None, prog: str | None = None
@@ -123,14 +131,18 @@ class Recipe:
         return printing(lambda: exit_status(command, parser.prog), parser.prog)
 
     def main(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: Arguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """
         Load, train, save; push and report if asked.
 
         Raises:
-            ValueError: an argument cannot be honoured; everything that can be checked is checked before training.
-            PushError: the Hub did not take the model; it is saved by then, unless the Hub refused before training.
+            ValueError: if an argument cannot be honoured; everything that can be checked is checked before training.
+            PushError: if the Hub did not take the model; it is saved by then, unless the Hub refused before training.
         """
         check_world_size(script_args.expected_num_processes)
         self.check(script_args, training_args, model_args, dataset_args)
@@ -157,7 +169,13 @@ class Recipe:
         finally:
             trainer.end()  # trackers and the process group
 
-    def make_trainer(self, model: Any, training_args: Any, model_args: ModelConfig, **rows: Any) -> Any:
+    def make_trainer(
+        self,
+        model: str | PreTrainedModel,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        **rows: AnyDataset | None,
+    ) -> Trainer:
         """The trainer of `model`, with the adapter and quantization that the arguments ask for."""
         from trl import get_peft_config, get_quantization_config
 
@@ -170,23 +188,33 @@ class Recipe:
         )
 
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: Arguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         check_arguments(script_args, training_args, model_args, dataset_args)
 
-    def before_loading(self, training_args: Any, model_args: ModelConfig) -> None:
+    def before_loading(self, training_args: TrainingArguments, model_args: ModelConfig) -> None:
         """Tell the trainer how to load the model."""
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
 
-    def load(self, script_args: Any, training_args: Any, dataset_args: DatasetMixtureConfig) -> tuple[Any, Any]:
+    def load(
+        self, script_args: Arguments, training_args: TrainingArguments, dataset_args: DatasetMixtureConfig
+    ) -> tuple[AnyDataset, AnyDataset | None]:
         """Training rows, and evaluation rows where the arguments want them (else `None`)."""
         return load_train_and_eval(script_args, training_args, dataset_args)
 
-    def before_training(self, script_args: Any, training_args: Any, model_args: ModelConfig) -> None:
+    def before_training(
+        self, script_args: Arguments, training_args: TrainingArguments, model_args: ModelConfig
+    ) -> None:
         """What the trainer needs beyond its rows; here nothing."""
 
-    def after_training(self, trainer: Any, script_args: Any, model_args: ModelConfig, held_out: Any) -> None:
+    def after_training(
+        self, trainer: Trainer, script_args: Arguments, model_args: ModelConfig, held_out: AnyDataset | None
+    ) -> None:
         """What follows saving and comes before the push; here nothing."""
 
 
@@ -194,15 +222,18 @@ class Recipe:
 
 
 def check_arguments(
-    script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+    script_args: RecipeArguments,
+    training_args: TrainingArguments,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
 ) -> None:
     """Refuse a model, a dataset, a launch or a checkpoint that cannot be used."""
     check_model_name(
         model_args.model_name_or_path, model_args.model_revision, getattr(training_args, "trust_remote_code", False)
     )
     if bool(dataset_args.datasets) == bool(script_args.dataset_name):
-        what = "both were given" if script_args.dataset_name else "neither was given"
-        raise ValueError(f"give either dataset_name or a 'datasets' mixture (YAML); {what}")
+        problem = "both were given" if script_args.dataset_name else "neither was given"
+        raise ValueError(f"give either dataset_name or a 'datasets' mixture (YAML); {problem}")
     if training_args.n_gpu > 1:
         raise ValueError(
             f"one process sees {training_args.n_gpu} GPUs, and would train with DataParallel, which is not supported. "
@@ -220,7 +251,7 @@ def check_arguments(
         raise ValueError(f"resume_from_checkpoint={resume!r}: there is no such folder")
 
 
-def is_sharded(training_args: Any) -> bool:
+def is_sharded(training_args: TrainingArguments) -> bool:
     """Whether FSDP or DeepSpeed will cut the model into parts."""
     launched = any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
     return launched or bool(training_args.fsdp) or bool(training_args.deepspeed)
@@ -239,7 +270,7 @@ def resume_from(value: str | bool | None) -> str | bool | None:
     return words.get(str(value).lower(), value)
 
 
-def model_init_kwargs(training_args: Any, model_args: ModelConfig) -> dict[str, Any]:
+def model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
     """How the trainer loads the model."""
     return {
         "revision": model_args.model_revision,
@@ -253,13 +284,13 @@ def model_init_kwargs(training_args: Any, model_args: ModelConfig) -> dict[str, 
 
 
 def load_train_and_eval(
-    script_args: RecipeArguments, training_args: Any, dataset_args: DatasetMixtureConfig
-) -> tuple[Any, Any]:
+    script_args: RecipeArguments, training_args: TrainingArguments, dataset_args: DatasetMixtureConfig
+) -> tuple[AnyDataset, AnyDataset | None]:
     """
     Training rows, and evaluation rows where the arguments want them (else `None`).
 
     Raises:
-        ValueError: a dataset, split or column is missing.
+        ValueError: if a dataset, split or column is missing.
     """
     from trl import get_dataset
 
@@ -283,7 +314,7 @@ def load_train_and_eval(
     return first_rows(script_args.prepare_rows(rows), script_args.max_train_rows), held_out
 
 
-def _evaluation_rows(script_args: RecipeArguments, splits: Any, name: str) -> Any:
+def _evaluation_rows(script_args: RecipeArguments, splits: AnySplits, name: str) -> AnyDataset:
     split = script_args.dataset_test_split
     if script_args.eval_dataset_name is None:
         if split not in splits:

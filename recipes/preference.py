@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trl import DatasetMixtureConfig, ModelConfig
 
 from hf_ext.data.loading import take_columns
 from hf_ext.data.preference import pairs_to_unpaired
-from hf_ext.recipes.launch import Recipe, RecipeArguments
+from hf_ext.recipes.launch import Arguments, Recipe, RecipeArguments
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from hf_ext.data.loading import AnyDataset
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -39,12 +44,12 @@ class PairArguments(RecipeArguments):
         },
     )
 
-    def prepare_rows(self, rows: Any) -> Any:
+    def prepare_rows(self, rows: AnyDataset) -> AnyDataset:
         """
         Rows with `chosen`, `rejected` and, where there is one, `prompt`.
 
         Raises:
-            ValueError: a column is missing, or a text is no dialogue.
+            ValueError: if a column is missing, or a text is no dialogue.
         """
         if self.dialogues:
             if self.prompt_column is not None or self.prompt_template is not None:
@@ -52,8 +57,8 @@ class PairArguments(RecipeArguments):
             columns = {"chosen": self.chosen_column or "chosen", "rejected": self.rejected_column or "rejected"}
             rows = take_columns(rows, columns)
             return rows.map(DialoguesToMessages(), batched=True, remove_columns=list(columns))
-        named = {"prompt": self.prompt_column, "chosen": self.chosen_column, "rejected": self.rejected_column}
-        return _renamed(rows, named, self.prompt_template, required=("chosen", "rejected"))
+        column_of = {"prompt": self.prompt_column, "chosen": self.chosen_column, "rejected": self.rejected_column}
+        return _renamed(rows, column_of, self.prompt_template, required=("chosen", "rejected"))
 
 
 @dataclass
@@ -70,29 +75,31 @@ class UnpairedArguments(RecipeArguments):
     completion_column: str | None = field(default=None, metadata={"help": "Column to use as 'completion'."})
     label_column: str | None = field(default=None, metadata={"help": "Column to use as 'label': true means good."})
 
-    def prepare_rows(self, rows: Any) -> Any:
+    def prepare_rows(self, rows: AnyDataset) -> AnyDataset:
         """
         Rows with `prompt`, `completion` and `label`; of pairs, two a pair.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: if a column is missing.
         """
         from hf_ext.data.sft_rows import column_names
 
         if {"chosen", "rejected"} <= set(column_names(rows)) and self.completion_column is None:
             rows = pairs_to_unpaired(rows)
-        named = {"prompt": self.prompt_column, "completion": self.completion_column, "label": self.label_column}
-        return _renamed(rows, named, self.prompt_template, required=("prompt", "completion", "label"))
+        column_of = {"prompt": self.prompt_column, "completion": self.completion_column, "label": self.label_column}
+        return _renamed(rows, column_of, self.prompt_template, required=("prompt", "completion", "label"))
 
 
-def _renamed(rows: Any, named: dict[str, str | None], template: str | None, required: Sequence[str]) -> Any:
-    """Rows as they are where nothing is named; else a column that is not named keeps its name, if it is needed."""
-    if template is None and not any(named.values()):
+def _renamed(
+    rows: AnyDataset, column_of: dict[str, str | None], template: str | None, required: Sequence[str]
+) -> AnyDataset:
+    """Rows as they are where no column is named; else one that is not named keeps its name, if it is needed."""
+    if template is None and not any(column_of.values()):
         return rows
     from hf_ext.data.sft_rows import column_names
 
-    there = column_names(rows)
-    columns = {new: old or new for new, old in named.items() if old or new in required or new in there}
+    needed_names = {*required, *column_names(rows)}
+    columns = {name: column or name for name, column in column_of.items() if column or name in needed_names}
     return take_columns(rows, columns, template)
 
 
@@ -107,8 +114,8 @@ class DialoguesToMessages:
     | | | `prompt` | messages |
 
     Raises:
-        ValueError: a text does not begin with a turn, has only one, or does not end with the assistant's; or nothing
-            is shared.
+        ValueError: if a text does not begin with a turn, has only one, or does not end with the assistant's; or if
+            nothing is shared.
     """
 
     revision: str = "1"  # changes whenever the output would: datasets hashes this object, not the code behind it
@@ -118,24 +125,25 @@ class DialoguesToMessages:
         rows = [self._split(*pair) for pair in zip(batch["chosen"], batch["rejected"], strict=True)]
         return {name: [row[i] for row in rows] for i, name in enumerate(("prompt", "chosen", "rejected"))}
 
-    def _split(self, chosen: Any, rejected: Any) -> tuple[list, list, list]:
-        one, other = messages_of(chosen), messages_of(rejected)
+    def _split(self, chosen: object, rejected: object) -> tuple[list, list, list]:
+        chosen_messages = messages_of(chosen)
+        rejected_messages = messages_of(rejected)
         # at least one message is left on each side, also where the two are equal
-        most = min(len(one), len(other)) - 1
-        shared = next((i for i in range(most) if one[i] != other[i]), most)
-        if shared == 0:
+        most = min(len(chosen_messages), len(rejected_messages)) - 1
+        num_shared = next((i for i in range(most) if chosen_messages[i] != rejected_messages[i]), most)
+        if num_shared == 0:
             raise ValueError(
                 f"chosen and rejected begin with different turns: {_excerpt(chosen)}, {_excerpt(rejected)}"
             )
-        return one[:shared], one[shared:], other[shared:]
+        return chosen_messages[:num_shared], chosen_messages[num_shared:], rejected_messages[num_shared:]
 
 
-def messages_of(dialogue: Any) -> list[dict[str, str]]:
+def messages_of(dialogue: object) -> list[dict[str, str]]:
     """
     The messages of `"\\n\\nHuman: ...\\n\\nAssistant: ..."`, white space around each left out.
 
     Raises:
-        ValueError: the text does not begin with a turn, has only one, or does not end with the assistant's.
+        ValueError: if the text does not begin with a turn, has only one, or does not end with the assistant's.
     """
     turns = list(TURN.finditer(dialogue)) if isinstance(dialogue, str) else []
     if len(turns) < 2 or turns[0].start() != 0 or turns[-1][1] != "Assistant":
@@ -150,19 +158,21 @@ def messages_of(dialogue: Any) -> list[dict[str, str]]:
     ]
 
 
-def _excerpt(value: Any) -> str:
+def _excerpt(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:76] + "...'"
 
 
 @dataclass(frozen=True)
-class PreferenceRecipe(Recipe):
+class PreferenceRecipe(Recipe[Arguments]):
     """A launchable method on pairs (DPO's data) or, with [`UnpairedArguments`], on labelled responses (KTO's)."""
 
-    arguments: type[RecipeArguments] = PairArguments
-
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: Arguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         super().check(script_args, training_args, model_args, dataset_args)

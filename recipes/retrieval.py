@@ -6,13 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
 from hf_ext.data.loading import first_rows, load_rows
 from hf_ext.recipes.launch import Recipe, RecipeArguments, check_arguments, load_train_and_eval
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    from hf_ext.data.loading import AnyDataset
 
 SOURCE_KEYS = ("path", "config", "split", "columns")
 
@@ -42,12 +48,12 @@ class RetrievalArguments(RecipeArguments):
         },
     )
 
-    def prepare_rows(self, rows: Any) -> Any:
+    def prepare_rows(self, rows: AnyDataset) -> AnyDataset:
         """
         Rows with the columns that are named.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: if a column is missing.
         """
         return texts_of(rows, self.text_columns)
 
@@ -56,7 +62,7 @@ class RetrievalArguments(RecipeArguments):
         `sources`, checked.
 
         Raises:
-            ValueError: it is no mapping of names to mappings with the known keys, or the text is no JSON.
+            ValueError: if it is no mapping of names to mappings with the known keys, or the text is no JSON.
         """
         try:
             sources = json.loads(self.sources) if isinstance(self.sources, str) else self.sources
@@ -73,32 +79,32 @@ class RetrievalArguments(RecipeArguments):
         return sources
 
 
-def texts_of(rows: Any, columns: Sequence[str] | None) -> Any:
+def texts_of(rows: AnyDataset, columns: Sequence[str] | None) -> AnyDataset:
     """
     Rows with these columns of texts, in this order, and the ids and labels that lie beside them.
 
     Raises:
-        ValueError: a column is missing, or there are fewer than two.
+        ValueError: if a column is missing, or there are fewer than two.
     """
     if columns is None:
         return rows
     from hf_ext.data.exemplars.roles import is_id, is_negative, read_roles
     from hf_ext.data.sft_rows import column_names
 
-    there = column_names(rows)
-    missing = [name for name in columns if name not in there]
+    row_columns = column_names(rows)
+    missing = [name for name in columns if name not in row_columns]
     if missing:
-        raise ValueError(f"the dataset has no column {missing[0]!r}; it has {there}")
+        raise ValueError(f"the dataset has no column {missing[0]!r}; it has {row_columns}")
     if len(columns) < 2:
         raise ValueError(f"text_columns needs a query's and a document's column, got {list(columns)}")
-    beside = [name for name in there if name not in columns and (is_id(name) or name in ("label", "labels"))]
+    beside = [name for name in row_columns if name not in columns and (is_id(name) or name in ("label", "labels"))]
     chosen = rows.select_columns([*columns, *beside])
     roles = read_roles(columns, columns)
     # The names say otherwise than the caller: new ones, for the trainer goes by names.
-    named = {} if columns[:2] == [roles.query, roles.document] else {columns[0]: "query", columns[1]: "positive"}
-    numbered = enumerate(columns[2:], start=1)
-    named |= {name: f"negative_{number}" for number, name in numbered if not is_negative(name)}
-    return chosen.rename_columns(named) if named else chosen
+    new_names = {} if columns[:2] == [roles.query, roles.document] else {columns[0]: "query", columns[1]: "positive"}
+    negatives = enumerate(columns[2:], start=1)
+    new_names |= {name: f"negative_{number}" for number, name in negatives if not is_negative(name)}
+    return chosen.rename_columns(new_names) if new_names else chosen
 
 
 def is_beir(name: str | None) -> bool:
@@ -106,12 +112,12 @@ def is_beir(name: str | None) -> bool:
     return name is not None and (Path(name) / "qrels").is_dir()
 
 
-def beir_rows(folder: str, split: str) -> Any:
+def beir_rows(folder: str, split: str) -> Dataset:
     """
     The judged pairs of a BEIR folder: `query`, `positive`, `id`, `doc_id`.
 
     Raises:
-        ValueError: there is no such split, or a file of the folder cannot be read.
+        ValueError: if there is no such split, or a file of the folder cannot be read.
     """
     from datasets import Dataset
 
@@ -121,18 +127,22 @@ def beir_rows(folder: str, split: str) -> Any:
         pairs = beir_pairs(Path(folder), split, None, 1)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
-    renamed = {"query": "query", "positive": "document", "id": "id", "doc_id": "doc_id"}
-    return Dataset.from_dict({new: pairs[old] for new, old in renamed.items()})
+    sources = {"query": "query", "positive": "document", "id": "id", "doc_id": "doc_id"}
+    return Dataset.from_dict({name: pairs[source] for name, source in sources.items()})
 
 
 @dataclass(frozen=True)
-class RetrievalRecipe(Recipe):
+class RetrievalRecipe(Recipe[RetrievalArguments]):
     """A launchable method on pairs of query and document."""
 
-    arguments: type[RecipeArguments] = RetrievalArguments
+    arguments: type[RetrievalArguments] = RetrievalArguments
 
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: RetrievalArguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -146,15 +156,17 @@ class RetrievalRecipe(Recipe):
         script_args.dataset_name = ", ".join(names)  # for the check, and the card
         check_arguments(script_args, training_args, model_args, dataset_args)
 
-    def before_loading(self, training_args: Any, model_args: ModelConfig) -> None:
+    def before_loading(self, training_args: TrainingArguments, model_args: ModelConfig) -> None:
         """Nothing: the model is loaded in [`make_trainer`]."""
 
-    def load(self, script_args: Any, training_args: Any, dataset_args: DatasetMixtureConfig) -> tuple[Any, Any]:
+    def load(
+        self, script_args: RetrievalArguments, training_args: TrainingArguments, dataset_args: DatasetMixtureConfig
+    ) -> tuple[AnyDataset | dict[str, AnyDataset], AnyDataset | None]:
         """
         Rows of a file, a Hub dataset, a BEIR folder, or of several `sources` by name.
 
         Raises:
-            ValueError: a dataset, split or column is missing.
+            ValueError: if a dataset, split or column is missing.
         """
         if script_args.sources is not None:
             if script_args.wants_held_out(training_args):
@@ -171,15 +183,18 @@ class RetrievalRecipe(Recipe):
             held_out = first_rows(held_out, script_args.max_eval_rows)
         return first_rows(rows, script_args.max_train_rows), held_out
 
-    def _of_source(self, source: dict[str, Any], script_args: Any) -> Any:
-        path, split = source["path"], source.get("split", script_args.dataset_train_split)
+    def _of_source(self, source: dict[str, Any], script_args: RetrievalArguments) -> AnyDataset:
+        path = source["path"]
+        split = source.get("split", script_args.dataset_train_split)
         if is_beir(path):
             rows = beir_rows(path, split)
         else:
             rows = texts_of(load_rows(path, config=source.get("config"), split=split), source.get("columns"))
         return first_rows(rows, script_args.max_train_rows)
 
-    def make_trainer(self, model: Any, training_args: Any, model_args: ModelConfig, **rows: Any) -> Any:
+    def make_trainer(
+        self, model: str, training_args: TrainingArguments, model_args: ModelConfig, **rows: AnyDataset | None
+    ) -> Trainer:
         """The trainer of the encoder `model`, with the adapter that the arguments ask for."""
         from trl import get_peft_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from trl import DatasetMixtureConfig, ModelConfig
 
@@ -15,7 +15,10 @@ from hf_ext.guards.models import loading_model
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from hf_ext.data.loading import AnyDataset
+    from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 
 REPORT_SEED = 20_000  # far from the seeds of training stores: a report needs samples that nobody trained on
 
@@ -50,11 +53,11 @@ class SFTRecipeArguments(RecipeArguments):
         default=None, metadata={"help": "File, folder or Hub name of general text (column 'text') for the report."}
     )
 
-    def prepare_rows(self, rows: Any) -> Any:
+    def prepare_rows(self, rows: AnyDataset) -> AnyDataset:
         """Rows with the columns `prompt` and `completion`, where the arguments name them."""
         return rename_columns(rows, self.prompt_column, self.completion_column, self.prompt_template)
 
-    def wants_held_out(self, training_args: Any) -> bool:
+    def wants_held_out(self, training_args: TrainingArguments) -> bool:
         """Whether evaluation rows are needed, during training or for the report."""
         return super().wants_held_out(training_args) or self.report
 
@@ -88,14 +91,19 @@ class ContextFreeRecipeArguments(SFTRecipeArguments):
     )
 
 
+SFTArguments = TypeVar("SFTArguments", bound=SFTRecipeArguments)
+
+
 @dataclass(frozen=True)
-class SFTRecipe(Recipe):
+class SFTRecipe(Recipe[SFTArguments]):
     """A launchable method of the SFT family: [`Recipe`] with context-free rows before and a report after training."""
 
-    arguments: type[RecipeArguments] = SFTRecipeArguments
-
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: SFTArguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         super().check(script_args, training_args, model_args, dataset_args)
@@ -108,12 +116,20 @@ class SFTRecipe(Recipe):
         if script_args.report and script_args.dataset_streaming:
             raise ValueError("report measures a fixed set of rows: set dataset_streaming to false, or report to false")
 
-    def before_training(self, script_args: Any, training_args: Any, model_args: ModelConfig) -> None:
+    def before_training(
+        self, script_args: SFTArguments, training_args: TrainingArguments, model_args: ModelConfig
+    ) -> None:
         """Sample the context-free rows that the arguments ask for."""
         if isinstance(script_args, ContextFreeRecipeArguments):
             sample_context_free_rows(script_args, training_args, model_args)
 
-    def after_training(self, trainer: Any, script_args: Any, model_args: ModelConfig, held_out: Any) -> None:
+    def after_training(
+        self,
+        trainer: WeightedSFTTrainer,
+        script_args: SFTArguments,
+        model_args: ModelConfig,
+        held_out: AnyDataset | None,
+    ) -> None:
         """Write the report, where asked for."""
         if script_args.report:
             write_report(trainer, script_args, model_args, held_out)
@@ -122,7 +138,7 @@ class SFTRecipe(Recipe):
 # --- the original model ----------------------------------------------------------------------------------------------
 
 
-def load_original(training_args: Any, model_args: ModelConfig) -> PreTrainedModel:
+def load_original(training_args: TrainingArguments, model_args: ModelConfig) -> PreTrainedModel:
     """The model before tuning as the trainer loads it (same revision and dtype), on this process's device."""
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
@@ -137,13 +153,13 @@ def load_original(training_args: Any, model_args: ModelConfig) -> PreTrainedMode
 
 
 def sample_context_free_rows(
-    script_args: ContextFreeRecipeArguments, training_args: Any, model_args: ModelConfig
+    script_args: ContextFreeRecipeArguments, training_args: TrainingArguments, model_args: ModelConfig
 ) -> None:
     """
     Fill `context_free_path` where `context_free_num_tokens` asks for it; a store that is complete is taken as it is.
 
     Raises:
-        ValueError: neither a store nor a number of tokens is named, the store was made with other settings, or a
+        ValueError: if neither a store nor a number of tokens is named, the store was made with other settings, or a
             token of the settings is not in the vocabulary.
     """
     import torch
@@ -179,12 +195,12 @@ def sample_context_free_rows(
     )
 
 
-def check_token_names(training_args: Any, tokenizer: Any) -> None:
+def check_token_names(training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     Refuse before rows are sampled what the trainer would refuse afterwards.
 
     Raises:
-        ValueError: `eos_token` or `pad_token` is not in the tokenizer's vocabulary.
+        ValueError: if `eos_token` or `pad_token` is not in the tokenizer's vocabulary.
     """
     names = ["eos_token"] if training_args.chat_template_path is not None else ["eos_token", "pad_token"]
     vocabulary = tokenizer.get_vocab()
@@ -194,16 +210,19 @@ def check_token_names(training_args: Any, tokenizer: Any) -> None:
             raise ValueError(f"{name}={token!r} is not in the tokenizer's vocabulary: name one of its tokens")
 
 
-def write_report(trainer: Any, script_args: SFTRecipeArguments, model_args: ModelConfig, held_out: Any) -> None:
+def write_report(
+    trainer: WeightedSFTTrainer, script_args: SFTRecipeArguments, model_args: ModelConfig, held_out: AnyDataset | None
+) -> None:
     """
     Measure the tuned model against the original one, print the table, and write it into `output_dir` and the card.
 
     Writes `report/forgetting.json`, `.md`, `.svg`, `.png` and the store of fresh samples `report/fresh_samples`.
     """
-    args, tokenizer = trainer.args, trainer.processing_class
+    args = trainer.args
+    tokenizer = trainer.processing_class
     folder = Path(args.output_dir) / "report"
     original = load_original(args, model_args)
-    fresh = hf_ext.generate_context_free(  # on every process: they share the work
+    fresh_samples = hf_ext.generate_context_free(  # on every process: they share the work
         original,
         tokenizer,
         script_args.report_num_tokens,
@@ -222,7 +241,7 @@ def write_report(trainer: Any, script_args: SFTRecipeArguments, model_args: Mode
             {trainer.method: trainer.accelerator.unwrap_model(trainer.model)},
             tokenizer,
             target=target,
-            context_free=fresh,
+            context_free=fresh_samples,
             general_text=None if general is None else load_rows(general),
             batch_size=args.per_device_eval_batch_size,
             max_length=args.max_length or 1024,

@@ -11,7 +11,7 @@ from typing import Any
 from hf_ext.cli.launching import launch
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SIZE
-from hf_ext.method import method_named, trained_methods
+from hf_ext.method import Method, method_named, trained_methods
 from hf_ext.recipes.files import find_accelerate_config, read_settings, take_config
 
 EPILOG = """
@@ -60,24 +60,30 @@ def run(options: argparse.Namespace) -> int:
     launch = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     launch.add_argument("--accelerate_config", "--accelerate-config")
     launch.add_argument("--num_processes", "--num-processes", type=SIZE)
-    how, arguments = launch.parse_known_args(options.arguments)
-    module = method_named(options.method).recipe
+    launch_options, arguments = launch.parse_known_args(options.arguments)
+    method = method_named(options.method)
     if "--schema" in arguments:
-        return exit_status(lambda: _print_schema(module, f"A recipe of {prog}: the file after --config"), prog)
-    status = exit_status(lambda: _check_config(arguments), prog) or exit_status(lambda: _import(module), prog)
+        return exit_status(lambda: _print_schema(method.recipe, f"A recipe of {prog}: the file after --config"), prog)
+    status = exit_status(lambda: _check_config(arguments), prog) or exit_status(lambda: _import(method), prog)
     if status:
         return status
-    wants_launcher = how.accelerate_config is not None or how.num_processes not in (None, 1)
+    wants_launcher = launch_options.accelerate_config is not None or launch_options.num_processes not in (None, 1)
     if not wants_launcher or {"--help", "-h"} & set(arguments):
-        return import_module(module).RECIPE.run(arguments, prog=prog)
-    return exit_status(lambda: _launch(prog, module, arguments, how.accelerate_config, how.num_processes), prog)
+        return import_module(method.recipe).RECIPE.run(arguments, prog=prog)
+    return exit_status(
+        lambda: _launch(
+            prog, method.recipe, arguments, launch_options.accelerate_config, launch_options.num_processes
+        ),
+        prog,
+    )
 
 
-def _import(module: str) -> None:
-    """Import a recipe; what its host library lacks is said in a line."""
+def _import(method: Method) -> None:
+    """Import what a method needs; a package that is missing is named in a line."""
     import hf_ext
 
-    getattr(hf_ext, import_module(module).RECIPE.config)
+    import_module(method.recipe)
+    getattr(hf_ext, method.config)
 
 
 def _check_config(arguments: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trl import DatasetMixtureConfig, ModelConfig
 
@@ -45,6 +45,9 @@ from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.consensus.inputs import KINDS, Inputs
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, load_train_and_eval
 from hf_ext.trainers.consensus import METHOD
+
+if TYPE_CHECKING:
+    from hf_ext.trainers.consensus.config import ConsensusConfig
 
 
 @dataclass
@@ -94,13 +97,17 @@ class ConsensusArguments(RecipeArguments):
 
 
 @dataclass(frozen=True)
-class ConsensusLaunch(Recipe):
+class ConsensusLaunch(Recipe[ConsensusArguments]):
     """Rounds of a classifier, each in its own folder of `output_dir`."""
 
-    arguments: type[RecipeArguments] = ConsensusArguments
+    arguments: type[ConsensusArguments] = ConsensusArguments
 
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: ConsensusArguments,
+        training_args: ConsensusConfig,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         super().check(script_args, training_args, model_args, dataset_args)
@@ -114,19 +121,23 @@ class ConsensusLaunch(Recipe):
             "use_peft (a round's model is saved whole)": model_args.use_peft,
             "FSDP or DeepSpeed (each process predicts with the whole model)": is_sharded(training_args),
         }
-        for what, hit in refused.items():
-            if hit:
-                raise ValueError(f"consensus does not take {what}")
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(f"consensus does not take {setting}")
 
     def main(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: ConsensusArguments,
+        training_args: ConsensusConfig,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """
         Train the rounds that are not finished, and leave the chosen model in `output_dir`.
 
         Raises:
-            ValueError: an argument cannot be honoured, or the run was begun with other settings.
-            PushError: the Hub did not take the model; it is saved by then.
+            ValueError: if an argument cannot be honoured, or the run was begun with other settings.
+            PushError: if the Hub did not take the model; it is saved by then.
         """
         from accelerate import PartialState
         from transformers import Trainer

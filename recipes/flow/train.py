@@ -37,10 +37,10 @@ from __future__ import annotations
 
 import sys
 
-from hf_ext.recipes.sft import SFTRecipe
+from hf_ext.recipes.sft import SFTRecipe, SFTRecipeArguments
 from hf_ext.trainers.flow import METHOD
 
-RECIPE = SFTRecipe(METHOD)
+RECIPE = SFTRecipe(METHOD, SFTRecipeArguments)
 main = RECIPE.main
 make_parser = RECIPE.make_parser
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trl import DatasetMixtureConfig, ModelConfig
 
@@ -44,6 +44,9 @@ from hf_ext.recipes.infopo.loop import OnlineLoop
 from hf_ext.recipes.infopo.scoring import load_verifier
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
 from hf_ext.trainers.infopo import ONLINE
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 @dataclass
@@ -126,13 +129,17 @@ class OnlineArguments(RecipeArguments):
 
 
 @dataclass(frozen=True)
-class OnlineRecipe(Recipe):
+class OnlineRecipe(Recipe[OnlineArguments]):
     """InfoPO in rounds; each is an ordinary run in its own folder of `output_dir`."""
 
-    arguments: type[RecipeArguments] = OnlineArguments
+    arguments: type[OnlineArguments] = OnlineArguments
 
     def check(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: OnlineArguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """Refuse now what would fail, or be ignored, after a long run."""
         super().check(script_args, training_args, model_args, dataset_args)
@@ -148,19 +155,23 @@ class OnlineRecipe(Recipe):
             or model_args.load_in_8bit,
             "FSDP or DeepSpeed (sampling needs the whole model in each process)": is_sharded(training_args),
         }
-        for what, hit in refused.items():
-            if hit:
-                raise ValueError(f"infopo_online does not take {what}")
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(f"infopo_online does not take {setting}")
 
     def main(
-        self, script_args: Any, training_args: Any, model_args: ModelConfig, dataset_args: DatasetMixtureConfig
+        self,
+        script_args: OnlineArguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
     ) -> None:
         """
         Run the rounds that are not finished, and leave the last one's model in `output_dir`.
 
         Raises:
-            ValueError: an argument cannot be honoured, a round was begun with other settings, or gave no pair.
-            PushError: the Hub did not take the model; it is saved by then.
+            ValueError: if an argument cannot be honoured, a round was begun with other settings, or gave no pair.
+            PushError: if the Hub did not take the model; it is saved by then.
         """
         from accelerate import PartialState
 

@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import sys
 
-from hf_ext.recipes.preference import PreferenceRecipe
+from hf_ext.recipes.preference import PairArguments, PreferenceRecipe
 from hf_ext.trainers.infopo import PAIRED
 
-RECIPE = PreferenceRecipe(PAIRED)
+RECIPE = PreferenceRecipe(PAIRED, PairArguments)
 main = RECIPE.main
 make_parser = RECIPE.make_parser
 
