@@ -61,10 +61,10 @@ class ToyTrainer(WeightedSFTTrainer):
         return self.args.toy_scale * super().compute_loss(*args, **kwargs)
 """
 TOY_RECIPE = """
-from hf_ext.recipes.sft import SFTRecipe
+from hf_ext.recipes.sft import SFTRecipe, SFTRecipeArguments
 from hf_ext.trainers.toy import METHOD
 
-RECIPE = SFTRecipe(METHOD)
+RECIPE = SFTRecipe(METHOD, SFTRecipeArguments)
 make_parser = RECIPE.make_parser
 """
 
@@ -105,7 +105,7 @@ def check_verbs(method: Method, folder: Path, capsys: pytest.CaptureFixture) -> 
     fields = json.loads(stdout_of(capsys, "train", method.name, "--schema"))["properties"]
     assert {*method.telltale_settings, *method.card_settings, *method.private_settings} <= set(fields)
     assert stdout_of(capsys, "train", method.name, "--help").startswith(f"usage: hf-ext train {method.name} ")
-    assert f" {method.name} " in stdout_of(capsys, "train", "--help")
+    assert method.name in stdout_of(capsys, "train", "--help").split()
     recipes = [name for name, reader in training_recipes().items() if reader == method]
     assert recipes
     listed = stdout_of(capsys, "recipes", "list")
