@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-import hf_ext
 from hf_ext.method import trained_methods
 
 if TYPE_CHECKING:
@@ -347,7 +346,7 @@ def imports(facts: Facts) -> None:
     try:
         for method in trained_methods():
             if installed_version(method.host) is not None:  # a library of an extra may be missing
-                getattr(hf_ext, method.trainer)
+                getattr(import_module("hf_ext"), method.trainer)
     except Exception as error:
         facts.broken(
             f"the trainers cannot be imported: {_line(error)}",
