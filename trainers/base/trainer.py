@@ -37,9 +37,9 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
 
     A method's class names what is its own:
 
-    - `method`: its name on cards, one of `hf_ext.hub.cards.METHODS`;
+    - `method`: the name of its record, as on cards;
     - `config_class`: its configuration, which a plain one of the host is turned into;
-    - `card_class`, and `card_settings`: the card, and fields of the host's configuration that it shows;
+    - `card_class`: the card; what it shows of the configuration stands in the method's record;
     - `data_collator_class`: the collator, around the host's or in its place.
 
     Attributes:
@@ -50,7 +50,6 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     method: ClassVar[str]
     config_class: ClassVar[type[TrainingArguments]]
     card_class: ClassVar[type[TrainerCard]] = TrainerCard
-    card_settings: ClassVar[tuple[str, ...]] = ()
     forgetting_report: ForgettingReport | None = None
     forgetting_run: str | None = None
     forgetting_arm = renamed_attribute("forgetting_arm", "forgetting_run")
