@@ -113,7 +113,7 @@ bench: $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q tests/packaging -k "types or floors"
+	$(BIN)/python -m pytest -q tests/packaging -k "types or floors or layers or names"
 
 lock: $(VENV)/.stamp-dev
 	$(BIN)/python tools/lock.py
