@@ -6,16 +6,20 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from hf_ext._upstream.adapters import model_as_before
 from hf_ext.guards.models import loading_model
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 __all__ = ["Model", "check_adapters_off", "free_memory", "loaded", "ready"]
 
-Model = Any  # a PreTrainedModel or PeftModel
+Model: TypeAlias = "PreTrainedModel | PeftModel"
 
 
 @contextmanager
