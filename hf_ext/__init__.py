@@ -7,6 +7,7 @@ any host library.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from hf_ext.guards.lazy import lazy_names
@@ -19,7 +20,6 @@ EXPORTS = {
     "hf_ext.data.exemplars.formatter": ("RareFormatter",),
     "hf_ext.data.exemplars.store": ("ExemplarStore",),
     "hf_ext.data.preference": ("PairsToUnpaired", "pairs_to_unpaired"),
-    "hf_ext.data.provenance": ("model_hash", "tokenizer_hash"),
     "hf_ext.data.pruning.dataset": ("prune",),
     "hf_ext.data.pruning.matching": ("Matching", "gm_matching"),
     "hf_ext.data.pruning.median": ("GeometricMedian", "geometric_median"),
@@ -44,16 +44,15 @@ EXPORTS = {
         "add_original_losses",
         "flow_temperature",
         "prepare_sft_rows",
-        "score_rows",
     ),
     "hf_ext.demo.model": ("embedded_model",),
     "hf_ext.evaluation.forgetting": ("forgetting_report",),
     "hf_ext.evaluation.preference": ("likelihood_report",),
     "hf_ext.evaluation.preference_report": ("LikelihoodReport",),
     "hf_ext.evaluation.report": ("ForgettingReport",),
-    "hf_ext.guards.finite": ("NonFiniteError", "check_finite"),
+    "hf_ext.guards.finite": ("NonFiniteError",),
     "hf_ext.guards.preference_rows": ("check_preference_rows", "check_unpaired_rows"),
-    "hf_ext.guards.rows": ("RowError", "RowProblem", "check_sft_rows"),
+    "hf_ext.guards.rows": ("RowError", "check_sft_rows"),
     "hf_ext.guards.world": ("check_world_size",),
     "hf_ext.hub.cards": ("write_dataset_card", "write_model_card"),
     "hf_ext.hub.push": ("push_dataset", "push_folder"),
@@ -69,9 +68,18 @@ EXPORTS = {
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),
     "hf_ext.trainers.consensus.trainer": ("ForwardCorrectedTrainer",),
     "hf_ext.trainers.infopo.callbacks": ("LikelihoodGuardCallback",),
-    "hf_ext.trainers.rare.collator": ("RareDataCollator",),
     "hf_ext.trainers.rare.config": ("RareSparseConfig",),
     "hf_ext.trainers.rare.trainer": ("RareSparseTrainer",),
+}
+
+# Exported up to 0.1, and on no page: each stays in its module, and goes from here with the next version.
+UNEXPORTED = {
+    "RareDataCollator": "hf_ext.trainers.rare.collator",
+    "RowProblem": "hf_ext.guards.rows",
+    "check_finite": "hf_ext.guards.finite",
+    "model_hash": "hf_ext.data.provenance",
+    "score_rows": "hf_ext.data.weighting",
+    "tokenizer_hash": "hf_ext.data.provenance",
 }
 
 
@@ -89,6 +97,13 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("hf-ext")
+    if name in UNEXPORTED:
+        import warnings
+
+        home = UNEXPORTED[name]
+        message = f"hf_ext.{name} goes with the next version; import it with: from {home} import {name}"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return getattr(import_module(home), name)
     return _load(name)
 
 

@@ -9,8 +9,6 @@ from hf_ext.data.exemplars.formatter import RareFormatter as RareFormatter
 from hf_ext.data.exemplars.store import ExemplarStore as ExemplarStore
 from hf_ext.data.preference import PairsToUnpaired as PairsToUnpaired
 from hf_ext.data.preference import pairs_to_unpaired as pairs_to_unpaired
-from hf_ext.data.provenance import model_hash as model_hash
-from hf_ext.data.provenance import tokenizer_hash as tokenizer_hash
 from hf_ext.data.pruning.dataset import prune as prune
 from hf_ext.data.pruning.matching import Matching as Matching
 from hf_ext.data.pruning.matching import gm_matching as gm_matching
@@ -47,18 +45,15 @@ from hf_ext.data.weighting import add_flow_weights as add_flow_weights
 from hf_ext.data.weighting import add_original_losses as add_original_losses
 from hf_ext.data.weighting import flow_temperature as flow_temperature
 from hf_ext.data.weighting import prepare_sft_rows as prepare_sft_rows
-from hf_ext.data.weighting import score_rows as score_rows
 from hf_ext.demo.model import embedded_model as embedded_model
 from hf_ext.evaluation.forgetting import forgetting_report as forgetting_report
 from hf_ext.evaluation.preference import likelihood_report as likelihood_report
 from hf_ext.evaluation.preference_report import LikelihoodReport as LikelihoodReport
 from hf_ext.evaluation.report import ForgettingReport as ForgettingReport
 from hf_ext.guards.finite import NonFiniteError as NonFiniteError
-from hf_ext.guards.finite import check_finite as check_finite
 from hf_ext.guards.preference_rows import check_preference_rows as check_preference_rows
 from hf_ext.guards.preference_rows import check_unpaired_rows as check_unpaired_rows
 from hf_ext.guards.rows import RowError as RowError
-from hf_ext.guards.rows import RowProblem as RowProblem
 from hf_ext.guards.rows import check_sft_rows as check_sft_rows
 from hf_ext.guards.world import check_world_size as check_world_size
 from hf_ext.hub.cards import write_dataset_card as write_dataset_card
@@ -94,7 +89,6 @@ from hf_ext.trainers.infopo.config import InfoPOConfig as InfoPOConfig
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig as InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.trainer import InfoPOTrainer as InfoPOTrainer
 from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer as InfoPOUnpairedTrainer
-from hf_ext.trainers.rare.collator import RareDataCollator as RareDataCollator
 from hf_ext.trainers.rare.config import RareConfig as RareConfig
 from hf_ext.trainers.rare.config import RareSparseConfig as RareSparseConfig
 from hf_ext.trainers.rare.trainer import RareSparseTrainer as RareSparseTrainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import hf_ext
 import hf_ext.trainers
 from tools.exports import stubs
 
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "trainers").glob("*/README.md")]
 LAZY = ["hf_ext", *(f"hf_ext.trainers.{path.parent.name}" for path in stubs() if path.parent.name != "hf_ext")]
 
 
@@ -58,3 +61,24 @@ def test_dir_lists_the_public_names():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'hf_ext' has no attribute 'FlowTrainer'"):
         hf_ext.FlowTrainer  # noqa: B018
+
+
+def words_in_code(page: Path) -> set[str]:
+    """Every word of a page that is set as code, in a line or in a block."""
+    text = page.read_text(encoding="utf-8")
+    block = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    spans = [*block.findall(text), *re.findall(r"`[^`\n]+`", block.sub("", text))]
+    return {word for span in spans for word in re.findall(r"\w+", span)}
+
+
+def test_every_public_name_is_on_a_page_in_code():
+    on_pages = set().union(*map(words_in_code, PAGES))
+    assert set(hf_ext.__all__) - on_pages == set(), "document it where its method is described, or do not export it"
+
+
+@pytest.mark.parametrize("name", hf_ext.UNEXPORTED)
+def test_a_name_that_is_exported_no_more_works_with_a_warning_that_names_its_module(name):
+    assert name not in hf_ext.__all__
+    with pytest.warns(FutureWarning, match=f"from {hf_ext.UNEXPORTED[name]} import {name}"):
+        value = getattr(hf_ext, name)
+    assert value is getattr(import_module(hf_ext.UNEXPORTED[name]), name)

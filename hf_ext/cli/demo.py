@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fine-tune the embedded model four ways and show what each forgot",
         description="Fine-tunes SmolLM2-135M-Instruct, which comes in a wheel, on a generated skill in four ways "
         "(SFT, FLOW, context-free, both) with equal steps and learning rate, and says what each gained and forgot. "
-        "No network, account, GPU or data set. Stopped, the same command continues.",
+        "No network, account, GPU or data set. After a stop, the same command continues.",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the run (default: hf-ext-demo, or hf-ext-demo-fast)"

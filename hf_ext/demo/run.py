@@ -78,7 +78,7 @@ def _announcement(settings: DemoSettings) -> str:
     name = "a tiny model built in code" if settings.model == "tiny" else "SmolLM2-135M-Instruct"
     return (
         f"Tuning {name} on a house format in {len(RUNS)} ways, {settings.max_steps} steps each, in {precision}: "
-        f"{settings.duration} on 2 cores (here: {os.cpu_count()}). Stopped, the same command continues."
+        f"{settings.duration} on 2 cores (here: {os.cpu_count()}). After a stop, the same command continues."
     )
 
 

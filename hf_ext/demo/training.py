@@ -128,7 +128,7 @@ def train_and_measure(place: Workplace, run: str) -> RunRecord:
     """Do one run, unless it is done; the models of anchored runs are kept in `runs/<run>/model`."""
     record = read_record(place, run)
     if record is not None:
-        print(f"{RUNS[run]}: done before, read from {place.run_folder(run) / 'result.json'}", flush=True)
+        print(f"{RUNS[run]}: finished earlier, read from {place.run_folder(run) / 'result.json'}", flush=True)
         return record
     start = time.monotonic()
     folder = place.run_folder(run)

@@ -102,7 +102,7 @@ def test_the_same_command_does_only_what_is_left_and_gets_the_same_numbers(finis
     assert all(path.stat().st_mtime_ns == time for path, time in {**kept, **models}.items())
     before, after = results(first)["flow"], results(folder)["flow"]
     assert before["report"] == after["report"]
-    assert done.stdout.count("done before") == 3
+    assert done.stdout.count("finished earlier") == 3
 
 
 @pytest.mark.parametrize("extra", [["--seed", "1"], []], ids=["another seed", "another model"])
