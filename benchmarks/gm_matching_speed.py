@@ -138,7 +138,7 @@ def reader(array: np.ndarray, threads: int) -> Callable[[], float]:
 def engine_of(name: str, rows: Any, center: np.ndarray, taken: np.ndarray, threads: int) -> Any:
     """An engine of ours in the middle of a run."""
     from hf_ext.data.pruning import engines
-    from hf_ext.data.pruning._rows import Selection
+    from hf_ext.data.vectors.rows import Selection
 
     state = engines.State(Selection(rows), center, center.copy())
     state.taken[taken] = True
@@ -147,8 +147,8 @@ def engine_of(name: str, rows: Any, center: np.ndarray, taken: np.ndarray, threa
 
 def rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds a pick of every method, round by round."""
-    from hf_ext.data.pruning._rows import Selection, check_rows
     from hf_ext.data.pruning.median import solve
+    from hf_ext.data.vectors.rows import Selection, check_rows
 
     values = np.load(rows_file(args.work, args.n, args.d))
     rows = check_rows(values, "unit")

@@ -12,18 +12,19 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 PICKS = [
-    f"hf_ext/data/pruning/{name}"
-    for name in (
-        "_rows.py",
-        "_run.py",
-        "_types.py",
-        "engines",
-        "groups.py",
-        "matching.py",
-        "median.py",
-        "official.py",
-        "selectors.py",
-    )
+    "hf_ext/data/vectors/rows.py",
+    *(
+        f"hf_ext/data/pruning/{name}"
+        for name in (
+            "engines",
+            "groups.py",
+            "matching.py",
+            "median.py",
+            "official.py",
+            "one_group.py",
+            "selectors.py",
+        )
+    ),
 ]
 # Files and folders of Python from the repository's root. The script and the modules beside it that it imports belong
 # to it too. A result is current while none of them has changed.
@@ -56,7 +57,7 @@ MEASURED = {
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
     "preference_reasoning": ["hf_ext/_upstream", "hf_ext/evaluation", "hf_ext/losses", "trainers/infopo"],
     "pruning_generation": PICKS,
-    "pruning_robustness": [*PICKS, "hf_ext/data/pruning/scores.py"],
+    "pruning_robustness": PICKS,
     "rare_retrieval": ["hf_ext/data/exemplars", "hf_ext/retrieval/pooling.py", "trainers/rare"],
     "step_cost": [
         "hf_ext/_upstream",

@@ -50,9 +50,9 @@ import numpy as np
 import torch
 from common import data_folder, finish, parser, piece
 from scipy.stats import t as student
+from scores import el2n_scores, forgetting_counts, grand_scores, uncertainty_scores
 from sklearn.linear_model import LogisticRegression
 
-from hf_ext.data.pruning.scores import el2n_scores, forgetting_counts, grand_scores, uncertainty_scores
 from hf_ext.data.pruning.selectors import select_rows
 
 KEEP = (0.05, 0.1, 0.2)
@@ -70,14 +70,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "easy": ("easy", {}),
     "hard": ("hard", {}),
     "k_center": ("k_center", {}),
-    "el2n": ("el2n", {}),
-    "el2n_easy": ("el2n", {"keep": "easy"}),
-    "grand": ("grand", {}),
-    "forgetting": ("forgetting", {}),
-    "uncertainty": ("uncertainty", {}),
+    "el2n": ("score", {}),
+    "el2n_easy": ("score", {"keep": "easy"}),
+    "grand": ("score", {}),
+    "forgetting": ("score", {}),
+    "uncertainty": ("score", {}),
 }
 BOTH = ("herding", "gm_raw", "herding_unit", "gm")  # mean and median of rows as they are, mean and median of unit rows
-RANKED = ("el2n", "grand", "forgetting", "uncertainty")
 BLIND = ("random", "el2n", "el2n_easy", "grand", "forgetting", "uncertainty")  # the features do not matter to these
 # (features, corruption, better, worse): measured on a prototype; margin 0.5 points.
 ORDERINGS = [
@@ -260,14 +259,14 @@ def cell(dataset: str, arrays: dict[str, np.ndarray], kind: str, share: float, s
         done: dict[str, tuple[float, float]] = {}
         for features, view in views.items():
             for name, (method, options) in METHODS.items():
-                if (features != first and name in BLIND) or (method in RANKED and not scores):
+                if (features != first and name in BLIND) or (method == "score" and not scores):
                     continue
                 picks = select_rows(
                     method,
                     view,
                     round(keep * len(view)),
                     groups=rows.labels,
-                    scores=scores.get(method),
+                    scores=scores.get(name.removesuffix("_easy")),
                     seed=seed,
                     min_per_group=1,
                     **options,

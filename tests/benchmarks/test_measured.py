@@ -119,6 +119,7 @@ def test_every_benchmark_names_files_that_are_there_and_its_own_script(measured)
 
 def test_the_modules_beside_a_script_belong_to_what_it_measures(measured):
     assert "benchmarks/pruning_robustness.py" in measured.files_of("pruning_generation")
+    assert "benchmarks/scores.py" in measured.files_of("pruning_robustness")
     assert "benchmarks/scorer.py" in measured.files_of("preference_reasoning")
     assert "benchmarks/consensus_models.py" in measured.files_of("consensus_label_dp")
     assert "benchmarks/retrieval_jobs.py" in measured.files_of("rare_retrieval")

@@ -23,6 +23,7 @@ PARTS = {  # of several scripts
     "peak",
     "retrieval_jobs",
     "scorer",
+    "scores",
     "table",
 }
 AWAITED = {"demo"}  # no result yet

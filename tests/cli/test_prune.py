@@ -46,7 +46,7 @@ def test_it_writes_what_prune_keeps_with_a_report(rows, output, capsys):
 def test_options_of_the_method_scores_and_underscores_are_taken(rows):
     base = ["data", "prune", "--dataset", "rows.parquet", "--output"]
     assert (
-        main([*base, "a.jsonl", "--k", "9", "--method", "el2n", "--score_column", "score", "--option", "keep=easy"])
+        main([*base, "a.jsonl", "--k", "9", "--method", "score", "--score_column", "score", "--option", "keep=easy"])
         == 0
     )
     assert sorted(load_rows("a.jsonl")["score"]) == list(range(9))
@@ -163,7 +163,7 @@ def test_an_option_without_a_point_is_a_number_on_the_command_line_and_in_a_file
 
 
 def test_the_recipe_of_the_package_runs_on_rows_and_a_model_of_ones_own(rows, tmp_path):
-    from tests.data.pruning.test_embedding import bert
+    from tests.data.vectors.test_embedding import bert
 
     model, tokenizer = bert()
     model.save_pretrained(tmp_path / "bert")
@@ -176,7 +176,7 @@ def test_the_recipe_of_the_package_runs_on_rows_and_a_model_of_ones_own(rows, tm
 
 
 def test_a_model_makes_the_vectors(rows, tmp_path):
-    from tests.data.pruning.test_embedding import bert
+    from tests.data.vectors.test_embedding import bert
 
     model, tokenizer = bert()
     model.save_pretrained(tmp_path / "bert")
@@ -203,7 +203,11 @@ def test_a_model_makes_the_vectors(rows, tmp_path):
         ([*FIVE, "--option", "trimm=0.1"], ["method='gm' has no option 'trimm'. Did you mean 'trim'? It has backend"]),
         ([*FIVE, "--option", "seed=3"], ["method='gm' has no option 'seed'."]),  # the command's own
         ([*FIVE, "--option", "trim=abc"], ["trim must be a number, got 'abc'"]),
-        ([*FIVE, "--option", "replace=maybe"], ["replace must be true or false, got 'maybe'"]),
+        ([*FIVE, "--option", "pool_rows=maybe"], ["pool_rows must be a whole number, got 'maybe'"]),
+        (
+            [*FIVE, "--option", "partitions=4"],
+            ["has no option 'partitions'. It was removed: the rows are matched as one"],
+        ),
         ([*FIVE, "--option", "budget=equal"], ["budget shares the rows out among groups", "give by"]),
         ([*FIVE, "--method", "k_center", "--option", "trim=0.1"], ["method='k_center' has no option 'trim'."]),
         (["--output", "x.jsonl", "--k", "5", "--encoder", "nowhere"], ["encoder 'nowhere' cannot be loaded"]),

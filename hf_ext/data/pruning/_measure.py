@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from hf_ext.data.pruning._rows import Rows, Selection
-from hf_ext.data.pruning._types import FloatArray, IntArray
 from hf_ext.data.pruning.groups import Label
 from hf_ext.data.pruning.median import GeometricMedian, solve
+from hf_ext.data.vectors.rows import FloatArray, IntArray, Rows, Selection, row_lengths
 
 POINTS = 25  # of the curve
 SAMPLE = 2000  # rows of each side of MMD
@@ -47,6 +45,7 @@ class Measured:
 
     def random_error(self, m: int) -> float:
         """Root-mean-square distance of the mean of `m` rows drawn without replacement from the median."""
+        # The variance of such a mean is sigma^2 (1/m - 1/n), its bias ||mean - median||.
         n = len(self.index)
         return float(np.sqrt(self.spread**2 * max(0.0, 1 / m - 1 / n) + self.shift**2))
 
@@ -56,16 +55,20 @@ class Measured:
         return float(np.isin(self.picks, nearest).mean())
 
 
-def measure_group(rows: Rows, label: Label, index: IntArray, picks: IntArray, given: Any) -> Measured:
-    """Measure one group around `given`, the median that was matched (of trimmed rows, if so), or that of its rows."""
+def measure_group(
+    rows: Rows, label: Label, index: IntArray, picks: IntArray, median: GeometricMedian | None
+) -> Measured:
+    """Measure one group around the median that was matched (of trimmed rows, if so), or else that of its rows."""
     selection = Selection(rows, index)
-    median = given if isinstance(given, GeometricMedian) else solve(selection, tol=1e-6, max_iter=200)
-    distances, total = np.empty(len(index)), np.zeros(rows.values.shape[1])
+    median = median or solve(selection, tol=1e-6)
+    distances = np.empty(len(index))
+    total = np.zeros(rows.values.shape[1])
     for place, block in selection.blocks():
         block -= median.center
-        distances[place] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        distances[place] = row_lengths(block)
         total += block.sum(0)
     offset = total / len(index)
+    # Sum of squares around the mean = sum of squares around the median - n ||mean - median||^2: one pass for both.
     summed = float((distances**2).sum()) - len(index) * float(offset @ offset)
     return Measured(
         label=label,
@@ -80,10 +83,11 @@ def measure_group(rows: Rows, label: Label, index: IntArray, picks: IntArray, gi
 
 
 def _prefix_errors(rows: Rows, picks: IntArray, center: FloatArray) -> FloatArray:
-    total, errors = np.zeros_like(center), np.empty(len(picks))
+    total = np.zeros_like(center)
+    errors = np.empty(len(picks))
     for place, block in Selection(rows, picks).blocks():
         sums = np.cumsum(block - center, axis=0) + total
-        errors[place] = np.sqrt(np.einsum("ij,ij->i", sums, sums)) / np.arange(place.start + 1, place.stop + 1)
+        errors[place] = row_lengths(sums) / np.arange(place.start + 1, place.stop + 1)
         total = sums[-1]
     return errors
 
@@ -109,19 +113,22 @@ def curve(groups: list[Measured]) -> list[dict[str, float]]:
 
 def slope(points: list[dict[str, float]]) -> float | None:
     """Power of the picks with which the moment error goes, over the curve's second half; -1 is the matched rate."""
-    late = [p for p in points[len(points) // 2 :] if p["moment_error"] > 0]
-    if len(late) < 3:
+    later = [point for point in points[len(points) // 2 :] if point["moment_error"] > 0]
+    if len(later) < 3:
         return None
-    x, y = (np.log([p[name] for p in late]) for name in ("picks", "moment_error"))
+    x, y = (np.log([point[name] for point in later]) for name in ("picks", "moment_error"))
     return float(np.polyfit(x, y, 1)[0])
 
 
 def histogram(groups: list[Measured]) -> dict[str, list[float]]:
     """Distances over their group's median distance: all rows and picks; the last bin holds what lies beyond."""
-    every, picked = ([getattr(g, name) / (g.typical or 1.0) for g in groups] for name in ("distances", "picked"))
-    end = 1.05 * float(np.quantile(np.concatenate(every), 0.995)) or 1.0
+    of_rows, of_picks = (
+        np.concatenate([getattr(group, name) / (group.typical or 1.0) for group in groups])
+        for name in ("distances", "picked")
+    )
+    end = 1.05 * float(np.quantile(of_rows, 0.995)) or 1.0
     edges = np.linspace(0, end, _BINS + 1)
-    counts = [np.histogram(np.minimum(np.concatenate(values), end), edges)[0] for values in (every, picked)]
+    counts = [np.histogram(np.minimum(values, end), edges)[0] for values in (of_rows, of_picks)]
     limit = float(np.mean([g.limit / (g.typical or 1.0) for g in groups]))
     return {"edges": edges.tolist(), "rows": counts[0].tolist(), "kept": counts[1].tolist(), "limit": [limit]}
 
@@ -131,8 +138,8 @@ def extremes(groups: list[Measured], count: int) -> tuple[list[tuple[int, float]
     index = np.concatenate([group.index for group in groups])
     relative = np.concatenate([group.distances / (group.typical or 1.0) for group in groups])
     order = np.lexsort((index, relative))
-    near, far = order[:count], order[::-1][:count]
-    return tuple([(int(index[i]), float(relative[i])) for i in places] for places in (near, far))  # type: ignore[return-value]
+    near, far = ([(int(index[i]), float(relative[i])) for i in places[:count]] for places in (order, order[::-1]))
+    return near, far
 
 
 def mmd2(rows: Rows, picks: IntArray, seed: int) -> tuple[float, float] | None:
@@ -142,22 +149,24 @@ def mmd2(rows: Rows, picks: IntArray, seed: int) -> tuple[float, float] | None:
     Unbiased estimates with an RBF kernel, its width the median distance, on up to 2,000 rows a side; `None` below four
     rows. Around 0 where the distributions are alike; it may fall below.
     """
-    n, rng = len(rows.values), np.random.default_rng(seed)
+    n = len(rows.values)
+    rng = np.random.default_rng(seed)
     count = min(SAMPLE, len(picks), n)
     if count < 4:
         return None
-    kept = np.sort(picks if len(picks) <= SAMPLE else rng.choice(picks, SAMPLE, replace=False))
-    every, random = (np.sort(rng.choice(n, size, replace=False)) for size in (min(SAMPLE, n), count))
-    all_rows = rows.take(every)
-    within = _squares(all_rows, all_rows)
-    width = float(np.median(within[np.triu_indices(len(every), 1)])) or 1.0
-    base = _mean_of_pairs(within, every, every, width)
-    found = []
-    for index in (kept, random):
+    picks = np.sort(picks if len(picks) <= SAMPLE else rng.choice(picks, SAMPLE, replace=False))
+    sample, random = (np.sort(rng.choice(n, size, replace=False)) for size in (min(SAMPLE, n), count))
+    sample_rows = rows.take(sample)
+    squares = _squares(sample_rows, sample_rows)
+    width = float(np.median(squares[np.triu_indices(len(sample), 1)])) or 1.0
+    within_sample = _mean_of_pairs(squares, sample, sample, width)
+
+    def discrepancy(index: IntArray) -> float:
         side = rows.take(index)
-        own = _mean_of_pairs(_squares(side, side), index, index, width)
-        found.append(base + own - 2 * _mean_of_pairs(_squares(side, all_rows), index, every, width))
-    return found[0], found[1]
+        within = _mean_of_pairs(_squares(side, side), index, index, width)
+        return within_sample + within - 2 * _mean_of_pairs(_squares(side, sample_rows), index, sample, width)
+
+    return discrepancy(picks), discrepancy(random)
 
 
 def _squares(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from hf_ext.data.pruning._rows import BLOCK_ROWS, Rows
+from hf_ext.data.vectors.rows import BLOCK_ROWS, Rows
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.unpacked import npz_arrays
 

@@ -8,32 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ext.data.pruning.matching import Matching
-from hf_ext.data.pruning.median import GeometricMedian, not_converged
+from hf_ext.data.pruning.groups import number_of_rows
+from hf_ext.data.pruning.matching import RANK, Matching
+from hf_ext.data.pruning.median import not_converged
 from hf_ext.data.pruning.report import PruneReport, make_report
 from hf_ext.data.pruning.selectors import check_method, select_rows
+from hf_ext.data.pruning.streaming import prune_stream
 from hf_ext.data.splits import with_split
-from hf_ext.data.vectors.columns import column_vectors, label_values, refuse_bad_vectors, score_values
+from hf_ext.data.vectors.columns import column_vectors, label_values, refuse_row, score_values
 from hf_ext.data.vectors.embedding import embed_rows
+from hf_ext.data.vectors.encoders import EncoderLike
+from hf_ext.data.vectors.rows import BadVector
 from hf_ext.guards.row_text import excerpt_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict, IterableDataset
 
-__all__ = ["prune"]
+__all__ = ["PruneReport", "prune"]
 
-RANK = "prune_rank"
 _PROVEN = 1e-6  # relative gap above which a median is not taken for one
 
 
 def prune(
-    dataset: Any,
+    dataset: Dataset | IterableDataset | DatasetDict,
     k: int | None = None,
     fraction: float | None = None,
     *,
     method: str = "gm",
     column: str | np.ndarray = "embedding",
-    encoder: Any = None,
+    encoder: EncoderLike | None = None,
     input_column: str | list[str] | None = None,
     by: str | None = None,
     score_column: str | None = None,
@@ -45,7 +48,7 @@ def prune(
     strict: bool = False,
     show_progress: bool = True,
     **method_options: Any,
-) -> Any:
+) -> Any:  # what went in, or a tuple of it and a report: a union would have to be narrowed at every call
     """
     Keep `k` rows that stand for the clean bulk of a dataset; by default those of Geometric Median Matching.
 
@@ -57,8 +60,8 @@ def prune(
     | `input_column`, with `encoder` | str or image | | |
 
     The rows stay in their order. `prune_rank` is the place at which a row was picked among those of its label: the
-    rows with a rank below m are what a smaller number would have kept of that label (not with `partitions`, and not of
-    a stream). A `prune_rank` that is there is replaced.
+    rows with a rank below m are what a smaller number would have kept of that label (not of a stream). A `prune_rank`
+    that is there is replaced.
 
     Args:
         dataset (`Dataset`, `IterableDataset` or `DatasetDict`):
@@ -67,7 +70,7 @@ def prune(
         k (`int`, *optional*), fraction (`float`, *optional*):
             Rows to keep, or their share in (0, 1], rounded to the nearest row and at least one: one of the two.
         method (`str`, *optional*, defaults to `"gm"`):
-            A name in [`~hf_ext.data.pruning.selectors.SELECTORS`]; [`select_rows`] says what each picks.
+            [`select_rows`] names them and says what each picks.
         column (`str` or array of shape `(n, d)`, *optional*, defaults to `"embedding"`):
             Column of the vectors, or the vectors themselves, which may be memory-mapped.
         encoder (*optional*):
@@ -79,7 +82,7 @@ def prune(
         by (`str`, *optional*):
             Label column: prune each label's rows on their own. Shares lose no remainder, see `budget`.
         score_column (`str`, *optional*):
-            Scores for `el2n`, `grand`, `forgetting`, `uncertainty` and selectors of your own.
+            Scores for `method="score"` and selectors of your own.
         seed (`int`, *optional*, defaults to 0):
             Of methods that draw, and of the report's samples. The same arguments give the same rows.
         return_report (`bool`, *optional*, defaults to `False`):
@@ -98,160 +101,103 @@ def prune(
         `Dataset` (`IterableDataset`, `DatasetDict`), or a tuple of it and a [`PruneReport`].
 
     Raises:
-        ValueError: arguments or a column that cannot be used.
-        RowError: a row that cannot be used, by its index, column and an excerpt.
-        RuntimeError: a median that is not proven, with `strict=True`.
+        ValueError: if an argument or a column cannot be used.
+        RowError: if a row cannot be used; it is named by its index, column and an excerpt.
+        RuntimeError: if a median is not proven, with `strict=True`.
 
     Reference: Acharya et al. 2025, *Geometric Median (GM) Matching for Robust k-Subset Selection from Noisy Data*
     (arXiv 2504.00564), Algorithm 1.
     """
     from datasets import Dataset, DatasetDict, IterableDataset
 
-    if not isinstance(dataset, IterableDataset):  # of a stream by `prune_stream`, which has others
-        check_method(method, method_options)
-    vectors = {"column": column, "encoder": encoder, "input_column": input_column, "batch_size": batch_size}
-    shared = {"method": method, "by": by, "score_column": score_column, "seed": seed, **vectors, **method_options}
-    shared |= {"cache_dir": cache_dir, "strict": strict, "show_progress": show_progress}
-    if isinstance(dataset, DatasetDict):
-        return _prune_split(dataset, split, k, fraction, return_report, shared)
     if isinstance(dataset, IterableDataset):
-        from hf_ext.data.pruning.streaming import prune_stream
-
         if return_report or score_column is not None:
-            asked = "return_report=True" if return_report else f"score_column={score_column!r}"
-            raise ValueError(f"{asked} needs all rows at hand: materialise the stream with Dataset.from_generator.")
-        for name in ("score_column", "cache_dir", "strict"):
-            shared.pop(name)
-        return prune_stream(dataset, k, fraction, **shared)
-    if not isinstance(dataset, Dataset):
+            refused = "return_report=True" if return_report else f"score_column={score_column!r}"
+            raise ValueError(f"{refused} needs all rows at hand: materialise the stream with Dataset.from_generator.")
+        return prune_stream(
+            dataset, k, fraction, method=method, column=column, encoder=encoder, input_column=input_column, by=by,
+            seed=seed, batch_size=batch_size, show_progress=show_progress, **method_options,
+        )  # fmt: skip
+    method = check_method(method, method_options)
+    splits = dataset if isinstance(dataset, DatasetDict) else None
+    if splits is not None and split not in splits:
+        raise ValueError(f"split={split!r}: the splits are {list(splits)}. Name the one to prune.")
+    rows = dataset if splits is None else splits[split]
+    if not isinstance(rows, Dataset):
         raise TypeError(
-            f"prune needs a Dataset, IterableDataset or DatasetDict, got {type(dataset).__name__}. Make one with "
+            f"prune needs a Dataset, IterableDataset or DatasetDict, got {type(rows).__name__}. Make one with "
             "Dataset.from_list(rows)."
         )
-    return _prune(dataset, k, fraction, return_report, shared)
-
-
-def number_of_rows(k: int | None, fraction: float | None, n: int, budget: Any = None) -> int | None:
-    """
-    How many of `n` rows to keep; `None` where `budget` is a dictionary that says it.
-
-    Raises:
-        ValueError: both or neither of the two, or one that cannot be.
-    """
-    if k is not None and fraction is not None:
-        raise ValueError(f"k={k} and fraction={fraction} are both given: leave one of them out.")
-    if fraction is not None:
-        number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-        if not number or not 0 < fraction <= 1:
-            raise ValueError(
-                f"fraction must be a share of the {n:,} rows in (0, 1], got {fraction!r}. Pass k for rows."
-            )
-        return max(1, int(fraction * n + 0.5))
-    if k is None:
-        if isinstance(budget, Mapping):
-            return None
-        raise ValueError(f"k={k} and fraction={fraction}: give the number of rows to keep, or their share in (0, 1].")
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
-        raise ValueError(f"k must be a whole number of rows from 1 to {n:,}, got {k!r}.")
-    return int(k)
-
-
-def _prune(
-    dataset: Dataset, k: int | None, fraction: float | None, return_report: bool, shared: dict[str, Any]
-) -> Any:
-    own = dict(shared)
-    method, by, score_column, seed = (own.pop(name) for name in ("method", "by", "score_column", "seed"))
-    column, encoder, input_column = (own.pop(name) for name in ("column", "encoder", "input_column"))
-    batch_size, cache_dir, strict = (own.pop(name) for name in ("batch_size", "cache_dir", "strict"))
-    show_progress = own.pop("show_progress")
-    n = len(dataset)
+    n = len(rows)
     if n == 0:
         raise ValueError("The dataset is empty: there is no row to keep. Check its filters and split.")
-    count = number_of_rows(k, fraction, n, own.get("budget"))
-    scores = None if score_column is None else score_values(dataset, score_column)
-    groups = None if by is None else label_values(dataset, by)
+    count = number_of_rows(k, fraction, n, method_options.get("budget"))
+    scores = None if score_column is None else score_values(rows, score_column)
+    groups = None if by is None else label_values(rows, by)
     notes: tuple[str, ...] = ()
+    X: np.ndarray | None = None
     if encoder is not None:
-        X = embed_rows(dataset, encoder, input_column=input_column, batch_size=batch_size, cache_dir=cache_dir,
+        X = embed_rows(rows, encoder, input_column=input_column, batch_size=batch_size, cache_dir=cache_dir,
                        show_progress=show_progress)  # fmt: skip
     elif not isinstance(column, str):
         X = np.asanyarray(column)
         if X.ndim != 2 or len(X) != n:
             raise ValueError(f"column must hold one vector a row: an array of shape {X.shape}, {n:,} rows.")
-    elif column not in dataset.column_names and (method == "random" or scores is not None):
-        X = None  # nothing to measure with, but nothing is needed either
-    else:
-        X, notes = column_vectors(dataset, column, cache_dir)
-    source = column if isinstance(column, str) and encoder is None else "embedding"
-    if method in ("gm", "herding", "gm_official"):
-        own["show_progress"] = show_progress
-    metric = str(own.get("metric", "unit" if method in ("gm", "gm_official") else "raw"))
-    blank = np.zeros(n) if X is None and scores is None else scores  # `random` counts the rows
+    elif column in rows.column_names or not (method == "random" or scores is not None):
+        X, notes = column_vectors(rows, column, cache_dir)
+    if X is None and scores is None:
+        scores = np.zeros(n)  # `random` counts the rows by them
+    progress = {"show_progress": show_progress} if method in ("gm", "herding", "gm_official") else {}
     try:
-        matching = select_rows(method, X, count, groups=groups, scores=blank, seed=seed, **own)
-    except ValueError:
-        if X is not None and X.dtype.kind == "f":
-            refuse_bad_vectors(X, dataset, source, metric)  # says which row it was
-        raise
-    _check_median(matching, strict)
-    pruned = keep_rows(dataset, matching)
+        matching = select_rows(method, X, count, groups=groups, scores=scores, seed=seed, **method_options, **progress)
+    except BadVector as error:
+        vector_column = column if isinstance(column, str) and encoder is None else "embedding"
+        row = rows.with_format(None)[error.row]
+        refuse_row(row, error.row, vector_column, error.problem, error.remedy)
+    if strict:
+        _refuse_unproven_medians(matching)
+    pruned = _rows_of(rows, matching)
+    result = pruned if splits is None else with_split(_without_ranks(splits), split, pruned)
     if not return_report:
-        return pruned
-    settings = {"k": k, "fraction": fraction, "seed": seed, **{name: _plain(value) for name, value in own.items()}}
-    plain = dataset.with_format(None).remove_columns([column] if column_is_in(dataset, column) else [])
+        return result
+    settings = {"k": k, "fraction": fraction, "seed": seed}
+    settings |= {name: _plain(value) for name, value in method_options.items()}
+    metric = str(method_options.get("metric", "unit" if method in ("gm", "gm_official") else "raw"))
+    texts = rows.with_format(None)
+    if isinstance(column, str) and column in rows.column_names:
+        texts = texts.remove_columns(column)
     report = make_report(
         matching, X, groups, n, metric=metric, by=by, seed=seed, notes=notes, settings=settings,
-        excerpt=lambda index: excerpt_of(plain[index], RANK, "text") if plain.column_names else "",
+        excerpt=lambda index: excerpt_of(texts[index], RANK, "text") if texts.column_names else "",
     )  # fmt: skip
-    return pruned, report
+    return result, report
 
 
-def column_is_in(dataset: Dataset, column: Any) -> bool:
-    """Whether `column` names a column of the dataset."""
-    return isinstance(column, str) and column in dataset.column_names
-
-
-def keep_rows(dataset: Dataset, matching: Matching) -> Dataset:
+def _rows_of(dataset: Dataset, matching: Matching) -> Dataset:
     """The picked rows in the dataset's order, with `prune_rank`."""
     from datasets import Value
 
     order = np.argsort(matching.indices, kind="stable")
     if RANK in dataset.column_names:
         dataset = dataset.remove_columns(RANK)
-    kept = dataset.select(matching.indices[order])
-    return kept.add_column(RANK, matching.prune_rank[order], feature=Value("int32"))
+    pruned = dataset.select(matching.indices[order])
+    return pruned.add_column(RANK, matching.prune_rank[order], feature=Value("int32"))
 
 
-def _prune_split(
-    splits: Any, split: str, k: int | None, fraction: float | None, return_report: bool, shared: dict[str, Any]
-) -> Any:
-    if split not in splits:
-        raise ValueError(f"split={split!r}: the splits are {list(splits)}. Name the one to prune.")
-    found = _prune(splits[split], k, fraction, return_report, shared)
-    pruned, report = found if return_report else (found, None)
-    without_ranks = {
-        name: rows.remove_columns(RANK) if RANK in rows.column_names else rows for name, rows in splits.items()
-    }
-    out = with_split(without_ranks, split, pruned)
-    return (out, report) if return_report else out
+def _without_ranks(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    return {name: rows.remove_columns(RANK) if RANK in rows.column_names else rows for name, rows in splits.items()}
 
 
-def _check_median(matching: Matching, strict: bool) -> None:
-    if not strict:
-        return  # the matching has warned
-    found = matching.median.values() if isinstance(matching.median, Mapping) else [matching.median]
-    for median in found:
-        if isinstance(median, GeometricMedian) and median.rel_gap > _PROVEN:
-            raise RuntimeError(not_converged(median, _PROVEN))
+def _refuse_unproven_medians(matching: Matching) -> None:
+    for part in matching.groups.values():
+        if part.median is not None and part.median.rel_gap > _PROVEN:
+            raise RuntimeError(not_converged(part.median, _PROVEN))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A setting as the report's JSON can hold it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     return str(value) if isinstance(value, Path) else f"{type(value).__name__}{getattr(value, 'shape', '')}"
-
-
-__all__ += ["PruneReport"]

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hf_ext.data.pruning._rows import Selection, check_rows
-from hf_ext.data.pruning.groups import Label, split_groups
-from hf_ext.data.pruning.matching import Matching, gm_matching
+from hf_ext.data.pruning.groups import Budget, Label, split_groups
+from hf_ext.data.pruning.matching import Matching, match
 from hf_ext.data.pruning.median import solve
-
-_ALL = "all rows"
+from hf_ext.data.pruning.one_group import Aim, Settings
+from hf_ext.data.vectors.rows import Selection, check_rows
 
 
 def gm_official(
-    X: Any,
+    X: ArrayLike,
     k: int | None,
     *,
-    groups: Any = None,
-    first: int | Mapping[Label, int] | None = None,
+    groups: Sequence[Label] | np.ndarray | None = None,
+    budget: Budget = "proportional",
+    min_per_group: int = 0,
+    first: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Matching:
@@ -35,39 +36,34 @@ def gm_official(
     the median is certified.
 
     Args:
-        X (array of shape `(n, d)`), k (`int`), groups (sequence of labels, *optional*):
+        X (array of shape `(n, d)`), k (`int`), groups (sequence of labels, *optional*), budget, min_per_group:
             As for [`gm_matching`].
-        first (`int`, or `dict` label -> `int`, *optional*):
+        first (`int`, *optional*):
             Row number where theta starts (it is not itself picked by this); drawn from `seed` by default, one a group.
         seed (`int`, *optional*, defaults to 0):
             Of the draw.
         options:
-            `budget`, `engine`, `num_threads`, `backend` and the like, passed to [`gm_matching`].
+            `trim`, `engine`, `num_threads`, `backend` and the like of [`gm_matching`].
 
     Returns:
         [`Matching`]: `method` is `"gm_official"`; `center` is the median of the rows as given, and
         `moment_error` the distance to it once scaled to length 1.
 
     Raises:
-        ValueError: as [`gm_matching`], or the median is zero.
+        ValueError: if `gm_matching` would refuse the arguments, or the median is zero.
     """
-    fixed = [name for name in ("center", "theta0", "metric", "target_scale") if name in options]
-    if fixed:
-        raise ValueError(f"gm_official fixes {fixed[0]}: use gm_matching to choose it.")
-    raw, unit = check_rows(X), check_rows(X, "unit")
-    places = {_ALL: None} if groups is None else split_groups(groups, len(raw.values))
+    for name in ("center", "metric", "target_scale"):
+        if name in options:
+            raise ValueError(f"gm_official fixes {name}: use gm_matching to choose it.")
+    settings = Settings(target_scale="unit", **options)
+    raw_rows = check_rows(X)
+    unit_rows = check_rows(X, "unit")
+    places = split_groups(groups, len(raw_rows.values))
     rng = np.random.default_rng(seed)
-    centers: dict[Label, np.ndarray] = {}
-    starts: dict[Label, np.ndarray] = {}
+    aims: dict[Label, Aim] = {}
     for label, index in places.items():
-        selection = Selection(raw, index)
-        median = solve(selection, tol=1e-11, max_iter=200).center
-        drawn = int(rng.choice(selection.numbers()))
-        given = first.get(label) if isinstance(first, Mapping) else first
-        start = drawn if given is None else int(given)
-        centers[label], starts[label] = median, unit.take(slice(start, start + 1))[0]
-    center, theta0 = (centers[_ALL], starts[_ALL]) if groups is None else (centers, starts)
-    matching = gm_matching(
-        X, k, groups=groups, center=center, theta0=theta0, metric="unit", target_scale="unit", **options
-    )
-    return replace(matching, method="gm_official")
+        selection = Selection(raw_rows, index)
+        drawn_row = int(rng.choice(selection.numbers()))
+        start_row = drawn_row if first is None else first
+        aims[label] = Aim(solve(selection).center, unit_rows.take(slice(start_row, start_row + 1))[0])
+    return match(unit_rows, k, places, aims.__getitem__, settings, "gm_official", budget, min_per_group)

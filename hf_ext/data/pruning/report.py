@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ext.data.pruning import _measure
-from hf_ext.data.pruning._rows import check_rows
-from hf_ext.data.pruning.groups import split_groups
+from hf_ext.data.pruning.groups import ALL_ROWS, Label, split_groups
+from hf_ext.data.pruning.matching import Matching
+from hf_ext.data.vectors.rows import IntArray, check_rows
 from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
@@ -23,15 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_ext.data.pruning.matching import Matching
-
 __all__ = ["GroupResult", "PruneReport", "RowNote"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN_GROUPS = 20
 _SHOWN_ROWS = 5
-BREAKDOWN = 0.5  # share of rows above which the geometric median can be moved anywhere
 
 
 @dataclass(frozen=True)
@@ -137,17 +136,17 @@ class PruneReport:
     def verdict(self) -> str:
         """`"matched"`, `"target unreachable"` (for how many labels), or `"no target"`."""
         verdicts = [group.verdict for group in self.groups if group.kept]
-        lost = verdicts.count("target unreachable")
-        if lost:
-            return "target unreachable" + (f" for {lost} of {len(verdicts)} labels" if self.by else "")
+        unreachable = verdicts.count("target unreachable")
+        if unreachable:
+            return "target unreachable" + (f" for {unreachable} of {len(verdicts)} labels" if self.by else "")
         return verdicts[0] or "no vectors"
 
     def mean_of(self, name: str) -> float | None:
         """A field of the groups, averaged over them by their rows; outliers after by their picks."""
         key = "kept" if name == "outliers_after" else "rows"
-        found = [(getattr(g, name), getattr(g, key)) for g in self.groups if getattr(g, name) is not None]
-        total = sum(weight for _, weight in found)
-        return sum(value * weight for value, weight in found) / total if total else None
+        weighted = [(getattr(g, name), getattr(g, key)) for g in self.groups if getattr(g, name) is not None]
+        total = sum(weight for _, weight in weighted)
+        return sum(value * weight for value, weight in weighted) / total if total else None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values that `json` takes; `from_dict` reads it back."""
@@ -219,15 +218,15 @@ class PruneReport:
         return "\n\n".join(parts) + "\n"
 
     def _groups_table(self) -> str:
-        shown = sorted(self.groups, key=lambda group: -group.rows)[:_SHOWN_GROUPS]
+        largest = sorted(self.groups, key=lambda group: -group.rows)[:_SHOWN_GROUPS]
         names = ["label", "rows", "kept", "share", "moment error", "random", "outlying before", "after", "verdict"]
         cells = [
             [g.label, f"{g.rows:,}", f"{g.kept:,}", f"{g.kept / g.rows:.1%}", _number(g.moment_error),
              _number(g.random_error), _percent(g.outliers_before), _percent(g.outliers_after), g.verdict or ""]
-            for g in shown
+            for g in largest
         ]  # fmt: skip
-        rest = len(self.groups) - len(shown)
-        more = f"\n\nand {rest:,} smaller labels; `pruning.json` has them." if rest else ""
+        others = len(self.groups) - len(largest)
+        more = f"\n\nand {others:,} smaller labels; `pruning.json` has them." if others else ""
         return f"### Labels ({code(self.by)})\n\n" + _table(names, cells) + more
 
     def save(self, folder: str | Path, plot: bool = True) -> Path:
@@ -263,7 +262,7 @@ class PruneReport:
         Draw the moment error against the number of picks, beside the distances of all rows and of those kept.
 
         Raises:
-            ValueError: there were no vectors.
+            ValueError: if there were no vectors.
         """
         require_extra("matplotlib")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -311,86 +310,74 @@ class PruneReport:
 def make_report(
     matching: Matching,
     X: np.ndarray | None,
-    groups: list[Any] | None,
+    groups: list[Label] | None,
     n: int,
     *,
     metric: str,
     by: str | None,
-    excerpt: Any,
+    excerpt: Callable[[int], str],
     seed: int,
     notes: tuple[str, ...],
     settings: dict[str, Any],
 ) -> PruneReport:
     """Measure a matching; `excerpt(row_number)` is a row's text of at most 80 characters."""
-    places: dict[Any, np.ndarray] = {"all rows": np.arange(n)} if groups is None else split_groups(groups, n)
-    picks = _picks_of(matching, list(places))
+    places: dict[Label, IntArray] = {
+        label: np.arange(n) if index is None else index for label, index in split_groups(groups, n).items()
+    }
     base: dict[str, Any] = {
         "method": matching.method, "metric": metric, "engine": matching.engine, "by": by, "rows": n,
         "kept": len(matching.indices), "notes": list(dict.fromkeys((*notes, *matching.notes))), "settings": settings,
     }  # fmt: skip
     if X is None:
-        results = [GroupResult(str(label), len(index), len(picks[label])) for label, index in places.items()]
+        counts = {label: len(part.indices) for label, part in matching.groups.items()}
+        results = [GroupResult(str(label), len(index), counts.get(label, 0)) for label, index in places.items()]
         return PruneReport(**base, groups=results)
     rows = check_rows(X, metric)
-    measured = []
-    for label, index in places.items():
-        if len(picks[label]):
-            given = matching.median if groups is None else matching.median.get(label)
-            measured.append(_measure.measure_group(rows, label, index, picks[label], given))
-    found = {group.label: group for group in measured}
-    results = [_result(matching, label, len(places[label]), found.get(label), groups is not None) for label in places]
-    points, likeness = _measure.curve(measured), _measure.mmd2(rows, matching.indices, seed)
-    kept = set(matching.indices.tolist())
-    notices = []
-    for rows_of in _measure.extremes(measured, _SHOWN_ROWS):
-        notices.append([
-            RowNote(row, distance, row in kept, _label_of(groups, row), excerpt(row))
-            for row, distance in rows_of
-        ])  # fmt: skip
-    overlap = sum(group.easy_overlap() * len(group.picks) for group in measured) / len(matching.indices)
+    measured = {
+        label: _measure.measure_group(rows, label, places[label], part.indices, part.median)
+        for label, part in matching.groups.items()
+    }
+    measures = list(measured.values())
+    likeness = _measure.mmd2(rows, matching.indices, seed)
+    picks = set(matching.indices.tolist())
+    typical, outlying = (
+        [
+            RowNote(row, distance, row in picks, ALL_ROWS if groups is None else str(groups[row]), excerpt(row))
+            for row, distance in extremes
+        ]
+        for extremes in _measure.extremes(measures, _SHOWN_ROWS)
+    )
+    curve = _measure.curve(measures)
     return PruneReport(
         **base,
-        groups=results,
-        curve=points,
-        slope=_measure.slope(points),
+        groups=[_result(matching, label, len(index), measured.get(label)) for label, index in places.items()],
+        curve=curve,
+        slope=_measure.slope(curve),
         mmd2=None if likeness is None else likeness[0],
         mmd2_random=None if likeness is None else likeness[1],
-        easy_overlap=overlap,
-        histogram=_measure.histogram(measured),
-        typical=notices[0],
-        outlying=notices[1],
+        easy_overlap=sum(group.easy_overlap() * len(group.picks) for group in measures) / len(matching.indices),
+        histogram=_measure.histogram(measures),
+        typical=typical,
+        outlying=outlying,
     )
 
 
-def _picks_of(matching: Matching, labels: list[Any]) -> dict[Any, Any]:
-    if matching.group is None:
-        return dict.fromkeys(labels, matching.indices)
-    found: dict[Any, list[int]] = {label: [] for label in labels}
-    for row, label in zip(matching.indices.tolist(), matching.group, strict=True):
-        found[label].append(row)
-    return {label: np.array(rows, dtype=np.int64) for label, rows in found.items()}
-
-
-def _label_of(groups: list[Any] | None, row: int) -> str:
-    return "all rows" if groups is None else str(groups[row])
-
-
-def _result(matching: Matching, label: Any, n: int, found: _measure.Measured | None, grouped: bool) -> GroupResult:
-    if found is None:
+def _result(matching: Matching, label: Label, n: int, measured: _measure.Measured | None) -> GroupResult:
+    if measured is None:
         return GroupResult(str(label), n, 0)
-    k = len(found.picks)
+    k = len(measured.picks)
     return GroupResult(
         label=str(label),
         rows=n,
         kept=k,
-        rel_gap=found.median.rel_gap,
-        verdict=matching.verdict[label] if grouped else matching.verdict,
-        hull_gap=matching.hull_gap[label] if grouped else matching.hull_gap,
-        moment_error=float(found.prefix_error[-1]),
-        random_error=found.random_error(k),
-        mean_shift=found.shift / (found.typical or 1.0),
-        outliers_before=float((found.distances > found.limit).mean()),
-        outliers_after=float((found.picked > found.limit).mean()),
+        rel_gap=measured.median.rel_gap,
+        verdict=matching.groups[label].verdict,
+        hull_gap=matching.groups[label].hull_gap,
+        moment_error=float(measured.prefix_error[-1]),
+        random_error=measured.random_error(k),
+        mean_shift=measured.shift / (measured.typical or 1.0),
+        outliers_before=float((measured.distances > measured.limit).mean()),
+        outliers_after=float((measured.picked > measured.limit).mean()),
     )
 
 
@@ -402,7 +389,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _table(names: list[str], rows: Any) -> str:
+def _table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
     return "\n".join(lines)

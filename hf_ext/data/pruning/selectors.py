@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hf_ext.data.pruning._options import check_options
-from hf_ext.data.pruning._rows import Rows, Selection, check_rows
-from hf_ext.data.pruning._run import _center
-from hf_ext.data.pruning._types import FloatArray, IntArray
-from hf_ext.data.pruning.groups import Label, split_groups
-from hf_ext.data.pruning.matching import Matching, _counts, gm_matching
+from hf_ext.data.pruning.groups import Budget, Label, counts_of, split_groups
+from hf_ext.data.pruning.matching import Matching, gm_matching
 from hf_ext.data.pruning.official import gm_official
+from hf_ext.data.pruning.one_group import GroupMatching
+from hf_ext.data.vectors.rows import FloatArray, IntArray, Selection, check_rows
 
-Selector: TypeAlias = Callable[..., Matching]
-"""`(X, k, *, groups, scores, rng, budget, min_per_group, **options) -> Matching`, over all rows at once."""
-
-SELECTORS: dict[str, Selector] = {}
-"""Selectors by name; add one with [`register_selector`], or put a whole `Selector` in yourself."""
-
-_ALL = "all rows"
-
-
-class _Picker(Protocol):
-    """Places of `k` rows of one group, in pick order."""
-
-    def __call__(
-        self, selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator, **options: Any
-    ) -> Any: ...
+Groups = Sequence[Label] | np.ndarray | None
 
 
 def select_rows(
     method: str,
-    X: Any,
+    X: ArrayLike | None,
     k: int | None,
     *,
-    groups: Any = None,
-    scores: Any = None,
+    groups: Groups = None,
+    scores: ArrayLike | None = None,
     seed: int = 0,
-    budget: str | Mapping[Label, int] = "proportional",
+    budget: Budget = "proportional",
     min_per_group: int = 0,
     **options: Any,
 ) -> Matching:
@@ -55,187 +43,128 @@ def select_rows(
     | `gm_official` | [`gm_official`], the released code | its own |
     | `herding` | [`gm_matching`] to the mean of the rows as they are | its own |
     | `random` | rows in shuffled order, from `seed` | |
-    | `moderate` | distance to the group's mean nearest to the group's median distance | |
-    | `easy`, `hard` | nearest to the group's mean, farthest from it | |
-    | `k_center` | the row nearest to the mean, then always the row farthest from those picked | |
-    | `el2n`, `grand`, `forgetting`, `uncertainty` | highest `scores` first, or lowest with `keep="easy"` | `keep` |
+    | `moderate` | distance to the group's mean nearest to the group's median distance | `metric` |
+    | `easy`, `hard` | nearest to the group's mean, farthest from it | `metric` |
+    | `k_center` | the row nearest to the mean, then always the row farthest from those picked | `metric` |
+    | `score` | highest `scores` first, or lowest with `keep="easy"` | `keep` |
 
     Args:
         method (`str`):
-            A name in [`SELECTORS`].
+            One of these, or a name that [`register_selector`] added.
         X (array of shape `(n, d)` or `None`):
             Rows as for [`gm_matching`]; may be `None` where `scores` decide, and for `random` with `scores`.
         k (`int` or `None`), groups, budget, min_per_group:
             As for [`gm_matching`]: each group is picked from on its own, and its share loses no remainder.
         scores (array of shape `(n,)`, *optional*):
-            One finite number a row, higher for harder rows; [`~hf_ext.data.pruning.scores`] computes them. Needed by
-            `el2n`, `grand`, `forgetting` and `uncertainty`, which rank by whatever is given; refused where they would
-            be ignored.
+            One finite number a row, higher for harder rows: of EL2N, of the length of a gradient, of how often a row
+            was forgotten, ... Needed by `score`; refused where they would be ignored.
         seed (`int`, *optional*, defaults to 0):
             Of `random` and of the start of `gm_official`.
         options:
-            Those of the table. Every method but `gm_official` takes `metric` (`"unit"` is the default of `gm`, `"raw"`
-            of the others, as in their papers) and `center` (`"gm"` by default, `"mean"` for `herding`): what the
-            picks' mean is measured against.
+            Those of the table. `metric` is `"unit"` by default for `gm`, `"raw"` for the others, as in their papers.
 
     Returns:
-        [`Matching`]. Methods that match nothing fill it so: `theta_norm` is `||t center - sum of the first t picks||`
-        and `moment_error` its last value over `k` (of each group); `verdict` is `"no target"`, `engine` `"none"`,
-        `evals_per_pick` and `hull_gap` 0, `top_score` NaN. Without `X`, `center` and `median` are `None`, and
-        `theta_norm` and `moment_error` NaN.
+        [`Matching`]; of methods that match nothing it holds the picks and no more.
 
     Raises:
-        ValueError: an unknown method, rows or scores that cannot be used (the message names the row), missing or
-            unwanted `scores`.
+        ValueError: if the method is unknown, rows or scores cannot be used (the message names the row), or `scores`
+            are missing or unwanted.
 
     Reference: Welling 2009, *Herding dynamical weights to learn*; Sener, Savarese 2018, arXiv 1708.00489 (k-center);
     Xia et al. 2023, *Moderate Coreset*; Sorscher et al. 2022 (easy and hard, arXiv 2206.14486).
     """
-    check_method(method, {**options, "budget": budget, "min_per_group": min_per_group})
-    return SELECTORS[method](
-        X,
-        k,
-        groups=groups,
-        scores=scores,
-        rng=np.random.default_rng(seed),
-        budget=budget,
-        min_per_group=min_per_group,
-        **options,
-    )
-
-
-def check_method(method: str, options: Mapping[str, Any]) -> None:
-    """
-    Refuse an unknown method, and options that it does not have or of another type, before any row is read.
-
-    Raises:
-        ValueError: names the method or the option, and those that there are.
-    """
-    if method not in SELECTORS:
-        near = difflib.get_close_matches(str(method), SELECTORS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SELECTORS)}.{hint}")
-    check_options(method, options)
-
-
-def register_selector(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """
-    Add a selector of your own under `name`.
-
-        @register_selector("longest")
-        def longest(X, k, *, scores, rng, **options):
-            return np.argsort(-np.linalg.norm(X, axis=1), kind="stable")[:k]
-
-    The function sees one group at a time: `X` of shape `(rows, d)` (`None` where none was given), the number of rows
-    to pick, the group's `scores` (`None` where none were given) and a `np.random.Generator`; `metric` and `center` do
-    not reach it, other options do. It returns `k` different places in the group, from 0, in pick order. The result is
-    checked, shared budgets and the [`Matching`] are taken care of.
-
-    Args:
-        name (`str`):
-            New name, as it is passed to `select_rows` and `prune`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in SELECTORS:
-        raise ValueError(f"A selector named {name!r} is there already: choose another name.")
-
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        def picker(
-            selection: Selection | None,
-            k: int,
-            scores: FloatArray | None,
-            rng: np.random.Generator,
-            **options: Any,
-        ) -> Any:
-            own = None
-            if selection is not None:
-                values = selection.rows.values
-                own = values if selection.index is None else values[selection.index]
-            return function(own, k, scores=scores, rng=rng, **options)
-
-        SELECTORS[name] = _by_group(name, picker)
-        return function
-
-    return add
-
-
-def _by_group(method: str, picker: _Picker, needs: str = "") -> Selector:
-    """A selector over all rows from one that picks within a group; `needs` is `"rows"`, `"scores"` or nothing."""
-
-    def selector(
-        X: Any,
-        k: int | None,
-        *,
-        groups: Any = None,
-        scores: Any = None,
-        rng: np.random.Generator | int = 0,
-        budget: str | Mapping[Label, int] = "proportional",
-        min_per_group: int = 0,
-        metric: str = "raw",
-        center: Any = "gm",
-        **options: Any,
-    ) -> Matching:
-        rows = None if X is None else check_rows(X, metric)
-        if needs == "rows":
-            _refuse_scores(method, scores)
-        values = None if scores is None else _scores(scores, rows)
-        if values is None and (rows is None or needs == "scores"):
-            raise ValueError(_missing(method, needs))
-        n = len(rows.values) if rows is not None else len(values)  # type: ignore[arg-type]
-        if rows is None and needs == "rows":
-            raise ValueError(_missing(method, needs))
-        places: dict[Any, Any] = {_ALL: None} if groups is None else split_groups(groups, n)
-        sizes = {label: n if index is None else len(index) for label, index in places.items()}
-        counts, notes = _counts(k, n, sizes, budget, min_per_group, groups is not None, False)
-        generator, picks = np.random.default_rng(rng), {}
-        for label in [label for label in places if counts[label]]:
-            index = np.arange(n) if places[label] is None else places[label]
-            own = None if values is None else values[index]
-            selection = None if rows is None else Selection(rows, places[label])
-            found = picker(selection, counts[label], own, generator, **options)
-            picks[label] = index[_checked(found, counts[label], len(index), method)]
-        all_notes = (*(rows.notes if rows is not None else ()), *notes)
-        return _matching(method, rows, places, picks, center, groups is not None, all_notes)
-
-    return selector
-
-
-def _missing(method: str, needs: str) -> str:
-    if needs == "scores":
-        return (
-            f"method={method!r} ranks rows by scores, and none were given: pass scores=, one number a row, higher for "
-            "harder rows. hf_ext.data.pruning.scores computes them from logits, gradients or a training log."
-        )
-    return f"method={method!r} needs the rows X, an array of shape (n, d); X is None."
-
-
-def _refuse_scores(method: str, scores: Any) -> None:
+    method = check_method(method, {**options, "budget": budget, "min_per_group": min_per_group})
+    shared: dict[str, Any] = {"groups": groups, "budget": budget, "min_per_group": min_per_group}
+    if method not in MATCHERS:
+        return _selected(method, X, k, scores=scores, seed=seed, **shared, **options)
+    if X is None:
+        raise ValueError(f"method={method!r} needs the rows X, an array of shape (n, d); X is None.")
     if scores is not None:
-        raise ValueError(f"method={method!r} takes no scores: leave them out, or choose 'el2n' to rank by them.")
+        raise ValueError(f"method={method!r} takes no scores: leave them out, or choose 'score' to rank by them.")
+    if method == "gm_official":
+        options["seed"] = seed
+    return MATCHERS[method](X, k, **shared, **options)
 
 
-def _scores(scores: Any, rows: Rows | None) -> FloatArray:
+def _herding(X: ArrayLike, k: int | None, **options: Any) -> Matching:
+    matching = gm_matching(X, k, **{"center": "mean", "metric": "raw", **options})
+    return replace(matching, method="herding")
+
+
+# (selection or None, k, scores or None, rng, **options) -> k places in the group, in pick order
+_Picker = Callable[..., ArrayLike]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """What picks within a group, and whether it needs `"rows"`, `"scores"` or neither."""
+
+    pick: _Picker
+    needs: str = ""
+
+
+def _selected(
+    method: str,
+    X: ArrayLike | None,
+    k: int | None,
+    *,
+    groups: Groups,
+    scores: ArrayLike | None,
+    seed: int,
+    budget: Budget,
+    min_per_group: int,
+    metric: str = "raw",
+    **options: Any,
+) -> Matching:
+    selector = SELECTORS[method]
+    rows = None if X is None else check_rows(X, metric)
+    if selector.needs == "rows" and scores is not None:
+        raise ValueError(f"method={method!r} takes no scores: leave them out, or choose 'score' to rank by them.")
+    if selector.needs == "scores" and scores is None:
+        raise ValueError(
+            f"method={method!r} ranks rows by scores, and none were given: pass scores=, one number a row, higher for "
+            "harder rows."
+        )
+    if rows is None and (selector.needs == "rows" or scores is None):
+        raise ValueError(f"method={method!r} needs the rows X, an array of shape (n, d); X is None.")
+    values = None if scores is None else _checked_scores(scores, None if rows is None else len(rows.values))
+    n = len(rows.values) if rows is not None else len(values if values is not None else ())
+    places = split_groups(groups, n)
+    counts, notes = counts_of(k, places, n, 0.0, budget, min_per_group)
+    rng = np.random.default_rng(seed)
+    results = {}
+    for label in [label for label in places if counts[label]]:
+        numbers = places[label]
+        numbers = np.arange(n) if numbers is None else numbers
+        group_scores = None if values is None else values[numbers]
+        selection = None if rows is None else Selection(rows, places[label])
+        picks = selector.pick(selection, counts[label], group_scores, rng, **options)
+        indices = numbers[_checked_places(picks, counts[label], len(numbers), method)]
+        unknown = np.full(len(indices), np.nan)
+        results[label] = GroupMatching(indices, unknown, unknown)
+    return Matching(results, groups is not None, method, (*(rows.notes if rows is not None else ()), *notes))
+
+
+def _checked_scores(scores: ArrayLike, n: int | None) -> FloatArray:
     array = np.asarray(scores)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"scores must be finite numbers, one a row, higher for harder rows; got {array.dtype}.")
-    expected = array.size if rows is None else len(rows.values)
+    expected = array.size if n is None else n
     if array.shape != (expected,) or not expected:
         raise ValueError(f"scores must be one number a row: shape {array.shape}, {expected:,} rows.")
     values = array.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        more = f" ({len(bad) - 1:,} more like it)" if len(bad) > 1 else ""
+    bad_rows = np.flatnonzero(~np.isfinite(values))
+    if len(bad_rows):
+        more = f" ({len(bad_rows) - 1:,} more like it)" if len(bad_rows) > 1 else ""
         raise ValueError(
-            f"Score of row {bad[0]:,} is {values[bad[0]]}{more}: scores must be finite. Drop the row, or compute its "
-            "score again."
+            f"Score of row {bad_rows[0]:,} is {values[bad_rows[0]]}{more}: scores must be finite. Drop the row, or "
+            "compute its score again."
         )
     return values
 
 
-def _checked(found: Any, k: int, n: int, method: str) -> IntArray:
-    places = np.asarray(found)
+def _checked_places(picks: ArrayLike, k: int, n: int, method: str) -> IntArray:
+    places = np.asarray(picks)
     if places.shape != (k,) or places.dtype.kind not in "iu":
         raise ValueError(
             f"Selector {method!r} must return {k:,} whole numbers, got {places.dtype} of shape {places.shape}."
@@ -249,166 +178,169 @@ def _checked(found: Any, k: int, n: int, method: str) -> IntArray:
     return places.astype(np.int64)
 
 
-def _matching(
-    method: str,
-    rows: Rows | None,
-    places: Mapping[Any, IntArray | None],
-    picks: Mapping[Any, IntArray],
-    center: Any,
-    grouped: bool,
-    notes: tuple[str, ...],
-) -> Matching:
-    """The picks as a [`Matching`], measured against a centre they did not aim at."""
-    centers: dict[Any, Any] = {}
-    medians: dict[Any, Any] = {}
-    errors, lengths = {}, []
-    for label, index in picks.items():
-        if rows is None:
-            centers[label], medians[label], length = None, None, np.full(len(index), np.nan)
-        else:
-            given = center.get(label) if isinstance(center, Mapping) else center
-            if given is None:
-                raise ValueError(f"center is a dictionary without an entry for group {label!r}.")
-            centers[label], medians[label] = _center(Selection(rows, places[label]), given, 1)
-            length = _theta_norms(rows, index, centers[label])
-        lengths.append(length)
-        errors[label] = float(length[-1] / len(index))
-
-    def shape(values: Mapping[Any, Any]) -> Any:
-        return dict(values) if grouped else values[_ALL]
-
-    names = None
-    if grouped:
-        names = np.empty(sum(map(len, picks.values())), dtype=object)
-        names[:] = [label for label, index in picks.items() for _ in index]
-    indices = np.concatenate(list(picks.values()))
-    return Matching(
-        indices=indices,
-        group=names,
-        theta_norm=np.concatenate(lengths),
-        moment_error=shape(errors),
-        evals_per_pick=0.0,
-        engine="none",
-        center=shape(centers),
-        median=shape(medians),
-        top_score=np.full(len(indices), np.nan),
-        hull_gap=shape(dict.fromkeys(picks, 0.0)),
-        verdict=shape(dict.fromkeys(picks, "no target")),
-        method=method,
-        notes=notes,
-    )
+# What picks within a group. A stable sort leaves ties in the order of the rows.
 
 
-def _theta_norms(rows: Rows, index: IntArray, center: FloatArray) -> FloatArray:
-    theta, lengths = np.zeros_like(center), []
-    for place, block in Selection(rows, index).blocks():
-        steps = np.cumsum(center - block, axis=0) + theta
-        lengths.append(np.sqrt(np.einsum("ij,ij->i", steps, steps)))
-        theta = steps[place.stop - place.start - 1]
-    return np.concatenate(lengths)
-
-
-def _distances(selection: Selection, point: FloatArray) -> FloatArray:
-    parts = []
-    for _, block in selection.blocks():
-        block -= point
-        parts.append(np.sqrt(np.einsum("ij,ij->i", block, block)))
-    return np.concatenate(parts)
-
-
-def _first(keys: FloatArray, k: int) -> IntArray:
-    return np.argsort(keys, kind="stable")[:k]  # stable: ties by row number
-
-
-def _random(
-    selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator, **options: Any
-) -> IntArray:
-    _no_options("random", options)
-    n = len(scores) if selection is None and scores is not None else len(selection or ())
+def _random(selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator) -> IntArray:
+    n = len(selection) if selection is not None else len(scores if scores is not None else ())
     return rng.permutation(n)[:k]
 
 
-def _by_distance(method: str) -> _Picker:
-    def picker(
-        selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator, **options: Any
-    ) -> IntArray:
-        _no_options(method, options)
-        assert selection is not None
-        distances = _distances(selection, selection.mean())
-        if method == "moderate":
-            distances = np.abs(distances - np.median(distances))
-        return _first(-distances if method == "hard" else distances, k)
-
-    return picker
+def _easy(selection: Selection, k: int, *_: object) -> IntArray:
+    return np.argsort(selection.distances(selection.mean()), kind="stable")[:k]
 
 
-def _k_center(
-    selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator, **options: Any
-) -> IntArray:
-    _no_options("k_center", options)
-    assert selection is not None
+def _hard(selection: Selection, k: int, *_: object) -> IntArray:
+    return np.argsort(-selection.distances(selection.mean()), kind="stable")[:k]
+
+
+def _moderate(selection: Selection, k: int, *_: object) -> IntArray:
+    distances = selection.distances(selection.mean())
+    return np.argsort(np.abs(distances - np.median(distances)), kind="stable")[:k]
+
+
+def _k_center(selection: Selection, k: int, *_: object) -> IntArray:
     picks = np.empty(k, np.int64)
-    picks[0] = np.argmin(_distances(selection, selection.mean()))
+    picks[0] = np.argmin(selection.distances(selection.mean()))
     nearest = np.full(len(selection), np.inf)  # distance to the nearest pick; -1 for the picks themselves
     for t in range(1, k):
         last = int(picks[t - 1])
-        np.minimum(nearest, _distances(selection, selection.at(last, last + 1)[0]), out=nearest)
+        np.minimum(nearest, selection.distances(selection.at(last, last + 1)[0]), out=nearest)
         nearest[picks[:t]] = -1.0
         picks[t] = np.argmax(nearest)
     return picks
 
 
-def _by_scores(method: str) -> _Picker:
-    def picker(
-        selection: Selection | None,
-        k: int,
-        scores: FloatArray | None,
-        rng: np.random.Generator,
-        keep: str = "hard",
-        **options: Any,
-    ) -> IntArray:
-        _no_options(method, options)
-        if keep not in ("hard", "easy"):
-            raise ValueError(f"keep must be 'hard' (highest scores) or 'easy' (lowest), got {keep!r}.")
-        assert scores is not None
-        return _first(scores if keep == "easy" else -scores, k)
-
-    return picker
+def _score(
+    selection: Selection | None, k: int, scores: FloatArray, rng: np.random.Generator, keep: str = "hard"
+) -> IntArray:
+    if keep not in ("hard", "easy"):
+        raise ValueError(f"keep must be 'hard' (highest scores) or 'easy' (lowest), got {keep!r}.")
+    return np.argsort(scores if keep == "easy" else -scores, kind="stable")[:k]
 
 
-def _no_options(method: str, options: Mapping[str, Any]) -> None:
-    if options:
-        raise ValueError(f"method={method!r} has no option {next(iter(options))!r}.")
+MATCHERS: dict[str, Callable[..., Matching]] = {"gm": gm_matching, "herding": _herding, "gm_official": gm_official}
+SELECTORS: dict[str, Selector] = {
+    "random": Selector(_random),
+    "moderate": Selector(_moderate, "rows"),
+    "easy": Selector(_easy, "rows"),
+    "hard": Selector(_hard, "rows"),
+    "k_center": Selector(_k_center, "rows"),
+    "score": Selector(_score, "scores"),
+}
+_BUILT_IN = frozenset(SELECTORS)
+_NOW_SCORE = ("el2n", "grand", "forgetting", "uncertainty")  # four names of one ranking, for one more version
 
 
-def _gm(X: Any, k: int | None, *, scores: Any = None, rng: Any = 0, **options: Any) -> Matching:
-    _refuse_scores("gm", scores)
-    return gm_matching(_needed("gm", X), k, **options)
+def register_selector(name: str) -> Callable[[Callable[..., ArrayLike]], Callable[..., ArrayLike]]:
+    """
+    Add a selector of your own under `name`.
+
+        @register_selector("longest")
+        def longest(X, k, *, scores, rng, **options):
+            return np.argsort(-np.linalg.norm(X, axis=1), kind="stable")[:k]
+
+    The function sees one group at a time: `X` of shape `(rows, d)` (`None` where none was given), the number of rows
+    to pick, the group's `scores` (`None` where none were given) and a `np.random.Generator`; `metric` does not reach
+    it, other options do. It returns `k` different places in the group, from 0, in pick order. The result is checked,
+    shared budgets and the [`Matching`] are taken care of.
+
+    Args:
+        name (`str`):
+            New name, as it is passed to `select_rows` and `prune`.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in MATCHERS or name in SELECTORS:
+        raise ValueError(f"A selector named {name!r} is there already: choose another name.")
+
+    def add(function: Callable[..., ArrayLike]) -> Callable[..., ArrayLike]:
+        def pick(
+            selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator, **options: Any
+        ) -> ArrayLike:
+            values = None
+            if selection is not None:
+                values = selection.rows.values
+                values = values if selection.index is None else values[selection.index]
+            return function(values, k, scores=scores, rng=rng, **options)
+
+        SELECTORS[name] = Selector(pick)
+        return function
+
+    return add
 
 
-def _herding(X: Any, k: int | None, *, scores: Any = None, rng: Any = 0, **options: Any) -> Matching:
-    _refuse_scores("herding", scores)
-    matching = gm_matching(_needed("herding", X), k, **{"center": "mean", "metric": "raw", **options})
-    return replace(matching, method="herding")
+# Options: of what a method's function takes, read off its signature.
 
-
-def _official(X: Any, k: int | None, *, scores: Any = None, rng: Any = 0, **options: Any) -> Matching:
-    _refuse_scores("gm_official", scores)
-    return gm_official(_needed("gm_official", X), k, seed=rng, **options)
-
-
-def _needed(method: str, X: Any) -> Any:
-    if X is None:
-        raise ValueError(_missing(method, "rows"))
-    return X
-
-
-SELECTORS["random"] = _by_group("random", _random)
-SELECTORS |= {"herding": _herding, "gm": _gm, "gm_official": _official}
-SELECTORS |= {name: _by_group(name, _by_distance(name), "rows") for name in ("moderate", "easy", "hard")}
-SELECTORS["k_center"] = _by_group("k_center", _k_center, "rows")
-SELECTORS |= {
-    name: _by_group(name, _by_scores(name), "scores") for name in ("el2n", "grand", "forgetting", "uncertainty")
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "none",
+}
+_OF_THE_CALL = ("X", "k", "groups", "seed", "options", "return")  # given by `select_rows` itself
+_REMOVED = {
+    "theta0": "theta starts at the target for unit rows, at zero for raw ones",
+    "partitions": "the rows are matched as one",
+    "carry_theta": "the rows are matched as one",
+    "replace": "a row is picked once",
 }
 
-__all__ = ["SELECTORS", "Selector", "register_selector", "select_rows"]
+
+def check_method(method: str, options: Mapping[str, Any]) -> str:
+    """
+    Refuse an unknown method, and options that it does not have or of another type, before any row is read.
+
+    Returns:
+        `str`: the method's name of today.
+
+    Raises:
+        ValueError: if there is no such method or option, or the option has another type; the message names those that
+            there are.
+    """
+    if method in _NOW_SCORE:
+        warnings.warn(f"method={method!r} is now method='score': same picks.", FutureWarning, stacklevel=3)
+        method = "score"
+    names = [*MATCHERS, *SELECTORS]
+    if method not in names:
+        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(names)}.{_near(str(method), names)}")
+    hints = _option_hints(method) if method in MATCHERS or method in _BUILT_IN else None
+    if hints is None:
+        return method  # a registered function checks its own options
+    for name, value in options.items():
+        if name not in hints:
+            reason = f" It was removed: {_REMOVED[name]}." if name in _REMOVED else _near(name, hints)
+            raise ValueError(f"method={method!r} has no option {name!r}.{reason} It has {', '.join(sorted(hints))}.")
+        kinds = set(get_args(hints[name])) or {hints[name]}
+        if kinds <= set(_KINDS) and not any(_is(value, kind) for kind in kinds):
+            words = " or ".join(words for kind, words in _KINDS.items() if kind in kinds)
+            raise ValueError(f"{name} must be {words}, got {value!r}.")
+    return method
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    close_names = difflib.get_close_matches(name, names, 1)
+    return f" Did you mean {close_names[0]!r}?" if close_names else ""
+
+
+def _is(value: object, kind: type) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return kind is bool
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+
+
+@cache
+def _option_hints(method: str) -> dict[str, Any]:
+    matching = {name: hint for name, hint in get_type_hints(gm_matching).items() if name not in _OF_THE_CALL}
+    if method in ("gm", "herding"):
+        return matching
+    if method == "gm_official":
+        fixed = ("center", "metric", "target_scale")
+        return {"first": int | None, **{name: hint for name, hint in matching.items() if name not in fixed}}
+    shared = {name: matching[name] for name in ("metric", "budget", "min_per_group")}
+    return {"keep": str, **shared} if method == "score" else shared
+
+
+__all__ = ["SELECTORS", "register_selector", "select_rows"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from hf_ext.data.pruning._rows import BLOCK_ROWS
-from hf_ext.data.pruning._types import FloatArray
+from hf_ext.data.vectors.rows import FloatArray
 from hf_ext.guards.disk import replacing, writing
 from hf_ext.guards.row_text import excerpt_of
 from hf_ext.guards.rows import RowError
@@ -24,18 +23,12 @@ logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 1000  # rows read from Arrow at a time
 IN_MEMORY = 256 * 2**20  # bytes of vectors that are gathered in memory; more go to a memory-mapped file
-_TOO_LONG = 1e30
-LABEL_RULE = "Give the row a label, or drop it with dataset.filter."
+_LABEL_RULE = "Give the row a label, or drop it with dataset.filter."
 _RULE = "Fix the row, or drop it with dataset.filter."
 
 
-def refuse_row(row: dict[str, Any], index: int, column: str, problem: str, remedy: str = _RULE) -> NoReturn:
-    """
-    Raise for one row.
-
-    Raises:
-        RowError: always.
-    """
+def refuse_row(row: Mapping[str, Any], index: int, column: str, problem: str, remedy: str = _RULE) -> NoReturn:
+    """Raise a [`~hf_ext.guards.rows.RowError`] for row `index`."""
     raise RowError(f"row {index:,}, column {column!r}: {problem}.\n  {excerpt_of(row, column, 'text')}\n  {remedy}",
                    index, column)  # fmt: skip
 
@@ -69,30 +62,29 @@ def column_vectors(
         `tuple[np.ndarray, tuple[str, ...]]`: the vectors, and notes about what was done to them.
 
     Raises:
-        ValueError: no such column, or one that does not hold vectors of floats.
-        RowError: a row without a vector, or of another length.
+        ValueError: if there is no such column, or it does not hold lists of floats.
+        RowError: if a row has no vector, or one of another length.
     """
     if column not in dataset.column_names:
         raise ValueError(
             f"The dataset has no column {column!r} (it has {dataset.column_names}). Name the column of the vectors "
             "with column=, or pass encoder= to compute them."
         )
-    plain = dataset.with_format("arrow")
-    first = plain[:1].column(column)
+    first = dataset.with_format("arrow")[:1].column(column)
     kind = _value_type(first.type, column)
     notes = () if kind == "float" else (f"column {column!r} cast from {kind} to float32",)
     d = len(first[0]) if first[0].is_valid else 0
     whole = _one_piece(dataset, column)
     if whole is not None and not notes:
-        return _block(whole, dataset, column, 0, d), notes
+        return arrow_vectors(whole, column, 0, d, dataset.with_format(None).__getitem__), notes
     n = len(dataset)
     blocks = _blocks(dataset, column, d)
     if n * d * 4 <= IN_MEMORY:
         values = np.empty((n, d), dtype=np.float32)
-        done = 0
+        start = 0
         for block in blocks:
-            values[done : done + len(block)] = block
-            done += len(block)
+            values[start : start + len(block)] = block
+            start += len(block)
         return values, notes
     from datasets.fingerprint import Hasher
 
@@ -110,10 +102,10 @@ def column_vectors(
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype=np.float32).data)
 
-    return kept_vectors(path, n, gather), notes
+    return cached_vectors(path, n, gather), notes
 
 
-def kept_vectors(path: Path, n: int, fill: Callable[[], object]) -> np.ndarray:
+def cached_vectors(path: Path, n: int, fill: Callable[[], object]) -> np.ndarray:
     """
     The `n` vectors in a file, memory-mapped; `fill` writes it where it is missing or not whole.
 
@@ -140,14 +132,14 @@ def _mapped(path: Path, n: int) -> np.ndarray | None:
     except (ValueError, OSError, EOFError) as error:  # cut, or no such file
         logger.warning("%s cannot be read (%s): its vectors are computed again.", path, error)
         return None
-    wanted = vectors.ndim == 2 and len(vectors) == n and vectors.dtype == np.float32
-    if not wanted or path.stat().st_size != vectors.offset + vectors.nbytes:
+    fits_rows = vectors.ndim == 2 and len(vectors) == n and vectors.dtype == np.float32
+    if not fits_rows or path.stat().st_size != vectors.offset + vectors.nbytes:
         logger.warning("%s does not hold the %s vectors of these rows: they are computed again.", path, f"{n:,}")
         return None
     return vectors
 
 
-def header(file: Any, n: int, d: int) -> None:
+def header(file: BinaryIO, n: int, d: int) -> None:
     """Write the head of a `.npy` file of shape `(n, d)` float32; the numbers follow."""
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, d)})
 
@@ -170,7 +162,7 @@ def _value_type(kind: pa.DataType, column: str) -> str:
             f"Column {column!r} holds {kind}, not vectors. Name a column of float lists, or pass encoder= to compute "
             "vectors from text or images."
         )
-    if not pa.types.is_floating(kind.value_type):
+    if not (pa.types.is_floating(kind.value_type) or pa.types.is_null(kind.value_type)):  # null: lists without numbers
         raise ValueError(
             f"Column {column!r} holds lists of {kind.value_type}, not floating point vectors. Pass embeddings, or "
             "cast the column to float32 if these numbers are coordinates."
@@ -179,21 +171,37 @@ def _value_type(kind: pa.DataType, column: str) -> str:
 
 
 def _blocks(dataset: Dataset, column: str, d: int) -> Iterator[np.ndarray]:
-    done = 0
+    start = 0
     for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=BATCH_ROWS):
         for chunk in table.column(column).chunks:
-            yield _block(chunk, dataset, column, done, d)
-            done += len(chunk)
+            yield arrow_vectors(chunk, column, start, d, dataset.with_format(None).__getitem__)
+            start += len(chunk)
 
 
-def _block(chunk: pa.Array, dataset: Dataset, column: str, first: int, d: int) -> np.ndarray:
-    """One Arrow array as `(rows, d)`, a view where its type allows it."""
+def arrow_vectors(
+    chunk: pa.Array, column: str, first: int, d: int, row_at: Callable[[int], Mapping[str, Any]]
+) -> np.ndarray:
+    """
+    An Arrow array of lists as `(rows, d)`, a view where its type allows it.
+
+    Args:
+        chunk (`pyarrow.Array`):
+            Lists of floats.
+        column (`str`), first (`int`):
+            The column, and the number of the array's first row, for errors.
+        d (`int`):
+            Numbers that every list must have.
+        row_at (`Callable`):
+            Number of a row -> the row, for errors.
+
+    Raises:
+        RowError: if a row has no vector, or one of another length.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     def refuse(place: int, problem: str) -> NoReturn:
-        index = first + place
-        refuse_row(dataset.with_format(None)[index], index, column, problem)
+        refuse_row(row_at(first + place), first + place, column, problem)
 
     if chunk.null_count:
         refuse(int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0]), "there is no vector (None)")
@@ -211,34 +219,22 @@ def _block(chunk: pa.Array, dataset: Dataset, column: str, first: int, d: int) -
     return values.to_numpy(zero_copy_only=False).reshape(-1, d)
 
 
-def refuse_bad_vectors(X: np.ndarray, dataset: Dataset, column: str, metric: str) -> None:
+def batch_vectors(
+    values: list, column: str, first: int, width: int | None, row_at: Callable[[int], Mapping[str, Any]]
+) -> np.ndarray:
     """
-    Name the first row that no selector can use: not finite, too long for float32, or zero with `metric="unit"`.
+    Vectors of a batch of Python values, `(rows, d)` float32; arguments and errors as of [`arrow_vectors`].
 
-    Raises:
-        RowError: there is one.
+    Args:
+        width (`int`, *optional*):
+            Numbers of the vectors in earlier batches.
     """
-    for start in range(0, len(X), BLOCK_ROWS):
-        block = np.asarray(X[start : start + BLOCK_ROWS], dtype=np.float64)
-        squares = np.einsum("ij,ij->i", block, block)
-        bad = ~(squares < _TOO_LONG**2)
-        if metric == "unit":
-            bad |= squares == 0
-        if not bad.any():
-            continue
-        place = int(np.argmax(bad))
-        row = dict(dataset.with_format(None)[start + place])
-        numbers = np.array2string(block[place], threshold=8, edgeitems=3, precision=4)[:80]
-        remedy = "Drop the row or compute it again; vectors of 16-bit models overflow easily."
-        where = np.flatnonzero(~np.isfinite(block[place]))
-        if len(where):
-            problem = f"dimension {where[0]:,} of the vector is {block[place, where[0]]}: {numbers}"
-        elif squares[place] == 0:
-            problem = f"the vector is zero, it has no direction: {numbers}"
-            remedy = "Drop the row, or pass metric='raw', which does not divide vectors by their length."
-        else:
-            problem, remedy = f"the vector is longer than {_TOO_LONG:g}: {numbers}", "Rescale the vectors."
-        refuse_row(row, start + place, column, problem, remedy)
+    import pyarrow as pa
+
+    chunk = pa.array(values)
+    if not pa.types.is_null(chunk.type):  # null: no row of the batch has a vector
+        _value_type(chunk.type, column)
+    return arrow_vectors(chunk, column, first, width or len(values[0] or ()), row_at).astype(np.float32)
 
 
 def label_values(dataset: Dataset, column: str) -> list[Any]:
@@ -246,19 +242,14 @@ def label_values(dataset: Dataset, column: str) -> list[Any]:
     The label of every row; the names of a `ClassLabel`.
 
     Raises:
-        ValueError: no such column, or its values are no labels.
-        RowError: a row without a label.
+        ValueError: if there is no such column, or its values are lists or dictionaries.
+        RowError: if a row has no label.
     """
     if column not in dataset.column_names:
         raise ValueError(f"by={column!r}: the dataset has no such column (it has {dataset.column_names}).")
     values = _plain(dataset, column)
-    if values and isinstance(values[0], (list, dict)):
-        raise ValueError(f"by={column!r}: the column holds {dataset.features[column]}, not one label a row.")
     names = class_names(dataset.features, column)
-    for index, value in enumerate(values):
-        problem = label_problem(value, names)
-        if problem is not None:
-            refuse_row(dataset.with_format(None)[index], index, column, problem, LABEL_RULE)
+    check_labels(values, names, column, 0, dataset.with_format(None).__getitem__)
     return values if names is None else [names[value] for value in values]
 
 
@@ -270,13 +261,30 @@ def class_names(features: Mapping[str, Any] | None, column: str) -> list[str] | 
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def label_problem(label: Any, names: list[str] | None) -> str | None:
-    """Why a value is no label, where `names` are those of a `ClassLabel`; `None` if it is one."""
-    if label is None or label != label:
-        return f"there is no label ({label!r})"
-    if names is not None and not 0 <= label < len(names):
-        return f"there is no label ({label!r}: the column's classes are 0 to {len(names) - 1})"
-    return None
+def check_labels(
+    labels: Sequence[Any],
+    names: list[str] | None,
+    column: str,
+    first: int,
+    row_at: Callable[[int], Mapping[str, Any]],
+) -> None:
+    """
+    Refuse values that are no labels; `names` are those of a `ClassLabel`, `first` is the number of the first row.
+
+    Raises:
+        ValueError: if a value is a list or a dictionary.
+        RowError: if a row has no label.
+    """
+    for index, label in enumerate(labels, first):
+        if isinstance(label, (list, dict)):
+            raise ValueError(f"by={column!r}: the column holds {type(label).__name__}s, not one label a row.")
+        problem = None
+        if label is None or label != label:
+            problem = f"there is no label ({label!r})"
+        elif names is not None and not 0 <= label < len(names):
+            problem = f"there is no label ({label!r}: the column's classes are 0 to {len(names) - 1})"
+        if problem is not None:
+            refuse_row(row_at(index), index, column, problem, _LABEL_RULE)
 
 
 def score_values(dataset: Dataset, column: str) -> FloatArray:
@@ -284,8 +292,8 @@ def score_values(dataset: Dataset, column: str) -> FloatArray:
     The score of every row, float64.
 
     Raises:
-        ValueError: no such column, or it does not hold numbers.
-        RowError: a row without a finite score.
+        ValueError: if there is no such column, or it does not hold numbers.
+        RowError: if a row has no finite score.
     """
     if column not in dataset.column_names:
         raise ValueError(f"score_column={column!r}: the dataset has no such column (it has {dataset.column_names}).")
@@ -296,9 +304,9 @@ def score_values(dataset: Dataset, column: str) -> FloatArray:
         raise ValueError(f"score_column={column!r} holds {dataset.features[column]}, not one number a row.") from error
     if scores.ndim != 1:
         raise ValueError(f"score_column={column!r} holds {dataset.features[column]}, not one number a row.")
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        index = int(bad[0])
+    bad_rows = np.flatnonzero(~np.isfinite(scores))
+    if len(bad_rows):
+        index = int(bad_rows[0])
         refuse_row(dataset.with_format(None)[index], index, column, f"the score is {values[index]!r}")
     return scores
 

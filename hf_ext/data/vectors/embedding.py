@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_ext.data.vectors.columns import cache_folder, header, kept_vectors, refuse_row
-from hf_ext.data.vectors.encoders import REVISION, Encoder, as_encoder, load_encoder
+from hf_ext.data.vectors.columns import cache_folder, cached_vectors, header, refuse_row
+from hf_ext.data.vectors.encoders import REVISION, Encoder, EncoderLike, as_encoder, load_encoder
 from hf_ext.guards.disk import flush, flush_folder, writing
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class EmbedRows:
             Whether `input_column` holds images.
 
     Raises:
-        RowError: a row without text or image; its index counts from the start of the batch.
+        RowError: if a row has no text or image; its index counts from the start of the batch.
 
     Relations: `prune(encoder=...)` keeps the vectors in a file instead, and adds no column. [`EmbedBatches`] does the
     same under Ray Data.
     """
 
-    encoder: Any
+    encoder: EncoderLike
     input_column: str | tuple[str, ...] | None = None
     column: str = "embedding"
     images: bool = False
@@ -61,14 +61,14 @@ class EmbedRows:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Encode one batch."""
-        named = isinstance(self.encoder, (str, Path))
-        encoder = as_encoder(_loaded(str(self.encoder)) if named else self.encoder, self.images)
+        is_name = isinstance(self.encoder, (str, Path))
+        encoder = as_encoder(_loaded(str(self.encoder)) if is_name else self.encoder, self.images)
         rows = len(next(iter(batch.values())))
-        return {self.column: encoder(_values(batch, encoder.reads, self.input_column, 0), rows)}
+        return {self.column: encoder(encoder_input(batch, encoder.reads, self.input_column, 0), rows)}
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str) -> Any:
+def _loaded(name: str) -> EncoderLike:
     """Loaded once a process, not once a batch."""
     return load_encoder(name)
 
@@ -89,7 +89,7 @@ class EmbedBatches:
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: EncoderLike,
         input_column: str | tuple[str, ...] | None = None,
         column: str = "embedding",
         images: bool = False,
@@ -103,7 +103,7 @@ class EmbedBatches:
 
 def embed_rows(
     dataset: Dataset,
-    encoder: Any,
+    encoder: EncoderLike,
     *,
     input_column: str | tuple[str, ...] | list[str] | None = None,
     batch_size: int = 64,
@@ -136,15 +136,15 @@ def embed_rows(
         `np.ndarray`: read-only.
 
     Raises:
-        RowError: a row without text or image.
-        ValueError: no column to read, or an encoder that cannot be used.
+        RowError: if a row has no text or image.
+        ValueError: if there is no column to read, or the encoder cannot be used.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     columns, images = input_columns(dataset.features, input_column, encoder)
     wrapped = as_encoder(encoder, images)
     path = cache_folder(cache_dir) / f"{_key(dataset, columns, wrapped, batch_size)}.npy"
-    vectors = kept_vectors(
+    vectors = cached_vectors(
         path, len(dataset), lambda: _fill(path, dataset, columns, wrapped, batch_size, show_progress)
     )
     if path.name.startswith("once-") and os.name != "nt":
@@ -152,17 +152,19 @@ def embed_rows(
     return vectors
 
 
-def input_columns(features: Any, given: Any, encoder: Any) -> tuple[tuple[str, ...], bool]:
+def input_columns(
+    features: Mapping[str, Any], input_column: str | tuple[str, ...] | list[str] | None, encoder: EncoderLike
+) -> tuple[tuple[str, ...], bool]:
     """
     The columns an encoder reads, and whether they hold images; no column for a function that takes the whole batch.
 
     Raises:
-        ValueError: a column is missing, of another type, or there are several to choose from.
+        ValueError: if a column is missing or of another type, or there are several to choose from.
     """
     from datasets import Image
 
-    if given is not None:
-        columns = (given,) if isinstance(given, str) else tuple(given)
+    if input_column is not None:
+        columns = (input_column,) if isinstance(input_column, str) else tuple(input_column)
         missing = [name for name in columns if name not in features]
         if missing:
             raise ValueError(f"input_column={missing[0]!r}: the dataset has no such column (it has {list(features)}).")
@@ -172,23 +174,30 @@ def input_columns(features: Any, given: Any, encoder: Any) -> tuple[tuple[str, .
         return columns, images[0]
     if callable(encoder) and as_encoder(encoder).reads == "batch":
         return (), False
-    found = [name for name, kind in features.items() if isinstance(kind, Image) or _is_text(kind)]
-    if "text" in found:
-        found = ["text"]
-    if len(found) != 1:
-        which = f"candidates: {found}" if found else "none of them holds text or images"
+    texts = ("string", "large_string")
+    candidates = [
+        name for name, kind in features.items() if isinstance(kind, Image) or getattr(kind, "dtype", None) in texts
+    ]
+    if "text" in candidates:
+        candidates = ["text"]
+    if len(candidates) != 1:
+        which = f"candidates: {candidates}" if candidates else "none of them holds text or images"
         raise ValueError(
             f"Which column shall the encoder read? Columns: {list(features)}, {which}. Name it with input_column=."
         )
-    return (found[0],), isinstance(features[found[0]], Image)
+    return (candidates[0],), isinstance(features[candidates[0]], Image)
 
 
-def _is_text(kind: Any) -> bool:
-    return getattr(kind, "dtype", None) in ("string", "large_string")
+def encoder_input(
+    batch: Mapping[str, Any], reads: str, columns: str | tuple[str, ...] | None, first: int
+) -> Mapping[str, Any] | list:
+    """
+    What the encoder gets of a batch; `first` is the number of its first row, for errors.
 
-
-def _values(batch: dict[str, Any], reads: str, columns: Any, first: int) -> Any:
-    """What the encoder gets of a batch; `first` is the number of its first row."""
+    Raises:
+        ValueError: if a model is given no column.
+        RowError: if a row has no text or image.
+    """
     names = (columns,) if isinstance(columns, str) else tuple(columns or ())
     if not names:
         if reads != "batch":
@@ -200,13 +209,10 @@ def _values(batch: dict[str, Any], reads: str, columns: Any, first: int) -> Any:
             for place, value in enumerate(values):
                 if value is None or (reads == "text" and not isinstance(value, str)):
                     row = {key: column[place] for key, column in batch.items()}
-                    wanted = "a string" if reads == "text" else "an image"
-                    refuse_row(row, first + place, name, f"expected {wanted}, found {_described(value)}")
+                    expected = "a string" if reads == "text" else "an image"
+                    actual = "None" if value is None else type(value).__name__
+                    refuse_row(row, first + place, name, f"expected {expected}, found {actual}")
     return parts[0] if len(parts) == 1 else ["\n".join(map(str, texts)) for texts in zip(*parts, strict=True)]
-
-
-def _described(value: Any) -> str:
-    return "None" if value is None else type(value).__name__
 
 
 def _key(dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_size: int) -> str:
@@ -236,11 +242,11 @@ def _fill(
     partial = path.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     step = max(1, _PIECE_ROWS // batch_size) * batch_size
-    then = "What is written is kept: free some space and run again."
-    with writing("the vectors", path, advice=then), open(partial, "ab") as file:
-        done, d = _continued(partial, file, n, step)
-        with tqdm(total=n, initial=done, desc="Encoding rows", unit="row", disable=not show_progress) as bar:
-            for first in range(done, n, step):
+    advice = "The vectors written so far are kept: free some space and run again."
+    with writing("the vectors", path, advice=advice), open(partial, "ab") as file:
+        rows_written, d = _continued(partial, file, n, step)
+        with tqdm(total=n, initial=rows_written, desc="Encoding rows", unit="row", disable=not show_progress) as bar:
+            for first in range(rows_written, n, step):
                 batch = rows[first : first + step]
                 vectors = _encoded(batch, columns, encoder, batch_size, first)
                 if d is None:
@@ -257,19 +263,20 @@ def _fill(
     flush_folder(path.parent)
 
 
-def _continued(partial: Path, file: Any, n: int, step: int) -> tuple[int, int | None]:
-    """Whole pieces that an earlier run wrote, and their width; what it had begun is cut off."""
-    with open(partial, "rb") as old:
+def _continued(partial: Path, file: BinaryIO, n: int, step: int) -> tuple[int, int | None]:
+    """Whole pieces that an earlier run wrote, and their width; a piece that it had begun is cut off."""
+    with open(partial, "rb") as earlier_file:
         try:
-            np.lib.format.read_magic(old)
-            shape, _, kind = np.lib.format.read_array_header_1_0(old)
+            np.lib.format.read_magic(earlier_file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(earlier_file)
         except ValueError:  # empty, or cut inside its head
-            shape, kind = (), None
+            shape = ()
+            kind = None
         if len(shape) != 2 or shape[0] != n or shape[1] < 1 or kind != np.float32:
             file.truncate(0)
             return 0, None
         d = shape[1]
-        head = old.tell()
+        head = earlier_file.tell()
     rows = (partial.stat().st_size - head) // (4 * d) // step * step
     file.truncate(head + 4 * d * rows)
     return rows, d
@@ -280,27 +287,20 @@ def _encoded(
 ) -> np.ndarray:
     """Vectors of a piece, in the rows' order; texts are encoded from the longest to the shortest."""
     count = len(next(iter(batch.values())))
-    values = _values(batch, encoder.reads, columns, first)
+    values = encoder_input(batch, encoder.reads, columns, first)
+    slices = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
     if encoder.reads == "batch":
-        parts = [
-            encoder(_part(values, place), len(range(*place.indices(count)))) for place in _slices(count, batch_size)
-        ]
-        return np.concatenate(parts)
+        return np.concatenate([encoder(_part(values, place), len(range(*place.indices(count)))) for place in slices])
     order = np.arange(count)
-    if encoder.reads == "text":
+    if encoder.reads == "text":  # texts of like length together need the least padding
         order = np.argsort([-len(text) for text in values], kind="stable")
-    parts = [encoder([values[i] for i in order[place]], len(order[place])) for place in _slices(count, batch_size)]
-    vectors = np.concatenate(parts)
-    out = np.empty_like(vectors)
-    out[order] = vectors
-    return out
+    vectors = np.concatenate([encoder([values[i] for i in order[place]], len(order[place])) for place in slices])
+    in_row_order = np.empty_like(vectors)
+    in_row_order[order] = vectors
+    return in_row_order
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
-def _part(values: Any, place: slice) -> Any:
-    if isinstance(values, dict):
+def _part(values: Mapping[str, Any] | list, place: slice) -> Mapping[str, Any] | list:
+    if isinstance(values, Mapping):
         return {name: column[place] for name, column in values.items()}
     return values[place]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,6 @@ import numpy as np
 from hf_ext.guards.extras import naming_extras
 from hf_ext.guards.models import loading_model
 
-Encode: TypeAlias = Callable[[Any], Any]
 REVISION = "1"  # changes whenever the vectors would
 
 
@@ -29,11 +28,11 @@ class Encoder:
         encode (`Callable`):
             Values to vectors `(b, d)`.
         identity (`Callable[[], str | None]`):
-            Hash of all that the vectors depend on; `None` where it cannot be told, and nothing is kept then.
+            Hash of all that the vectors depend on; `None` where there is none, and the vectors are not kept.
     """
 
     reads: str
-    encode: Encode
+    encode: Callable[[Any], Any]
     identity: Callable[[], str | None]
 
     def __call__(self, values: Any, rows: int) -> np.ndarray:
@@ -41,22 +40,26 @@ class Encoder:
         Vectors of a batch, shape `(rows, d)` float32.
 
         Raises:
-            ValueError: the encoder gave something else.
+            ValueError: if the encoder gave something else.
         """
-        found = self.encode(values)
-        if hasattr(found, "detach"):
-            found = found.detach().float().cpu().numpy()
-        array = np.asarray(found)
+        vectors = self.encode(values)
+        if hasattr(vectors, "detach"):
+            vectors = vectors.detach().float().cpu().numpy()
+        array = np.asarray(vectors)
         if array.ndim != 2 or len(array) != rows or array.shape[1] == 0 or array.dtype.kind != "f":
             raise ValueError(
                 f"The encoder must return floating point vectors of shape ({rows}, d) for {rows} rows, got "
                 f"{array.dtype} of shape {array.shape}."
             )
-        with np.errstate(over="ignore"):  # what overflows is reported with its row
+        with np.errstate(over="ignore"):  # an overflow is reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def as_encoder(encoder: Any, images: bool = False) -> Encoder:
+# A name or folder, a pair of a model and its processor, a model that can be called, a pipeline, or a function.
+EncoderLike: TypeAlias = str | Path | Sequence[Any] | Callable[..., Any] | Encoder
+
+
+def as_encoder(encoder: EncoderLike, images: bool = False) -> Encoder:
     """
     Wrap an encoder.
 
@@ -68,7 +71,7 @@ def as_encoder(encoder: Any, images: bool = False) -> Encoder:
             Whether images are to be encoded: a model of both (CLIP) is asked for the right half.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: if it is none of these.
     """
     if isinstance(encoder, Encoder):
         return encoder
@@ -77,8 +80,8 @@ def as_encoder(encoder: Any, images: bool = False) -> Encoder:
     if _is(encoder, "sentence_transformers", "SentenceTransformer"):
         return _of_sentence_transformer(encoder, images)
     if _is(encoder, "transformers", "Pipeline"):
-        given = [getattr(encoder, name, None) for name in ("processor", "tokenizer", "image_processor")]
-        encoder = (encoder.model, next(part for part in given if part is not None))
+        processors = [getattr(encoder, name, None) for name in ("processor", "tokenizer", "image_processor")]
+        encoder = (encoder.model, next(part for part in processors if part is not None))
     if isinstance(encoder, (tuple, list)) and len(encoder) == 2:
         model, processor = encoder
         return _of_transformers(model, processor, images)
@@ -95,19 +98,19 @@ def as_encoder(encoder: Any, images: bool = False) -> Encoder:
     return Encoder("batch", encoder, lambda: _hash_of_callable(encoder))
 
 
-def load_encoder(name: str | Path, device: str | None = None) -> Any:
+def load_encoder(name: str | Path, device: str | None = None) -> EncoderLike:
     """
     Load an encoder by its Hub name or folder: with sentence-transformers where it has a `modules.json`, else with
     transformers, as a pair of the model and its processor. Vectors are float32; no remote code is run.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: if it cannot be loaded.
     """
     import torch
     from transformers.utils import cached_file
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    where = torch.device(device) if device is not None else found or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    place = torch.device(device) if device is not None else accelerator or torch.device("cpu")
     with loading_model(name, "encoder"):
         modules = cached_file(
             str(name), "modules.json",
@@ -116,17 +119,17 @@ def load_encoder(name: str | Path, device: str | None = None) -> Any:
         if modules is not None:
             with naming_extras():
                 from sentence_transformers import SentenceTransformer
-            return SentenceTransformer(str(name), device=str(where))
+            return SentenceTransformer(str(name), device=str(place))
         from transformers import AutoModel, AutoProcessor
 
         model = AutoModel.from_pretrained(str(name), dtype=torch.float32, trust_remote_code=False)
-        return model.to(where).eval(), AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
+        return model.to(place).eval(), AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
 
 
-def _is(value: Any, module: str, name: str) -> bool:
+def _is(value: object, module: str, name: str) -> bool:
     # An object of a class cannot exist before its library is imported: so asking costs no import.
-    home = sys.modules.get(module)
-    return home is not None and isinstance(value, getattr(home, name))
+    library = sys.modules.get(module)
+    return library is not None and isinstance(value, getattr(library, name))
 
 
 def _of_sentence_transformer(model: Any, images: bool) -> Encoder:
@@ -137,14 +140,13 @@ def _of_sentence_transformer(model: Any, images: bool) -> Encoder:
         from hf_ext.data.provenance import model_hash
 
         settings = [str(model), model.default_prompt_name, model.prompts, model.truncate_dim]
-        return _digest(model_hash(model), settings, _of_processor(model.tokenizer))
+        return _digest(model_hash(model), settings, _hash_of_processor(model.tokenizer))
 
     return Encoder("image" if images else "text", encode, identity)
 
 
 def _of_transformers(model: Any, processor: Any, images: bool) -> Encoder:
-    wanted = "image_processor" if images else "tokenizer"
-    part = getattr(processor, wanted, None) or processor
+    part = getattr(processor, "image_processor" if images else "tokenizer", None) or processor
     if not _is(model, "torch.nn", "Module") or not callable(part):
         raise ValueError(
             f"encoder=({type(model).__name__}, {type(processor).__name__}) is no pair of a model and its "
@@ -159,7 +161,9 @@ def _of_transformers(model: Any, processor: Any, images: bool) -> Encoder:
     def identity() -> str:
         from hf_ext.data.provenance import model_hash
 
-        return _digest(model_hash(model), [type(model).__name__, model.config.to_json_string()], _of_processor(part))
+        return _digest(
+            model_hash(model), [type(model).__name__, model.config.to_json_string()], _hash_of_processor(part)
+        )
 
     return Encoder("image" if images else "text", _Pooled(model, part, images), identity)
 
@@ -192,13 +196,13 @@ class _Pooled:
             return dict(self.processor(images=[_rgb(v) for v in values], return_tensors="pt").to(self.model.device))
         longest = getattr(self.model.config, "max_position_embeddings", None) or 512
         limit = min(self.processor.model_max_length, longest)  # without one, transformers has a number of 30 digits
-        keep = self.processor.pad_token
-        if keep is None:  # a decoder's tokenizer often has none; what is padded is masked
+        has_pad_token = self.processor.pad_token is not None
+        if not has_pad_token:  # a decoder's tokenizer often has none; any will do, the mask hides padding
             self.processor.pad_token = self.processor.eos_token
         try:
             batch = self.processor(values, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         finally:
-            if keep is None:
+            if not has_pad_token:
                 self.processor.pad_token = None
         names = set(self.processor.model_input_names) | {"attention_mask"}
         return {name: value.to(self.model.device) for name, value in batch.items() if name in names}
@@ -214,11 +218,11 @@ class _Pooled:
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def _rgb(image: Any) -> Any:
+def _rgb(image: Any) -> Any:  # pictures in other modes have one or four channels
     return image.convert("RGB") if hasattr(image, "convert") else image
 
 
-def _of_processor(processor: Any) -> str:
+def _hash_of_processor(processor: Any) -> str:
     from hf_ext.data.provenance import tokenizer_hash
 
     if hasattr(processor, "get_vocab"):
@@ -226,7 +230,7 @@ def _of_processor(processor: Any) -> str:
     return str(processor.to_json_string()) if hasattr(processor, "to_json_string") else repr(processor)
 
 
-def _hash_of_callable(function: Any) -> str | None:
+def _hash_of_callable(function: Callable[..., Any]) -> str | None:
     """As `datasets` does it: an importable function by its name, a lambda by its code; `None` if it cannot be."""
     from datasets.fingerprint import Hasher
 
@@ -236,5 +240,5 @@ def _hash_of_callable(function: Any) -> str | None:
         return None
 
 
-def _digest(*parts: Any) -> str:
+def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()

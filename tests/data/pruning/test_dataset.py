@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
 
-from hf_ext.data.pruning import SELECTORS, gm_matching, prune, select_rows
+from hf_ext.data.pruning import gm_matching, prune, select_rows
+from hf_ext.data.pruning.selectors import MATCHERS, SELECTORS
 from hf_ext.data.vectors import columns as vectors
 from hf_ext.guards.rows import RowError
 from tests.data.pruning.oracle import cloud
@@ -92,18 +93,18 @@ def test_labels_are_matched_on_their_own_rows(x):
 
 def test_every_selector_goes_through_and_the_method_s_options_reach_it(x):
     dataset = rows_with(x, score=np.linspace(0, 1, N)[np.random.default_rng(0).permutation(N)])
-    for method in SELECTORS:
-        scored = method in ("el2n", "grand", "forgetting", "uncertainty")
+    for method in [*MATCHERS, *SELECTORS]:
+        scored = method == "score"
         scores = np.array(dataset["score"]) if scored else None
         pruned = prune(dataset, 20, method=method, score_column="score" if scored else None, seed=3)
         assert numbers(pruned) == sorted(select_rows(method, x, 20, scores=scores, seed=3).indices.tolist())
-    low = prune(dataset, 20, method="el2n", score_column="score", keep="easy")
+    low = prune(dataset, 20, method="score", score_column="score", keep="easy")
     assert max(low["score"]) < 20 / N + 1e-9
     trimmed = prune(dataset, 20, trim=0.3, metric="raw")
     assert numbers(trimmed) == sorted(gm_matching(x, 20, trim=0.3, metric="raw").indices.tolist())
 
 
-@pytest.mark.parametrize(("method", "score_column"), [("random", None), ("el2n", "score")])
+@pytest.mark.parametrize(("method", "score_column"), [("random", None), ("score", "score")])
 def test_what_needs_no_vectors_runs_without(x, method, score_column):
     dataset = rows_with(x, score=np.arange(N) / 2).remove_columns("embedding")
     pruned, report = prune(dataset, 20, method=method, score_column=score_column, by="label", return_report=True)
@@ -267,10 +268,10 @@ def test_a_zero_row_is_a_row_in_raw_units(x):
         ({"k": 5, "by": "embedding"}, ["by='embedding'", "not one label"]),
         ({"k": 5, "column": "vectors"}, ["'vectors'", "'embedding'", "encoder="]),
         ({"k": 5, "column": "text"}, ["'text'", "not vectors"]),
-        ({"k": 5, "method": "el2n"}, ["ranks rows by scores"]),
-        ({"k": 5, "method": "el2n", "score_column": "points"}, ["score_column='points'"]),
-        ({"k": 5, "method": "el2n", "score_column": "text"}, ["score_column='text'", "not one number"]),
-        ({"k": 5, "method": "el2m"}, ["Did you mean 'el2n'"]),
+        ({"k": 5, "method": "score"}, ["ranks rows by scores"]),
+        ({"k": 5, "method": "score", "score_column": "points"}, ["score_column='points'"]),
+        ({"k": 5, "method": "score", "score_column": "text"}, ["score_column='text'", "not one number"]),
+        ({"k": 5, "method": "scores"}, ["Did you mean 'score'"]),
         ({"k": 5, "seeds": 3}, ["seeds"]),
     ],
 )
@@ -306,7 +307,7 @@ def test_a_score_that_is_not_finite_is_named(x):
     scores = np.arange(N, dtype=float)
     scores[99] = np.nan
     with pytest.raises(RowError, match="row 99, column 'score': the score is nan"):
-        prune(rows_with(x, score=scores), 20, method="el2n", score_column="score")
+        prune(rows_with(x, score=scores), 20, method="score", score_column="score")
 
 
 def test_a_label_smaller_than_its_share_gives_all_its_rows_and_the_report_says_so(x):
@@ -319,10 +320,10 @@ def test_a_label_smaller_than_its_share_gives_all_its_rows_and_the_report_says_s
 
 
 def test_a_median_that_is_not_proven_warns_and_raises_where_asked(x, monkeypatch):
-    from hf_ext.data.pruning import _run
+    from hf_ext.data.pruning import one_group
 
-    solve = _run.solve
-    monkeypatch.setattr(_run, "solve", lambda *args, **options: solve(*args, **options | {"max_iter": 1}))
+    solve = one_group.solve
+    monkeypatch.setattr(one_group, "solve", lambda *args, **options: solve(*args, **options | {"max_iter": 1}))
     with pytest.warns(RuntimeWarning, match="stopped after 1 steps with a proven relative gap"):
         prune(rows_with(x), 5)
     with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match="Raise max_iter"):
@@ -330,17 +331,17 @@ def test_a_median_that_is_not_proven_warns_and_raises_where_asked(x, monkeypatch
 
 
 def test_a_killed_run_goes_on_from_its_file(x, tmp_path, monkeypatch):
-    from hf_ext.data.pruning import _run
+    from hf_ext.data.pruning import one_group
 
-    keep, path = _run._Group.keep, tmp_path / "picks.npz"
+    keep, path = one_group._Group.save, tmp_path / "picks.npz"
 
     def kept(group, now=False):
         keep(group, now)
         if group.count >= 20:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_run, "_PIECE_SECONDS", 0.0)
-    monkeypatch.setattr(_run._Group, "keep", kept)
+    monkeypatch.setattr(one_group, "_PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(one_group._Group, "save", kept)
     with pytest.raises(KeyboardInterrupt):
         prune(rows_with(x), 60, resume_path=path, save_every=0)
     monkeypatch.undo()

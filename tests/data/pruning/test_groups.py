@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ext.data.pruning import gm_matching, quotas
+from hf_ext.data.pruning import gm_matching
+from hf_ext.data.pruning.groups import quotas
 from tests.data.pruning.oracle import cloud
 
 SIZES = st.dictionaries(st.integers(0, 50), st.integers(1, 500), min_size=1, max_size=12)
@@ -58,12 +59,12 @@ def test_each_group_is_matched_as_if_alone(labels, threads):
         own = np.flatnonzero(np.array(labels) == name)
         alone = gm_matching(rows[own], 15)
         assert matching.indices[matching.group == name].tolist() == own[alone.indices].tolist()
-        assert matching.moment_error[name] == alone.moment_error
-        assert matching.verdict[name] == "matched"
+        assert matching.groups[name].moment_error == alone.moment_error
+        assert matching.groups[name].verdict == "matched"
     assert matching.prune_rank.tolist() == [*range(15)] * 4
 
 
-def test_own_numbers_centres_and_notes():
+def test_numbers_of_ones_own_and_notes():
     rows, labels = cloud(300, 4), np.repeat([0, 1], [10, 290])
     asked = gm_matching(rows, None, groups=labels, budget={0: 2, 1: 5})
     assert asked.group.tolist() == [0, 0, 1, 1, 1, 1, 1]
@@ -72,9 +73,16 @@ def test_own_numbers_centres_and_notes():
         "rows cast from float64 to float32",
         "group 0 has fewer rows than its share: all 10 were taken",
     )
-    own = gm_matching(rows, 20, groups=labels, center={0: np.full(4, 0.1), 1: "mean"})
-    assert own.center[0].tolist() == [0.1] * 4
-    assert own.median == {0: None, 1: None}
+
+
+def test_values_of_several_groups_are_dictionaries_with_a_warning_for_one_more_version():
+    matching = gm_matching(cloud(300, 4), 20, groups=np.repeat([0, 1], [10, 290]), center=np.full(4, 0.1))
+    with pytest.warns(FutureWarning, match=r"read matching.groups\[label\].center"):
+        assert matching.center[0].tolist() == [0.1] * 4
+    with pytest.warns(FutureWarning):
+        assert matching.median == {0: None, 1: None}
+    with pytest.raises(AttributeError, match="no attribute 'centre'"):
+        _ = matching.centre
 
 
 @pytest.mark.parametrize(

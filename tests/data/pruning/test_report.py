@@ -8,8 +8,8 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
 from hf_ext.data.pruning import _measure, gm_matching, prune
-from hf_ext.data.pruning._rows import check_rows
 from hf_ext.data.pruning.report import PruneReport
+from hf_ext.data.vectors.rows import check_rows
 from tests.data.pruning.oracle import cloud, unit
 from tests.data.pruning.test_dataset import numbers, rows_with
 

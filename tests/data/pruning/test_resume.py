@@ -7,20 +7,17 @@ import time
 import numpy as np
 import pytest
 
-from hf_ext.data.pruning import _run, engines, gm_matching
+from hf_ext.data.pruning import engines, gm_matching, one_group
 from tests.data.pruning.oracle import cloud
 
 CASES = {
     "int8": {"engine": "int8"},
     "f32": {"engine": "f32"},
-    "gram": {"engine": "gram"},
     "torch": {"engine": "f32", "backend": "torch"},
     "pool": {"engine": "pool", "pool_picks": 8, "pool_rows": 50},
     "groups": {"groups": np.arange(600) % 5},
-    "partitions": {"partitions": 4, "carry_theta": False},
     "trim": {"trim": 0.2},
     "raw": {"metric": "raw", "center": "mean"},
-    "replace": {"replace": True},
 }
 
 
@@ -29,7 +26,7 @@ CASES = {
 def test_stopped_run_continues_to_the_same_picks(case, stop, tmp_path, monkeypatch):
     rows, options, path = cloud(600, 6), CASES[case], tmp_path / "picks.npz"
     whole = gm_matching(rows, 150, **options)
-    monkeypatch.setattr(_run, "_PIECE_SECONDS", 0.0)  # one pick, or one round, a piece
+    monkeypatch.setattr(one_group, "_PIECE_SECONDS", 0.0)  # one pick, or one round, a piece
     calls, make = [], engines.make
 
     def failing(*args):
@@ -50,7 +47,7 @@ def test_stopped_run_continues_to_the_same_picks(case, stop, tmp_path, monkeypat
         gm_matching(rows, 150, **options, resume_path=path, save_every=0, num_threads=1)
     assert path.exists()
     monkeypatch.setattr(engines, "make", make)
-    monkeypatch.setattr(_run, "solve", lambda *_, **__: pytest.fail("the centre is kept, too"))
+    monkeypatch.setattr(one_group, "solve", lambda *_, **__: pytest.fail("the centre is kept, too"))
     if case in ("groups", "raw"):
         monkeypatch.undo()  # groups not begun have no centre yet
     again = gm_matching(rows, 150, **options, resume_path=path, num_threads=1)
@@ -63,10 +60,10 @@ def test_stopped_run_continues_to_the_same_picks(case, stop, tmp_path, monkeypat
 
 def test_any_exact_engine_may_continue_what_another_began(tmp_path, monkeypatch):
     rows, path = cloud(300, 5), tmp_path / "picks.npz"
-    monkeypatch.setattr(_run, "_PIECE_SECONDS", 0.0)
-    monkeypatch.setattr(_run._Group, "keep", stop_after(40, _run._Group.keep))
+    monkeypatch.setattr(one_group, "_PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(one_group._Group, "save", stop_after(40, one_group._Group.save))
     with pytest.raises(KeyboardInterrupt):
-        gm_matching(rows, 100, engine="gram", resume_path=path, save_every=0)
+        gm_matching(rows, 100, engine="f32", resume_path=path, save_every=0)
     monkeypatch.undo()
     assert (
         gm_matching(rows, 100, engine="int8", resume_path=path).indices.tolist()
@@ -86,7 +83,7 @@ def stop_after(count, keep):
 @pytest.mark.parametrize("change", ["k", "row", "turned row", "center", "metric", "pool"])
 def test_a_file_of_another_matching_is_refused(change, tmp_path, monkeypatch):
     rows, path = cloud(300, 5), tmp_path / "picks.npz"
-    monkeypatch.setattr(_run._Group, "keep", stop_after(10, _run._Group.keep))
+    monkeypatch.setattr(one_group._Group, "save", stop_after(10, one_group._Group.save))
     with pytest.raises(KeyboardInterrupt):
         gm_matching(rows, 100, resume_path=path, save_every=0)
     monkeypatch.undo()

@@ -6,21 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_ext.data.pruning import gm_matching, gm_official
-from hf_ext.data.pruning.selectors import SELECTORS, register_selector, select_rows
+from hf_ext.data.pruning.selectors import MATCHERS, SELECTORS, register_selector, select_rows
 from tests.data.pruning.oracle import brute_force, cloud
 
-RANKED = ("el2n", "grand", "forgetting", "uncertainty")
-NAMES = ("random", "herding", "gm", "gm_official", "moderate", "easy", "hard", "k_center", *RANKED)
+NAMES = ("random", "herding", "gm", "gm_official", "moderate", "easy", "hard", "k_center", "score")
 
 
 def pick(method, rows, k, **options):
-    if method in RANKED:
+    if method == "score":
         options = {"scores": np.random.default_rng(7).random(len(rows))} | options
     return select_rows(method, rows, k, **options)
 
 
 def test_every_selector_of_the_papers_is_there():
-    assert set(SELECTORS) >= set(NAMES)
+    assert {*MATCHERS, *SELECTORS} >= set(NAMES)
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -50,7 +49,7 @@ def test_row_order_does_not_matter(method):
     rows = cloud(81, 5)  # an even number has two rows at the median distance: a tie
     order = np.random.default_rng(1).permutation(81)
     options = [{}, {}]
-    if method in RANKED:
+    if method == "score":
         scores = np.random.default_rng(2).random(81)
         options = [{"scores": scores}, {"scores": scores[order]}]
     shuffled = select_rows(method, rows[order], 20, **options[1]).indices
@@ -121,7 +120,7 @@ def test_ties_go_to_the_lowest_row():
     assert select_rows("hard", rows, 3).indices.tolist() == [0, 1, 2]
     assert select_rows("moderate", rows, 3).indices.tolist() == [0, 1, 2]
     assert select_rows("k_center", rows, 4).indices.tolist() == [0, 1, 2, 3]  # then nothing but duplicates is left
-    assert select_rows("el2n", rows, 3, scores=[1, 2, 2, 2, 1, 2]).indices.tolist() == [1, 2, 3]
+    assert select_rows("score", rows, 3, scores=[1, 2, 2, 2, 1, 2]).indices.tolist() == [1, 2, 3]
 
 
 def test_each_group_has_its_own_mean():
@@ -157,54 +156,29 @@ def test_k_center_holds_one_number_a_row():
     assert peak < 3e6  # a (k, n) matrix of distances alone would be 8 MB, the rows in float64 2.6 MB
 
 
-@pytest.mark.parametrize("method", RANKED)
-def test_scores_rank_hardest_first_and_easiest_on_demand(method):
+def test_scores_rank_hardest_first_and_easiest_on_demand():
     scores = [0.3, 0.9, 0.1, 0.5]
-    assert select_rows(method, None, 2, scores=scores).indices.tolist() == [1, 3]
-    assert select_rows(method, None, 2, scores=scores, keep="easy").indices.tolist() == [2, 0]
+    assert select_rows("score", None, 2, scores=scores).indices.tolist() == [1, 3]
+    assert select_rows("score", None, 2, scores=scores, keep="easy").indices.tolist() == [2, 0]
     groups = ["x", "x", "y", "y"]
-    assert select_rows(method, None, 2, scores=scores, groups=groups).indices.tolist() == [1, 3]
+    assert select_rows("score", None, 2, scores=scores, groups=groups).indices.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("groups", [None, np.arange(70) % 3])
-@pytest.mark.parametrize("metric", ["raw", "unit"])
-def test_theta_and_moment_error_are_those_of_the_picks(groups, metric):
-    rows = cloud(70, 4)
-    matching = select_rows("random", rows, 20, groups=groups, metric=metric)
-    values = rows.astype(np.float64)
-    values = values / np.linalg.norm(values, axis=1, keepdims=True) if metric == "unit" else values
-    for label in [None] if groups is None else [0, 1, 2]:
-        own = matching.indices if groups is None else matching.indices[matching.group == label]
-        lengths = matching.theta_norm if groups is None else matching.theta_norm[matching.group == label]
-        center = matching.center if groups is None else matching.center[label]
-        error = matching.moment_error if groups is None else matching.moment_error[label]
-        assert error == pytest.approx(np.linalg.norm(center - values[own].mean(0)), rel=1e-9)
-        assert lengths[3] == pytest.approx(np.linalg.norm(4 * center - values[own[:4]].sum(0)), rel=1e-9)
-        inside = values if groups is None else values[groups == label]
-        to_center = np.linalg.norm(inside - center, axis=1).sum()
-        assert to_center < np.linalg.norm(inside - inside.mean(0), axis=1).sum()  # the median, not the mean
+@pytest.mark.parametrize("name", ["el2n", "grand", "forgetting", "uncertainty"])
+def test_the_four_names_of_the_ranking_work_with_a_warning_for_one_more_version(name):
+    with pytest.warns(FutureWarning, match="is now method='score'"):
+        assert select_rows(name, None, 2, scores=[0.3, 0.9, 0.1, 0.5]).indices.tolist() == [1, 3]
 
 
-def test_a_method_that_matches_nothing_says_so():
+def test_a_method_that_matches_nothing_holds_the_picks_and_no_more():
     matching = select_rows("easy", cloud(30, 3), 5)
     assert (matching.verdict, matching.engine, matching.hull_gap) == ("no target", "none", 0.0)
-    assert np.isnan(matching.top_score).all()
-    assert matching.median.converged
-    blind = select_rows("el2n", None, 2, scores=[1.0, 2.0, 3.0])
-    assert (blind.center, blind.median) == (None, None)
-    assert np.isnan(blind.moment_error)
-
-
-def test_the_centre_can_be_chosen():
-    rows = cloud(30, 3)
-    matching = select_rows("random", rows, 5, center="mean")
-    assert np.allclose(matching.center, rows.astype(np.float64).mean(0))
-    with pytest.raises(ValueError, match="without an entry for group 1"):
-        select_rows("random", rows, 5, groups=np.arange(30) % 2, center={0: np.zeros(3)})
+    assert (matching.center, matching.median) == (None, None)
+    assert np.isnan([*matching.top_score, *matching.theta_norm, matching.moment_error]).all()
 
 
 @pytest.mark.parametrize("budget", ["proportional", "equal", {"a": 1, "b": 6}])
-@pytest.mark.parametrize("method", ["random", "k_center", "el2n"])
+@pytest.mark.parametrize("method", ["random", "k_center", "score"])
 def test_budgets_lose_no_remainder(method, budget):
     groups = np.array(["a"] * 20 + ["b"] * 11)
     matching = pick(method, cloud(31, 3), 7, groups=groups, budget=budget)
@@ -263,16 +237,17 @@ class TestRegister:
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("geometric", {}, "Unknown method 'geometric': choose one of random, herding"),
+        ("geometric", {}, "Unknown method 'geometric': choose one of gm, herding"),
         ("k-center", {}, "Did you mean 'k_center'"),
-        ("el2n", {}, "'el2n' ranks rows by scores, and none were given: pass scores="),
+        ("score", {}, "'score' ranks rows by scores, and none were given: pass scores="),
         ("gm", {"scores": np.zeros(30)}, "'gm' takes no scores"),
         ("easy", {"scores": np.zeros(30)}, "'easy' takes no scores"),
-        ("el2n", {"scores": np.zeros(29)}, r"one number a row: shape \(29,\), 30 rows"),
-        ("el2n", {"scores": ["a"] * 30}, "scores must be finite numbers"),
-        ("el2n", {"scores": [0.0] * 12 + [np.nan] * 18}, r"Score of row 12 is nan \(17 more like it\).*compute its"),
-        ("el2n", {"scores": np.zeros(30), "keep": "both"}, "keep must be 'hard'"),
+        ("score", {"scores": np.zeros(29)}, r"one number a row: shape \(29,\), 30 rows"),
+        ("score", {"scores": ["a"] * 30}, "scores must be finite numbers"),
+        ("score", {"scores": [0.0] * 12 + [np.nan] * 18}, r"Score of row 12 is nan \(17 more like it\).*compute its"),
+        ("score", {"scores": np.zeros(30), "keep": "both"}, "keep must be 'hard'"),
         ("random", {"engine": "int8"}, "'random' has no option 'engine'"),
+        ("gm", {"partitions": 4}, "'gm' has no option 'partitions'. It was removed: the rows are matched as one"),
         ("easy", {"metric": "cosine"}, "metric must be"),
         ("easy", {"groups": [0] * 29}, "29 labels, 30 rows"),
     ],

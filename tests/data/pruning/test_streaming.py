@@ -98,9 +98,9 @@ def test_a_dataset_s_own_stream_may_be_shuffled_afterwards(x):
     ("value", "problem"),
     [
         (None, "there is no vector"),
-        ([1.0] * 5, "the vector has 5 numbers, those before 6"),
+        ([1.0] * 5, "the vector has 5 numbers, that of row 0 has 6"),
         ([0.0] * 6, "the vector is zero"),
-        ([1.0, float("nan"), 0.0, 0.0, 0.0, 0.0], "the vector is not finite"),
+        ([1.0, float("nan"), 0.0, 0.0, 0.0, 0.0], "dimension 1 of the vector is nan"),
     ],
 )
 def test_a_bad_row_is_named_by_its_place_in_the_stream(x, value, problem):

@@ -83,6 +83,7 @@ def _length(vector):
 @njit(cache=True, nogil=True)
 def _code(theta, codes):
     """Fill `codes` (int16) with theta / scale such that 127 * sum |codes| fits int32; return the scale and error."""
+    # Row codes are at most 127, so no sum of products leaves int32; each code may round up by one half: less d.
     largest = total = error = 0.0
     for value in theta:
         largest = max(largest, abs(value))
@@ -98,23 +99,24 @@ def _code(theta, codes):
 def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta):
     """Place of the greatest exact score, the first of equals; the score; how many exact scores were taken."""
     # Start at the leader with the highest bound: its score rules out nearly all others.
-    started = -1
+    highest_leader = -1
     for leader in leaders:
-        if leader >= 0 and (started < 0 or upper[leader] > upper[started]):
-            started = leader
-    best, count = started, 1
-    number = numbers[started]
+        if leader >= 0 and (highest_leader < 0 or upper[leader] > upper[highest_leader]):
+            highest_leader = leader
+    best = highest_leader
+    count = 1
+    number = numbers[best]
     score = _exact(rows[number], inverse_norms[number], target, theta)
     for b in range(len(highest)):
         if highest[b] < score:
             continue
         for j in range(b * width, min(len(upper), (b + 1) * width)):
-            if upper[j] >= score and j != started:
+            if upper[j] >= score and j != highest_leader:
                 number = numbers[j]
-                other = _exact(rows[number], inverse_norms[number], target, theta)
+                rival = _exact(rows[number], inverse_norms[number], target, theta)
                 count += 1
-                if other > score or (other == score and j < best):
-                    best, score = j, other
+                if rival > score or (rival == score and j < best):
+                    best, score = j, rival
     return best, score, count
 
 
@@ -128,7 +130,8 @@ def _first_left(taken):
 
 @njit(cache=True, nogil=True)
 def _step(number, rows, inverse_norms, target, theta):
-    row, inverse_norm = rows[number], inverse_norms[number]
+    row = rows[number]
+    inverse_norm = inverse_norms[number]
     for i in range(len(theta)):
         theta[i] -= np.float64(row[i]) * inverse_norm - target[i]
     return _length(theta)
@@ -145,8 +148,9 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
             z = np.empty(d)
             for j in range(b * width, min(len(numbers), (b + 1) * width)):
                 number = numbers[j]
-                row, inverse_norm = rows[number], inverse_norms[number]
-                largest = rest = 0.0
+                row = rows[number]
+                inverse_norm = inverse_norms[number]
+                largest = residual = 0.0
                 for i in range(d):
                     z[i] = np.float64(row[i]) * inverse_norm - target[i]
                     largest = max(largest, abs(z[i]))
@@ -154,10 +158,10 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
                 for i in range(d):
                     code = np.rint(z[i] / step)
                     q[j, i] = np.int8(code)
-                    rest += (z[i] - step * code) ** 2
+                    residual += (z[i] - step * code) ** 2
                 scale[j] = step
-                error[j] = np.sqrt(rest) * 1.000001
-                norm[j] = (_length(z) + np.sqrt(rest)) * 1.000001 + 1e-30
+                error[j] = np.sqrt(residual) * 1.000001
+                norm[j] = (_length(z) + np.sqrt(residual)) * 1.000001 + 1e-30
 
     @njit(cache=True, nogil=True, parallel=threaded)
     def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders):
@@ -218,9 +222,10 @@ def int8_screen(shared, coded, theta, taken, upper, highest, leaders):
 
 
 @njit(cache=True, nogil=True)
-def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken, replace, picked, lengths, scores):
+def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken, picked, lengths, scores):
     """Fill `picked`, `lengths` (of theta after each pick) and `scores`; return how many exact scores were taken."""
-    n, evaluations = len(taken), 0
+    n = len(taken)
+    evaluations = 0
     width = WIDTH_SHARED if shared else WIDTH_ALONE
     upper = np.empty(n)
     highest = np.empty((n + width - 1) // width)
@@ -230,15 +235,16 @@ def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken
         if _length(theta) > 0:
             int8_screen(shared, coded, theta, taken, upper, highest, leaders)
             best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
-        taken[best] = not replace
-        picked[p], scores[p] = best, score
+        taken[best] = True
+        picked[p] = best
+        scores[p] = score
         lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
         evaluations += count
     return evaluations
 
 
 @njit(cache=True, nogil=True)
-def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, taken, replace, picked, lengths, scores):
+def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, taken, picked, lengths, scores):
     """As `int8_picks`, from centred float32 rows."""
     n, d = z.shape
     evaluations = 0
@@ -259,8 +265,9 @@ def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, take
             else:
                 _f32_alone(z, norm, t, unit_error, length, taken, upper, highest, leaders)
             best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
-        taken[best] = not replace
-        picked[p], scores[p] = best, score
+        taken[best] = True
+        picked[p] = best
+        scores[p] = score
         lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
         evaluations += count
     return evaluations
@@ -276,57 +283,14 @@ def quantise(shared, rows, inverse_norms, numbers, target, coded):
         _quantise_alone(rows, inverse_norms, numbers, target, q, scale, error, norm)
 
 
-@njit(cache=True, nogil=True)
-def gram_picks(
-    gram,
-    approximate,
-    norm,
-    slack,
-    rows,
-    inverse_norms,
-    numbers,
-    target,
-    theta,
-    taken,
-    replace,
-    picked,
-    lengths,
-    scores,
-):
-    """Picks from kept scores, one row of the Gram matrix a pick; `slack[0]` times a row's norm bounds their error."""
-    n, d, evaluations = len(gram), len(theta), 0
-    upper = np.empty(n)
-    highest, leaders = np.empty(1), np.empty(1, np.int64)
-    length = _length(theta)
-    for p in range(len(picked)):
-        best, score, count = _first_left(taken), 0.0, 0
-        if length > 0:
-            bound = slack[0] + 4 * (d + 4) * _TINY * length
-            leaders[0], highest[0], low = -1, np.inf, -np.inf
-            for j in range(n):
-                upper[j] = -np.inf if taken[j] else approximate[j] + norm[j] * bound
-                if not taken[j] and approximate[j] - norm[j] * bound > low:
-                    leaders[0], low = j, approximate[j] - norm[j] * bound
-            best, score, count = _decide(upper, highest, leaders, n, rows, inverse_norms, numbers, target, theta)
-        taken[best] = not replace
-        picked[p], scores[p] = best, score
-        slack[0] += (2 * (d + 4) * norm[best] + length) * _TINY
-        for j in range(n):
-            approximate[j] -= gram[best, j]
-        length = _step(numbers[best], rows, inverse_norms, target, theta)
-        lengths[p] = length
-        evaluations += count
-    return evaluations
-
-
 def call(kernel: Any, threads: int, *arguments: Any) -> Any:
     """Run a kernel on `threads` threads; with one thread any number of calls may run at a time."""
     with torch_threads_kept():  # with one thread too: loading a kernel loads its parallel twin, which starts threads
         if threads == 1:
             return kernel(False, *arguments)
-        before = get_num_threads()
+        caller_threads = get_num_threads()
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
         try:
             return kernel(True, *arguments)
         finally:
-            set_num_threads(before)
+            set_num_threads(caller_threads)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ext.data.pruning._rows import BLOCK_ROWS
-from hf_ext.data.pruning.engines.cpu import Engine, Int8, PoolRound, add_round
-from hf_ext.data.pruning.engines.state import TINY, Picks, State
+from hf_ext.data.pruning.engines.cpu import Engine, Int8, Picks, PoolRound, State, add_round
+from hf_ext.data.vectors.rows import BLOCK_ROWS, row_lengths
 
 _CHUNK_ROWS = 65536  # 8-bit codes turned to float32 at a time
 
@@ -19,19 +18,20 @@ _CHUNK_ROWS = 65536  # 8-bit codes turned to float32 at a time
 @contextmanager
 def _full_precision() -> Iterator[None]:
     # The bounds are those of float32: products rounded to TensorFloat-32 would break them.
-    before = torch.get_float32_matmul_precision()
+    caller_precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(caller_precision)
 
 
 class _Screen:
     """Scores of all rows against the unit vector of theta, and what bounds their error; float32, on the device."""
 
     def __init__(self, state: State, device: torch.device) -> None:
-        self.state, self.device = state, device
+        self.state = state
+        self.device = device
         self.taken = torch.from_numpy(state.taken).to(device)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -39,8 +39,7 @@ class _Screen:
 
     def moved(self, place: int) -> None:
         """A row was picked; theta has not moved yet."""
-        if not self.state.replace:
-            self.taken[place] = True
+        self.taken[place] = True
 
     def unit(self) -> Tensor:
         theta = self.state.theta
@@ -60,7 +59,7 @@ class _Float32Screen(_Screen):
         for start in range(0, len(state.numbers), BLOCK_ROWS):
             block = state.centred(slice(start, start + BLOCK_ROWS))
             self.z[start : start + BLOCK_ROWS] = torch.from_numpy(block.astype(np.float32))
-            norms.append(np.sqrt((block * block).sum(1)))
+            norms.append(row_lengths(block))
         # Casts of row, theta, score and bound, and d roundings in any order.
         error = np.concatenate(norms) * (1.05 * (d + 24) * 2.0**-24) + 1e-30
         self.error = torch.from_numpy(error.astype(np.float32)).to(device)
@@ -84,55 +83,40 @@ class _Int8Screen(_Screen):
         return torch.cat(parts) * self.scale, self.error
 
 
-class _GramScreen(_Screen):
-    def __init__(self, state: State, device: torch.device) -> None:
-        super().__init__(state, device)
-        z = torch.from_numpy(state.centred(slice(None))).to(device)  # float64
-        self.norm = z.norm(dim=1) * (1 + 1e-9)
-        self.gram, self.score = z @ z.T, z @ torch.from_numpy(state.theta).to(device)
-        self.slack = 2 * (len(state.target) + 4) * TINY * float(np.linalg.norm(state.theta))
-
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        length = float(np.linalg.norm(self.state.theta))
-        own = 4 * (len(self.state.target) + 4) * TINY * length
-        return self.score / length, self.norm * ((self.slack + own) / length)
-
-    def moved(self, place: int) -> None:
-        super().moved(place)
-        length = float(np.linalg.norm(self.state.theta))
-        self.slack += (2 * (len(self.state.target) + 4) * float(self.norm[place]) + length) * TINY
-        self.score -= self.gram[place]
-
-
 class TorchExact:
     """Exact picks: bounds on the device, decision in float64 on the host."""
 
     round = 1
 
     def __init__(self, screen: _Screen) -> None:
-        self.screen, self.state = screen, screen.state
+        self.screen = screen
+        self.state = screen.state
 
     def _best(self) -> tuple[int, float, int]:
         score, error = self.screen.bounds()
         taken = self.screen.taken
-        first = int((score - error).masked_fill_(taken, -torch.inf).argmax())
-        sure = self.state.exact(np.array([first]))[0] / float(np.linalg.norm(self.state.theta))
-        sure -= abs(sure) * 2.0**-22 if score.dtype == torch.float32 else abs(sure) * 2.0**-50  # cast on the device
-        reach = torch.nonzero((score + error >= sure) & ~taken).flatten().cpu().numpy()
+        leader = int((score - error).masked_fill_(taken, -torch.inf).argmax())
+        proven_score = self.state.exact(np.array([leader]))[0] / float(np.linalg.norm(self.state.theta))
+        proven_score -= abs(proven_score) * 2.0**-22  # it is cast to float32 on the device
+        reach = torch.nonzero((score + error >= proven_score) & ~taken).flatten().cpu().numpy()
         exact = self.state.exact(reach)
-        at = int(np.argmax(exact))  # the first of equals
-        return int(reach[at]), float(exact[at]), len(reach)
+        place = int(np.argmax(exact))  # the first of equals
+        return int(reach[place]), float(exact[place]), len(reach)
 
     def picks(self, count: int) -> Picks:
         """The next `count` picks; moves the state."""
         picks = Picks.empty(count)
         with _full_precision():
             for p in range(count):
-                best, score, evaluations = int(np.argmin(self.state.taken)), 0.0, 0
+                best = int(np.argmin(self.state.taken))
+                score = 0.0
+                evaluations = 0
                 if self.state.theta.any():
                     best, score, evaluations = self._best()
                 self.screen.moved(best)
-                picks.places[p], picks.scores[p], picks.lengths[p] = best, score, self.state.take(best)
+                picks.places[p] = best
+                picks.scores[p] = score
+                picks.lengths[p] = self.state.take(best)
                 picks.evaluations += evaluations
         return picks
 
@@ -141,22 +125,24 @@ class TorchPool:
     """Approximate: the device ranks all rows, the host picks `round` times among the `size` best."""
 
     def __init__(self, screen: _Screen, *, picks: int, size: int) -> None:
-        self.screen, self.state, self.round, self.size = screen, screen.state, picks, max(size, picks)
+        self.screen = screen
+        self.state = screen.state
+        self.round = picks
+        self.size = max(size, picks)
 
     def picks(self, count: int) -> Picks:
         """The next `count` picks, in rounds; moves the state."""
         picks = Picks.empty(count)
         for start in range(0, count, self.round):
-            some = PoolRound(self.state, self._best_rows()).picks(min(self.round, count - start))
-            add_round(picks, start, some)
-            if not self.state.replace:
-                self.screen.taken[torch.from_numpy(some.places).to(self.screen.device)] = True
+            part = PoolRound(self.state, self._best_rows()).picks(min(self.round, count - start))
+            add_round(picks, start, part)
+            self.screen.taken[torch.from_numpy(part.places).to(self.screen.device)] = True
         return picks
 
     def _best_rows(self) -> np.ndarray:
-        left = np.flatnonzero(~self.state.taken)
-        if len(left) <= self.size or not self.state.theta.any():
-            return left[: self.size]
+        remaining = np.flatnonzero(~self.state.taken)
+        if len(remaining) <= self.size or not self.state.theta.any():
+            return remaining[: self.size]
         with _full_precision():
             return np.sort(self.screen.upper().topk(self.size).indices.cpu().numpy())
 
@@ -166,17 +152,13 @@ def make(engine: str, state: State, device: str | None, pool_picks: int, pool_ro
     The torch form of an engine.
 
     Raises:
-        ValueError: torch cannot use the device, or it has no float64 for `engine="gram"`.
+        ValueError: if torch cannot use the device.
     """
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if engine == "gram":
-        if place.type == "mps":
-            raise ValueError("engine='gram' needs float64, which MPS devices lack. Use engine='f32'.")
-        return TorchExact(_GramScreen(state, place))
     if engine == "pool":
         return TorchPool(_Float32Screen(state, place), picks=pool_picks, size=pool_rows)
     return TorchExact((_Int8Screen if engine == "int8" else _Float32Screen)(state, place))

@@ -1,4 +1,8 @@
-"""Scores of how hard a row is, for the selectors that rank rows: higher is harder, always."""
+"""
+Scores of how hard a row is, for `method="score"`: higher is harder, always.
+
+No benchmark of its own: `pruning_robustness` compares the rankings with the selectors of the library.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ext.data.pruning._types import FloatArray, IntArray
+from hf_ext.data.vectors.rows import FloatArray, IntArray
 
 
 def el2n_scores(logits: Any, labels: Any) -> FloatArray:
@@ -25,7 +29,7 @@ def el2n_scores(logits: Any, labels: Any) -> FloatArray:
     Raises:
         ValueError: logits that are not finite, or labels that do not fit; the message names the row.
 
-    Relations: `method="el2n"`. The highest scores are mostly wrong rows where labels are noisy: there, `keep="easy"`.
+    Relations: `method="score"`. The highest scores are mostly wrong rows where labels are noisy: there, `keep="easy"`.
 
     Reference: Paul, Ganguli, Dziugaite 2021, *Deep Learning on a Data Diet* (arXiv 2107.07075), Definition 2.2.
     """

@@ -1,26 +1,45 @@
-"""Checked rows: float32 in memory or mapped from disk, read in float64 blocks, with their norms."""
+"""Checked vectors: float32 in memory or mapped from disk, read in float64 blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from hf_ext.data.pruning._types import FloatArray, IntArray
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
 
 BLOCK_ROWS = 1024  # float64 blocks of this many rows stay in a core's cache
-_TOO_LARGE = 1e30  # squares of longer rows leave float32
+_LONGEST = 1e30  # squares of longer rows leave float32
+
+
+class BadVector(ValueError):
+    """
+    A vector that no selector can use.
+
+    Attributes:
+        row (`int`):
+            Its number, from 0.
+        problem, remedy (`str`):
+            What is wrong with it, with an excerpt, and what to do.
+    """
+
+    def __init__(self, row: int, problem: str, remedy: str) -> None:
+        super().__init__(f"Row {row:,}: {problem}. {remedy}")
+        self.row = row
+        self.problem = problem
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as `gm_matching` sees them: `values * inverse_norms`, never held whole in float64."""
+    """Vectors as they are matched: `values * inverse_norms`, never held whole in float64."""
 
     values: np.ndarray  # (n, d) float32, C order, read-only; may be a view of a file
     inverse_norms: FloatArray  # (n,) 1 / ||x|| for metric="unit", ones for "raw"
-    norms: FloatArray  # (n,) ||x|| of the values as given
     notes: tuple[str, ...] = ()
 
     def take(self, index: slice | IntArray) -> FloatArray:
@@ -32,7 +51,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some of the rows, ascending: what one group or one partition works on."""
+    """Some of the rows, ascending: what one group works on."""
 
     rows: Rows
     index: IntArray | None = None  # None: every row
@@ -59,45 +78,53 @@ class Selection:
         """Mean row in float64."""
         return sum((block.sum(0) for _, block in self.blocks()), np.zeros(self.rows.values.shape[1])) / len(self)
 
+    def distances(self, point: FloatArray) -> FloatArray:
+        """Euclidean distance of every row from a point, shape `(rows,)`."""
+        return np.concatenate([row_lengths(block - point) for _, block in self.blocks()])
 
-def check_rows(X: Any, metric: str = "raw") -> Rows:
+
+def row_lengths(block: FloatArray) -> FloatArray:
+    """Euclidean length of each row of a float64 block."""
+    return np.sqrt(np.einsum("ij,ij->i", block, block))
+
+
+def check_rows(X: ArrayLike, metric: str = "raw") -> Rows:
     """
-    Check an array of rows and measure their norms.
+    Check an array of vectors and measure their lengths.
 
     Args:
         X (array of shape `(n, d)`):
             float32, or float64/float16 (cast once, with a note). A float32 memory map is read in blocks, never copied.
         metric (`"unit"` or `"raw"`):
-            Whether rows are divided by their length.
+            Whether vectors are divided by their length.
 
     Raises:
-        ValueError: not two-dimensional, not floating point, a row that is not finite, or a zero row with
-            `metric="unit"`; the message names the row.
+        ValueError: if `X` is not two-dimensional or not floating point.
+        BadVector: if a row is not finite, is longer than 1e30, or is zero with `metric="unit"`.
     """
     if metric not in ("unit", "raw"):
         raise ValueError(f"metric must be 'unit' or 'raw', got {metric!r}.")
     values, notes = _as_float32(X)
-    norms = np.empty(len(values))
+    lengths = np.empty(len(values))
     for start in range(0, len(values), BLOCK_ROWS):
         block = values[start : start + BLOCK_ROWS].astype(np.float64)
         squares = np.einsum("ij,ij->i", block, block)
-        bad = np.flatnonzero(~(squares < _TOO_LARGE**2))
-        if len(bad):
-            _refuse(values, start + int(bad[0]))
-        norms[start : start + BLOCK_ROWS] = np.sqrt(squares)
+        # Written so that a NaN is bad too: every comparison with one is false.
+        bad_places = np.flatnonzero(~(squares < _LONGEST**2))
+        if len(bad_places):
+            _refuse(values, start + int(bad_places[0]))
+        lengths[start : start + BLOCK_ROWS] = np.sqrt(squares)
     if metric == "raw":
-        return Rows(values, np.ones(len(values)), norms, notes)
-    zero = np.flatnonzero(norms == 0)
-    if len(zero):
-        more = f" ({len(zero) - 1:,} more like it)" if len(zero) > 1 else ""
-        raise ValueError(
-            f"Row {zero[0]:,} is zero{more}: it has no direction. Drop such rows, or pass metric='raw', which "
-            "does not divide rows by their length."
-        )
-    return Rows(values, 1.0 / norms, norms, notes)
+        return Rows(values, np.ones(len(values)), notes)
+    zero_rows = np.flatnonzero(lengths == 0)
+    if len(zero_rows):
+        more = f" ({len(zero_rows) - 1:,} more like it)" if len(zero_rows) > 1 else ""
+        remedy = "Drop such rows, or pass metric='raw', which does not divide vectors by their length."
+        raise BadVector(int(zero_rows[0]), f"the vector is zero{more}, it has no direction", remedy)
+    return Rows(values, 1.0 / lengths, notes)
 
 
-def _as_float32(X: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def _as_float32(X: ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
     if isinstance(X, (list, tuple)):
         _refuse_ragged(X)
     array = np.asarray(X)
@@ -111,7 +138,7 @@ def _as_float32(X: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if array.dtype != np.float32:
         notes = (f"rows cast from {array.dtype} to float32",)
-        with np.errstate(over="ignore"):  # what overflows is reported with its row
+        with np.errstate(over="ignore"):  # an overflow is reported with its row
             array = array.astype(np.float32)
     array = np.ascontiguousarray(array).view(np.ndarray)
     array = array[:]  # a view of our own: the caller's array stays writeable
@@ -119,20 +146,21 @@ def _as_float32(X: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     return array, notes
 
 
-def _refuse_ragged(X: list[Any] | tuple[Any, ...]) -> None:
+def _refuse_ragged(X: list | tuple) -> None:
     lengths = [len(row) if hasattr(row, "__len__") else -1 for row in X]
     for row, length in enumerate(lengths):
         if length < 0 or length != lengths[0]:
-            what = "is no vector" if length < 0 else f"has {length} numbers, row 0 has {lengths[0]}"
-            raise ValueError(f"Row {row:,} {what}: {str(X[row])[:80]}. Every row must be a vector of the same length.")
+            problem = "is no vector" if length < 0 else f"has {length} numbers, row 0 has {lengths[0]}"
+            raise ValueError(f"Row {row:,} {problem}: {str(X[row])[:80]}. Every row must be a vector of one length.")
 
 
-def _refuse(values: np.ndarray, row: int) -> None:
-    where = np.flatnonzero(~np.isfinite(values[row]))
-    excerpt = np.array2string(values[row], threshold=8, edgeitems=3, precision=4)
-    if not len(where):
-        raise ValueError(f"Row {row:,} is longer than {_TOO_LARGE:g}: {excerpt}. Rescale the rows.")
-    raise ValueError(
-        f"Row {row:,}, dimension {where[0]:,} is {values[row, where[0]]}: {excerpt}. Drop the row or compute it "
-        "again; rows of 16-bit models overflow easily."
+def _refuse(values: np.ndarray, row: int) -> NoReturn:
+    excerpt = np.array2string(values[row], threshold=8, edgeitems=3, precision=4)[:80]
+    dimensions = np.flatnonzero(~np.isfinite(values[row]))
+    if not len(dimensions):
+        raise BadVector(row, f"the vector is longer than {_LONGEST:g}: {excerpt}", "Rescale the vectors.")
+    raise BadVector(
+        row,
+        f"dimension {dimensions[0]:,} of the vector is {values[row, dimensions[0]]}: {excerpt}",
+        "Drop the row or compute it again; vectors of 16-bit models overflow easily.",
     )

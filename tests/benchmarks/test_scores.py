@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ext.data.pruning.scores import el2n_scores, forgetting_counts, grand_scores, uncertainty_scores
+from benchmarks.scores import el2n_scores, forgetting_counts, grand_scores, uncertainty_scores
 
 
 @pytest.fixture

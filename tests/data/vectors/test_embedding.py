@@ -233,7 +233,7 @@ def test_an_encoder_that_cannot_be_hashed_is_used_and_nothing_is_left_behind(cac
 def test_another_process_finds_the_file(cache, tmp_path):
     code = (
         "import os, sys\n"
-        "from tests.data.pruning.test_embedding import bert, embed_rows, texts\n"
+        "from tests.data.vectors.test_embedding import bert, embed_rows, texts\n"
         "embed_rows(texts(), bert(), cache_dir=sys.argv[1]); print(*sorted(os.listdir(sys.argv[1])))"
     )
     embed_rows(texts(), bert(), cache_dir=tmp_path / "mine")
