@@ -141,7 +141,7 @@ def engine_of(name: str, rows: Any, center: np.ndarray, taken: np.ndarray, threa
     from hf_ext.data.vectors.rows import Selection
 
     state = engines.State(Selection(rows), center, center.copy())
-    state.taken[taken] = True
+    state.is_taken[taken] = True
     return engines.make(name, state, engines.threads_for(*rows.values.shape, threads), 32, 2048, "numpy", None)
 
 

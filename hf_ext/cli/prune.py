@@ -24,7 +24,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     add_output_options(parser, "a .parquet or .jsonl file, or a folder (Arrow)")
     option(parser, "--k", type=COUNT, metavar="N", help="rows to keep")
     option(parser, "--fraction", type=SHARE, metavar="SHARE", help="share of the rows to keep, in (0, 1]")
-    option(parser, "--method", default="gm", help="gm, herding, random, moderate, el2n, ... (default: gm)")
+    option(parser, "--method", default="gm", help="gm, herding, random, moderate, score, ... (default: gm)")
     option(parser, "--by", metavar="COLUMN", help="prune each label's rows on their own")
     option(parser, "--seed", type=SEED, default=0, help="of methods that draw (default: 0)")
     option(parser, "--report", metavar="FOLDER", help="write the report: JSON, Markdown and a plot")
@@ -50,7 +50,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     option(group, "--batch-size", type=SIZE, default=64, help="rows the encoder gets at a time (default: 64)")
     option(group, "--device", help="of the encoder, such as cuda:0 or cpu")
     option(group, "--cache-dir", metavar="FOLDER", help="where vectors are kept (default: the cache of datasets)")
-    option(group, "--score-column", metavar="NAME", help="scores for el2n, grand, forgetting and uncertainty")
+    option(group, "--score-column", metavar="NAME", help="scores for method score, and for methods of your own")
     add_rows_options(parser, "--dataset", "the rows")
     parser.set_defaults(run=lambda o: exit_status(lambda: run_prune(o, parser), "hf-ext data prune"))
 
@@ -60,7 +60,7 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     Read, prune, write; print what was kept and how well it stands for the rows.
 
     Raises:
-        ValueError: an argument, a column, a row or the encoder cannot be used.
+        ValueError: if an argument, a column, a row or the encoder cannot be used.
     """
     _read_config(options, parser)
     missing = [name for name in ("dataset", "output") if getattr(options, name) is None]
@@ -75,7 +75,7 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.pruning.selectors import check_method
 
     method_options = dict(_named_value(text) for text in options.option)
-    check_method(options.method, method_options)  # now, and not after the rows are read
+    method = check_method(options.method, method_options)  # now, and not after the rows are read
     if options.resume_path is not None:
         method_options["resume_path"] = options.resume_path
     rows = rows_of(options, options.dataset)
@@ -84,7 +84,7 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
         rows,
         options.k,
         options.fraction,
-        method=options.method,
+        method=method,
         column=options.column,
         encoder=None if options.encoder is None else load_encoder(options.encoder, options.device),
         input_column=options.input_column,
@@ -116,15 +116,15 @@ def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
     _, values = read_settings(options.config)
     actions = {action.dest: action for action in parser._actions}
-    known = {name: _schema_of(action) for name, action in actions.items() if name not in ("config", "help")}
-    counted = options.k is not None or options.fraction is not None  # one of the two replaces the file's
+    schemas = {name: _schema_of(action) for name, action in actions.items() if name not in ("config", "help")}
+    has_size = options.k is not None or options.fraction is not None  # either replaces the file's size
     for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{did_you_mean(name, known)}")
-        problem = problem_of(value, known[name])
+        if name not in schemas:
+            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{did_you_mean(name, schemas)}")
+        problem = problem_of(value, schemas[name])
         if problem:
             raise ValueError(f"--config {options.config}: {name}: {problem}")
-        if counted and name in ("k", "fraction"):
+        if has_size and name in ("k", "fraction"):
             continue
         if getattr(options, name) == parser.get_default(name):
             setattr(options, name, _checked(value, actions[name], f"--config {options.config}: {name}"))

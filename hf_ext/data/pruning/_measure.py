@@ -174,7 +174,7 @@ def _squares(a: FloatArray, b: FloatArray) -> FloatArray:
     return np.maximum(squares, 0.0)
 
 
-def _mean_of_pairs(squares: FloatArray, left: IntArray, right: IntArray, width: float) -> float:
+def _mean_of_pairs(squares: FloatArray, numbers: IntArray, other_numbers: IntArray, width: float) -> float:
     """Mean kernel over pairs of different rows: a row beside itself would make every subset look alike."""
-    different = left[:, None] != right[None, :]
+    different = numbers[:, None] != other_numbers[None, :]
     return float(np.exp(-squares / (2 * width))[different].mean())

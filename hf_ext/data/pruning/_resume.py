@@ -67,13 +67,13 @@ class Saved:
                 "resume_path."
             )
 
-    def __call__(self, group: str, fields: dict[str, Any], now: bool = False) -> None:
+    def __call__(self, group: str, fields: dict[str, np.ndarray], write_now: bool = False) -> None:
         """Keep a group's fields; write the file when it is time."""
         if self.path is None:
             return
         with self.lock:
             self.groups[group] = fields
-            if now or time.monotonic() - self.last >= self.every:
+            if write_now or time.monotonic() - self.last >= self.every:
                 self._write(self.path)
                 self.last = time.monotonic()
 

@@ -92,8 +92,8 @@ def counts_of(
     sizes = {label: size - int(trim * size) for label, size in sizes.items()}
     available = sum(sizes.values())
     if k is not None and k > available:
-        after = f" after trimming {n - available:,} of {n:,}" if available < n else ""
-        raise ValueError(f"k={k:,} rows asked for, {available:,} there{after}. Lower k.")
+        trimming = f" after trimming {n - available:,} of {n:,}" if available < n else ""
+        raise ValueError(f"k={k:,} rows asked for, {available:,} there{trimming}. Lower k.")
     if any(index is not None for index in places.values()):
         return quotas(k, sizes, budget, min_per_group)
     if budget != "proportional" or min_per_group:

@@ -227,9 +227,9 @@ def match(
     identity = {"counts": [*counts.values()], "aims": [asdict(aim) for aim in aims.values()], **settings.identity()}
     path = settings.resume_path
     with nullcontext() if path is None else claimed_file(path, then="or give another resume_path"):
-        saved = Saved(path, "" if path is None else fingerprint(rows, identity), settings.save_every)
-        results = _run(rows, places, counts, aims, settings, saved)
-        saved.finish()
+        resume_file = Saved(path, "" if path is None else fingerprint(rows, identity), settings.save_every)
+        results = _run(rows, places, counts, aims, settings, resume_file)
+        resume_file.finish()
     grouped = any(index is not None for index in places.values())
     matching = Matching(results, grouped, method, (*rows.notes, *notes))
     unreachable = [label for label, part in results.items() if part.verdict != "matched"]
@@ -259,7 +259,7 @@ def _run(
     counts: Mapping[Label, int],
     aims: Mapping[Label, Aim],
     settings: Settings,
-    saved: Saved,
+    resume_file: Saved,
 ) -> dict[Label, GroupMatching]:
     threads = settings.num_threads or _default_threads()
     selections = {label: Selection(rows, places[label]) for label in aims}
@@ -272,10 +272,10 @@ def _run(
     hidden = not settings.show_progress
     with tqdm(total=sum(counts.values()), desc="GM matching", unit="pick", delay=1, disable=hidden) as bar:
 
-        def run(numbered: tuple[int, Label]) -> GroupMatching:
-            number, label = numbered
+        def run(item: tuple[int, Label]) -> GroupMatching:
+            number, label = item
             return run_group(
-                selections[label], counts[label], aims[label], settings, inside, saved, str(number), bar.update
+                selections[label], counts[label], aims[label], settings, inside, resume_file, str(number), bar.update
             )
 
         if groups_at_once == 1:

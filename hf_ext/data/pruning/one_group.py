@@ -1,4 +1,4 @@
-"""One group's matching, from its centre to its last pick, in pieces that can be saved."""
+"""One group's matching, from its centre to its last pick, in pieces that can be resume_file."""
 
 from __future__ import annotations
 
@@ -143,16 +143,16 @@ def _trimmed(selection: Selection, center: FloatArray, share: float) -> Selectio
 
 
 class _Group:
-    """The state of a group's run, as it is saved."""
+    """The state of a group's run, as it is resume_file."""
 
     def __init__(
-        self, selection: Selection, aim: Aim, settings: Settings, threads: int, name: str, saved: Saved
+        self, selection: Selection, aim: Aim, settings: Settings, threads: int, name: str, resume_file: Saved
     ) -> None:
         self.selection = selection
         self.settings = settings
         self.name = name
-        self.saved = saved
-        fields = saved.groups.get(name)
+        self.resume_file = resume_file
+        fields = resume_file.groups.get(name)
         if fields is None:
             self.center, self.median = aim.center_of(selection, threads)
             if settings.trim:
@@ -180,9 +180,9 @@ class _Group:
             raise ValueError("The centre is zero and cannot be scaled to length 1. Pass target_scale=1.0.")
         return center / length
 
-    def save(self, now: bool = False) -> None:
+    def save(self, write_now: bool = False) -> None:
         """Hand the state to the file."""
-        if self.saved.path is None:
+        if self.resume_file.path is None:
             return
         fields = {"center": self.center, "theta": self.theta.copy(), "evaluations": np.array(self.evaluations)}
         for field in self.picks:
@@ -195,7 +195,7 @@ class _Group:
                 f"median_{field}": np.array(-1 if value is None else value)
                 for field, value in asdict(self.median).items()
             }
-        self.saved(self.name, fields, now)
+        self.resume_file(self.name, fields, write_now)
 
     def add(self, numbers: IntArray, lengths: FloatArray, scores: FloatArray, evaluations: int) -> None:
         """Add picks."""
@@ -223,12 +223,12 @@ def run_group(
     aim: Aim,
     settings: Settings,
     threads: int,
-    saved: Saved,
+    resume_file: Saved,
     name: str,
     progress: Callable[[int], object],
 ) -> GroupMatching:
     """Match one group: `k` picks of `selection`, continued where the file has some."""
-    group = _Group(selection, aim, settings, threads, name, saved)
+    group = _Group(selection, aim, settings, threads, name, resume_file)
     progress(group.count)
     group.save()
     n = len(group.selection)
@@ -236,7 +236,7 @@ def run_group(
     engine_name = engines.choose(settings.engine, n, d)
     if group.count < k:
         state = State(group.selection, group.target, group.theta)
-        state.taken[np.searchsorted(state.numbers, group.all("numbers"))] = True
+        state.is_taken[np.searchsorted(state.numbers, group.all("numbers"))] = True
         if group.count == 0 and not group.theta.any():
             place = int(np.argmin(_squared_distances(group.selection, group.target)))  # from zero every row ties
             length = state.take(place)
@@ -267,7 +267,7 @@ def _pick(group: _Group, engine: engines.Engine, state: State, k: int, progress:
         picks_per_second = len(picks.places) / max(1e-9, time.perf_counter() - started)
         next_size = min(4 * size, max(1, int(picks_per_second * _PIECE_SECONDS)))
         size = -(-next_size // engine.round) * engine.round  # rounds are never cut: picks do not depend on the clock
-    group.save(now=True)
+    group.save(write_now=True)
 
 
 def _result(group: _Group, engine_name: str) -> GroupMatching:

@@ -272,10 +272,10 @@ class PruneReport:
             raise ValueError("The plot needs vectors: prune with column= or encoder=.")
         figure = Figure(figsize=(10.5, 4.4), layout="constrained")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2)
-        self._draw_curve(left)
-        self._draw_distances(right)
-        for axes in (left, right):
+        curve_axes, distance_axes = figure.subplots(1, 2)
+        self._draw_curve(curve_axes)
+        self._draw_distances(distance_axes)
+        for axes in (curve_axes, distance_axes):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
             axes.legend(frameon=False)

@@ -74,9 +74,9 @@ def column_vectors(
     kind = _value_type(first.type, column)
     notes = () if kind == "float" else (f"column {column!r} cast from {kind} to float32",)
     d = len(first[0]) if first[0].is_valid else 0
-    whole = _one_piece(dataset, column)
-    if whole is not None and not notes:
-        return arrow_vectors(whole, column, 0, d, dataset.with_format(None).__getitem__), notes
+    chunk = _one_piece(dataset, column)
+    if chunk is not None and not notes:
+        return arrow_vectors(chunk, column, 0, d, dataset.with_format(None).__getitem__), notes
     n = len(dataset)
     blocks = _blocks(dataset, column, d)
     if n * d * 4 <= IN_MEMORY:

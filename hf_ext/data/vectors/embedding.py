@@ -181,9 +181,9 @@ def input_columns(
     if "text" in candidates:
         candidates = ["text"]
     if len(candidates) != 1:
-        which = f"candidates: {candidates}" if candidates else "none of them holds text or images"
+        hint = f"candidates: {candidates}" if candidates else "none of them holds text or images"
         raise ValueError(
-            f"Which column shall the encoder read? Columns: {list(features)}, {which}. Name it with input_column=."
+            f"Which column shall the encoder read? Columns: {list(features)}, {hint}. Name it with input_column=."
         )
     return (candidates[0],), isinstance(features[candidates[0]], Image)
 

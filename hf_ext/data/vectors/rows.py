@@ -119,7 +119,7 @@ def check_rows(X: ArrayLike, metric: str = "raw") -> Rows:
     zero_rows = np.flatnonzero(lengths == 0)
     if len(zero_rows):
         more = f" ({len(zero_rows) - 1:,} more like it)" if len(zero_rows) > 1 else ""
-        remedy = "Drop such rows, or pass metric='raw', which does not divide vectors by their length."
+        remedy = "Drop the row, or pass metric='raw', which does not divide vectors by their length."
         raise BadVector(int(zero_rows[0]), f"the vector is zero{more}, it has no direction", remedy)
     return Rows(values, 1.0 / lengths, notes)
 

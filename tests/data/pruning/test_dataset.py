@@ -335,8 +335,8 @@ def test_a_killed_run_goes_on_from_its_file(x, tmp_path, monkeypatch):
 
     keep, path = one_group._Group.save, tmp_path / "picks.npz"
 
-    def kept(group, now=False):
-        keep(group, now)
+    def kept(group, write_now=False):
+        keep(group, write_now)
         if group.count >= 20:
             raise KeyboardInterrupt
 

@@ -53,8 +53,9 @@ def test_stopped_run_continues_to_the_same_picks(case, stop, tmp_path, monkeypat
     again = gm_matching(rows, 150, **options, resume_path=path, num_threads=1)
     assert again.indices.tolist() == whole.indices.tolist()
     assert np.array_equal(again.theta_norm, whole.theta_norm)
-    assert again.moment_error == whole.moment_error
-    assert again.verdict == whole.verdict
+    for label, part in whole.groups.items():
+        assert again.groups[label].moment_error == part.moment_error
+        assert again.groups[label].verdict == part.verdict
     assert not path.exists()
 
 
@@ -72,8 +73,8 @@ def test_any_exact_engine_may_continue_what_another_began(tmp_path, monkeypatch)
 
 
 def stop_after(count, keep):
-    def kept(group, now=False):
-        keep(group, now)
+    def kept(group, write_now=False):
+        keep(group, write_now)
         if group.count >= count:
             raise KeyboardInterrupt
 

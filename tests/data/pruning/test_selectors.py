@@ -264,7 +264,7 @@ def test_bad_rows_and_numbers_are_refused_by_every_method(method):
         with pytest.raises(ValueError, match="k"):
             pick(method, rows, k)
     rows[17, 1] = np.nan
-    with pytest.raises(ValueError, match="Row 17, dimension 1 is nan"):
+    with pytest.raises(ValueError, match="Row 17: dimension 1 of the vector is nan"):
         pick(method, rows, 3)
 
 

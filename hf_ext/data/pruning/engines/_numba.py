@@ -18,7 +18,7 @@ from hf_ext.guards.threads import torch_threads_kept
 
 _MARGIN = 1.0 + 1e-9  # over the roundings of the bounds themselves
 _TINY = 2.0**-53
-_FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a taken row
+_FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a is_taken row
 
 
 # Four rows at a time, far apart: one stream of memory does not fill the bus. Measured with one thread at 1e5 x 384:
@@ -97,7 +97,7 @@ def _code(theta, codes):
 
 @njit(cache=True, nogil=True)
 def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta):
-    """Place of the greatest exact score, the first of equals; the score; how many exact scores were taken."""
+    """Place of the greatest exact score, the first of equals; the score; how many exact scores were is_taken."""
     # Start at the leader with the highest bound: its score rules out nearly all others.
     highest_leader = -1
     for leader in leaders:
@@ -121,9 +121,9 @@ def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target
 
 
 @njit(cache=True, nogil=True)
-def _first_left(taken):
-    for j in range(len(taken)):
-        if not taken[j]:
+def _first_left(is_taken):
+    for j in range(len(is_taken)):
+        if not is_taken[j]:
             return j
     return -1
 
@@ -164,13 +164,13 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
                 norm[j] = (_length(z) + np.sqrt(residual)) * 1.000001 + 1e-30
 
     @njit(cache=True, nogil=True, parallel=threaded)
-    def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders):
+    def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, is_taken, upper, highest, leaders):
         n = len(q)
         for b in prange((n + width - 1) // width):
             high, low, leader = -np.inf, -np.inf, -1
             _dots_int(q, codes, b * width, min(n, (b + 1) * width), upper)
             for j in range(b * width, min(n, (b + 1) * width)):
-                if taken[j]:
+                if is_taken[j]:
                     upper[j] = -np.inf
                     continue
                 score = scale[j] * code_scale * upper[j]
@@ -182,13 +182,13 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
             highest[b], leaders[b] = high, leader
 
     @njit(cache=True, nogil=True, parallel=threaded)
-    def f32_scores(z, norm, t, unit_error, length, taken, upper, highest, leaders):
+    def f32_scores(z, norm, t, unit_error, length, is_taken, upper, highest, leaders):
         n = len(z)
         for b in prange((n + width - 1) // width):
             high, low, leader = -np.inf, -np.inf, -1
             _dots_float(z, t, b * width, min(n, (b + 1) * width), upper)
             for j in range(b * width, min(n, (b + 1) * width)):
-                if taken[j]:
+                if is_taken[j]:
                     upper[j] = -np.inf
                     continue
                 score = length * upper[j]
@@ -208,7 +208,7 @@ _quantise_shared, _int8_shared, _f32_shared = _over_blocks(True, WIDTH_SHARED)
 
 
 @njit(cache=True, nogil=True)
-def int8_screen(shared, coded, theta, taken, upper, highest, leaders):
+def int8_screen(shared, coded, theta, is_taken, upper, highest, leaders):
     """Upper bound of every score; per block the highest of them and the row whose lower bound leads."""
     q, scale, error, norm = coded
     codes = np.empty(len(theta), np.int16)
@@ -216,27 +216,27 @@ def int8_screen(shared, coded, theta, taken, upper, highest, leaders):
     length = _length(theta)
     code_error += 4 * (len(theta) + 4) * _TINY * length  # the deciding score's own rounding
     if shared:
-        _int8_shared(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders)
+        _int8_shared(q, scale, error, norm, codes, code_scale, length, code_error, is_taken, upper, highest, leaders)
     else:
-        _int8_alone(q, scale, error, norm, codes, code_scale, length, code_error, taken, upper, highest, leaders)
+        _int8_alone(q, scale, error, norm, codes, code_scale, length, code_error, is_taken, upper, highest, leaders)
 
 
 @njit(cache=True, nogil=True)
-def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken, picked, lengths, scores):
-    """Fill `picked`, `lengths` (of theta after each pick) and `scores`; return how many exact scores were taken."""
-    n = len(taken)
+def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, is_taken, places, lengths, scores):
+    """Fill `places`, `lengths` (of theta after each pick) and `scores`; return how many exact scores were is_taken."""
+    n = len(is_taken)
     evaluations = 0
     width = WIDTH_SHARED if shared else WIDTH_ALONE
     upper = np.empty(n)
     highest = np.empty((n + width - 1) // width)
     leaders = np.empty(len(highest), np.int64)
-    for p in range(len(picked)):
-        best, score, count = _first_left(taken), 0.0, 0
+    for p in range(len(places)):
+        best, score, count = _first_left(is_taken), 0.0, 0
         if _length(theta) > 0:
-            int8_screen(shared, coded, theta, taken, upper, highest, leaders)
+            int8_screen(shared, coded, theta, is_taken, upper, highest, leaders)
             best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
-        taken[best] = True
-        picked[p] = best
+        is_taken[best] = True
+        places[p] = best
         scores[p] = score
         lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
         evaluations += count
@@ -244,7 +244,7 @@ def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, taken
 
 
 @njit(cache=True, nogil=True)
-def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, taken, picked, lengths, scores):
+def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, is_taken, places, lengths, scores):
     """As `int8_picks`, from centred float32 rows."""
     n, d = z.shape
     evaluations = 0
@@ -254,19 +254,19 @@ def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, take
     leaders = np.empty(len(highest), np.int64)
     t = np.empty(d, np.float32)
     unit_error = 1.05 * (d + 8) * 2.0**-24
-    for p in range(len(picked)):
-        best, score, count = _first_left(taken), 0.0, 0
+    for p in range(len(places)):
+        best, score, count = _first_left(is_taken), 0.0, 0
         length = _length(theta)
         if length > 0:
             for i in range(d):
                 t[i] = theta[i] / length
             if shared:
-                _f32_shared(z, norm, t, unit_error, length, taken, upper, highest, leaders)
+                _f32_shared(z, norm, t, unit_error, length, is_taken, upper, highest, leaders)
             else:
-                _f32_alone(z, norm, t, unit_error, length, taken, upper, highest, leaders)
+                _f32_alone(z, norm, t, unit_error, length, is_taken, upper, highest, leaders)
             best, score, count = _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta)
-        taken[best] = True
-        picked[p] = best
+        is_taken[best] = True
+        places[p] = best
         scores[p] = score
         lengths[p] = _step(numbers[best], rows, inverse_norms, target, theta)
         evaluations += count

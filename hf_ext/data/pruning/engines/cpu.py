@@ -42,11 +42,11 @@ class State:
     selection: Selection
     target: FloatArray  # (d,)
     theta: FloatArray  # (d,) theta_0 + t * target - sum of picks
-    taken: np.ndarray = field(init=False)  # (n,) bool
+    is_taken: np.ndarray = field(init=False)  # (n,) bool
     numbers: IntArray = field(init=False)  # (n,) row numbers in the whole array
 
     def __post_init__(self) -> None:
-        self.taken = np.zeros(len(self.selection), dtype=np.bool_)
+        self.is_taken = np.zeros(len(self.selection), dtype=np.bool_)
         self.numbers = self.selection.numbers()
 
     def centred(self, places: slice | IntArray) -> FloatArray:
@@ -62,11 +62,11 @@ class State:
     def where(self) -> tuple[np.ndarray, FloatArray, IntArray, FloatArray, FloatArray, np.ndarray]:
         """The state as the compiled loops take it."""
         rows = self.selection.rows
-        return rows.values, rows.inverse_norms, self.numbers, self.target, self.theta, self.taken
+        return rows.values, rows.inverse_norms, self.numbers, self.target, self.theta, self.is_taken
 
     def take(self, place: int) -> float:
         """Take a row; return the length of theta after it."""
-        self.taken[place] = True
+        self.is_taken[place] = True
         self.theta -= self.centred(slice(place, place + 1))[0]
         return float(np.sqrt(np.cumsum(self.theta * self.theta)[-1]))
 
@@ -100,12 +100,12 @@ def _numpy_picks(state: State, count: int, bounds: Callable[[FloatArray], tuple[
     """Picks without compiled loops; `bounds` gives approximate scores of theta and what bounds their error, `(n,)`."""
     picks = Picks.empty(count)
     for p in range(count):
-        best = int(np.argmin(state.taken))  # from zero every row ties: the first one left
+        best = int(np.argmin(state.is_taken))  # from zero every row ties: the first one left
         score = 0.0
         if state.theta.any():
             approximate, error = bounds(state.theta)
-            leader = np.argmax(np.where(state.taken, -np.inf, approximate - error), keepdims=True)
-            reach = np.flatnonzero((approximate + error >= state.exact(leader)[0]) & ~state.taken)
+            leader = np.argmax(np.where(state.is_taken, -np.inf, approximate - error), keepdims=True)
+            reach = np.flatnonzero((approximate + error >= state.exact(leader)[0]) & ~state.is_taken)
             exact = state.exact(reach)
             place = int(np.argmax(exact))  # the first of equals
             best = int(reach[place])
@@ -207,14 +207,14 @@ class Int8:
         theta = self.state.theta
         if compiled is None:
             score, bound = self._bounds(theta)
-            return np.where(self.state.taken, -np.inf, score + bound)
+            return np.where(self.state.is_taken, -np.inf, score + bound)
         n = len(self.q)
         width = compiled.WIDTH_SHARED if self.threads > 1 else compiled.WIDTH_ALONE
         upper = np.empty(n)
         highest = np.empty(-(-n // width))
         leaders = np.empty(len(highest), np.int64)
         out = (upper, highest, leaders)
-        compiled.call(compiled.int8_screen, self.threads, self.coded, theta, self.state.taken, *out)
+        compiled.call(compiled.int8_screen, self.threads, self.coded, theta, self.state.is_taken, *out)
         return upper
 
     def picks(self, count: int) -> Picks:
@@ -238,7 +238,7 @@ class Pool:
         self.screen = Int8(state, threads)
 
     def _best_rows(self) -> np.ndarray:
-        remaining = np.flatnonzero(~self.state.taken)
+        remaining = np.flatnonzero(~self.state.is_taken)
         if len(remaining) <= self.size or not self.state.theta.any():
             return remaining[: self.size]
         return np.sort(np.argpartition(self.screen.upper(), -self.size)[-self.size :])
@@ -260,7 +260,7 @@ class PoolRound(Int8):
         self.places = places
         part = copy(state)  # the same theta
         part.numbers = state.numbers[places]
-        part.taken = np.zeros(len(places), dtype=np.bool_)
+        part.is_taken = np.zeros(len(places), dtype=np.bool_)
         if screen is None:
             super().__init__(part)
             return
@@ -272,7 +272,7 @@ class PoolRound(Int8):
         """The next `count` picks, their places in the whole; moves the whole's state."""
         picks = super().picks(count)
         picks.places = self.places[picks.places]
-        self.whole_state.taken[picks.places] = True
+        self.whole_state.is_taken[picks.places] = True
         return picks
 
 

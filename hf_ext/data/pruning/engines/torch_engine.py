@@ -32,14 +32,14 @@ class _Screen:
     def __init__(self, state: State, device: torch.device) -> None:
         self.state = state
         self.device = device
-        self.taken = torch.from_numpy(state.taken).to(device)
+        self.is_taken = torch.from_numpy(state.is_taken).to(device)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def moved(self, place: int) -> None:
         """A row was picked; theta has not moved yet."""
-        self.taken[place] = True
+        self.is_taken[place] = True
 
     def unit(self) -> Tensor:
         theta = self.state.theta
@@ -47,7 +47,7 @@ class _Screen:
 
     def upper(self) -> Tensor:
         score, error = self.bounds()
-        return (score + error).masked_fill_(self.taken, -torch.inf)
+        return (score + error).masked_fill_(self.is_taken, -torch.inf)
 
 
 class _Float32Screen(_Screen):
@@ -94,11 +94,11 @@ class TorchExact:
 
     def _best(self) -> tuple[int, float, int]:
         score, error = self.screen.bounds()
-        taken = self.screen.taken
-        leader = int((score - error).masked_fill_(taken, -torch.inf).argmax())
+        is_taken = self.screen.is_taken
+        leader = int((score - error).masked_fill_(is_taken, -torch.inf).argmax())
         proven_score = self.state.exact(np.array([leader]))[0] / float(np.linalg.norm(self.state.theta))
         proven_score -= abs(proven_score) * 2.0**-22  # it is cast to float32 on the device
-        reach = torch.nonzero((score + error >= proven_score) & ~taken).flatten().cpu().numpy()
+        reach = torch.nonzero((score + error >= proven_score) & ~is_taken).flatten().cpu().numpy()
         exact = self.state.exact(reach)
         place = int(np.argmax(exact))  # the first of equals
         return int(reach[place]), float(exact[place]), len(reach)
@@ -108,7 +108,7 @@ class TorchExact:
         picks = Picks.empty(count)
         with _full_precision():
             for p in range(count):
-                best = int(np.argmin(self.state.taken))
+                best = int(np.argmin(self.state.is_taken))
                 score = 0.0
                 evaluations = 0
                 if self.state.theta.any():
@@ -136,11 +136,11 @@ class TorchPool:
         for start in range(0, count, self.round):
             part = PoolRound(self.state, self._best_rows()).picks(min(self.round, count - start))
             add_round(picks, start, part)
-            self.screen.taken[torch.from_numpy(part.places).to(self.screen.device)] = True
+            self.screen.is_taken[torch.from_numpy(part.places).to(self.screen.device)] = True
         return picks
 
     def _best_rows(self) -> np.ndarray:
-        remaining = np.flatnonzero(~self.state.taken)
+        remaining = np.flatnonzero(~self.state.is_taken)
         if len(remaining) <= self.size or not self.state.theta.any():
             return remaining[: self.size]
         with _full_precision():
