@@ -19,18 +19,9 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import ProgressCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import ProgressCallback, TrainerState
+from transformers.training_args import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
@@ -211,42 +202,23 @@ def _config(config: type[SFTConfig], place: Workplace, run: str) -> Any:
     )
 
 
-class TrainingBar(TrainerCallback):
-    """A progress bar of optimiser steps with the last loss."""
+class TrainingBar(ProgressCallback):
+    """The host's progress bar with a title and the last loss; the host prints a line at every log instead."""
 
     def __init__(self, title: str) -> None:
+        super().__init__()
         self.title = title
-        self.bar: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         """Open the bar."""
-        self.bar = tqdm(total=state.max_steps, desc=self.title, unit="step")
+        super().on_train_begin(args, state, *rest, **kwargs)
+        self.training_bar.set_description(self.title)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         """Show the loss."""
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """One step further."""
-        self.bar.update()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        self.bar.close()
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ext.guards.markdown import Markdown, code, escape
-from hf_ext.guards.renamed import renamed_parameter
 from hf_ext.guards.reports import SavedReport, markdown_table
 
 if TYPE_CHECKING:
@@ -170,7 +169,6 @@ class LikelihoodReport(SavedReport):
         axes.set_title(title, loc="left", fontsize=9)
         axes.legend(frameon=False)
 
-    @renamed_parameter(arm="run")
     def eval_results(
         self, run: str | None = None, *, dataset_name: str = "held-out pairs", dataset_id: str = "pairs"
     ) -> list[EvalResult]:
