@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +12,14 @@ from hf_ext.data.pruning import _measure
 from hf_ext.data.pruning.groups import ALL_ROWS, Label, split_groups
 from hf_ext.data.pruning.matching import Matching
 from hf_ext.data.vectors.rows import IntArray, check_rows
-from hf_ext.guards.disk import write_figure, write_whole, writing
-from hf_ext.guards.extras import require_extra
-from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import code, escape
+from hf_ext.guards.reports import SavedReport, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["GroupResult", "PruneReport", "RowNote"]
-
-logger = logging.getLogger(__name__)
 
 _SHOWN_GROUPS = 20
 _SHOWN_ROWS = 5
@@ -82,7 +74,7 @@ class RowNote:
 
 
 @dataclass(frozen=True)
-class PruneReport:
+class PruneReport(SavedReport):
     """
     Results of `prune(..., return_report=True)`.
 
@@ -132,6 +124,9 @@ class PruneReport:
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    file_name = "pruning"
+    plot_size = (10.5, 4.4)
+
     @property
     def verdict(self) -> str:
         """`"matched"`, `"target unreachable"` (for how many labels), or `"no target"`."""
@@ -158,11 +153,6 @@ class PruneReport:
         parts: dict[str, Any] = {"groups": [GroupResult(**group) for group in values["groups"]]}
         parts |= {name: [RowNote(**row) for row in values[name]] for name in ("typical", "outlying")}
         return cls(**{**values, **parts})
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PruneReport:
-        """The report that `save` wrote into `folder`."""
-        return read_as(Path(folder) / "pruning.json", cls.from_dict, "a report that hf-ext wrote")
 
     def without_dropped_rows(self) -> PruneReport:
         """The report to publish: of the rows worth looking at only those that were kept."""
@@ -202,7 +192,7 @@ class PruneReport:
 
     def to_markdown(self) -> str:
         """The report as Markdown: numbers of the whole set, the labels, rows worth looking at, notes."""
-        parts = [_table(["what", "value"], self.summary())]
+        parts = [markdown_table(["what", "value"], self.summary())]
         if self.by is not None:
             parts.append(self._groups_table())
         for title, rows in (("Most typical rows", self.typical), ("Most outlying rows", self.outlying)):
@@ -210,7 +200,9 @@ class PruneReport:
                 cells = [
                     [f"{r.row:,}", r.label, f"{r.distance:.2f}", "yes" if r.kept else "no", r.excerpt] for r in rows
                 ]
-                parts.append(f"### {title}\n\n" + _table(["row", "label", "distance", "kept", "excerpt"], cells))
+                parts.append(
+                    f"### {title}\n\n" + markdown_table(["row", "label", "distance", "kept", "excerpt"], cells)
+                )
         if self.typical:
             parts.append("Distances are from the label's geometric median, over the median distance of its rows.")
         if self.notes:
@@ -227,59 +219,19 @@ class PruneReport:
         ]  # fmt: skip
         others = len(self.groups) - len(largest)
         more = f"\n\nand {others:,} smaller labels; `pruning.json` has them." if others else ""
-        return f"### Labels ({code(self.by)})\n\n" + _table(names, cells) + more
+        return f"### Labels ({code(self.by)})\n\n" + markdown_table(names, cells) + more
 
-    def save(self, folder: str | Path, plot: bool = True) -> Path:
-        """
-        Write `pruning.json`, `pruning.md` and, if wanted, `pruning.svg` and `pruning.png`.
+    def missing_for_plot(self) -> str | None:
+        """What a plot needs and the report lacks."""
+        return None if self.curve else "vectors: prune with column= or encoder="
 
-        Args:
-            folder (`str` or `Path`):
-                Made if absent.
-            plot (`bool`, *optional*, defaults to `True`):
-                Left out with a warning where matplotlib is not installed, or where there were no vectors.
-
-        Returns:
-            `Path`: the folder.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing("the report", folder):
-            write_whole(folder / "pruning.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-            write_whole(folder / "pruning.md", self.to_markdown())
-        if plot and find_spec("matplotlib") is None:
-            logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
-        elif plot and not self.curve:
-            logger.warning("No plot of the report: there were no vectors to measure with.")
-        elif plot:
-            figure = self.plot()
-            write_figure(folder / "pruning.svg", figure, metadata={"Date": None})
-            write_figure(folder / "pruning.png", figure, dpi=160)
-        return folder
-
-    def plot(self) -> Figure:
-        """
-        Draw the moment error against the number of picks, beside the distances of all rows and of those kept.
-
-        Raises:
-            ValueError: if there were no vectors.
-        """
-        require_extra("matplotlib")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        if not self.curve:
-            raise ValueError("The plot needs vectors: prune with column= or encoder=.")
-        figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    def draw(self, figure: Figure) -> None:
+        """Draw the moment error against the number of picks, beside the distances of all rows and of those kept."""
         curve_axes, distance_axes = figure.subplots(1, 2)
         self._draw_curve(curve_axes)
         self._draw_distances(distance_axes)
         for axes in (curve_axes, distance_axes):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
             axes.legend(frameon=False)
-        return figure
 
     def _draw_curve(self, axes: Axes) -> None:
         from matplotlib.ticker import LogLocator, NullFormatter
@@ -387,9 +339,3 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
-    return "\n".join(lines)
