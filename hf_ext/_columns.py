@@ -21,8 +21,8 @@ HOST_COLUMNS = (
 
 def columns_of_other_types(names: Iterable[str], chosen: Iterable[str]) -> list[str]:
     """Those of the columns `names` that a host would read though the rows are of a type made of `chosen` alone."""
-    wanted = set(chosen)
-    return [name for name in names if name in HOST_COLUMNS and name not in wanted]
+    chosen_names = set(chosen)
+    return [name for name in names if name in HOST_COLUMNS and name not in chosen_names]
 
 
 def column_names(dataset: Any) -> list[str]:

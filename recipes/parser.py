@@ -106,11 +106,11 @@ class RecipeParser(TrlParser):
         if name is None:
             return others, {}
         path, config = read_settings(name)
-        known = self.schema()["properties"]
+        properties = self.schema()["properties"]
         for key, value in config.items():
-            if key not in known:
-                raise ValueError(f"{path}: unknown key {key[:80]!r}{did_you_mean(key, known)}")
-            problem = problem_of(value, known[key])
+            if key not in properties:
+                raise ValueError(f"{path}: unknown key {key[:80]!r}{did_you_mean(key, properties)}")
+            problem = problem_of(value, properties[key])
             if problem:  # argparse takes a default of any type, so this is the only check there is
                 raise ValueError(f"{path}: {key}: {problem}")
-        return others, {key: converted(value, known[key]) for key, value in config.items()}
+        return others, {key: converted(value, properties[key]) for key, value in config.items()}

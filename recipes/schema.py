@@ -178,8 +178,8 @@ def problem_of(value: Any, schema: dict[str, Any]) -> str | None:
     if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
         return f"expected a number, found {_shown(value)}"
     if isinstance(value, list) and "items" in schema:
-        found = ((i, problem_of(entry, schema["items"])) for i, entry in enumerate(value))
-        return next((f"entry {i}: {problem}" for i, problem in found if problem), None)
+        problems = ((i, problem_of(entry, schema["items"])) for i, entry in enumerate(value))
+        return next((f"entry {i}: {problem}" for i, problem in problems if problem), None)
     return _object_problem(value, schema) if isinstance(value, dict) else None
 
 
@@ -199,8 +199,8 @@ def converted(value: Any, schema: dict[str, Any]) -> Any:
         return [_number(converted(entry, schema.get("items", {})), schema.get("items", {})) for entry in value]
     if not isinstance(value, dict):
         return value
-    known, further = schema.get("properties", {}), schema.get("additionalProperties", {})
-    schemas = {key: known.get(key, further or {}) for key in value}
+    properties, further = schema.get("properties", {}), schema.get("additionalProperties", {})
+    schemas = {key: properties.get(key, further or {}) for key in value}
     return {key: _number(converted(entry, schemas[key]), schemas[key]) for key, entry in value.items()}
 
 
@@ -211,16 +211,16 @@ def _number(value: Any, schema: dict[str, Any]) -> Any:
 
 
 def _object_problem(value: dict[Any, Any], schema: dict[str, Any]) -> str | None:
-    known, further = schema.get("properties", {}), schema.get("additionalProperties", {})
+    properties, further = schema.get("properties", {}), schema.get("additionalProperties", {})
     missing = [name for name in schema.get("required", ()) if name not in value]
     if missing:
         return f"{missing[0]!r} is missing"
     for key, entry in value.items():
         if not isinstance(key, str) or not re.search(schema.get("propertyNames", {}).get("pattern", ""), key):
             return f"{_shown(key)} is no usable key"
-        if key not in known and further is False:
-            return f"unknown key {_shown_key(key)}{did_you_mean(key, known)}"
-        problem = problem_of(entry, known.get(key, further))
+        if key not in properties and further is False:
+            return f"unknown key {_shown_key(key)}{did_you_mean(key, properties)}"
+        problem = problem_of(entry, properties.get(key, further))
         if problem:
             return f"{key}: {problem}"
     return None

@@ -89,8 +89,8 @@ def run_render(options: argparse.Namespace) -> int:
         model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),
         overwrite=options.force and "hf-ext" not in tags,
     )
-    written = read_card(folder).metadata
-    unknown = [name for name in ("license", "base_model") if _licence(written.get(name)) is None]
+    new_metadata = read_card(folder).metadata
+    unknown = [name for name in ("license", "base_model") if _licence(new_metadata.get(name)) is None]
     print(f"card: {path} ({method}{'' if report is None else ', with the forgetting table'})")
     for name in unknown:
         print(f"not known: {name.replace('_', ' ')}; give it with --{name.replace('_', '-')}")
@@ -135,28 +135,31 @@ def settings_of(method: str, arguments: Mapping[str, Any], body: str) -> dict[st
     from hf_ext.trainers.base.card import card_settings
 
     record = method_of_models(method)
-    shown = card_settings(record, getattr(hf_ext, record.config))
+    setting_names = card_settings(record, getattr(hf_ext, record.config))
     table = dict(sections_of(body)).get("Training settings", "")
     cells = re.findall(r"^\| ((?:\\.|[^|\\])+) \| ((?:\\.|[^|\\])*) \|$", table, re.MULTILINE)
-    old = {unescape(name): unescape(value) for name, value in cells[1:]}  # after the header
-    return {**{name: arguments[name] for name in shown if name in arguments}, **_without(old, arguments, shown)}
+    old_settings = {unescape(name): unescape(value) for name, value in cells[1:]}  # after the header
+    return {
+        **{name: arguments[name] for name in setting_names if name in arguments},
+        **_without(old_settings, arguments, setting_names),
+    }
 
 
-def _without(old: dict[str, str], arguments: Mapping[str, Any], shown: list[str]) -> dict[str, str]:
-    return {name: value for name, value in old.items() if name not in arguments or name not in shown}
+def _without(old_settings: dict[str, str], arguments: Mapping[str, Any], setting_names: list[str]) -> dict[str, str]:
+    return {name: value for name, value in old_settings.items() if name not in arguments or name not in setting_names}
 
 
-def _report(folder: Path, given: str | None) -> Any:
+def _report(folder: Path, report_path: str | None) -> Any:
     """The forgetting report: the one named, else the folder's own, else `None`."""
     from hf_ext.evaluation.report import ForgettingReport
 
     places = [folder / REPORT, folder / "report" / REPORT]
-    if given is not None:
-        places = [Path(given) / REPORT if Path(given).is_dir() else Path(given)]
+    if report_path is not None:
+        places = [Path(report_path) / REPORT if Path(report_path).is_dir() else Path(report_path)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        if given is not None:
-            raise FileNotFoundError(f"there is no report {given!r}")
+        if report_path is not None:
+            raise FileNotFoundError(f"there is no report {report_path!r}")
         return None
     try:
         return ForgettingReport.from_dict(read_json(path))
@@ -175,9 +178,9 @@ def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any) -> None:
 
 
 def _base_model(folder: Path, metadata: Mapping[str, Any]) -> str | None:
-    named = names_in(metadata.get("base_model"))
-    if named:
-        return named[0]  # the others of a list stay in the card
+    names = names_in(metadata.get("base_model"))
+    if names:
+        return names[0]  # the others of a list stay in the card
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         value = read_json(folder / name).get(key) if (folder / name).is_file() else None
         if isinstance(value, str) and value:

@@ -120,12 +120,12 @@ def versions(facts: Facts) -> None:
     peft = [requirement for requirement in requirements("peft") if installed_version(requirement.name)]
     for requirement in [*requirements(), *peft]:
         name = requirement.name
-        found = installed_version(requirement.name)
+        version = installed_version(requirement.name)
         needs = str(requirement.specifier)
-        rows[name] = {"installed": found, "needs": needs, "ok": _fits(requirement)}
+        rows[name] = {"installed": version, "needs": needs, "ok": _fits(requirement)}
         if not rows[name]["ok"]:
-            what = f"{name} {found} is outside {needs}" if found else f"{name} is not installed"
-            facts.broken(what, f'pip install "{requirement.name}{needs}"')
+            problem = f"{name} {version} is outside {needs}" if version else f"{name} is not installed"
+            facts.broken(problem, f'pip install "{requirement.name}{needs}"')
 
 
 def devices(facts: Facts) -> None:
@@ -155,9 +155,11 @@ def devices(facts: Facts) -> None:
     elif hidden:
         facts.warning("CUDA_VISIBLE_DEVICES hides every GPU: training runs on the CPU", "unset CUDA_VISIBLE_DEVICES")
     elif rows["torch_build"].startswith("cuda"):
-        what = "a GPU is there, but torch cannot use it" if has_driver else "there is no GPU: training runs on the CPU"
+        problem = (
+            "a GPU is there, but torch cannot use it" if has_driver else "there is no GPU: training runs on the CPU"
+        )
         facts.warning(
-            f"torch is built for CUDA and {what}",
+            f"torch is built for CUDA and {problem}",
             "install a torch that fits the driver" if has_driver else "none needed; the CPU build is smaller",
         )
     elif has_driver:
@@ -278,18 +280,18 @@ def _accelerate_config(facts: Facts) -> None:
         "num_processes": processes,
         "use_cpu": bool(config.get("use_cpu")),
     }
-    seen = len(facts.values.get("devices", {}).get("accelerators", []))
+    num_accelerators = len(facts.values.get("devices", {}).get("accelerators", []))
     if kind == "MULTI_CPU":
         facts.warning(
             f"the default accelerate config is MULTI_CPU for {processes} processes, and accelerate launch starts one "
             "with it",
             "hf-ext train METHOD --num_processes N (torchrun), or accelerate config",
         )
-    elif kind != "NO" and not seen:
+    elif kind != "NO" and not num_accelerators:
         facts.warning(
             f"the default accelerate config is {kind}, and there is no accelerator", "accelerate config default"
         )
-    elif config.get("use_cpu") and seen:
+    elif config.get("use_cpu") and num_accelerators:
         facts.warning("the default accelerate config says use_cpu, and there is an accelerator", "accelerate config")
 
 
@@ -303,10 +305,10 @@ def _shadowing(facts: Facts) -> None:
                     "and accelerate launch",
                     "rename it, or work in another folder",
                 )
-    top, ours = find_spec("trainers"), find_spec("hf_ext.trainers")
-    if ours is None or ours.origin is None:
+    top_spec, our_spec = find_spec("trainers"), find_spec("hf_ext.trainers")
+    if our_spec is None or our_spec.origin is None:
         facts.broken("hf_ext.trainers cannot be found", "pip install -e . (the default editable mode, not strict)")
-    elif top is not None and top.origin is not None and not Path(top.origin).samefile(ours.origin):
+    elif top_spec is not None and top_spec.origin is not None and not Path(top_spec.origin).samefile(our_spec.origin):
         facts.warning(
             "a top-level module `trainers` is importable; it is not ours", "import ours as `hf_ext.trainers`"
         )
@@ -325,9 +327,9 @@ def room(facts: Facts) -> None:
     total, available = _memory()
     rows |= {"memory_gb": total, "memory_available_gb": available}
     facts.values["room"] = rows
-    for what, value in (("disk", rows["disk_free_gb"]), ("memory", available)):
+    for resource, value in (("disk", rows["disk_free_gb"]), ("memory", available)):
         if value is not None and value < SMALL_ROOM:
-            facts.warning(f"{value:.1f} GB of {what} are free", "hf-ext demo needs about 2 GB of each")
+            facts.warning(f"{value:.1f} GB of {resource} are free", "hf-ext demo needs about 2 GB of each")
 
 
 def _memory() -> tuple[float | None, float | None]:

@@ -131,12 +131,12 @@ def _end_children(spared: set[Any], grace: float) -> None:
     try:
         for child in children if grace else ():
             _send(child, signal.SIGTERM)
-        _, left = psutil.wait_procs(children, timeout=grace)
+        _, survivors = psutil.wait_procs(children, timeout=grace)
     except (_Signalled, KeyboardInterrupt):  # a second signal: no grace
-        left = children
-    for child in left:
+        survivors = children
+    for child in survivors:
         _send(child, getattr(signal, "SIGKILL", signal.SIGTERM))
-    psutil.wait_procs(left, timeout=GRACE)
+    psutil.wait_procs(survivors, timeout=GRACE)
 
 
 def _send(child: Any, number: int) -> None:

@@ -299,8 +299,8 @@ def base_model_card(base_model: str | Path | None) -> tuple[str | None, dict[str
     if _is_folder(base_model):
         values = _card_metadata(Path(base_model) / "README.md")
         parents = names_in(values.get("base_model"))
-        known = len(parents) == 1 and _is_hub_id(parents[0])
-        parent = parents[0] if known else None
+        has_parent = len(parents) == 1 and _is_hub_id(parents[0])
+        parent = parents[0] if has_parent else None
         return parent, _taken_over(values, parent)
     if not isinstance(base_model, str) or not _is_hub_id(base_model):
         return None, {}
@@ -326,14 +326,14 @@ def _card_metadata(card: Path) -> dict[str, Any]:
 
 def _taken_over(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
     """Licence and languages of a base model's card, where they are what they should be; `model` is its Hub id."""
-    taken: dict[str, Any] = {}
+    inherited: dict[str, Any] = {}
     name, link = values.get("license_name"), values.get("license_link")
     if isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable() and name:
-        taken["license_name"] = name
+        inherited["license_name"] = name
     if isinstance(link, str) and _WEB.fullmatch(link):
-        taken["license_link"] = link
+        inherited["license_link"] = link
     elif isinstance(link, str) and model is not None and _FILE_BESIDE.fullmatch(link):
-        taken["license_link"] = f"https://huggingface.co/{model}/blob/main/{link.removeprefix('./')}"
+        inherited["license_link"] = f"https://huggingface.co/{model}/blob/main/{link.removeprefix('./')}"
     licence, languages = values.get("license"), values.get("language")
     if isinstance(languages, list):
         languages = ["no" if language is False else language for language in languages]  # YAML's way with Norwegian
@@ -343,10 +343,10 @@ def _taken_over(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
         names = names_in(value)
         entries = value if isinstance(value, list) else [value]
         if names and names == entries and len(names) <= MAX_NAMES and all(map(_KEY.fullmatch, names)):
-            taken[key] = value
-    if taken.get("license") in (None, "unknown"):
-        taken = {key: value for key, value in taken.items() if key not in LICENSE_KEYS}
-    return taken
+            inherited[key] = value
+    if inherited.get("license") in (None, "unknown"):
+        inherited = {key: value for key, value in inherited.items() if key not in LICENSE_KEYS}
+    return inherited
 
 
 def _licence(license: str | list[str] | None, inherited: Mapping[str, Any]) -> dict[str, Any]:
@@ -395,11 +395,11 @@ def _first_tags(method: Method) -> list[str]:
     return ["hf-ext", method.name, *(["trl"] if method.host == "trl" else [])]
 
 
-def _paper(method: Method, named: Mapping[str, str] | None = None) -> dict[str, str] | None:
+def _paper(method: Method, paper_words: Mapping[str, str] | None = None) -> dict[str, str] | None:
     """The paper with its address; a citation left out is filled in where the paper is the method's own."""
     published = method.paper_words
-    is_published = not named or named.get("id") == published.get("id")
-    paper = {"citation": "", **(published if is_published else {}), **(named or {})}
+    is_published = not paper_words or paper_words.get("id") == published.get("id")
+    paper = {"citation": "", **(published if is_published else {}), **(paper_words or {})}
     if "id" not in paper:
         return None
     return {**paper, "url": Markdown(f"https://huggingface.co/papers/{quote(well_formed(str(paper['id'])), safe='')}")}
