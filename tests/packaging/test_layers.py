@@ -15,9 +15,6 @@ CIRCLES = {
     ("data.exemplars.retrievers", "data.exemplars.store"),
     ("data.exemplars.store", "data.exemplars.files"),
     ("data.exemplars.files", "data.exemplars.store"),
-    ("data.pruning.streaming", "data.pruning.dataset"),
-    ("data.vectors.columns", "data.pruning._rows"),
-    ("data.vectors.columns", "data.pruning._types"),
 }
 
 Graph = dict[str, set[str]]
