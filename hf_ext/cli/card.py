@@ -52,8 +52,8 @@ def run_render(options: argparse.Namespace) -> int:
     Write the card; print where it is and what is still unknown.
 
     Raises:
-        FileNotFoundError: no such folder, or no such report.
-        ValueError: the folder holds no model, a file in it cannot be read, the method cannot be told, or something
+        FileNotFoundError: if there is no such folder or report.
+        ValueError: if the folder holds no model, a file in it cannot be read, the method cannot be told, or something
             would be lost without `--force`.
     """
     from hf_ext.hub.cards import write_model_card
@@ -102,7 +102,7 @@ def read_card(folder: Path) -> CardText:
     The card in a folder; empty where there is none.
 
     Raises:
-        ValueError: its metadata is no YAML mapping.
+        ValueError: if its metadata is no YAML mapping.
     """
     from hf_ext.hub.front_matter import read_card as read
 

@@ -143,7 +143,7 @@ def launch_command(
         `tuple[list[str], int | None]`: the command, and the number of processes where it is known.
 
     Raises:
-        ValueError: no such config, a number below 1, or a config that needs accelerators where there are none.
+        ValueError: if there is no such config, a number is below 1, or the config needs missing accelerators.
     """
     from hf_ext.guards.yaml_file import read_yaml
 

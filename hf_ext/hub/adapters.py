@@ -26,7 +26,7 @@ def adapter_config_to_push(path: Path) -> bytes | None:
     """
     if path.name != "adapter_config.json":
         return None
-    from hf_ext.hub.cards import base_model_metadata
+    from hf_ext.hub.base_models import base_model_metadata
 
     try:
         values = read_json(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
@@ -17,8 +16,9 @@ from hf_ext.guards.inside import read_json
 from hf_ext.guards.markdown import Markdown, code, escape, fenced, python_literal, well_formed
 from hf_ext.guards.renamed import renamed_parameter
 from hf_ext.guards.yaml_file import YamlError, read_text
+from hf_ext.hub.base_models import base_model_card, base_model_metadata, is_hub_id
 from hf_ext.hub.files import strings
-from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards, names_in, read_card
+from hf_ext.hub.front_matter import LICENSE_KEYS, MAX_CARD_BYTES, merge_cards
 from hf_ext.method import Method, method_named, method_of_models
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# What is taken over of a stranger's metadata: the Hub refuses a card whose licence or language is no such key.
-MAX_NAME = 200
-MAX_NAMES = 1000
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-_WEB = re.compile(r"https?://[!-~]{1,500}")
-_FILE_BESIDE = re.compile(r"(?:\./)?[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}")
 
 CHAT_USAGE = """\
 ```python
@@ -136,7 +129,7 @@ def write_model_card(
         `Path`: the card.
 
     Raises:
-        ValueError: unknown method, or a report with several runs and no `run`.
+        ValueError: if the method is unknown, or a report has several runs and no `run` is named.
     """
     from huggingface_hub import ModelCardData
 
@@ -150,7 +143,7 @@ def write_model_card(
         **_licence(license, inherited),
         language=inherited.get("language"),
         base_model=base,
-        datasets=dataset_name if dataset_name and _is_hub_id(dataset_name) else None,
+        datasets=dataset_name if dataset_name and is_hub_id(dataset_name) else None,
         tags=list(dict.fromkeys([*_first_tags(record), *strings(tags, "tags")])),
         pipeline_tag=task or record.task,
         model_name=model_name,
@@ -222,7 +215,7 @@ def write_dataset_card(
         `Path`: the card.
 
     Raises:
-        ValueError: unknown `kind`.
+        ValueError: if `kind` is unknown.
     """
     from huggingface_hub import DatasetCardData
 
@@ -261,92 +254,6 @@ def write_dataset_card(
         versions=_versions(),
     )
     return _write(folder, data.to_dict(), body, license, overwrite)
-
-
-def base_model_metadata(base_model: str | Path | None) -> tuple[str | None, str | list[str] | None]:
-    """
-    Hub id and licence of a base model, as far as files on this machine tell.
-
-    Args:
-        base_model (`str`, `Path` or `None`):
-            Hub id or folder.
-
-    Returns:
-        `tuple[str | None, str | list[str] | None]`: the Hub id (for a folder, the one its card names), and the licence
-        key or keys.
-    """
-    name, values = base_model_card(base_model)
-    return name, values.get("license")
-
-
-def base_model_card(base_model: str | Path | None) -> tuple[str | None, dict[str, Any]]:
-    """
-    Hub id of a base model, and what the card of a model tuned from it takes over, as far as files here tell.
-
-    Args:
-        base_model (`str`, `Path` or `None`):
-            Hub id or folder.
-
-    Returns:
-        `tuple[str | None, dict[str, Any]]`: the Hub id (for a folder, the one its card names), and of `license`,
-        `license_name`, `license_link` and `language` those that are known. A card that cannot be read tells nothing,
-        and is named in the log: a stranger's card must not stop a save.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    if not base_model:  # a fresh model's name is the empty string, which is also this folder's path
-        return None, {}
-    if _is_folder(base_model):
-        values = _card_metadata(Path(base_model) / "README.md")
-        parents = names_in(values.get("base_model"))
-        has_parent = len(parents) == 1 and _is_hub_id(parents[0])
-        parent = parents[0] if has_parent else None
-        return parent, _taken_over(values, parent)
-    if not isinstance(base_model, str) or not _is_hub_id(base_model):
-        return None, {}
-    cached = try_to_load_from_cache(base_model, "README.md")
-    return base_model, (_taken_over(_card_metadata(Path(cached)), base_model) if isinstance(cached, str) else {})
-
-
-def _is_folder(name: str | Path) -> bool:
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):  # no permission, too long a name, a NUL
-        return False
-
-
-def _card_metadata(card: Path) -> dict[str, Any]:
-    """The metadata of a card; empty, and a line in the log, where it cannot be read."""
-    try:
-        return read_card(card).metadata
-    except (OSError, YamlError) as error:
-        logger.warning("Licence and origin of the base model are not known: its card cannot be read. %s", error)
-        return {}
-
-
-def _taken_over(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
-    """Licence and languages of a base model's card, where they are what they should be; `model` is its Hub id."""
-    inherited: dict[str, Any] = {}
-    name, link = values.get("license_name"), values.get("license_link")
-    if isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable() and name:
-        inherited["license_name"] = name
-    if isinstance(link, str) and _WEB.fullmatch(link):
-        inherited["license_link"] = link
-    elif isinstance(link, str) and model is not None and _FILE_BESIDE.fullmatch(link):
-        inherited["license_link"] = f"https://huggingface.co/{model}/blob/main/{link.removeprefix('./')}"
-    licence, languages = values.get("license"), values.get("language")
-    if isinstance(languages, list):
-        languages = ["no" if language is False else language for language in languages]  # YAML's way with Norwegian
-    else:
-        languages = "no" if languages is False else languages
-    for key, value in (("license", licence), ("language", languages)):
-        names = names_in(value)
-        entries = value if isinstance(value, list) else [value]
-        if names and names == entries and len(names) <= MAX_NAMES and all(map(_KEY.fullmatch, names)):
-            inherited[key] = value
-    if inherited.get("license") in (None, "unknown"):
-        inherited = {key: value for key, value in inherited.items() if key not in LICENSE_KEYS}
-    return inherited
 
 
 def _licence(license: str | list[str] | None, inherited: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,26 +312,14 @@ def _paper(method: Method, paper_words: Mapping[str, str] | None = None) -> dict
     return {**paper, "url": Markdown(f"https://huggingface.co/papers/{quote(well_formed(str(paper['id'])), safe='')}")}
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether `name` can be a Hub id: the right letters, and nothing of that name on this disk."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
-
-
 def _target_names(dataset_name: str | None) -> dict[str, str]:
-    if not dataset_name or not _is_hub_id(dataset_name):
+    if not dataset_name or not is_hub_id(dataset_name):
         return {}
     return {"dataset_id": dataset_name, "dataset_name": f"{dataset_name}, held-out rows"}
 
 
 def _dataset_link(dataset_name: str | None) -> str:
-    if not dataset_name or not _is_hub_id(dataset_name):
+    if not dataset_name or not is_hub_id(dataset_name):
         return ""
     return _link(dataset_name, "datasets/")
 
