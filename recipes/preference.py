@@ -125,7 +125,7 @@ class DialoguesToMessages:
         rows = [self._split(*pair) for pair in zip(batch["chosen"], batch["rejected"], strict=True)]
         return {name: [row[i] for row in rows] for i, name in enumerate(("prompt", "chosen", "rejected"))}
 
-    def _split(self, chosen: object, rejected: object) -> tuple[list, list, list]:
+    def _split(self, chosen: str, rejected: str) -> tuple[list, list, list]:
         chosen_messages = messages_of(chosen)
         rejected_messages = messages_of(rejected)
         # at least one message is left on each side, also where the two are equal
@@ -138,7 +138,7 @@ class DialoguesToMessages:
         return chosen_messages[:num_shared], chosen_messages[num_shared:], rejected_messages[num_shared:]
 
 
-def messages_of(dialogue: object) -> list[dict[str, str]]:
+def messages_of(dialogue: str) -> list[dict[str, str]]:
     """
     The messages of `"\\n\\nHuman: ...\\n\\nAssistant: ..."`, white space around each left out.
 

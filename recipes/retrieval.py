@@ -107,9 +107,9 @@ def texts_of(rows: AnyDataset, columns: Sequence[str] | None) -> AnyDataset:
     return chosen.rename_columns(new_names) if new_names else chosen
 
 
-def is_beir(name: str | None) -> bool:
+def is_beir(name: str) -> bool:
     """Whether a name is that of a folder in BEIR's form."""
-    return name is not None and (Path(name) / "qrels").is_dir()
+    return (Path(name) / "qrels").is_dir()
 
 
 def beir_rows(folder: str, split: str) -> Dataset:
@@ -174,12 +174,13 @@ class RetrievalRecipe(Recipe[RetrievalArguments]):
             return {
                 name: self._of_source(source, script_args) for name, source in script_args.named_sources().items()
             }, None
-        if not is_beir(script_args.dataset_name):
+        name = script_args.dataset_name
+        if name is None or not is_beir(name):
             return load_train_and_eval(script_args, training_args, dataset_args)
-        rows = beir_rows(script_args.dataset_name, script_args.dataset_train_split)
+        rows = beir_rows(name, script_args.dataset_train_split)
         held_out = None
         if script_args.wants_held_out(training_args):
-            held_out = beir_rows(script_args.dataset_name, script_args.dataset_test_split)
+            held_out = beir_rows(name, script_args.dataset_test_split)
             held_out = first_rows(held_out, script_args.max_eval_rows)
         return first_rows(rows, script_args.max_train_rows), held_out
 

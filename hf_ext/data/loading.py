@@ -45,7 +45,7 @@ def load_splits(
             Folder inside a Hub dataset or a folder of data files; a file or a saved folder takes no notice of it.
 
     Raises:
-        ValueError: nothing can be loaded; the message has the name and the reason in a line.
+        ValueError: if nothing can be loaded; the message has the name and the reason in a line.
     """
     from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
@@ -62,11 +62,11 @@ def load_splits(
             literal = glob.escape(str(path))  # `datasets` takes a pattern: `rows[12].jsonl` would be `rows1.jsonl`
             return load_dataset(kind, data_files={"train": literal}, streaming=streaming)
         if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(str(path))
-            saved = DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
+            dataset = load_from_disk(str(path))
+            splits = DatasetDict({"train": dataset}) if isinstance(dataset, Dataset) else dataset
             if not streaming:
-                return saved
-            return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in saved.items()})
+                return splits
+            return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in splits.items()})
         return load_dataset(name, name=config, streaming=streaming, data_dir=data_dir)
     except StopIteration as error:  # how `datasets` meets an empty JSON file
         raise ValueError(f"dataset {name!r} cannot be loaded: there is no row in it") from error
@@ -127,7 +127,7 @@ def load_rows(
     One split of [`load_splits`]; the only one where `split` is not given.
 
     Raises:
-        ValueError: no such split, or several and none was named.
+        ValueError: if there is no such split, or there are several and none was named.
     """
     return pick_split(load_splits(name, config, streaming), split, name)
 
@@ -137,8 +137,8 @@ def pick_split(splits: AnySplits, split: str | None, name: str) -> AnyDataset:
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if split not in splits:
-        what = "has several splits; name one of" if split is None else f"has no split {split!r}; it has"
-        raise ValueError(f"dataset {name!r} {what} {sorted(splits)}")
+        problem = "has several splits; name one of" if split is None else f"has no split {split!r}; it has"
+        raise ValueError(f"dataset {name!r} {problem} {sorted(splits)}")
     return splits[split]
 
 
@@ -159,7 +159,7 @@ class RenamedColumns:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Fill one batch."""
-        filled = {new: batch[old] for new, old in self.columns}
+        filled = {name: batch[source] for name, source in self.columns}
         if self.prompt_template is not None:
             # A prompt that is no string is left for the row check, which names the row.
             wrap = lambda p: self.prompt_template.replace("{prompt}", p) if isinstance(p, str) else p  # noqa: E731
@@ -182,7 +182,7 @@ def rename_columns(
             Text around a string prompt, with `{prompt}` where it goes, such as `"Question: {prompt}\\nAnswer: "`.
 
     Raises:
-        ValueError: only one column is named, a column is missing, or the template has no `{prompt}`.
+        ValueError: if only one column is named, a column is missing, or the template has no `{prompt}`.
     """
     if prompt_column is None and completion_column is None and prompt_template is None:
         return dataset
@@ -207,7 +207,7 @@ def take_columns(dataset: AnyDataset, columns: dict[str, str], prompt_template: 
             Text around a string prompt, with `{prompt}` where it goes; needs a new column `prompt`.
 
     Raises:
-        ValueError: a column is missing, or the template has no `{prompt}` or no prompt to go around.
+        ValueError: if a column is missing, or the template has no `{prompt}` or no prompt to go around.
     """
     if prompt_template is not None and "{prompt}" not in prompt_template:
         raise ValueError(f"prompt_template={prompt_template!r} has no {{prompt}} in it")
@@ -219,9 +219,9 @@ def take_columns(dataset: AnyDataset, columns: dict[str, str], prompt_template: 
     for column in columns.values():
         if column not in names:
             raise ValueError(f"the dataset has no column {column!r}; it has {names}")
-    kept = [name for name in ("weight", ROW_INDEX) if name in names and name not in columns]
+    beside = [name for name in ("weight", ROW_INDEX) if name in names and name not in columns]
     renamed = dataset.map(RenamedColumns(tuple(columns.items()), prompt_template), batched=True)
-    return renamed.select_columns([*columns, *kept])
+    return renamed.select_columns([*columns, *beside])
 
 
 def first_rows(dataset: AnyDataset, count: int | None) -> AnyDataset:
@@ -238,7 +238,7 @@ def check_model_name(name: str | None, revision: str | None = None, trust_remote
     Check that a model's config can be read, and the tokenizer of a folder, before anything long starts.
 
     Raises:
-        ValueError: it cannot; the message has the name and the reason in a line.
+        ValueError: if it cannot; the message has the name and the reason in a line.
     """
     if not name:
         raise ValueError("no model given: pass --model_name_or_path, a folder or the name of a Hub model")

@@ -86,7 +86,7 @@ class ConsensusArguments(RecipeArguments):
         Refuse settings that cannot be used.
 
         Raises:
-            ValueError: names the setting.
+            ValueError: if a setting cannot be used; the message names it.
         """
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")

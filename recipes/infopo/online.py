@@ -108,7 +108,7 @@ class OnlineArguments(RecipeArguments):
         Refuse settings that cannot be used.
 
         Raises:
-            ValueError: names the setting.
+            ValueError: if a setting cannot be used; the message names it.
         """
         least = {"rounds": 1, "answers_per_question": 2, "max_new_tokens": 1, "sample_batch_size": 1}
         for name, bound in least.items():
