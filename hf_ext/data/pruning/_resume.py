@@ -27,7 +27,7 @@ def fingerprint(rows: Rows, settings: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _of_array(value: Any) -> str:
+def _of_array(value: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
 
 
@@ -36,16 +36,18 @@ class Saved:
     What every group has got so far, written whole every `every` seconds.
 
     Raises:
-        ValueError: the file belongs to other rows or settings, or is no such file.
+        ValueError: if the file belongs to other rows or settings, or is no such file.
     """
 
     def __init__(self, path: str | Path | None, identity: str, every: float) -> None:
         self.path = None if path is None else Path(path)
         if not every >= 0:
             raise ValueError(f"save_every must be a number of seconds from 0, got {every}.")
-        self.identity, self.every = identity, every
+        self.identity = identity
+        self.every = every
         self.groups: dict[str, dict[str, Any]] = {}
-        self.lock, self.last = threading.Lock(), time.monotonic()
+        self.lock = threading.Lock()  # groups are matched on several threads
+        self.last = time.monotonic()
         if self.path is not None and self.path.exists():
             self._read(self.path)
 

@@ -226,6 +226,7 @@ def match(
     aims = {label: aim_of(label) for label in places if counts[label] > 0}
     identity = {"counts": [*counts.values()], "aims": [asdict(aim) for aim in aims.values()], **settings.identity()}
     path = settings.resume_path
+    # Two processes that write one file of picks would each continue the other's: the second is refused.
     with nullcontext() if path is None else claimed_file(path, then="or give another resume_path"):
         resume_file = Saved(path, "" if path is None else fingerprint(rows, identity), settings.save_every)
         results = _run(rows, places, counts, aims, settings, resume_file)
@@ -266,7 +267,7 @@ def _run(
     largest = max(len(selection) for selection in selections.values())
     # Threads either share out the groups, or the rows within a pick where a group is large: never both at a time.
     groups_at_once = min(threads, len(aims)) if engines.threads_for(largest, rows.values.shape[1], 2) == 1 else 1
-    if settings.backend == "torch":
+    if settings.backend == "torch":  # groups would take turns on the one device anyway, and fill its memory together
         groups_at_once = 1
     inside = threads if groups_at_once == 1 else 1
     hidden = not settings.show_progress

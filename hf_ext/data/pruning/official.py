@@ -56,6 +56,7 @@ def gm_official(
         if name in options:
             raise ValueError(f"gm_official fixes {name}: use gm_matching to choose it.")
     settings = Settings(target_scale="unit", **options)
+    # Two readings of the same rows: the released code takes the median of one and matches the other to it.
     raw_rows = check_rows(X)
     unit_rows = check_rows(X, "unit")
     places = split_groups(groups, len(raw_rows.values))
@@ -63,7 +64,6 @@ def gm_official(
     aims: dict[Label, Aim] = {}
     for label, index in places.items():
         selection = Selection(raw_rows, index)
-        drawn_row = int(rng.choice(selection.numbers()))
-        start_row = drawn_row if first is None else first
+        start_row = int(rng.choice(selection.numbers())) if first is None else first
         aims[label] = Aim(solve(selection).center, unit_rows.take(slice(start_row, start_row + 1))[0])
     return match(unit_rows, k, places, aims.__getitem__, settings, "gm_official", budget, min_per_group)

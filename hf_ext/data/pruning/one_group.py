@@ -155,7 +155,7 @@ class _Group:
         fields = resume_file.groups.get(name)
         if fields is None:
             self.center, self.median = aim.center_of(selection, threads)
-            if settings.trim:
+            if settings.trim:  # farthest from the centre of all rows; the others' own centre is the target
                 self.selection = _trimmed(selection, self.center, settings.trim)
                 self.center, self.median = aim.center_of(self.selection, threads)
         else:
@@ -192,7 +192,7 @@ class _Group:
             fields["trimmed"] = self.selection.numbers()
         if self.median is not None:
             fields |= {
-                f"median_{field}": np.array(-1 if value is None else value)
+                f"median_{field}": np.array(-1 if value is None else value)  # None would need pickle
                 for field, value in asdict(self.median).items()
             }
         self.resume_file(self.name, fields, write_now)
@@ -236,7 +236,7 @@ def run_group(
     engine_name = engines.choose(settings.engine, n, d)
     if group.count < k:
         state = State(group.selection, group.target, group.theta)
-        state.is_taken[np.searchsorted(state.numbers, group.all("numbers"))] = True
+        state.is_taken[np.searchsorted(state.numbers, group.all("numbers"))] = True  # picks of the run that was killed
         if group.count == 0 and not group.theta.any():
             place = int(np.argmin(_squared_distances(group.selection, group.target)))  # from zero every row ties
             length = state.take(place)

@@ -140,7 +140,7 @@ def _selected(
         selection = None if rows is None else Selection(rows, places[label])
         picks = selector.pick(selection, counts[label], group_scores, rng, **options)
         indices = numbers[_checked_places(picks, counts[label], len(numbers), method)]
-        unknown = np.full(len(indices), np.nan)
+        unknown = np.full(len(indices), np.nan)  # no theta: nothing was matched
         results[label] = GroupMatching(indices, unknown, unknown)
     return Matching(results, groups is not None, method, (*(rows.notes if rows is not None else ()), *notes))
 
@@ -195,12 +195,14 @@ def _hard(selection: Selection, k: int, *_: object) -> IntArray:
 
 
 def _moderate(selection: Selection, k: int, *_: object) -> IntArray:
+    # Neither the easiest rows nor the hardest: those as far from the mean as the median row.
     distances = selection.distances(selection.mean())
     return np.argsort(np.abs(distances - np.median(distances)), kind="stable")[:k]
 
 
 def _k_center(selection: Selection, k: int, *_: object) -> IntArray:
     picks = np.empty(k, np.int64)
+    # Gonzalez 1985: farthest-first covers within twice the best radius, whatever the first row.
     picks[0] = np.argmin(selection.distances(selection.mean()))
     nearest = np.full(len(selection), np.inf)  # distance to the nearest pick; -1 for the picks themselves
     for t in range(1, k):
@@ -313,7 +315,9 @@ def check_method(method: str, options: Mapping[str, Any]) -> str:
         if name not in hints:
             reason = f" It was removed: {_REMOVED[name]}." if name in _REMOVED else _near(name, hints)
             raise ValueError(f"method={method!r} has no option {name!r}.{reason} It has {', '.join(sorted(hints))}.")
-        kinds = set(get_args(hints[name])) or {hints[name]}
+        kinds = set(get_args(hints[name])) or {
+            hints[name]
+        }  # `int | None` is both; arrays are checked where they are used
         if kinds <= set(_KINDS) and not any(_is(value, kind) for kind in kinds):
             words = " or ".join(words for kind, words in _KINDS.items() if kind in kinds)
             raise ValueError(f"{name} must be {words}, got {value!r}.")

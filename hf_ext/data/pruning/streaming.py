@@ -43,7 +43,7 @@ class _Tally:
             self.count += 1
             if len(self.sample) < self.limit:
                 self.sample.append(row.copy())
-            else:
+            else:  # row number `count` enters with probability limit / count, and drives out a row at random
                 place = int(self.rng.integers(self.count))
                 if place < self.limit:
                     self.sample[place] = row.copy()
@@ -62,6 +62,7 @@ class _Run:
 
     def share(self, rows: int) -> int:
         """Picks of the next `rows` rows: shares add up to `quota` at the end of the stream, whatever the buffers."""
+        # floor(quota * rows / count) telescopes: what one buffer loses by rounding down, a later one gets.
         return self.quota * (self.rows_read + rows) // self.count - self.rows_picked
 
 
@@ -149,9 +150,9 @@ def prune_stream(
         else:
             center = tally.total / tally.count
         target = center * target_scale
-        theta = target.copy() if metric == "unit" else np.zeros_like(target)
+        theta = target.copy() if metric == "unit" else np.zeros_like(target)  # as `gm_matching` starts it
         runs[label] = _Run(counts[label], tally.count, target, theta)
-    settings = Settings(show_progress=False, **options)
+    settings = Settings(show_progress=False, **options)  # a bar a buffer would drown that of the stream
     indices, ranks = _second_pass(reader, runs, buffer_rows, n, settings, show_progress)
     return _stream_of(stream, indices, ranks)
 
@@ -159,6 +160,7 @@ def prune_stream(
 def _stream_encoder(
     encoder: EncoderLike, stream: IterableDataset, input_column: str | list[str] | None
 ) -> tuple[Encoder, tuple[str, ...]]:
+    # A stream made by a generator does not know its features: the first row tells the columns' names.
     features = stream.features or dict.fromkeys(next(iter(stream), {}))
     columns, images = input_columns(features, input_column, encoder)
     return as_encoder(encoder, images), columns
@@ -281,7 +283,7 @@ def _match(run: _Run, selection: Selection, settings: Settings) -> IntArray:
     """Places of one buffer's picks of a label in the selection, in pick order; theta goes on."""
     count = run.share(len(selection))
     run.rows_read += len(selection)
-    if count <= 0 or run.rows_read > run.count:
+    if count <= 0 or run.rows_read > run.count:  # more rows than in the first pass: refused at the end, with numbers
         return np.zeros(0, dtype=np.int64)
     aim = Aim(run.target, run.theta)
     numbers = match(selection.rows, count, {ALL_ROWS: selection.index}, lambda _: aim, settings, "gm").indices

@@ -133,6 +133,7 @@ def _mapped(path: Path, n: int) -> np.ndarray | None:
         logger.warning("%s cannot be read (%s): its vectors are computed again.", path, error)
         return None
     fits_rows = vectors.ndim == 2 and len(vectors) == n and vectors.dtype == np.float32
+    # A copy that was cut short has the right head: only its length tells.
     if not fits_rows or path.stat().st_size != vectors.offset + vectors.nbytes:
         logger.warning("%s does not hold the %s vectors of these rows: they are computed again.", path, f"{n:,}")
         return None
@@ -212,7 +213,7 @@ def arrow_vectors(
             refuse(int(ragged[0]), f"the vector has {lengths[ragged[0]]} numbers, that of row 0 has {d}")
     if d == 0:
         refuse(0, "the vector has no numbers")
-    values = chunk.flatten()
+    values = chunk.flatten()  # unlike `.values`, without the numbers of rows outside of a slice
     if values.null_count:
         place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         refuse(place // d, f"dimension {place % d} is None")

@@ -225,6 +225,7 @@ def _key(dataset: Dataset, columns: tuple[str, ...], encoder: Encoder, batch_siz
             "importable function, or embed the rows once with Dataset.map(EmbedRows(...)) and save them."
         )
         return f"once-{generate_random_fingerprint()}"
+    # The batch size is part of it: padding to the longest text of a batch moves the last bits.
     return f"vectors-{Hasher.hash([dataset._fingerprint, columns, identity, batch_size, REVISION, _FILE_REVISION])}"
 
 
@@ -241,7 +242,7 @@ def _fill(
     rows = rows.select_columns(list(columns)) if columns else rows
     partial = path.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    step = max(1, _PIECE_ROWS // batch_size) * batch_size
+    step = max(1, _PIECE_ROWS // batch_size) * batch_size  # whole batches: a continued run makes the same ones
     advice = "The vectors written so far are kept: free some space and run again."
     with writing("the vectors", path, advice=advice), open(partial, "ab") as file:
         rows_written, d = _continued(partial, file, n, step)

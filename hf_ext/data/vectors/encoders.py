@@ -35,7 +35,7 @@ class Encoder:
     encode: Callable[[Any], Any]
     identity: Callable[[], str | None]
 
-    def __call__(self, values: Any, rows: int) -> np.ndarray:
+    def __call__(self, values: Mapping[str, Any] | Sequence[Any], rows: int) -> np.ndarray:
         """
         Vectors of a batch, shape `(rows, d)` float32.
 
