@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from hf_ext.guards.best_metric import fill_direction
 from hf_ext.guards.numbers import check_numbers
@@ -14,8 +14,7 @@ from hf_ext.guards.numbers import check_numbers
 # defaults in front of those of TRL's configurations, which come later in the bases.
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    HostArguments = TrainingArguments
+    from transformers import TrainingArguments as HostArguments
 else:
     HostArguments = object
 
