@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from hf_ext.guards.models import first_line
 from hf_ext.method import trained_methods
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def devices(facts: Facts) -> None:
         rows["cpu_bf16"] = cpu_has_bf16()
         rows["accelerators"] = _accelerators(torch)
     except Exception as error:  # a broken torch fails in many ways; `imports` says more
-        facts.broken(f"torch does not answer: {_line(error)}", "reinstall torch, for this machine's driver")
+        facts.broken(f"torch does not answer: {first_line(error)}", "reinstall torch, for this machine's driver")
         return
     has_driver = Path("/dev/nvidia0").exists()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -205,9 +206,9 @@ def launch(facts: Facts) -> None:
         facts.values["launch"]["processes"] = PartialState().num_processes
         check_world_size()
     except RuntimeError as error:
-        facts.broken(_line(error), "hf-ext train METHOD --num_processes N ... starts them the right way")
+        facts.broken(first_line(error), "hf-ext train METHOD --num_processes N ... starts them the right way")
     except Exception as error:
-        facts.broken(f"the number of processes cannot be told: {_line(error)}", "see the findings on packages")
+        facts.broken(f"the number of processes cannot be told: {first_line(error)}", "see the findings on packages")
 
 
 def extras(facts: Facts) -> None:
@@ -351,13 +352,8 @@ def imports(facts: Facts) -> None:
                 getattr(import_module("hf_ext"), method.trainer)
     except Exception as error:
         facts.broken(
-            f"the trainers cannot be imported: {_line(error)}",
+            f"the trainers cannot be imported: {first_line(error)}",
             'pip install -U "hf-ext", and if that does not help report it with this output',
         )
         return
     facts.values["trainers_import"] = True
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
