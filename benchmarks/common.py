@@ -17,6 +17,9 @@ from typing import Any
 
 from measured import HERE, RESULTS, changed_files, code_hash
 
+from hf_ext.guards.disk import write_whole
+from hf_ext.guards.runs import RunFolder
+
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "hf-ext")
 
 
@@ -98,16 +101,14 @@ def piece(work: Path, key: str, settings: dict[str, Any], compute: Callable[[], 
     A killed benchmark continues with the first piece that is missing.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    path = work / f"{key}-{digest}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    started = time.perf_counter()
-    result = compute() | {"seconds": None}
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.replace(path)
+    pieces = RunFolder(work)
+    step = f"{key}-{digest}"
+    result = pieces.results(step)
+    if result is None:
+        started = time.perf_counter()
+        result = compute()
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        pieces.mark_done(step, result)
     return result
 
 
@@ -151,8 +152,7 @@ def finish(options: argparse.Namespace, result: dict[str, Any], headline: dict[s
     if changed:
         output = options.work / output.name
     text = json.dumps({"headline": headline, **provenance(options), **result}, indent=1)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n", encoding="utf-8")
+    write_whole(output, text + "\n")
     if changed:
         sys.exit(f"The measured code changed during the run. The result is in {output}.")
     print(json.dumps(headline))

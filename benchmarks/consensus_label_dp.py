@@ -70,7 +70,7 @@ from hf_ext.data.relabeling import (
     fold_numbers,
     noisy_accuracy,
 )
-from hf_ext.trainers.consensus.choice import STRATEGIES, Strategy, choose_strategy
+from hf_ext.data.relabeling.choice import STRATEGIES, Strategy, choose_strategy
 
 FOLDS, CAP = 4, 4
 FORWARD = {strategy.name: "forward_" + str(strategy.mode) for strategy in STRATEGIES}
@@ -312,7 +312,8 @@ def finetuned(work: Path, seed: int, rows: int = 2000, epochs: int = 2) -> dict[
     from sentence_transformers import SentenceTransformer
     from transformers import Trainer, set_seed
 
-    from hf_ext.trainers.consensus import ConsensusConfig, ConsensusRecipe, ForwardCorrectedTrainer, SentenceHead
+    from hf_ext.rounds.consensus import ConsensusRecipe
+    from hf_ext.trainers.consensus import ConsensusConfig, ForwardCorrectedTrainer, SentenceHead
 
     started, folder = time.process_time(), work / f"finetuned-{seed}"
     texts, test = texts_of("snips", "train")[:rows], texts_of("snips", "test")

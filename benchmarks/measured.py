@@ -29,7 +29,12 @@ PICKS = [
 # Files and folders of Python from the repository's root. The script and the modules beside it that it imports belong
 # to it too. A result is current while none of them has changed.
 MEASURED = {
-    "consensus_label_dp": ["hf_ext/data/relabeling", "hf_ext/losses/label_noise.py", "trainers/consensus"],
+    "consensus_label_dp": [
+        "hf_ext/data/relabeling",
+        "hf_ext/losses/label_noise.py",
+        "hf_ext/rounds",
+        "trainers/consensus",
+    ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "demo": [
         "hf_ext/_upstream",

@@ -23,6 +23,7 @@ from hf_ext.data.relabeling.accuracy import noisy_accuracy as noisy_accuracy
 from hf_ext.data.relabeling.audit import audit_channel as audit_channel
 from hf_ext.data.relabeling.channel import RRChannel as RRChannel
 from hf_ext.data.relabeling.channel import RRWithPrior as RRWithPrior
+from hf_ext.data.relabeling.choice import choose_strategy as choose_strategy
 from hf_ext.data.relabeling.consensus import ConsensusFilter as ConsensusFilter
 from hf_ext.data.relabeling.consensus import bayes_posterior as bayes_posterior
 from hf_ext.data.relabeling.consensus import relabel as relabel
@@ -75,9 +76,8 @@ from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
 from hf_ext.retrieval.augmenter import QueryAugmenter as QueryAugmenter
 from hf_ext.retrieval.encoder import RareEncoder as RareEncoder
 from hf_ext.retrieval.settings import EncoderSettings as EncoderSettings
-from hf_ext.trainers.consensus.choice import choose_strategy as choose_strategy
+from hf_ext.rounds.consensus import ConsensusRecipe as ConsensusRecipe
 from hf_ext.trainers.consensus.config import ConsensusConfig as ConsensusConfig
-from hf_ext.trainers.consensus.recipe import ConsensusRecipe as ConsensusRecipe
 from hf_ext.trainers.consensus.sentence_head import SentenceHead as SentenceHead
 from hf_ext.trainers.consensus.trainer import ForwardCorrectedTrainer as ForwardCorrectedTrainer
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig as ContextFreeSFTConfig

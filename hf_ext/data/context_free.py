@@ -24,7 +24,14 @@ from hf_ext.data.slots import can_refill
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.inside import file_in, read_json
-from hf_ext.guards.runs import InUseError, claimed_folder, remove_leftovers
+from hf_ext.guards.runs import (
+    InUseError,
+    changed_settings,
+    claimed_folder,
+    refuse_changes,
+    refuse_strangers,
+    remove_leftovers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,18 +45,6 @@ FORMAT_REVISION = 2
 READABLE = (1, 2)  # 1: a shard was one batch with a random stream of its own; read, never continued
 MOST_BATCHES = 8  # batches in a shard: more would save little time and lose more rows to a kill
 MANIFEST = "manifest.json"
-# What the rows of a shard depend on: a store is continued only by a call that agrees on all of these.
-SETTINGS = (
-    "model_hash",
-    "tokenizer_hash",
-    "start_ids",
-    "eos_ids",
-    "seed",
-    "batch_size",
-    "max_new_tokens",
-    "dtype",
-    "autocast_dtype",
-)
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int64())),
@@ -240,6 +235,7 @@ def generate_context_free(
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
     require_untouched_adapters(model)
     folder = Path(output_dir)
+    # What the rows of a shard depend on: a store is continued only by a call that agrees on all of these.
     settings: dict[str, Any] = {
         "model_hash": model_hash(model),
         "tokenizer_hash": tokenizer_hash(tokenizer, with_chat_template=False),
@@ -283,7 +279,7 @@ def _claimed(folder: Path) -> Iterator[None]:
     with ExitStack() as claim:
         if rank == 0:
             try:
-                claim.enter_context(claimed_folder(folder, then="or pass another output_dir"))
+                claim.enter_context(claimed_folder(folder, remedy="pass another output_dir"))
                 for pattern in ("shard-*", MANIFEST):
                     remove_leftovers(folder, pattern)
             except (InUseError, OSError) as error:
@@ -311,17 +307,17 @@ def _fill(
         while True:
             tokens = sum(shard["tokens"] for shard in shards)
             bar.update(tokens - bar.n)
-            done = tokens >= num_tokens
+            is_complete = tokens >= num_tokens
             if rank == 0:
                 rows = sum(shard["rows"] for shard in shards)
-                manifest |= {"num_tokens": num_tokens, "rows": rows, "tokens": tokens, "complete": done}
+                manifest |= {"num_tokens": num_tokens, "rows": rows, "tokens": tokens, "complete": is_complete}
                 _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-            if done:
+            if is_complete:
                 break
             table = sample(len(shards) + rank, bar.update)
             for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
                 # The last round may overshoot: what one process would not have sampled is not kept.
-                if sum(kept["tokens"] for kept in shards) < num_tokens:
+                if sum(shard["tokens"] for shard in shards) < num_tokens:
                     shards.append(shard)
                 elif rank == 0:
                     (folder / shard["file"]).unlink()
@@ -394,9 +390,7 @@ def _gathered(value: T, world: int) -> list[T]:
 def _open_manifest(folder: Path, settings: dict[str, Any], rows_per_shard: int, model: nn.Module) -> dict[str, Any]:
     """Return the manifest to continue from: the folder's, if it agrees with `settings`, or a new one."""
     if not (folder / MANIFEST).exists():
-        # A file that starts with a dot may be our own, left by a kill before the first manifest was whole.
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no {MANIFEST}: no context-free store. Pass another.")
+        refuse_strangers(folder / MANIFEST, "Pass another output_dir.")
         folder.mkdir(parents=True, exist_ok=True)
         libraries = ("hf-ext", "torch", "transformers", "datasets", "pyarrow")
         return {
@@ -411,12 +405,8 @@ def _open_manifest(folder: Path, settings: dict[str, Any], rows_per_shard: int, 
         }
     store = ContextFreeStore(folder)
     manifest = store.manifest
-    for name in SETTINGS:
-        if manifest[name] != settings[name]:
-            raise ValueError(
-                f"The store {folder} was made with {name}={manifest[name]!r}, this call has {settings[name]!r}. "
-                "Repeat the call with the store's settings, or pass another output_dir."
-            )
+    former_settings = {name: manifest[name] for name in settings}
+    refuse_changes(f"The store {folder}", changed_settings(former_settings, settings), "pass another output_dir")
     _check_shards(folder, manifest["shards"])
     return manifest
 

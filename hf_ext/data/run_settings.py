@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xxhash
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hf_ext.data.provenance import model_hash, tokenizer_hash
 from hf_ext.data.row_digest import code_digest, rows_change, rows_digest
-from hf_ext.guards.disk import write_whole
 from hf_ext.guards.inside import read_json
+from hf_ext.guards.runs import RunFolder
 
-FORMAT_REVISION = 2  # 1: labels and two dozen settings alone were compared
+RowSets: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None
 LOGGING = ("logging_strategy", "logging_steps", "logging_first_step")
 # Arguments of training that may change between a run and its continuation: they change no result. All others count,
 # those too that a later version of the host adds.
@@ -36,7 +36,6 @@ FREE = frozenset({
 # A run resumed from any checkpoint ends in the same weights; but the best one is chosen among those that are saved.
 SAVING = frozenset({"save_strategy", "save_steps", "save_only_model"})
 _DEEPEST = 4  # of objects inside objects that are described
-_LONGEST = 80  # characters of a value in a message
 _MODEL_FILES = re.compile(
     r".*\.(safetensors|bin|model|jinja|safetensors\.index\.json)|(generation_|adapter_|preprocessor_|processor_)?"
     r"config\.json|(tokenizer|special_tokens|added_tokens|vocab|merges|chat_template).*\.(json|txt)"
@@ -160,13 +159,13 @@ def source_settings(name: str, revision: str | None = None) -> dict[str, Any]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and _MODEL_FILES.fullmatch(path.name))
     if any(path.suffix == ".safetensors" for path in files):  # the host prefers them
         files = [path for path in files if path.suffix != ".bin"]
-    found: dict[str, Any] = {path.name: file_hash(path) for path in files}
+    settings: dict[str, Any] = {path.name: file_hash(path) for path in files}
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json")
         base_name = base.get("base_model_name_or_path")
         if isinstance(base_name, str) and base_name and Path(base_name) != folder:
-            found["base"] = source_settings(base_name, base.get("revision"))
-    return found
+            settings["base"] = source_settings(base_name, base.get("revision"))
+    return settings
 
 
 def file_hash(path: Path) -> str:
@@ -178,109 +177,30 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def claim_run(
-    path: Path,
-    settings: Mapping[str, Any],
-    rows: Mapping[str, Any],
-    *,
-    state: Any,
-    stages: str,
-) -> None:
+def begin_run(run: RunFolder, settings: Mapping[str, Any], rows: Mapping[str, RowSets], *, parts: str) -> None:
     """
-    Begin a run in the folder of `path`, or go on with it: refuse where its result would depend on anything else.
+    [`RunFolder.begin`](hf_ext.guards.runs.RunFolder) for settings and rows.
 
     Args:
-        path (`Path`):
-            The file that holds what the run was begun with.
+        run ([`~hf_ext.guards.runs.RunFolder`]):
+            The folder.
         settings (`Mapping`):
             Plain values, mappings of them too.
         rows (`Mapping`):
             Name in messages (`training rows`) to a `Dataset`, a stream, a mapping of them, or `None`.
-        state (`PartialState`):
-            The processes; the main one writes.
-        stages (`str`):
-            Pattern of what a run leaves beside the file, such as `round-*`.
+        parts (`str`):
+            Pattern of what a run leaves in the folder, such as `round-*`.
 
     Raises:
-        ValueError: other settings or rows; or the folder holds stages of a run whose settings are not known.
+        ValueError: the run was begun with other settings or rows; or the folder holds parts of a run whose settings
+            are not known.
     """
-    flat_rows = dict(_flat_rows(rows))
-    content = {
-        "format_revision": FORMAT_REVISION,
-        "settings": json.loads(json.dumps(dict(_flat(settings)))),
-        "rows": {name: rows_digest(part) for name, part in flat_rows.items()},
-    }
-    recorded = _read(path, stages)
-    state.wait_for_everyone()  # all have looked before one writes
-    if recorded is not None:
-        changes = _changes(recorded, content, flat_rows)
-        if changes:
-            raise ValueError(
-                f"{path.parent} was begun with other settings: {'; '.join(changes)}. Run with the former ones to "
-                "finish it, or choose another output_dir, or delete this one."
-            )
-    elif state.is_main_process:
-        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    state.wait_for_everyone()
+    sets = dict(_flat_rows(rows))
+    digests = {name: rows_digest(part) for name, part in sets.items()}
+    run.begin(settings, digests, lambda name, former: rows_change(former, digests[name], sets[name]), parts=parts)
 
 
-def _read(path: Path, stages: str) -> dict[str, Any] | None:
-    remedy = "Choose another output_dir, or delete this one."
-    if not path.is_file():
-        if any(path.parent.glob(stages)):
-            raise ValueError(
-                f"{path.parent} holds parts of a run ({stages}) but no {path.name}, which says what it was begun "
-                f"with: it cannot go on. {remedy}"
-            )
-        return None
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        revision = recorded["format_revision"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): the run cannot go on. {remedy}") from error
-    if revision != FORMAT_REVISION:
-        raise ValueError(
-            f"{path} was written by another version of hf-ext (format {revision!r}, this is {FORMAT_REVISION}), which "
-            f"compares other settings: finish the run with that version. Or: {remedy[0].lower()}{remedy[1:]}"
-        )
-    return recorded
-
-
-def _changes(recorded: dict[str, Any], current: dict[str, Any], rows: Mapping[str, Any]) -> list[str]:
-    former, latter = recorded["settings"], current["settings"]
-    names = [*former, *(name for name in latter if name not in former)]
-    changes = [
-        f"{name} was {_short(former, name)}, is {_short(latter, name)}"
-        for name in names
-        if former.get(name, names) != latter.get(name, names)
-    ]
-    for name in {**recorded["rows"], **current["rows"]}:
-        if name not in current["rows"] or name not in recorded["rows"]:
-            changes.append(f"{name}: {'there are none now' if name in recorded['rows'] else 'there were none'}")
-            continue
-        change = rows_change(recorded["rows"][name], current["rows"][name], rows[name])
-        if change is not None:
-            changes.append(f"other {name} ({change})")
-    return changes
-
-
-def _short(settings: Mapping[str, Any], name: str) -> str:
-    if name not in settings:
-        return "not there"
-    text = repr(settings[name])
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Mappings inside mappings as one, `model.config.dropout`: a message then names the one value that changed."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _flat_rows(rows: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def _flat_rows(rows: Mapping[str, RowSets]) -> Iterable[tuple[str, Dataset | IterableDataset]]:
     for name, part in rows.items():
         if isinstance(part, Mapping):
             yield from ((f"{name} {key!r}", inner) for key, inner in part.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_ext.demo.model import check_room, embedded_model
 from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
-from hf_ext.guards.disk import write_whole
-from hf_ext.guards.runs import claimed_folder, is_lock
+from hf_ext.guards.runs import RunFolder, claimed_folder
 
 if TYPE_CHECKING:
     from hf_ext.demo.training import RunRecord, Workplace
@@ -37,7 +35,7 @@ def run_demo(output: str | Path, settings: DemoSettings) -> ForgettingReport:
         OSError: if the disk has too little room.
         MemoryError: if too little memory is available.
     """
-    with claimed_folder(output, then="or pass another --output"):
+    with claimed_folder(output, remedy="pass another --output"):
         return _run(Path(output), settings)
 
 
@@ -48,7 +46,8 @@ def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
     except OSError as error:
         raise OSError(f"{error} --output chooses the place of the demo's own files.") from error
     original = embedded_model() if settings.model != "tiny" else output / "original"
-    _claim(output, settings)
+    demo_folder = RunFolder(output, "settings.json", remedy="pass another --output")
+    demo_folder.begin(settings.to_dict())
 
     # The heavy imports come after the cheap refusals.
     from hf_ext.demo.training import Workplace, quiet_hosts, train_and_measure
@@ -59,7 +58,7 @@ def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
             from hf_ext.demo.tiny import tiny_folder
 
             tiny_folder(original, seed=settings.seed)
-        place = Workplace(settings, output, original)
+        place = Workplace(settings, demo_folder, original)
         place.sample()
         records = {}
         for number, run in enumerate(RUNS, start=1):
@@ -80,25 +79,6 @@ def _announcement(settings: DemoSettings) -> str:
         f"Tuning {name} on a house format in {len(RUNS)} ways, {settings.max_steps} steps each, in {precision}: "
         f"{settings.duration} on 2 cores (here: {os.cpu_count()}). After a stop, the same command continues."
     )
-
-
-def _claim(output: Path, settings: DemoSettings) -> None:
-    """Make `output` this demo's folder, or refuse."""
-    wanted, path = settings.to_dict(), output / "settings.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{output} holds a demo with other settings ({name}: {found.get(name)!r}, now {wanted[name]!r}). "
-                "Pass another --output, or remove the folder."
-            )
-        return
-    if output.exists() and not all(is_lock(path.name) for path in output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no demo. Pass another --output.")
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def best_run(report: ForgettingReport) -> str:

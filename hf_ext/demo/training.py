@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 import time
@@ -30,7 +29,7 @@ from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
 from hf_ext.demo.tasks import house_rows
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.report import ForgettingReport
-from hf_ext.guards.disk import write_whole
+from hf_ext.guards.runs import RunFolder
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 
@@ -45,13 +44,18 @@ class Workplace:
 
     Args:
         settings ([`DemoSettings`]): sizes and seed.
-        output (`Path`): the demo's folder.
+        demo_folder ([`~hf_ext.guards.runs.RunFolder`]): of the whole demo.
         original (`Path`): folder of the original model.
     """
 
     settings: DemoSettings
-    output: Path
+    demo_folder: RunFolder
     original: Path
+
+    @property
+    def output(self) -> Path:
+        """The folder of the whole demo."""
+        return self.demo_folder.folder
 
     @property
     def train_rows(self) -> Dataset:
@@ -105,12 +109,9 @@ class RunRecord:
 
 
 def read_record(place: Workplace, run: str) -> RunRecord | None:
-    """The record of a finished run with the same settings; `None` where it is still to do."""
-    path = place.run_folder(run) / "result.json"
-    if not path.is_file() or (run in ANCHORED and not (place.run_folder(run) / "model").is_dir()):
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values["settings"] != place.settings.to_dict():
+    """The record of a finished run; `None` where it is still to do."""
+    values = place.demo_folder.results(f"runs/{run}/result")
+    if values is None or (run in ANCHORED and not (place.run_folder(run) / "model").is_dir()):
         return None
     return RunRecord(ForgettingReport.from_dict(values["report"]), values["ess_ratio"], values["seconds"])
 
@@ -147,7 +148,7 @@ def train_and_measure(place: Workplace, run: str) -> RunRecord:
         "ess_ratio": ess_ratio,
         "seconds": seconds,
     }
-    write_whole(folder / "result.json", json.dumps(values, indent=2) + "\n")  # last: marks it done
+    place.demo_folder.mark_done(f"runs/{run}/result", values)
     return RunRecord(report, ess_ratio, seconds)
 
 

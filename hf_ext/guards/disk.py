@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ _FULL_MESSAGES = ("No space left on device", "File too large", "Disk quota excee
 _REFUSED = {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+STAGING = "_saving"  # begins like everything that no push takes along
+_WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 # torch.save (2.13) raises a plain RuntimeError for a write that failed.
 _TORCH_WRITER = ("PytorchStreamWriter failed", "file write failed", "inline_container")
 
@@ -156,6 +159,59 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(
+    folder: Path,
+    *,
+    num_bytes: int | None = None,
+    advice: str = "What was in the folder before is intact. Free some space and run again.",
+    is_writer: bool = True,
+) -> Iterator[Path]:
+    """
+    A folder to save a model to; on leaving, its files are moved into `folder`, once all of them are on the disk.
+
+    The weights come last, and those of an earlier save in another number of files go: what a kill or a full disk
+    leaves is the model saved before, or none.
+
+    Args:
+        folder (`Path`):
+            Where the model goes; the caller holds it.
+        num_bytes (`int`, *optional*):
+            Bytes it takes, where they are known.
+        advice (`str`, *optional*):
+            End of the message where there is no room.
+        is_writer (`bool`, *optional*, defaults to `True`):
+            Whether this process moves the files: of several that save together one does.
+
+    Raises:
+        DiskFullError: there is no room; what was in the folder is intact.
+    """
+    staging = folder / STAGING
+    remove = lambda: shutil.rmtree(staging, ignore_errors=True)  # noqa: E731  named for what it does, twice
+    with writing("the model", folder, num_bytes=num_bytes, advice=advice, clean_up=remove):
+        if is_writer:
+            remove()  # left by a killed run
+        yield staging
+        if is_writer:
+            flush(staging)
+            _move_model(staging, folder)
+
+
+def _move_model(staging: Path, folder: Path) -> None:
+    names = {file.name for file in staging.iterdir()}
+    kinds = {match[1] for name in names if (match := _WEIGHTS.fullmatch(name))}
+    for file in sorted(staging.iterdir(), key=lambda file: bool(_WEIGHTS.fullmatch(file.name))):
+        target = folder / file.name
+        if file.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(file, target)
+    for file in list(folder.iterdir()):
+        match = _WEIGHTS.fullmatch(file.name)
+        if match and match[1] in kinds and file.name not in names:
+            file.unlink()
+    shutil.rmtree(staging)
 
 
 class _Sink(io.RawIOBase):

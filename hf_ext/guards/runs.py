@@ -1,24 +1,26 @@
-"""A folder or file that one process writes at a time: claimed with a lock, let go when the process ends, however."""
+"""Folders that one process writes at a time, and runs in them: begun for their settings, resumed, published whole."""
 
 from __future__ import annotations
 
 import errno
 import glob
+import json
 import logging
 import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from hf_ext.guards.disk import is_refused, unwritable
+from hf_ext.guards.disk import is_refused, publishing, unwritable, write_whole
 
 if TYPE_CHECKING:
     from filelock import FileLock
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,12 @@ T = TypeVar("T")
 
 LOCK = ".hf-ext.lock"  # hidden: no push takes `.hf-ext*` along, and no check for an empty folder may count it
 _CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_held: set[tuple[str, int]] = set()  # lock and thread: a run claims its folder, and its trainer the same one again
+FORMAT_REVISION = 2  # of the record of a run's settings; 1: labels and two dozen settings alone were compared
+_LONGEST = 80  # characters of a value in a message
+_claims: set[tuple[str, int]] = set()  # lock and thread: a run claims its folder, and its trainer the same one again
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_held.clear)  # filelock >= 4 closes the child's copy of the lock, too
+    os.register_at_fork(after_in_child=_claims.clear)  # filelock >= 4 closes the child's copy of the lock, too
 
 
 class InUseError(ValueError):
@@ -39,7 +43,7 @@ class InUseError(ValueError):
 
 @contextmanager
 def claimed_folder(
-    folder: str | os.PathLike[str], *, waits: bool = False, then: str = "or name another folder"
+    folder: str | os.PathLike[str], *, waits: bool = False, remedy: str = "name another folder"
 ) -> Iterator[None]:
     """
     Hold `folder`, made where it is missing, for writing; the lock lies in it, as `.hf-ext.lock`, and goes at the end.
@@ -55,7 +59,7 @@ def claimed_folder(
         waits (`bool`, *optional*, defaults to `False`):
             Whether to wait, with a line in the log, for the process that holds it: for a cache that it is about to
             finish.
-        then (`str`, *optional*):
+        remedy (`str`, *optional*):
             What else to do than wait, for the message.
 
     Raises:
@@ -65,7 +69,7 @@ def claimed_folder(
     folder = Path(folder)
     is_new = not os.path.exists(folder)  # unlike Path.exists it takes a name that is too long
     try:
-        with _claimed(folder / LOCK, folder, waits, then):
+        with _claimed(folder / LOCK, folder, waits, remedy):
             yield
     finally:
         if is_new:
@@ -74,9 +78,7 @@ def claimed_folder(
 
 
 @contextmanager
-def claimed_file(
-    path: str | os.PathLike[str], *, waits: bool = False, then: str = "or name another"
-) -> Iterator[None]:
+def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: str = "name another") -> Iterator[None]:
     """
     Hold the name `path`, of a file or of a folder that is renamed to it, as [`claimed_folder`] does.
 
@@ -87,7 +89,7 @@ def claimed_file(
         NotWritableError: the place cannot be written: read-only, no permission, a file where a folder should be.
     """
     path = Path(path)
-    with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, then):
+    with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, remedy):
         remove_leftovers(path.parent, glob.escape(path.name))
         yield
 
@@ -99,7 +101,7 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def claimed_output(args: Any) -> Iterator[None]:
+def claimed_output(args: TrainingArguments) -> Iterator[None]:
     """
     Hold the `output_dir` of a training for this run: the processes that train together are one.
 
@@ -117,12 +119,12 @@ def claimed_output(args: Any) -> Iterator[None]:
     with ExitStack() as stack:
         if args.should_save:
             try:
-                stack.enter_context(claimed_folder(args.output_dir, then="or choose another output_dir"))
+                stack.enter_context(claimed_folder(args.output_dir, remedy="choose another output_dir"))
             except (InUseError, OSError) as error:
                 refusal = error
-        for found in gather_object([refusal]):
-            if found is not None:
-                raise found
+        for any_refusal in gather_object([refusal]):
+            if any_refusal is not None:
+                raise any_refusal
         yield
 
 
@@ -144,11 +146,11 @@ def is_lock(name: str) -> bool:
 
 
 @contextmanager
-def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
+def _claimed(lock: Path, place: Path, waits: bool, remedy: str) -> Iterator[None]:
     from filelock import FileLock  # imported here: `hf-ext --help` does without
 
     key = str(lock.resolve()), threading.get_ident()
-    if key in _held:
+    if key in _claims:
         yield
         return
     handle = FileLock(lock)
@@ -159,7 +161,7 @@ def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
             lock.touch()  # refused where no file can be made: filelock takes that for a lock of somebody else
             is_held = _acquired(handle)
         if not is_held and not waits:
-            raise InUseError(f"{place} is being written by {_holder(lock)}. Wait until it has ended, {then}.")
+            raise InUseError(f"{place} is being written by {_holder(lock)}. Wait until it has ended, or {remedy}.")
         if not is_held:
             logger.warning("%s is being written by %s: waiting until it has ended.", place, _holder(lock))
             handle.acquire()
@@ -174,14 +176,14 @@ def _claimed(lock: Path, place: Path, waits: bool, then: str) -> Iterator[None]:
         yield
         return
     try:
-        _held.add(key)
+        _claims.add(key)
         with suppress(OSError):  # for the message alone; Windows lets nobody write into a locked file
             lock.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         # A fork that leaves by this way, too, holds nothing.
-        if key in _held:
-            _held.discard(key)
+        if key in _claims:
+            _claims.discard(key)
             with suppress(OSError):
                 lock.unlink()  # while it is held: who waits for it looks whether its file is still there
             handle.release()
@@ -202,3 +204,218 @@ def _holder(lock: Path) -> str:
         return lock.read_text(encoding="utf-8")[:200] or "another process"
     except (OSError, UnicodeDecodeError):
         return "another process"
+
+
+# --- a run in its folder ---------------------------------------------------------------------------------------------
+
+
+class Processes(Protocol):
+    """The processes of one run, such as accelerate's `PartialState`."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this one writes."""
+
+    def wait_for_everyone(self) -> None:
+        """Go on once all have come here."""
+
+
+class OneProcess:
+    """A run of this process alone."""
+
+    is_main_process = True
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody to wait for."""
+
+
+class RunFolder:
+    """
+    The folder of a run in steps: begun for its settings and no others, a finished step remembered, its model whole.
+
+    Whoever writes there holds it meanwhile, by [`claimed_folder`] or [`claimed_output`].
+
+    Args:
+        folder (`str` or `Path`):
+            The place.
+        record (`str`, *optional*, defaults to `"run.json"`):
+            Name of the file in it that says what the run was begun with.
+        remedy (`str`, *optional*):
+            How to take another place, for messages.
+        processes ([`Processes`], *optional*):
+            Of the run; this one alone by default.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        record: str = "run.json",
+        *,
+        remedy: str = "choose another output_dir",
+        processes: Processes | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.record = self.folder / record
+        self.remedy = remedy
+        self.processes = processes or OneProcess()
+
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        row_digests: Mapping[str, Any] | None = None,
+        row_change: Callable[[str, Any], str | None] | None = None,
+        *,
+        parts: str = "*",
+    ) -> None:
+        """
+        Begin the run, or go on with it: refused where its result would depend on anything else than before.
+
+        Args:
+            settings (`Mapping`):
+                Plain values, mappings of them too.
+            row_digests (`Mapping`, *optional*):
+                Name in messages (`training rows`) to a digest, plain values for JSON.
+            row_change (`Callable`, *optional*):
+                From such a name and its former digest to what is different now, in words, or `None`.
+            parts (`str`, *optional*):
+                Pattern of what a run leaves in the folder, such as `round-*`. Where a file matches it and no record
+                is there, the folder holds a run of unknown settings, or something else. Hidden files do not count.
+
+        Raises:
+            ValueError: the run was begun with other settings or rows, or the folder holds something else.
+        """
+        content = {
+            "format_revision": FORMAT_REVISION,
+            "settings": json.loads(json.dumps(dict(_flat(settings)))),
+            "rows": dict(row_digests or {}),
+        }
+        former = self._former(parts)
+        self.processes.wait_for_everyone()  # all have looked before one writes
+        if former is not None:
+            changes = changed_settings(former["settings"], content["settings"])
+            changes += _changed_rows(former["rows"], content["rows"], row_change)
+            refuse_changes(self.folder, changes, self.remedy)
+        elif self.processes.is_main_process:
+            write_whole(self.record, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self.processes.wait_for_everyone()
+
+    def results(self, step: str) -> dict[str, Any] | None:
+        """What a finished step left behind, or `None` where it is still to do."""
+        path = self.folder / f"{step}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def mark_done(self, step: str, results: Mapping[str, Any]) -> None:
+        """Write down, by the main process, that a step is over: all else of it must be on the disk by now."""
+        if self.processes.is_main_process:
+            text = json.dumps(results, indent=1, ensure_ascii=False)
+            write_whole(self.folder / f"{step}.json", text + "\n")
+
+    def publish(self, model: Path) -> None:
+        """
+        Copy a finished model from a folder below into the run's own, as [`publishing`] does.
+
+        Raises:
+            DiskFullError: there is no room; what was in the folder is intact.
+        """
+        if self.processes.is_main_process:
+            with publishing(self.folder) as staging:
+                shutil.copytree(model, staging, copy_function=shutil.copyfile)
+        self.processes.wait_for_everyone()
+
+    def _former(self, parts: str) -> dict[str, Any] | None:
+        remedy = f"{self.remedy[0].upper()}{self.remedy[1:]}."
+        if not self.record.is_file():
+            refuse_strangers(self.record, remedy, parts)
+            return None
+        try:
+            former = json.loads(self.record.read_text(encoding="utf-8"))
+            revision = former.get("format_revision")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.record} is damaged ({error}): the run cannot go on. {remedy}") from error
+        if revision != FORMAT_REVISION:
+            raise ValueError(
+                f"{self.record} was written by another version of hf-ext (format {revision!r}, this is "
+                f"{FORMAT_REVISION}), which compares other settings: finish the run with that version. Or: "
+                f"{self.remedy}, or delete this one."
+            )
+        return former
+
+
+def refuse_strangers(record: Path, remedy: str, parts: str = "*") -> None:
+    """
+    Refuse a folder that holds files but no record of what a run was begun with.
+
+    Args:
+        record (`Path`):
+            The file that is missing.
+        remedy (`str`):
+            A sentence, for the message.
+        parts (`str`, *optional*):
+            Pattern of the files that count; hidden ones do not, for a lock is one, and what a kill left of a file.
+
+    Raises:
+        ValueError: names the first of the files.
+    """
+    names = sorted(path.name for path in record.parent.glob(parts) if not path.name.startswith("."))
+    if names:
+        raise ValueError(
+            f"{record.parent} is not empty and holds no {record.name}, which says what a run was begun with, but "
+            f"{names[0]!r}. {remedy}"
+        )
+
+
+def changed_settings(former: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """A clause for each setting whose value is another, or that one of both lacks: `adam_beta1 was 0.9, is 0.1`."""
+    return [
+        f"{name} was {_shown(former, name)}, is {_shown(current, name)}"
+        for name in {**former, **current}
+        if name not in former or name not in current or former[name] != current[name]
+    ]
+
+
+def refuse_changes(place: str | os.PathLike[str], changes: list[str], remedy: str) -> None:
+    """
+    Refuse to go on with a run that was begun otherwise.
+
+    Args:
+        place (`str` or `os.PathLike`):
+            Folder or file of the run.
+        changes (`list[str]`):
+            A clause for each difference; where there is none, nothing is refused.
+        remedy (`str`):
+            How to take another place.
+
+    Raises:
+        ValueError: names every difference, and what to do.
+    """
+    if changes:
+        raise ValueError(
+            f"{place} was begun with other settings: {'; '.join(changes)}. Run with the former ones to finish it, or "
+            f"{remedy}, or delete this one."
+        )
+
+
+def _changed_rows(
+    former: Mapping[str, Any], current: Mapping[str, Any], row_change: Callable[[str, Any], str | None] | None
+) -> Iterator[str]:
+    for name in {**former, **current}:
+        if name not in current or name not in former:
+            yield f"{name}: {'there are none now' if name in former else 'there were none'}"
+        elif row_change is not None and (change := row_change(name, former[name])) is not None:
+            yield f"other {name} ({change})"
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "not there"
+    text = repr(settings[name])
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Mappings inside mappings as one, `model.config.dropout`: a message then names the one value that changed."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

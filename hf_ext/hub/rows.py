@@ -122,7 +122,7 @@ def write_rows_folder(
     """
     from hf_ext.hub.cards import write_dataset_card
 
-    with claimed_folder(folder, then="or pass folder= another one"):
+    with claimed_folder(folder, remedy="pass folder= another one"):
         _refuse_other_files(folder, report is not None, overwrite_card)
         _warn_of_paths(splits)
         staging = folder / STAGING

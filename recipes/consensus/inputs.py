@@ -28,10 +28,13 @@ class Inputs:
 
     def __init__(self, script_args: Any, training_args: Any, model_args: ModelConfig, rows: Any) -> None:
         from hf_ext.data.relabeling.class_names import check_class_count
-        from hf_ext.trainers.consensus.facts import class_names_of, label_column_of, labels_of
+        from hf_ext.rounds.consensus_rows import class_names_of, label_column_of, labels_of
         from hf_ext.trainers.consensus.labels import checked_rows
 
-        self.script, self.args, self.model_args, self.rows = script_args, training_args, model_args, rows
+        self.script = script_args
+        self.args = training_args
+        self.model_args = model_args
+        self.rows = rows
         self.column = script_args.input_column or KINDS[script_args.kind]
         if self.column not in rows.column_names:
             raise ValueError(
@@ -40,8 +43,8 @@ class Inputs:
         self.label = label_column_of(rows, training_args.label_column)
         self.names = class_names_of(rows, self.label)
         check_class_count(training_args.num_classes, rows.features[self.label], "num_classes", self.label)
-        known = training_args.num_classes or (len(self.names) if self.names else None)
-        self.classes = known or int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
+        stated_classes = training_args.num_classes or (len(self.names) if self.names else None)
+        self.classes = stated_classes or int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
         checked_rows(rows, self.classes, "training", (self.label,))
         training_args.num_classes = self.classes
         if script_args.kind == "image":
@@ -100,11 +103,12 @@ class Inputs:
             return rows
         if self.script.kind == "tokens":
             encode: Any = TokenisedWords(self.processor, self.column, self.label, self.script.max_length)
-            gone = [self.column] + ([self.label] if self.label != "labels" else [])
+            replaced_columns = [self.column] + ([self.label] if self.label != "labels" else [])
             self.args.label_column = "labels"
-            return rows.map(encode, batched=True, remove_columns=gone, desc="Tokenising")
+            return rows.map(encode, batched=True, remove_columns=replaced_columns, desc="Tokenising")
         if self.label not in ("label", "labels"):  # the names that collators know
-            rows, self.args.label_column = rows.rename_column(self.label, "label"), "label"
+            rows = rows.rename_column(self.label, "label")
+            self.args.label_column = "label"
         encode = TokenisedTexts(self.processor, self.column, self.script.max_length)
         return rows.map(encode, batched=True, desc="Tokenising")
 
@@ -166,20 +170,25 @@ class TokenisedWords:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
         """One batch."""
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             batch[self.column], is_split_into_words=True, truncation=True, max_length=self.max_length
         )
         labels = []
-        for i, own in enumerate(batch[self.label]):
-            if len(own) != len(batch[self.column][i]):
+        for i, word_labels in enumerate(batch[self.label]):
+            num_words = len(batch[self.column][i])
+            if len(word_labels) != num_words:
                 raise ValueError(
-                    f"row {i} of a batch: {len(batch[self.column][i])} words in {self.column!r}, {len(own)} labels in "
+                    f"row {i} of a batch: {num_words} words in {self.column!r}, {len(word_labels)} labels in "
                     f"{self.label!r}: give one a word."
                 )
-            words = found.word_ids(i)
-            first = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
-            labels.append([own[word] if new else IGNORED for word, new in zip(words, first, strict=True)])
-        return {**found, "labels": labels}
+            words = encoded.word_ids(i)
+            is_first = [
+                word is not None and word != former for word, former in zip(words, [None, *words], strict=False)
+            ]
+            labels.append(
+                [word_labels[word] if first else IGNORED for word, first in zip(words, is_first, strict=True)]
+            )
+        return {**encoded, "labels": labels}
 
 
 @dataclass(frozen=True)

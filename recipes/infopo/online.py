@@ -40,9 +40,9 @@ from trl import DatasetMixtureConfig, ModelConfig
 
 from hf_ext.data.loading import check_model_name, first_rows, load_rows
 from hf_ext.guards.world import check_world_size
-from hf_ext.recipes.infopo.loop import OnlineLoop
-from hf_ext.recipes.infopo.scoring import load_verifier
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
+from hf_ext.rounds.online import OnlineLoop
+from hf_ext.rounds.scoring import load_verifier
 from hf_ext.trainers.infopo import ONLINE
 
 if TYPE_CHECKING:
@@ -181,11 +181,14 @@ class OnlineRecipe(Recipe[OnlineArguments]):
         rows = load_rows(
             script_args.dataset_name, config=script_args.dataset_config, split=script_args.dataset_train_split
         )
-        loop = OnlineLoop(self, script_args, training_args, model_args, first_rows(rows, script_args.max_train_rows))
-        loop.run()
+        loop = OnlineLoop(script_args, training_args, model_args, first_rows(rows, script_args.max_train_rows))
+        table = loop.run()
         state = PartialState()
-        if training_args.push_to_hub and state.is_main_process:
-            loop.push()
+        if state.is_main_process:
+            print(table)
+            print(f"Model saved to {training_args.output_dir}.")
+            if training_args.push_to_hub:
+                print(f"Model pushed to the Hub: {loop.push()}.")
         state.wait_for_everyone()
         state.destroy_process_group()
 

@@ -7,7 +7,6 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +14,10 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, TrainingArguments
 
-from hf_ext.data.run_settings import FREE, SAVING, claim_run, described, model_settings, settings_of, source_settings
+from hf_ext.data.run_settings import FREE, SAVING, begin_run, described, model_settings, settings_of, source_settings
+from hf_ext.guards.runs import RunFolder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers.classifiers import tiny_bert
-
-STATE: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
 
 
 def arguments(**changes: Any) -> TrainingArguments:
@@ -27,7 +25,7 @@ def arguments(**changes: Any) -> TrainingArguments:
 
 
 def claim(folder: Path, settings: dict[str, Any], rows: Dataset | None = None) -> None:
-    claim_run(folder / "run.json", settings, {"training rows": rows}, state=STATE, stages="round-*")
+    begin_run(RunFolder(folder), settings, {"training rows": rows}, parts="round-*")
 
 
 def test_an_argument_that_nobody_listed_counts() -> None:
@@ -84,7 +82,7 @@ def test_rows_that_came_went_or_changed_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_whose_settings_are_lost_damaged_or_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "round-000").mkdir()
-    with pytest.raises(ValueError, match=r"holds parts of a run .* but no run\.json"):
+    with pytest.raises(ValueError, match=r"not empty and holds no run\.json.* but 'round-000'"):
         claim(tmp_path, {})
     for content, words in (("{", "is damaged"), ('{"format_revision": 1}', "another version of hf-ext")):
         (tmp_path / "run.json").write_text(content)

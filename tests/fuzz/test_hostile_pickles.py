@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from hf_ext.evaluation.report import ForgettingReport
 from hf_ext.guards.checkpoints import DamagedCheckpointError, require_whole, seal
 from hf_ext.guards.models import ModelFilesError, loading_model
 from tests.tiny import tiny_model
+
+ONE_ROW: Any = SimpleNamespace(values=np.zeros((1, 1), np.float32))
 
 
 class Mark:
@@ -127,7 +130,7 @@ PLACES: dict[str, Callable[[Path, bytes], None]] = {
     "rows of exemplars": lambda p, c: _exemplars(p, ".parquet", c),
     "vectors of exemplars": lambda p, c: _exemplars(p, ".safetensors", c),
     "context-free rows": _context_free,
-    "picks of a matching": lambda p, c: _written(p, "picks.npz", c, lambda path: Saved(path, "x", 1.0)),
+    "picks of a matching": lambda p, c: _written(p, "picks.npz", c, lambda path: Saved(path, ONE_ROW, {}, 1.0)),
     "losses": lambda p, c: _written(p, "losses.safetensors", c, load_scores),
     "report": lambda p, c: _written(p, "forgetting.json", c, lambda path: ForgettingReport.load(path.parent)),
 }

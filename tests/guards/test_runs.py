@@ -46,7 +46,7 @@ def wait_for(ready: Callable[[], bool]) -> None:
 
 def test_a_second_process_is_refused_in_one_sentence_that_names_folder_and_process(tmp_path: Path) -> None:
     number = holder(tmp_path / "run", 30)
-    with pytest.raises(InUseError) as refused, claimed_folder(tmp_path / "run", then="or choose another output_dir"):
+    with pytest.raises(InUseError) as refused, claimed_folder(tmp_path / "run", remedy="choose another output_dir"):
         pass
     os.kill(number, signal.SIGKILL)
     os.waitpid(number, 0)

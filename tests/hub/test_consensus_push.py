@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_ext.hub.push import PushError
-from hf_ext.trainers.consensus import ConsensusRecipe, ForwardCorrectedTrainer
+from hf_ext.rounds.consensus import ConsensusRecipe
+from hf_ext.trainers.consensus import ForwardCorrectedTrainer
 from tests.hub.fake_hub import FOR_EVER, FakeHub
 from tests.trainers.classifiers import CHANNEL, consensus_config, labelled_rows, tiny_bert
 from tests.trainers.runs import assert_same_weights

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from hf_ext.guards.runs import RunFolder
 from hf_ext.recipes.infopo.online import RECIPE
-from hf_ext.recipes.infopo.rounds import Round, table
+from hf_ext.rounds.online_report import Round, table
 from tests.recipes.work import SMALL
 
 ONLINE = [
@@ -208,9 +209,9 @@ def test_what_cannot_be_done_is_refused_in_a_line(work, capsys, more, words):
 
 
 def test_the_table_shows_what_is_known(tmp_path):
-    known = Round(0, tmp_path)
-    known.begin(questions=1200)
-    known.finish("sampled", mean_score=0.25, chosen_delta=-0.01)
+    known = Round(0, RunFolder(tmp_path))
+    known.finish("sampled", questions=1200)
+    known.finish("paired", mean_score=0.25, chosen_delta=-0.01)
     head, rule, line = table([known]).splitlines()
     assert head.count("|") == rule.count("|") == line.count("|")
     assert line.startswith("| 0 | 1,200 | - | 0.2500 |")

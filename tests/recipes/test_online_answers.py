@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hf_ext.recipes.infopo.answers import (
+from hf_ext.rounds.answers import (
     Answer,
     Sampling,
     form_pairs,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from hf_ext.data.loading import load_rows
-from hf_ext.recipes.infopo.scoring import final_number, gsm8k, load_verifier, reward_scorer, verifier_scorer
+from hf_ext.rounds.scoring import final_number, gsm8k, load_verifier, reward_scorer, verifier_scorer
 from tests.tiny import tiny_tokenizer
 
 

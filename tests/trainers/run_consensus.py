@@ -23,11 +23,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from hf_ext.data.relabeling import RRChannel
-from hf_ext.trainers.consensus import ConsensusRecipe
-from hf_ext.trainers.consensus.report import RoundFolder
+from hf_ext.rounds import consensus
+from hf_ext.rounds.consensus import ConsensusRecipe
 from tests.forks import run_jobs
 from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert
 
@@ -73,17 +74,18 @@ class KillAt(TrainerCallback):
 
 def kill_in_saving(number: int) -> None:
     """The power cut in the n-th saving of predictions: they are written, the round's report is not."""
-    save, count = RoundFolder.save_predictions, [0]
+    save = consensus.save_predictions
+    count = [0]
 
-    def saved(self: RoundFolder, name: str, columns: Any) -> None:
-        save(self, name, columns)
+    def save_half(folder: Path, name: str, columns: Dataset) -> None:
+        save(folder, name, columns)
         count[0] += 1
         if count[0] == number:
-            file = next((self.folder / f"predictions-{name}").glob("*.arrow"))
+            file = next((folder / f"predictions-{name}").glob("*.arrow"))
             os.truncate(file, file.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    RoundFolder.save_predictions = saved  # type: ignore[method-assign]
+    consensus.save_predictions = save_half
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.losses.label_noise import forward_loss_func
-from hf_ext.trainers.consensus import ConsensusRecipe, ConsensusResult
+from hf_ext.rounds.consensus import ConsensusRecipe
+from hf_ext.rounds.consensus_report import ConsensusResult
 from tests.trainers.classifiers import consensus_config, labelled_rows, tiny_bert, token_rows
 from tests.trainers.runs import assert_same_weights
 
@@ -216,7 +217,7 @@ def test_cross_fitting_no_row_is_predicted_by_a_model_that_saw_its_label(tmp_pat
         run(tmp_path / name, some, cross_fit=cross_fit, num_train_epochs=4, mode="full", budget="steps")
         if cross_fit == 0:
             return np.array(load_from_disk(str(tmp_path / name / "rounds/round-1/predictions-train"))["probs"])
-        from hf_ext.trainers.consensus.rounds import fold_of
+        from hf_ext.rounds.parts import fold_of
 
         folds, found = fold_of(some, cross_fit), np.zeros((40, 3))
         for k in range(cross_fit):

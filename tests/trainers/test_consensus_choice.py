@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_ext.data.relabeling import RRChannel
-from hf_ext.trainers.consensus.choice import STRATEGIES, candidates, choose_strategy
+from hf_ext.data.relabeling.choice import STRATEGIES, candidates, choose_strategy
 from hf_ext.trainers.consensus.config import ConsensusConfig
 
 CHANNEL = RRChannel(1.5, 4)

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.guards.rows import RowError
-from hf_ext.trainers.consensus import ConsensusRecipe, ForwardCorrectedTrainer
+from hf_ext.rounds.consensus import ConsensusRecipe
+from hf_ext.trainers.consensus import ForwardCorrectedTrainer
 from tests.trainers.classifiers import CHANNEL, NAMES, consensus_config, labelled_rows, tiny_bert, token_rows
 
 PLAIN: dict[str, Any] = {

@@ -13,7 +13,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import Trainer, set_seed
 
 from hf_ext.data.relabeling import RRChannel
-from hf_ext.trainers.consensus import ConsensusRecipe, SentenceHead
+from hf_ext.rounds.consensus import ConsensusRecipe
+from hf_ext.trainers.consensus import SentenceHead
 from tests.trainers import retrieval
 from tests.trainers.classifiers import consensus_config
 

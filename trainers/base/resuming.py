@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,10 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import SaveStrategy
 
 from hf_ext.guards.checkpoints import DamagedCheckpointError, choose_newest, require_whole
-from hf_ext.guards.disk import flush
 
 logger = logging.getLogger(__name__)
 
 SIGTERM_STATUS = 143  # 128 + 15, as a shell reports a process that ended by SIGTERM
-_WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 # --- which checkpoint ------------------------------------------------------------------------------------------------
@@ -173,25 +168,3 @@ class StopOnSigterm(JITCheckpointCallback):
 def size_of(folder: Path) -> int:
     """Bytes of every file below `folder`."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def publish(partial: Path, folder: Path) -> None:
-    """
-    Move the files of a model saved in `partial` into `folder`, once all of them are on the disk.
-
-    Weights of an earlier save in another number of files go; a card that is there stays, for its writer to renew.
-    """
-    flush(partial)
-    names = {file.name for file in partial.iterdir()}
-    kinds = {match[1] for name in names if (match := _WEIGHTS.fullmatch(name))}
-    for file in sorted(partial.iterdir(), key=lambda file: bool(_WEIGHTS.fullmatch(file.name))):
-        target = folder / file.name
-        if file.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        if file.name != "README.md" or not target.exists():
-            os.replace(file, target)
-    for file in list(folder.iterdir()):
-        match = _WEIGHTS.fullmatch(file.name)
-        if match and match[1] in kinds and file.name not in names:
-            file.unlink()
-    shutil.rmtree(partial)

@@ -15,20 +15,18 @@ from transformers.trainer_utils import sort_checkpoints
 from hf_ext._upstream.checkpoints import CheckpointHooks
 from hf_ext.guards.best_metric import check_best_metric, without_host_direction
 from hf_ext.guards.checkpoints import DamagedCheckpointError, checkpoints_in, find_damage, is_sealed, seal, unseal
-from hf_ext.guards.disk import writing
+from hf_ext.guards.disk import publishing, writing
 from hf_ext.guards.renamed import renamed_attribute
 from hf_ext.guards.runs import claimed_folder, claims_output
 from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.hub.front_matter import without_host_card
 from hf_ext.trainers.base.card import HOSTS, TrainerCard
 from hf_ext.trainers.base.push import PushesToHub
-from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, publish, size_of
+from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, size_of
 from hf_ext.trainers.base.steps import SafeSteps
 
 if TYPE_CHECKING:
     from hf_ext.evaluation.report import ForgettingReport
-
-PARTIAL = "_saving"  # begins like everything that no push takes along
 
 
 class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
@@ -227,18 +225,13 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         return without_host_card(folder) if self.args.should_save else nullcontext()
 
     def _save_beside(self, folder: Path) -> None:
-        partial = folder / PARTIAL
         num_bytes = sum(
             value.numel() * value.element_size() for value in self.model.parameters() if value.requires_grad
         )
-        remove = lambda: shutil.rmtree(partial, ignore_errors=True)  # noqa: E731  named for what it does, twice
-        remedy = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
+        advice = "What was in the folder before, and every checkpoint, is intact. Free some space and save again."
+        writes = self.args.should_save
         # A run that has begun to train there in the meantime is waited for: these weights are nowhere else.
-        claim = claimed_folder(folder, waits=True) if self.args.should_save else nullcontext()
-        with claim, writing("the model", folder, num_bytes=num_bytes, advice=remedy, clean_up=remove):
-            if self.args.should_save:
-                remove()  # left by a killed run
-            with self._without_host_card(partial):
-                super().save_model(str(partial), _internal_call=True)
-            if self.args.should_save:
-                publish(partial, folder)
+        claim = claimed_folder(folder, waits=True) if writes else nullcontext()
+        saving = publishing(folder, num_bytes=num_bytes, advice=advice, is_writer=writes)
+        with claim, saving as staging, self._without_host_card(staging):
+            super().save_model(str(staging), _internal_call=True)

@@ -33,10 +33,10 @@ METHOD = Method(
 )
 
 EXPORTS = {
-    "hf_ext.trainers.consensus.choice": ("Choice", "Strategy", "choose_strategy"),
+    "hf_ext.data.relabeling.choice": ("Choice", "Strategy", "choose_strategy"),
+    "hf_ext.rounds.consensus": ("ConsensusRecipe",),
+    "hf_ext.rounds.consensus_report": ("ConsensusResult", "RoundReport"),
     "hf_ext.trainers.consensus.config": ("ConsensusConfig",),
-    "hf_ext.trainers.consensus.recipe": ("ConsensusRecipe",),
-    "hf_ext.trainers.consensus.report": ("ConsensusResult", "RoundReport"),
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),
     "hf_ext.trainers.consensus.trainer": ("ForwardCorrectedTrainer",),
 }

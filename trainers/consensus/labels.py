@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
+from torch import nn
 
 from hf_ext.data.relabeling.class_names import ALIGN, class_label_of, names_of_column, same_order
 from hf_ext.data.relabeling.columns import are_classes, class_column, label_columns
@@ -26,12 +27,12 @@ def sets_of(rows: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, rows
 
 
-def class_bound(num_classes: int | None, features: Any, label: str) -> int | None:
+def class_bound(num_classes: int | None, features: Features | None, label: str) -> int | None:
     """Number of classes: as it is known, or that of the label column's `ClassLabel`."""
     if num_classes is not None:
         return num_classes
-    known = class_label_of((features or {}).get(label))
-    return None if known is None else known.num_classes
+    feature = class_label_of((features or {}).get(label))
+    return None if feature is None else feature.num_classes
 
 
 def checked_rows(
@@ -67,8 +68,8 @@ def checked_rows(
         }
     if isinstance(rows, IterableDataset):
         label = next((column for column in columns if column in (rows.features or {})), None)
-        known = num_classes if label is None else class_bound(num_classes, rows.features, label)
-        return rows.filter(CheckLabels(columns, known, name, integers), with_indices=True)
+        bound = num_classes if label is None else class_bound(num_classes, rows.features, label)
+        return rows.filter(CheckLabels(columns, bound, name, integers), with_indices=True)
     label = next((column for column in columns if isinstance(rows, Dataset) and column in rows.column_names), None)
     if label is not None:
         _check(rows, label, class_bound(num_classes, rows.features, label), name, integers)
@@ -76,12 +77,14 @@ def checked_rows(
 
 
 def _check(rows: Dataset, label: str, num_classes: int | None, name: str, integers: bool) -> None:
-    shown = [other for other in ("id", "text") if other in rows.column_names and other != label]
+    text_columns = [column for column in ("id", "text") if column in rows.column_names and column != label]
     for start, column in label_columns(rows, label):
-        good = are_classes(column, num_classes)
-        if not (integers if good is None else not good):
+        is_good = are_classes(column, num_classes)  # None: of another type than integers
+        if is_good or (is_good is None and not integers):
             continue
-        excerpts = rows.with_format(None).select_columns(shown)[start : start + len(column)] if shown else {}
+        excerpts = {}
+        if text_columns:
+            excerpts = rows.with_format(None).select_columns(text_columns)[start : start + len(column)]
         with _named(name):
             class_column({**excerpts, label: column.to_pylist()}, label, num_classes, offset=start)
 
@@ -128,7 +131,7 @@ def _named(name: str) -> Iterator[None]:
         raise RowError(f"{name} dataset, {error}", error.row_index, error.column) from None
 
 
-def check_model(model: Any, rows: Dataset, label: str, num_classes: int | None) -> None:
+def check_model(model: nn.Module, rows: Dataset, label: str, num_classes: int | None) -> None:
     """
     Refuse a model whose outputs are not the classes of the rows it is trained on.
 
@@ -157,5 +160,5 @@ def same_eval_names(train: Any, held_out: Any, columns: tuple[str, ...] = LABEL_
     """
     names = names_of_column(getattr(train, "features", None), *columns)
     for name, part in sets_of(held_out, "the evaluation rows"):
-        theirs = names_of_column(getattr(part, "features", None), *columns)
-        same_order(theirs, names, name, "the training rows", f"Give both the same classes: {ALIGN}.")
+        part_names = names_of_column(getattr(part, "features", None), *columns)
+        same_order(part_names, names, name, "the training rows", f"Give both the same classes: {ALIGN}.")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 USAGE = """\
 ```python
@@ -54,7 +57,11 @@ class SentenceHead(nn.Module):
     hub_library = "sentence-transformers"
 
     def __init__(
-        self, encoder: Any, num_labels: int, label_names: Sequence[str] | None = None, freeze_encoder: bool = False
+        self,
+        encoder: SentenceTransformer,
+        num_labels: int,
+        label_names: Sequence[str] | None = None,
+        freeze_encoder: bool = False,
     ) -> None:
         super().__init__()
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize
@@ -62,7 +69,8 @@ class SentenceHead(nn.Module):
         modules = [module for module in encoder if not isinstance(module, Normalize)]
         head = Dense(encoder.get_embedding_dimension(), num_labels, activation_function=nn.Identity())
         self.modules_in_order = nn.ModuleList([*modules, head])
-        self.tokenizer, self.label_names = encoder.tokenizer, list(label_names or map(str, range(num_labels)))
+        self.tokenizer = encoder.tokenizer
+        self.label_names = list(label_names or map(str, range(num_labels)))
         if len(self.label_names) != num_labels:
             raise ValueError(
                 f"label_names has {len(self.label_names)} names, num_labels is {num_labels}: give one each."

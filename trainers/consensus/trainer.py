@@ -62,9 +62,9 @@ class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
         """Rows of which every label is a class: the loss would stop at another one in the middle of an epoch."""
         same_eval_names(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         self.num_classes = channel_classes(self.noise.channel) or outputs_of(kwargs.get("model"))
-        for name, what in (("train_dataset", "training"), ("eval_dataset", "evaluation")):
+        for name, title in (("train_dataset", "training"), ("eval_dataset", "evaluation")):
             if kwargs.get(name) is not None:
-                kwargs[name] = checked_rows(kwargs[name], self.num_classes, what)
+                kwargs[name] = checked_rows(kwargs[name], self.num_classes, title)
         return kwargs
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -94,9 +94,9 @@ class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """As the host, with the columns that the loss reads kept out of the model's sight."""
-        carried = {name: inputs[name] for name in self.carried_columns() if name in inputs}
-        inputs = {name: value for name, value in inputs.items() if name not in carried}
-        self.noise.take(carried)
+        loss_columns = {name: inputs[name] for name in self.carried_columns() if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in loss_columns}
+        self.noise.take(loss_columns)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(
@@ -120,8 +120,9 @@ class _Loss:
     """`compute_loss_func` of [`NoisyLabels`]: the logits through the channel of each row."""
 
     def __init__(self, trainer: NoisyLabels, channel: RRChannel | Mapping[str, RRChannel] | None) -> None:
-        self._trainer, self.channel = weakref.ref(trainer), channel  # the trainer holds its loss
-        self.carried: dict[str, Tensor] = {}
+        self._trainer = weakref.ref(trainer)  # the trainer holds its loss
+        self.channel = channel
+        self.columns: dict[str, Tensor] = {}
         self.names: tuple[str, ...] = ()
         self.matrices: Tensor | None = None
         if isinstance(channel, Mapping):
@@ -136,38 +137,40 @@ class _Loss:
         assert trainer is not None, "a loss is computed by a living trainer"
         return trainer
 
-    def take(self, carried: dict[str, Tensor]) -> None:
+    def take(self, columns: dict[str, Tensor]) -> None:
         """Columns of the batch whose loss comes next."""
-        self.carried = carried
+        self.columns = columns
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        rows, weight = self.carried.get(ROW_INDEX), self.carried.get(WEIGHT)
+        rows = self.columns.get(ROW_INDEX)
+        weight = self.columns.get(WEIGHT)
         self.trainer.guard("logits", logits, rows)
         if weight is not None:
             self.trainer.guard("weight", weight, rows)
             weight = _spread(weight, labels)
         items = num_items_in_batch if self.trainer.model.training else None
-        if LABEL_PROBS in self.carried:
-            loss = soft_nll(logits, self.carried[LABEL_PROBS], weights=weight, denominator=items)
+        if LABEL_PROBS in self.columns:
+            loss = soft_nll(logits, self.columns[LABEL_PROBS], weights=weight, denominator=items)
         else:
             loss = forward_corrected_nll(logits, labels, self._channel(labels), weights=weight, denominator=items)
         self.trainer.guard("loss", loss, rows)
         return loss
 
-    def _channel(self, labels: Tensor) -> Any:
+    def _channel(self, labels: Tensor) -> tuple[float, float] | Tensor:
+        """$p$ and $q$ of one channel, or the matrix of each row's (or token's) own."""
         if self.channel is None:
             return IDENTITY
         if isinstance(self.channel, RRChannel):
             return self.channel.p, self.channel.q
         assert self.matrices is not None
-        if CHANNEL_INDEX not in self.carried:
+        if CHANNEL_INDEX not in self.columns:
             raise ValueError(
                 f"the batch has no {CHANNEL_INDEX!r}, so that the channel of its rows is not known: give the datasets "
                 "to the constructor, by name, and set remove_unused_columns=False if a collator of yours drops it."
             )
-        own = self.matrices.to(labels.device)[self.carried[CHANNEL_INDEX]]  # (batch, num_classes, num_classes)
-        return own if labels.ndim == 1 else own[:, None].expand(*labels.shape, *own.shape[1:])
+        matrices = self.matrices.to(labels.device)[self.columns[CHANNEL_INDEX]]  # (batch, num_classes, num_classes)
+        return matrices if labels.ndim == 1 else matrices[:, None].expand(*labels.shape, *matrices.shape[1:])
 
 
 class ForwardCorrectedTrainer(NoisyLabels, Trainer):
@@ -204,9 +207,6 @@ class ForwardCorrectedTrainer(NoisyLabels, Trainer):
     Reference: Patrini et al. 2017, Theorem 2 (arXiv 1609.03683).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-
 
 @cache
 def noisy_labels_trainer(host: type[Trainer]) -> type:
@@ -242,16 +242,18 @@ def add_channel_index(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
             "RandomizedResponse writes it."
         )
     numbers = {name: number for number, name in enumerate(names)}
-    found = dataset.with_format(None)[CHANNEL][:]
-    for i, name in enumerate(found):
+    row_channels = dataset.with_format(None)[CHANNEL][:]
+    for i, name in enumerate(row_channels):
         if name not in numbers:
-            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            message = f"row {i:,}, column {CHANNEL!r}: {str(name)[:80]!r} is none of the channels given ({shown})."
+            first_names = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            message = (
+                f"row {i:,}, column {CHANNEL!r}: {str(name)[:80]!r} is none of the channels given ({first_names})."
+            )
             raise RowError(
                 f"{message}\n  Add it to the mapping; labels that came through nothing have none.", i, CHANNEL
             )
     rows = dataset.remove_columns(CHANNEL_INDEX) if CHANNEL_INDEX in dataset.column_names else dataset
-    return rows.add_column(CHANNEL_INDEX, [numbers[name] for name in found])
+    return rows.add_column(CHANNEL_INDEX, [numbers[name] for name in row_channels])
 
 
 def _spread(weight: Tensor, labels: Tensor) -> Tensor:

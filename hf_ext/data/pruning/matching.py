@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from hf_ext.data.pruning import engines
-from hf_ext.data.pruning._resume import Saved, fingerprint
+from hf_ext.data.pruning._resume import Saved
 from hf_ext.data.pruning.groups import ALL_ROWS, Budget, Label, counts_of, split_groups
 from hf_ext.data.pruning.one_group import Aim, GroupMatching, Settings, run_group
 from hf_ext.data.vectors.rows import FloatArray, IntArray, Rows, Selection, check_rows
@@ -227,8 +227,8 @@ def match(
     identity = {"counts": [*counts.values()], "aims": [asdict(aim) for aim in aims.values()], **settings.identity()}
     path = settings.resume_path
     # Two processes that write one file of picks would each continue the other's: the second is refused.
-    with nullcontext() if path is None else claimed_file(path, then="or give another resume_path"):
-        resume_file = Saved(path, "" if path is None else fingerprint(rows, identity), settings.save_every)
+    with nullcontext() if path is None else claimed_file(path, remedy="give another resume_path"):
+        resume_file = Saved(path, rows, identity, settings.save_every)
         results = _run(rows, places, counts, aims, settings, resume_file)
         resume_file.finish()
     grouped = any(index is not None for index in places.values())

@@ -35,12 +35,16 @@ from hf_ext.data.relabeling.report import RelabelReport
 from hf_ext.data.splits import with_split
 from hf_ext.guards.row_text import plain
 
-__all__ = ["OUT_OF_FOLD", "ConsensusFilter", "bayes_posterior", "relabel"]
+__all__ = ["OUT_OF_FOLD", "ConsensusFilter", "EmptyConsensusError", "bayes_posterior", "relabel"]
 
 MODES = ("consensus", "full", "bayes", "bayes_soft")
 OUT_OF_FOLD = "pred_is_out_of_fold"
 LABEL_PROBS = "label_probs"
 SMALLEST_WEIGHT = 1e-3  # of a class, below which bayes_soft leaves it out
+
+
+class EmptyConsensusError(ValueError):
+    """No label is left: the model agrees with none of the given ones."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ def relabel(
         `label_dp_channel` gets the mode behind it, since such labels no longer come out of the channel.
 
     Raises:
-        ValueError: an unknown mode, a missing column or channel, or an empty consensus.
+        ValueError: an unknown mode, or a missing column or channel.
+        EmptyConsensusError: the model agrees with no label; a `ValueError` too.
         RowError: something that is no class or no distribution.
         TypeError: a stream; filter it with [`ConsensusFilter`].
 
@@ -328,7 +333,7 @@ class _Relabelling:
         new = np.where(keep, new, IGNORED_LABEL)
         refuse_different_ranks(new, "the new labels")
         if not keep.any():
-            raise ValueError(
+            raise EmptyConsensusError(
                 f"mode={self.mode!r} leaves no label: no prediction is the given label"
                 f"{'' if self.min_prob is None else f' with a probability of at least {self.min_prob}'}. The model "
                 "has learned nothing, or 'pred' and 'label' count the classes in another order."

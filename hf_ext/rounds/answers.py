@@ -7,13 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from hf_ext.guards.disk import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt: TypeAlias = str | list[dict[str, str]]
+"""What the policy is asked: text, or messages."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,13 @@ class Answer:
 
     Args:
         row (`int`): index of the question's row in the dataset.
-        prompt (`str` or `list[dict]`): what the policy was asked: text, or messages.
+        prompt (`str` or `list[dict]`): what the policy was asked.
         completion (`str`): what it answered.
         finished (`bool`): whether it ended by itself, and was not cut at `max_new_tokens`.
     """
 
     row: int
-    prompt: Any
+    prompt: Prompt
     completion: str
     finished: bool
 
@@ -75,10 +81,10 @@ def questions_of_round(num_rows: int, per_round: int | None, round_number: int, 
 
 
 def sample_answers(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[tuple[int, Any]],
-    how: Sampling,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[int, Prompt]],
+    sampling: Sampling,
     folder: Path,
     *,
     rank: int = 0,
@@ -89,14 +95,14 @@ def sample_answers(
     """
     Sample every answer of a round into `folder`, one shard a batch; shards that are there are taken as they are.
 
-    A shard's answers depend on the weights, `how` and its number alone, so a killed call ends in the same files.
+    A shard's answers depend on the weights, `sampling` and its number alone, so a killed call ends in the same files.
 
     Args:
         model (`PreTrainedModel`), tokenizer (`PreTrainedTokenizerBase`):
             The policy; its generation configuration is replaced.
-        questions (`Sequence[tuple[int, Any]]`):
-            Row index and prompt (text or messages) of each question.
-        how ([`Sampling`]):
+        questions (`Sequence[tuple[int, str | list[dict]]]`):
+            Row index and prompt of each question.
+        sampling ([`Sampling`]):
             Settings.
         folder (`Path`):
             Where the shards go; with several processes, one that all of them see.
@@ -107,15 +113,16 @@ def sample_answers(
         show_progress (`bool`):
             Whether the first process shows a bar.
     """
-    tasks = [question for question in questions for _ in range(how.answers_per_question)]
-    shards = [tasks[start : start + how.batch_size] for start in range(0, len(tasks), how.batch_size)]
-    mine = [number for number in range(rank, len(shards), world) if not shard_file(folder, number).is_file()]
-    _set_generation(model, tokenizer, how)
+    tasks = [question for question in questions for _ in range(sampling.answers_per_question)]
+    starts = range(0, len(tasks), sampling.batch_size)
+    shards = [tasks[start : start + sampling.batch_size] for start in starts]
+    missing = [number for number in range(rank, len(shards), world) if not shard_file(folder, number).is_file()]
+    _set_generation(model, tokenizer, sampling)
     model.eval()
-    for number in tqdm(mine, unit="batch", desc="answers", disable=not show_progress or rank != 0):
+    for number in tqdm(missing, unit="batch", desc="answers", disable=not show_progress or rank != 0):
         autocast = torch.autocast(model.device.type, autocast_dtype or torch.bfloat16, autocast_dtype is not None)
-        with seeded(how.seed, how.round, number), torch.no_grad(), autocast:
-            answers = _sample(model, tokenizer, shards[number], how)
+        with seeded(sampling.seed, sampling.round, number), torch.no_grad(), autocast:
+            answers = _sample(model, tokenizer, shards[number], sampling)
         lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         write_whole(shard_file(folder, number), lines)
 
@@ -144,61 +151,67 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] % 2**31)
 
 
-def _set_generation(model: Any, tokenizer: Any, how: Sampling) -> None:
+def _set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
     """Ancestral sampling: a fresh configuration, for `generate` fills what is left out from the checkpoint's."""
     from transformers import GenerationConfig
 
-    listed = getattr(model.generation_config, "eos_token_id", None)
-    listed = listed if isinstance(listed, list) else [listed]
-    ends = sorted({int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None})
+    model_ends = getattr(model.generation_config, "eos_token_id", None)
+    model_ends = model_ends if isinstance(model_ends, list) else [model_ends]
+    ends = sorted({int(token) for token in [tokenizer.eos_token_id, *model_ends] if token is not None})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else 0
     model.generation_config = GenerationConfig(
         do_sample=True,
-        temperature=how.temperature,
+        temperature=sampling.temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=how.max_new_tokens,
+        max_new_tokens=sampling.max_new_tokens,
         eos_token_id=ends or None,
         pad_token_id=pad,
-        stop_strings=list(how.stop) or None,
+        stop_strings=list(sampling.stop) or None,
     )
 
 
-def _sample(model: Any, tokenizer: Any, tasks: Sequence[tuple[int, Any]], how: Sampling) -> list[Answer]:
+def _sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[tuple[int, Prompt]], sampling: Sampling
+) -> list[Answer]:
     prompts = [_prompt_ids(tokenizer, prompt) for _, prompt in tasks]
     longest = max(map(len, prompts))
     pad = model.generation_config.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    more = {"tokenizer": tokenizer} if how.stop else {}
-    sampled = model.generate(input_ids=ids, attention_mask=mask, **more)[:, longest:].tolist()
+    stop_kwargs = {"tokenizer": tokenizer} if sampling.stop else {}  # transformers finds stop strings by it
+    sampled = model.generate(input_ids=ids, attention_mask=mask, **stop_kwargs)[:, longest:].tolist()
     ends = set(model.generation_config.eos_token_id or [])
     return [
-        _answer(tokenizer, *task, prompt, tokens, ends, how.stop)
+        _answer(tokenizer, *task, prompt, tokens, ends, sampling.stop)
         for task, prompt, tokens in zip(tasks, prompts, sampled, strict=True)
     ]
 
 
-def _prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def _answer(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     row: int,
-    prompt: Any,
+    prompt: Prompt,
     prompt_ids: list[int],
     tokens: list[int],
     ends: set[int],
     stop: Sequence[str],
 ) -> Answer:
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
-    kept = tokens if end is None else tokens[:end]
+    answer_ids = tokens if end is None else tokens[:end]
     # Decoded behind its prompt: some tokenizers drop a space at the beginning of a text.
-    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt_ids, prompt_ids + kept))
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(kept, skip_special_tokens=True)
+    prompt_text = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    text = tokenizer.decode(prompt_ids + answer_ids, skip_special_tokens=True)
+    if text.startswith(prompt_text):
+        text = text[len(prompt_text) :]
+    else:
+        text = tokenizer.decode(answer_ids, skip_special_tokens=True)
     cuts = [text.index(word) for word in stop if word in text]
     text = text[: min(cuts)] if cuts else text
     return Answer(row, prompt, text, end is not None or bool(cuts))

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_ext.data.relabeling import Estimate, RRChannel, accuracy_difference, noisy_accuracy
+from hf_ext.data.relabeling.accuracy import accuracy_difference, noisy_accuracy
+from hf_ext.data.relabeling.channel import RRChannel
+from hf_ext.data.relabeling.estimates import Estimate
 
 ROUND_1 = "round 1"
 
@@ -71,9 +73,9 @@ class Choice:
         """A table, one line a strategy; the chosen one is bold."""
         lines = ["| strategy | accuracy, from noisy labels | behind the best | standard error |", "|---|---|---|---|"]
         for name, estimate in self.accuracy.items():
-            shown = f"**{name}**" if name == self.chosen else name
+            title = f"**{name}**" if name == self.chosen else name
             gap = self.behind[name]
-            lines.append(f"| {shown} | {estimate} | {gap.value:.3f} | {gap.se:.3f} |")
+            lines.append(f"| {title} | {estimate} | {gap.value:.3f} | {gap.se:.3f} |")
         return "\n".join(lines) + "\n"
 
 
@@ -104,10 +106,10 @@ def choose_strategy(labels: Any, predictions: Mapping[str, Any], channel: RRChan
     """
     if not predictions:
         raise ValueError("there is no strategy to choose from.")
-    accuracy = {name: noisy_accuracy(labels, found, channel) for name, found in predictions.items()}
+    accuracy = {name: noisy_accuracy(labels, classes, channel) for name, classes in predictions.items()}
     best = max(accuracy, key=lambda name: accuracy[name].value)  # of equals the simplest
     behind = {
-        name: accuracy_difference(labels, predictions[best], found, channel) for name, found in predictions.items()
+        name: accuracy_difference(labels, predictions[best], classes, channel) for name, classes in predictions.items()
     }
     chosen = next(name for name, gap in behind.items() if name == best or gap.value <= gap.se)
     return Choice(chosen, best, accuracy, behind)
@@ -126,6 +128,13 @@ def candidates(mode: str, budget: str, judge: bool) -> Sequence[Strategy]:
     if not judge:
         return (Strategy(mode, "steps" if budget == "auto" else budget),)
     if mode in ("auto", "consensus"):
-        pool = [s for s in STRATEGIES if s.mode is None or mode in ("auto", s.mode)]
-        return tuple(s for s in pool if s.mode != "consensus" or budget in ("auto", s.budget))
+        return tuple(
+            strategy
+            for strategy in STRATEGIES
+            if strategy.mode is None
+            or (
+                mode in ("auto", strategy.mode)
+                and (strategy.mode != "consensus" or budget in ("auto", strategy.budget))
+            )
+        )
     return FIRST_ROUND, Strategy(mode)

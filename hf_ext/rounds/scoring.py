@@ -11,14 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_ext.data.run_settings import file_hash
+from hf_ext.rounds.answers import Prompt
 
-Verifier = Callable[[Any, str, dict[str, Any]], float]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Verifier = Callable[[Prompt, str, dict[str, Any]], float]
 """`(prompt, completion, row) -> float`: the score of an answer, larger is better; `row` is the dataset's whole row."""
 
-Scorer = Callable[[Sequence[tuple[Any, str, dict[str, Any]]]], list[float]]
+ScoredAnswer: TypeAlias = tuple[Prompt, str, dict[str, Any]]
+Scorer = Callable[[Sequence[ScoredAnswer]], list[float]]
 """From (prompt, completion, row) of several answers to their scores."""
 
 # A sign counts where it touches its number and no number stands before it: "5 - 3" and "5-3" have no minus three.
@@ -49,17 +55,17 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _numbers(text: str) -> list[Fraction]:
-    found = []
+    values = []
     for match in NUMBER.finditer(text):
         if (match["whole"] is None and match["part"] is None) or len(match[0]) > LONGEST_NUMBER:
             continue
         below = int(match["below"] or 1)
         value = Fraction((match["whole"] or "0").replace(",", "") + (match["part"] or "")) / (below or 1)
-        found.append(-value if match["sign"] in ("-", "\u2212") else value)
-    return found
+        values.append(-value if match["sign"] in ("-", "\u2212") else value)
+    return values
 
 
-def gsm8k(prompt: Any, completion: str, row: dict[str, Any]) -> float:
+def gsm8k(prompt: Prompt, completion: str, row: dict[str, Any]) -> float:
     """
     Whether a solution ends in the number of the row's `answer` (GSM8K: `... #### 24`): 1.0 or 0.0.
 
@@ -91,12 +97,12 @@ def load_verifier(name: str) -> Verifier:
         )
     try:
         with _working_folder_importable():
-            found = getattr(importlib.import_module(module), function)
+            verifier = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"verifier {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"verifier {name!r} is no function but a {type(found).__name__}")
-    return found
+    if not callable(verifier):
+        raise ValueError(f"verifier {name!r} is no function but a {type(verifier).__name__}")
+    return verifier
 
 
 def verifier_digest(name: str) -> str | None:
@@ -126,15 +132,15 @@ def verifier_scorer(name: str) -> Scorer:
     """A scorer that calls the verifier of that name; it refuses what is not a finite number."""
     verifier = load_verifier(name)
 
-    def scores(answers: Sequence[tuple[Any, str, dict[str, Any]]]) -> list[float]:
+    def scores(answers: Sequence[ScoredAnswer]) -> list[float]:
         return [_checked(verifier(*answer), name, answer[1]) for answer in answers]
 
     return scores
 
 
-def _checked(score: Any, name: str, completion: str) -> float:
+def _checked(score: object, name: str, completion: str) -> float:
     try:
-        value = float(score)
+        value = float(score)  # type: ignore[arg-type]  # what is no number is what this finds out
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
@@ -142,7 +148,7 @@ def _checked(score: Any, name: str, completion: str) -> float:
     return value
 
 
-def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device: Any) -> Scorer:
+def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device: torch.device) -> Scorer:
     """
     A scorer that reads a sequence-classification model: its one logit, or of two labels the second's log-odds.
 
@@ -170,9 +176,9 @@ def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device:
     model.config.pad_token_id = tokenizer.pad_token_id
 
     @torch.no_grad()
-    def scores(answers: Sequence[tuple[Any, str, dict[str, Any]]]) -> list[float]:
+    def scores(answers: Sequence[ScoredAnswer]) -> list[float]:
         texts = [_joined(tokenizer, prompt, completion) for prompt, completion, _ in answers]
-        found: list[float] = []
+        values: list[float] = []
         for start in range(0, len(texts), batch_size):
             batch = tokenizer(
                 texts[start : start + batch_size],
@@ -182,16 +188,16 @@ def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device:
                 return_tensors="pt",
             ).to(device)
             logits = model(**batch).logits.float()  # (rows, 1) or (rows, 2)
-            found += (logits[:, -1] - (logits[:, 0] if logits.shape[1] == 2 else 0)).tolist()
-        bad = [value for value in found if not math.isfinite(value)]
-        if bad:
-            raise ValueError(f"reward model {name!r} gave a score that is not finite: {bad[0]}; check its weights")
-        return found
+            values += (logits[:, -1] - (logits[:, 0] if logits.shape[1] == 2 else 0)).tolist()
+        broken = [value for value in values if not math.isfinite(value)]
+        if broken:
+            raise ValueError(f"reward model {name!r} gave a score that is not finite: {broken[0]}; check its weights")
+        return values
 
     return scores
 
 
-def _joined(tokenizer: Any, prompt: Any, completion: str) -> str:
+def _joined(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> str:
     if isinstance(prompt, str):
         return prompt + completion
     messages = [*prompt, {"role": "assistant", "content": completion}]

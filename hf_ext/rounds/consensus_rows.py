@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_ext.data.relabeling import RRChannel
+from hf_ext.data.relabeling.choice import Choice, Strategy, candidates
 from hf_ext.data.relabeling.columns import ClassColumn, class_column
 from hf_ext.data.relabeling.ledger import CHANNEL, EPSILON, has_ledger, has_spent
+from hf_ext.data.run_settings import RowSets
+from hf_ext.trainers.consensus.config import ConsensusConfig
 from hf_ext.trainers.consensus.labels import sets_of
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,9 @@ def labels_of(rows: Dataset, label: str, num_classes: int | None = None) -> Clas
     Raises:
         RowError: a row whose label is no class.
     """
-    plain, shown = rows.with_format(None), [name for name in ("id", "text") if name in rows.column_names]
-    return class_column({name: plain[name][:] for name in (*shown, label)}, label, num_classes)
+    plain = rows.with_format(None)
+    excerpts = [name for name in ("id", "text") if name in rows.column_names]
+    return class_column({name: plain[name][:] for name in (*excerpts, label)}, label, num_classes)
 
 
 def class_names_of(rows: Dataset, label: str) -> list[str] | None:
@@ -48,7 +51,7 @@ def class_names_of(rows: Dataset, label: str) -> list[str] | None:
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def channel_of(rows: Dataset, label: str, channel: RRChannel | None, args: Any) -> RRChannel | None:
+def channel_of(rows: Dataset, label: str, channel: RRChannel | None, args: ConsensusConfig) -> RRChannel | None:
     """
     What the labels came through: the channel given, that of the arguments, or the ledger's.
 
@@ -95,18 +98,66 @@ def _ledger(rows: Dataset) -> float | None:
             f"{CHANNEL} says {replaced[0]!r}: these labels were replaced by a model's since they were released. Train "
             "on the rows as released; the recipe relabels by itself."
         )
-    found = np.array(plain[EPSILON][:], dtype=np.float64) if EPSILON in rows.column_names else np.empty(0)
-    if len(names) > 1 or len(found) == 0 or np.isnan(found).any():
+    epsilons = np.array(plain[EPSILON][:], dtype=np.float64) if EPSILON in rows.column_names else np.empty(0)
+    if len(names) > 1 or len(epsilons) == 0 or np.isnan(epsilons).any():
         raise ValueError(
             f"the rows came through {len(names)} channels ({', '.join(names)[:80]}): the recipe knows one. Train with "
             "ForwardCorrectedTrainer(channel={name: RRChannel(...)}) and use relabel with the same mapping."
         )
-    if found.min() != found.max():  # a row of tokens costs epsilon times its labels
+    if epsilons.min() != epsilons.max():  # a row of tokens costs epsilon times its labels
         return None
-    return float(f"{found[0]:.7g}")  # float32, rounded up, back to the number that was meant
+    return float(f"{epsilons[0]:.7g}")  # float32, rounded up, back to the number that was meant
 
 
-def check_eval_rows(train: Dataset, held_out: Any, args: Any) -> None:
+def strategies_of(args: ConsensusConfig, channel: RRChannel | None, is_tokens: bool) -> tuple[Strategy, ...]:
+    """
+    The strategies to choose from, simplest first.
+
+    Args:
+        args ([`ConsensusConfig`]):
+            Their `mode`, `budget`, `round_loss` and `select_on_noisy_eval` count.
+        channel ([`RRChannel`], *optional*):
+            What the labels came through.
+        is_tokens (`bool`):
+            Whether a row has a label a token.
+
+    Raises:
+        ValueError: none is for token classification, or one needs a channel and there is none.
+    """
+    strategies = tuple(candidates(args.mode, args.budget, args.select_on_noisy_eval))
+    if is_tokens:  # masked tokens leave all rows: equal epochs are equal steps; and soft tokens have no column
+        strategies = tuple(
+            strategy for strategy in strategies if strategy.mode != "bayes_soft" and strategy.budget == "steps"
+        )
+        if not strategies or (len(strategies) == 1 and args.select_on_noisy_eval):
+            raise ValueError(f"mode={args.mode!r}, budget={args.budget!r} is not for token classification.")
+    needs_channel = (
+        len(strategies) > 1 or args.round_loss == "forward" or (strategies[0].mode or "").startswith("bayes")
+    )
+    if channel is None and needs_channel:
+        raise ValueError(
+            "no channel is known: pass channel=RRChannel(epsilon, num_classes) or args.channel_epsilon, or rows with "
+            "a ledger. For labels whose noise is not known use round_loss='ce', mode='consensus' (or 'full'), "
+            "budget='steps' and select_on_noisy_eval=False."
+        )
+    return strategies
+
+
+def card_facts(
+    strategy: Strategy, choice: Choice | None, channel: RRChannel | None, is_tokens: bool
+) -> dict[str, str]:
+    """For the card: what the labels went through, what was done, and how right it is."""
+    facts = {"strategy": strategy.name}
+    if channel is not None:
+        unit = "one token's label" if is_tokens else "one label"
+        facts["label privacy"] = f"epsilon {channel.epsilon:g} nats, of {unit}"
+        facts["mechanism"] = f"randomised response over {channel.num_classes} classes"
+    if choice is not None:
+        facts["accuracy, from noisy labels, out of fold"] = str(choice.accuracy[strategy.name])
+    return facts
+
+
+def check_eval_rows(train: Dataset, held_out: RowSets, args: ConsensusConfig) -> None:
     """
     Warn of evaluation rows whose labels look clean beside private ones; refuse to choose a checkpoint by them.
 

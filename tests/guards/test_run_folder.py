@@ -1,0 +1,150 @@
+"""A run goes on in its folder under its own settings alone, remembers what is done, and publishes its model whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_ext.guards.disk import DiskFullError
+from hf_ext.guards.runs import RunFolder
+
+SETTINGS = {"seed": 0, "model": {"config": {"dropout": 0.1}}, "stop": ["a"]}
+
+
+def test_the_same_settings_go_on_and_each_other_one_is_named_with_both_values(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "out", remedy="pass another --output")
+    run.begin(SETTINGS)
+    record = (tmp_path / "out" / "run.json").read_bytes()
+    run.begin({"stop": ("a",), "model": {"config": {"dropout": 0.1}}, "seed": 0})
+    others = {"seed": 1, "model": {"config": {"dropout": 0.2}}, "epochs": 3}
+    with pytest.raises(ValueError, match="was begun with other settings") as refusal:
+        run.begin(others)
+    assert str(refusal.value) == (
+        f"{tmp_path / 'out'} was begun with other settings: seed was 0, is 1; model.config.dropout was 0.1, is 0.2; "
+        "stop was ['a'], is not there; epochs was not there, is 3. Run with the former ones to finish it, or pass "
+        "another --output, or delete this one."
+    )
+    assert (tmp_path / "out" / "run.json").read_bytes() == record
+
+
+def test_other_rows_are_named_by_what_changed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.begin({}, {"training rows": "abc", "questions": "x"})
+    run.begin({}, {"training rows": "abc", "questions": "x"}, lambda name, former: None)
+    with pytest.raises(
+        ValueError, match=r"settings: other training rows \(abc is gone\); questions: there are none now"
+    ):
+        run.begin({}, {"training rows": "abd"}, lambda name, former: f"{former} is gone")
+
+
+@pytest.mark.parametrize(("parts", "stranger"), [("*", "thesis.tex"), ("round-*", "round-000")])
+def test_a_folder_of_something_else_is_refused_by_name_and_left_alone(
+    tmp_path: Path, parts: str, stranger: str
+) -> None:
+    (tmp_path / ".hf-ext.lock").touch()
+    RunFolder(tmp_path / "empty").begin({})
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / ".hidden").touch()
+    (folder / stranger).touch()
+    with pytest.raises(ValueError, match=f"not empty and holds no run.json.*{re.escape(stranger)}.*Choose another"):
+        RunFolder(folder).begin({}, parts=parts)
+    assert sorted(os.listdir(folder)) == [".hidden", stranger]
+
+
+def test_files_that_match_no_part_of_a_run_may_lie_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    RunFolder(tmp_path).begin(SETTINGS, parts="round-*")
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["model.config.dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("{", "is damaged"),
+        ("[1]", "is damaged"),
+        ('{"format_revision": 1}', "another version of hf-ext"),
+        ('{"seed": 0}', "another version of hf-ext"),  # the demo's settings as they were written before
+    ],
+)
+def test_a_record_that_cannot_be_compared_is_refused_and_left_alone(tmp_path: Path, record: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(ValueError, match=words):
+        RunFolder(tmp_path).begin(SETTINGS)
+    assert (tmp_path / "run.json").read_text() == record
+
+
+def test_a_step_is_done_once_its_results_are_written_by_the_main_process(tmp_path: Path) -> None:
+    class Second:
+        is_main_process = False
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+    main = RunFolder(tmp_path)
+    second = RunFolder(tmp_path, processes=Second())
+    second.mark_done("round-1/round", {"loss": 0.5})
+    assert main.results("round-1/round") is None
+    main.mark_done("round-1/round", {"loss": 0.5})
+    assert second.results("round-1/round") == {"loss": 0.5}
+
+
+def test_a_model_is_published_with_its_folders_and_the_weights_it_replaces_go(tmp_path: Path) -> None:
+    model = tmp_path / "rounds" / "model"
+    (model / "1_Pooling").mkdir(parents=True)
+    (model / "model.safetensors").write_text("new")
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    (model / "README.md").write_text("the new card")
+    (tmp_path / "1_Pooling").mkdir()
+    for name in (
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "1_Pooling/gone.json",
+        "notes.txt",
+        "_saving",
+    ):
+        (tmp_path / name).write_text("former")
+    (tmp_path / "_saving").unlink()
+    (tmp_path / "_saving").mkdir()
+    (tmp_path / "_saving" / "model-00001-of-00003.safetensors").write_text("of a killed run")
+    RunFolder(tmp_path).publish(model)
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name: text for name, text in files.items() if not name.startswith("rounds")} == {
+        "1_Pooling/config.json": "{}",
+        "README.md": "the new card",
+        "adapter_model.safetensors": "former",  # of another kind: a base model's folder may hold an adapter
+        "model.safetensors": "new",
+        "notes.txt": "former",
+    }
+    assert (model / "model.safetensors").read_text() == "new", "the round keeps its model"
+
+
+def test_a_copy_that_breaks_off_leaves_the_former_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("new")
+        (tmp_path / name).write_text("former")
+    copy, copied = shutil.copyfile, []
+
+    def copy_one(source: str, target: str, **kwargs: object) -> object:
+        if copied:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(target)
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_one)
+    with pytest.raises(DiskFullError, match="What was in the folder before is intact"):
+        RunFolder(tmp_path).publish(model)
+    assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path) if name != "model"} == {
+        "config.json": "former",
+        "model.safetensors": "former",
+    }
