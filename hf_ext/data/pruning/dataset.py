@@ -147,7 +147,7 @@ def prune(
         X, notes = column_vectors(rows, column, cache_dir)
     if X is None and scores is None:
         scores = np.zeros(n)  # `random` counts the rows by them
-    progress = {"show_progress": show_progress} if method in ("gm", "herding", "gm_official") else {}
+    progress: dict[str, Any] = {"show_progress": show_progress} if method in ("gm", "herding", "gm_official") else {}
     try:
         matching = select_rows(method, X, count, groups=groups, scores=scores, seed=seed, **method_options, **progress)
     except BadVector as error:

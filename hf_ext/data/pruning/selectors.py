@@ -282,6 +282,7 @@ _KINDS: dict[Any, str] = {
     str: "a text",
     type(None): "none",
 }
+_NUMBERS: dict[type, type] = {int: Integral, float: Real}  # numpy's numbers too
 _OF_THE_CALL = ("X", "k", "groups", "seed", "options", "return")  # given by `select_rows` itself
 _REMOVED = {
     "theta0": "theta starts at the target for unit rows, at zero for raw ones",
@@ -332,7 +333,7 @@ def _near(name: str, names: Iterable[str]) -> str:
 def _is(value: object, kind: type) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return kind is bool
-    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+    return isinstance(value, _NUMBERS.get(kind, kind))
 
 
 @cache

@@ -148,7 +148,7 @@ def prune_stream(
             sample = Selection(check_rows(np.stack(tally.sample), metric))
             center, _ = Aim("gm", "zero").center_of(sample)
         else:
-            center = tally.total / tally.count
+            center = np.asarray(tally.total) / tally.count
         target = center * target_scale
         theta = target.copy() if metric == "unit" else np.zeros_like(target)  # as `gm_matching` starts it
         runs[label] = _Run(counts[label], tally.count, target, theta)

@@ -75,27 +75,26 @@ def as_encoder(encoder: EncoderLike, images: bool = False) -> Encoder:
     """
     if isinstance(encoder, Encoder):
         return encoder
-    if isinstance(encoder, (str, Path)):
-        encoder = load_encoder(encoder)
-    if _is(encoder, "sentence_transformers", "SentenceTransformer"):
-        return _of_sentence_transformer(encoder, images)
-    if _is(encoder, "transformers", "Pipeline"):
-        processors = [getattr(encoder, name, None) for name in ("processor", "tokenizer", "image_processor")]
-        encoder = (encoder.model, next(part for part in processors if part is not None))
-    if isinstance(encoder, (tuple, list)) and len(encoder) == 2:
-        model, processor = encoder
+    source: Any = load_encoder(encoder) if isinstance(encoder, (str, Path)) else encoder
+    if _is(source, "sentence_transformers", "SentenceTransformer"):
+        return _of_sentence_transformer(source, images)
+    if _is(source, "transformers", "Pipeline"):
+        processors = [getattr(source, name, None) for name in ("processor", "tokenizer", "image_processor")]
+        source = (source.model, next(part for part in processors if part is not None))
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        model, processor = source
         return _of_transformers(model, processor, images)
-    if _is(encoder, "transformers", "PreTrainedModel") or _is(encoder, "torch.nn", "Module"):
+    if _is(source, "transformers", "PreTrainedModel") or _is(source, "torch.nn", "Module"):
         raise ValueError(
-            f"encoder={type(encoder).__name__} needs what prepares its input: pass (model, tokenizer) or "
+            f"encoder={type(source).__name__} needs what prepares its input: pass (model, tokenizer) or "
             "(model, image_processor), or a function batch -> vectors."
         )
-    if not callable(encoder):
+    if not callable(source):
         raise ValueError(
-            f"encoder={encoder!r} is no encoder: pass a sentence-transformers model, (model, tokenizer), a "
+            f"encoder={source!r} is no encoder: pass a sentence-transformers model, (model, tokenizer), a "
             "feature-extraction pipeline, a name, or a function batch -> vectors."
         )
-    return Encoder("batch", encoder, lambda: _hash_of_callable(encoder))
+    return Encoder("batch", source, lambda: _hash_of_callable(source))
 
 
 def load_encoder(name: str | Path, device: str | None = None) -> EncoderLike:
