@@ -371,6 +371,12 @@ def test_a_map_by_name_loads_the_model_once(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.array(mapped["embedding"]), embed_rows(texts(), (model, tokenizer)), atol=1e-5)
 
 
+def test_the_module_s_place_in_earlier_versions_still_gives_it():
+    from hf_ext.data.pruning import embedding as earlier_module
+
+    assert earlier_module.embed_rows is embed_rows
+
+
 def test_a_wrapped_encoder_is_taken_as_it_is():
     wrapped = as_encoder(lengths)
     assert as_encoder(wrapped) is wrapped
