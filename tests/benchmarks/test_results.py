@@ -77,6 +77,7 @@ def test_step_cost_headline_follows_from_its_rows():
     assert all(a != b for a, b in pairwise(first)), "the order is swapped from pair to pair"
     memory = result["memory_bytes"]
     assert headline["memory_ratio"] == pytest.approx(memory["weighted"] / memory["sft"], abs=6e-5)
+    assert memory["weighted"] != memory["sft"], "the peak of their parent, not their own"
 
 
 def test_infopo_step_headline_follows_from_its_rows():
