@@ -93,6 +93,15 @@ def data_folder() -> Path:
     return Path(folder)
 
 
+def has_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware; emulated, a step takes minutes."""
+    import torch
+
+    from hf_ext.demo.settings import cpu_has_bf16
+
+    return torch.cuda.is_available() or cpu_has_bf16()
+
+
 def piece(work: Path, key: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
     The piece named `key`, computed unless a finished one with the same settings lies in `work`, which the options made

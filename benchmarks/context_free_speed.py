@@ -1,13 +1,13 @@
 """
 How fast are context-free rows sampled next to transformers' `generate`?
 
-Both sample SmolLM2-135M-Instruct in bf16 from the bare start token at temperature 1 without a filter, in one process,
-turn by turn. Each runs at its own best batch size of 16 to 256, found first on rows of 64 tokens. Natural rows have a
-limit of 128 tokens, at least 10,000 of them are kept. Then every row gets a limit of its own, uniform from 16
-to 256, the same for both, unknown to either beforehand: rows come in the order drawn, at least two batches of either
-sampler, so that there are slots to refill. `generate` runs whole batches;
-a stopping criterion ends a batch once each of its rows has met its limit or its end token. What it computes beyond a
-row's end is not kept.
+Both sample SmolLM2-135M-Instruct from the bare start token at temperature 1 without a filter, in one process, turn by
+turn, in bf16 where the processor multiplies it in hardware, else in float32; the result says which. Each runs at its
+own best batch size of 16 to 256, found first on rows of 64 tokens. Natural rows have a limit of 128 tokens, at least
+10,000 of them are kept. Then every row gets a limit of its own, uniform from 16 to 256, the same for both, unknown to
+either beforehand: rows come in the order drawn, at least two batches of either sampler, so that there are slots to
+refill. `generate` runs whole batches; a stopping criterion ends a batch once each of its rows has met its limit or its
+end token. What it computes beyond a row's end is not kept.
 
 Last line, one JSON object:
   benchmark, batch_size, peer_batch_size
@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import finish, parser
+from common import finish, has_bf16, parser
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
@@ -157,7 +157,7 @@ def kept_lengths(ids: Tensor, eos: Tensor, limits: Tensor) -> Tensor:
 
 
 def load(quick: bool) -> tuple[Any, Any]:
-    """The model in bf16 and its tokenizer, or tiny ones."""
+    """The model and its tokenizer, or tiny ones."""
     if quick:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from tests.tiny import tiny_model, tiny_tokenizer
@@ -167,7 +167,8 @@ def load(quick: bool) -> tuple[Any, Any]:
     from hf_ext.demo.model import embedded_model
 
     path = embedded_model()
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
 
 
@@ -226,6 +227,7 @@ def main() -> None:
             samplers.run(part, name, best[name], limits)
     rows = [asdict(run) for run in samplers.runs if run.part != "warm-up"]
     how = {"threads": torch.get_num_threads(), "clock": "cpu" if args.cpu_clock else "wall"}
+    how["dtype"] = str(samplers.model.dtype).removeprefix("torch.")
     finish(args, {"rows": rows, **how}, headline_of(samplers.runs, best))
 
 

@@ -4,7 +4,8 @@ What does a weighted training step cost next to the stock trainer's?
 `WeightedSFTTrainer` against TRL's `SFTTrainer`: both alive in one process, on one batch of 8 rows of 64 tokens with
 non-uniform weights, guards and logging on; collation, loss, backward, AdamW step and log line are timed; the order is
 swapped from pair to pair. Memory is the peak of two further processes, one a trainer, each started from a small
-process. SmolLM2-135M-Instruct, bf16 autocast.
+process. SmolLM2-135M-Instruct, bf16 autocast where the processor multiplies it in hardware, else float32; the result
+says which.
 
 Last line, one JSON object:
   benchmark, pairs
@@ -31,7 +32,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import finish, parser
+from common import finish, has_bf16, parser
 from datasets import Dataset
 from peak import peak_memory
 from scipy.stats import binom
@@ -61,7 +62,7 @@ class Stepper:
         args = config_class(
             folder,
             per_device_train_batch_size=8,
-            bf16=model_path is not None,
+            bf16=model_path is not None and has_bf16(),
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=False,
             report_to="none",
@@ -176,7 +177,9 @@ def main() -> None:
     memory = {role: peak_of(role, model_path) for role in ROLES}
     seconds = {role: round(median(row[f"{role}_s"] for row in rows), 4) for role in ROLES}
     print(f"seconds a step (median): {seconds}; peak memory (MB): { ({r: m >> 20 for r, m in memory.items()}) }")
-    finish(args, {"rows": rows, "memory_bytes": memory, "seconds": seconds}, headline_of(rows, memory))
+    dtype = "bf16 autocast" if model_path and has_bf16() else "float32"
+    measured = {"rows": rows, "memory_bytes": memory, "seconds": seconds, "dtype": dtype}
+    finish(args, measured, headline_of(rows, memory))
 
 
 if __name__ == "__main__":

@@ -206,18 +206,20 @@ def test_generation_headline_follows_from_its_rows():
     for share in (0.0, 0.2, 0.4):
         table = {
             arm: np.array([r["frechet"] for r in result["rows"] if (r["arm"], r["corrupted"]) == (arm, share)])
-            for arm in ("full", "clean", "random", "herding", "gm")
+            for arm in ("full", "clean", "random", "herding", "herding_unit", "gm", "gm_raw")
         }
         percent = round(100 * share)
         for arm, values in table.items():
             assert len(values) == len(seeds)
             assert headline[f"{percent}_{arm}"] == pytest.approx(values.mean(), abs=6e-4)
-        for rival in ("random", "herding"):
+        for rival in ("random", "herding", "herding_unit"):
             expected = table["gm"].mean() / table[rival].mean()
             assert headline[f"gm_over_{rival}_{percent}"] == pytest.approx(expected, abs=1e-4)
+        expected = table["gm_raw"].mean() / table["herding"].mean()
+        assert headline[f"gm_raw_over_herding_{percent}"] == pytest.approx(expected, abs=1e-4)
     assert headline["floor"] < min(row["frechet"] for row in result["rows"])
     assert min(result["judge_accuracy"]) > 85
-    kept = {row["rows"] for row in result["rows"] if row["arm"] in ("random", "herding", "gm")}
+    kept = {row["rows"] for row in result["rows"] if row["arm"] not in ("full", "clean")}
     assert kept == {2000}
 
 

@@ -78,6 +78,7 @@ def test_step_cost_headline_follows_from_its_rows():
     assert all(a != b for a, b in pairwise(first)), "the order is swapped from pair to pair"
     memory = result["memory_bytes"]
     assert headline["memory_ratio"] == pytest.approx(memory["weighted"] / memory["sft"], abs=6e-5)
+    assert memory["weighted"] != memory["sft"], "the peak of their parent, not their own"
 
 
 def test_infopo_step_headline_follows_from_its_rows():
@@ -94,6 +95,7 @@ def test_infopo_step_headline_follows_from_its_rows():
         assert headline[f"time_ratio_{cell}_high"] >= medians[cell] - 6e-5
         assert all(a["first"] != b["first"] for a, b in pairwise(rows)), "the order is swapped from pair to pair"
     assert headline["time_ratio"] == pytest.approx(max(medians.values()), abs=6e-5)
+    assert all(own["infopo"] != own["dpo"] for own in memory.values()), "the peak of their parent, not their own"
     worst = np.max([own["infopo"] / own["dpo"] for own in memory.values()])
     assert headline["memory_ratio"] == pytest.approx(worst, abs=6e-5)
 
