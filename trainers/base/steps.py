@@ -168,12 +168,8 @@ class SafeSteps(StepHooks):
             NonFiniteError: if a trained parameter, or a running statistic that this process saves, holds a NaN or an
                 infinity; names it, and the last whole checkpoint.
         """
-        whole_checkpoints = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
-        remedy = (
-            f"{whole_checkpoints[0]} is whole: resume from it"
-            if whole_checkpoints
-            else "No checkpoint is whole: start again"
-        )
+        checkpoints = [path for path in checkpoints_in(self.args.output_dir) if is_sealed(path)]
+        remedy = f"{checkpoints[0]} is whole: resume from it" if checkpoints else "No checkpoint is whole: start again"
         remedy += ", with a lower learning rate."
         error = parameter_error(changing_values(self.model, self.args.should_save), **self._place(), advice=remedy)
         if self.is_fsdp_enabled:  # each process has seen its own shards, and all of them must stop

@@ -62,12 +62,7 @@ class LikelihoodGuardCallback(TrainerCallback):
                 self._judge(entries[:count])
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
     ) -> None:
         """Count, and act."""
         entries = self._entries(args, state)
@@ -121,12 +116,7 @@ class CeilingCallback(TrainerCallback):
         self._has_warned = False
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
     ) -> None:
         """Compare `infopo/mi` with `infopo/mi_ceiling`."""
         value, ceiling = ((logs or {}).get(f"infopo/{name}") for name in ("mi", "mi_ceiling"))

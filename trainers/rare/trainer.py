@@ -314,8 +314,9 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
         model = self.accelerator.unwrap_model(self.model)
         encoder = RareEncoder.from_model(model, pool.store, settings)
         if args.example_retriever in ("dense", "hybrid"):  # in training the vectors were those of known texts
-            choice = {"retriever": args.example_retriever, "encode": encoder.encode_plain}
-            encoder.exemplars = ExemplarStore(pool.store.given_columns(), **choice)
+            encoder.exemplars = ExemplarStore(
+                pool.store.given_columns(), retriever=args.example_retriever, encode=encoder.encode_plain
+            )
         if pool.prompt:
             encoder.prompts["query"] = pool.prompt
         return encoder

@@ -200,12 +200,7 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
     ) -> AnyDataset:
         """Preflight of raw rows: numbers them, raises or drops malformed ones, and leaves what the host may see."""
         dataset = host_rows(
-            dataset,
-            args,
-            formatting_func,
-            dataset_name,
-            on_bad_row=args.on_bad_row,
-            bad_rows_path=args.bad_rows_path,
+            dataset, args, formatting_func, dataset_name, on_bad_row=args.on_bad_row, bad_rows_path=args.bad_rows_path
         )
         if dataset_name == "train" and "weight" not in column_names(dataset):
             self.on_missing_weight()
