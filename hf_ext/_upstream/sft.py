@@ -151,10 +151,7 @@ def with_end_token(tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> PreTr
 
 
 def tokenise_rows(
-    dataset: AnyDataset,
-    processing_class: PreTrainedTokenizerBase,
-    args: SFTConfig,
-    dataset_name: str = "train",
+    dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: SFTConfig, dataset_name: str = "train"
 ) -> AnyDataset:
     """TRL's own tokenising and labelling of rows of one SFT data type, without building a trainer (and so a model)."""
     host = object.__new__(SFTTrainer)  # `_prepare_dataset` reads three attributes of the trainer, and nothing else

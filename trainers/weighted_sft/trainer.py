@@ -186,11 +186,7 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
         return train, evaluation
 
     def see_original(
-        self,
-        model: AnyModel,
-        processing_class: PreTrainedTokenizerBase | None,
-        args: WeightedSFTConfig,
-        **kwargs: Any,
+        self, model: AnyModel, processing_class: PreTrainedTokenizerBase | None, args: WeightedSFTConfig, **kwargs: Any
     ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
         """Called before the host changes model or tokenizer; returns the two to go on with."""
         return model, processing_class
