@@ -259,7 +259,8 @@ def _vocabulary(model: Model) -> int:
 def _finite(sums: NDArray[np.float64], rows: Rows, title: str) -> NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(sums))
     if len(bad):
-        raise FloatingPointError(f"{title}: row {rows.index[bad[0]]:,} gives {sums[bad[0]]}; {len(bad)} rows do.")
+        first = rows.index[bad[0]]
+        raise FloatingPointError(f"{title}: row {first:,} gives {sums[bad[0]]}; {len(bad)} rows are affected.")
     return sums
 
 
