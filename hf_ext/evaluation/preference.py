@@ -307,7 +307,8 @@ class _Scorer:
         if len(bad):
             index = rows[int(bad[0])][ROW_INDEX]
             raise FloatingPointError(
-                f"{name}: row {index:,} gives log-probabilities {log_prob_sums[bad[0]].tolist()}; {len(bad)} rows are affected."
+                f"{name}: row {index:,} gives log-probabilities {log_prob_sums[bad[0]].tolist()}; {len(bad)} rows are "
+                "affected."
             )
         return log_prob_sums
 
