@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from hf_ext.data.exemplars import NOTHING_EXCLUDED, ExemplarStore, RareFormatter, TokenCounter
 from hf_ext.data.exemplars.sources import read_lines, read_qrels, with_title
 from hf_ext.retrieval import RareEncoder
-from hf_ext.retrieval.pooling import Body
+from hf_ext.retrieval.vectors import Body
 from hf_ext.trainers.rare import RareConfig, RareTrainer
 from hf_ext.trainers.rare.config import RULES
 from hf_ext.trainers.rare.setup import INSTRUCTION, set_lengths

@@ -73,9 +73,9 @@ from hf_ext.losses.label_noise import forward_corrected_nll as forward_corrected
 from hf_ext.losses.label_noise import forward_loss_func as forward_loss_func
 from hf_ext.losses.label_noise import soft_nll as soft_nll
 from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
+from hf_ext.retrieval.augmenter import EncoderSettings as EncoderSettings
 from hf_ext.retrieval.augmenter import QueryAugmenter as QueryAugmenter
 from hf_ext.retrieval.encoder import RareEncoder as RareEncoder
-from hf_ext.retrieval.settings import EncoderSettings as EncoderSettings
 from hf_ext.rounds.consensus import ConsensusRecipe as ConsensusRecipe
 from hf_ext.trainers.consensus.config import ConsensusConfig as ConsensusConfig
 from hf_ext.trainers.consensus.sentence_head import SentenceHead as SentenceHead

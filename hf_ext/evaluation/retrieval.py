@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from hf_ext.data.exemplars import Exclude, Exemplar, ExemplarStore, Target
-from hf_ext.data.exemplars.ids import as_id, as_ids, some
+from hf_ext.data.exemplars.rows import as_id, as_ids, some
 from hf_ext.data.exemplars.text import text_key
 from hf_ext.guards.extras import naming_extras
-from hf_ext.retrieval.settings import EncoderSettings
+from hf_ext.retrieval.augmenter import EncoderSettings
 
 with naming_extras():
     from sentence_transformers import SentenceTransformer

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.retrieval.augmenter import QueryAugmenter
-from hf_ext.retrieval.settings import EncoderSettings
+from hf_ext.retrieval.augmenter import EncoderSettings, QueryAugmenter
 
 if TYPE_CHECKING:
     from hf_ext.retrieval.encoder import RareEncoder

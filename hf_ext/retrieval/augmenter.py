@@ -1,9 +1,12 @@
-"""Queries with their exemplars as text: for servers that encode elsewhere. Imports no torch."""
+"""How queries are shown exemplars, and the text that this makes, for servers that encode elsewhere. No torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,18 +16,94 @@ from hf_ext.data.exemplars import (
     Exemplar,
     ExemplarStore,
     Formatted,
+    RareFormatter,
     TokenCounter,
 )
 from hf_ext.guards.inside import read_json, require_file
 from hf_ext.guards.models import loading_model
 from hf_ext.retrieval.repository import Where, file_of, read_exemplars
-from hf_ext.retrieval.settings import EncoderSettings
 
 logger = logging.getLogger(__name__)
 
 ONE_TOKEN = {"cls", "lasttoken", "pooling_mode_cls_token", "pooling_mode_lasttoken"}  # no exemplar's, in any case
 
 Examples: TypeAlias = "bool | int | Sequence[Exemplar] | Sequence[tuple[str, str]]"
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """
+    How queries are shown exemplars at inference.
+
+    Args:
+        k (`int`, *optional*, defaults to `5`):
+            Exemplars of a query.
+        formatter ([`RareFormatter`], *optional*):
+            The text; that of training.
+        floor (`float`, *optional*):
+            The gate: a query whose nearest exemplar has a lower score is read bare. One number, tuned on dev. BM25
+            scores are not comparable between pools: tune it again for another one.
+        min_score (`float`, *optional*):
+            Exemplars of a lower score are not shown; the nearer ones still are.
+        mmr (`float`, *optional*):
+            As in [`ExemplarStore.search`].
+        example_weight (`float`, *optional*, defaults to `1.0`):
+            The blend: share of a query's vector, in (0, 1], that comes from its text with exemplars; the rest comes
+            from the bare query. It bounds the worst case and costs one more short forward. Tuned on dev.
+        pool_examples (`bool`, *optional*, defaults to `False`):
+            Whether the exemplars' tokens enter the vector of a model that pools many tokens; as in training. One whose
+            pooling takes the first or the last token reads them alone in any case.
+        training (`dict`, *optional*):
+            What training did: `example_rate`, `exclude`, and the like.
+        provenance (`dict`, *optional*):
+            Of the exemplars: data sets, revisions, `license`.
+    """
+
+    k: int = 5
+    formatter: RareFormatter = field(default_factory=RareFormatter)
+    floor: float | None = None
+    min_score: float | None = None
+    mmr: float | None = None
+    example_weight: float = 1.0
+    pool_examples: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ValueError(f"k is a number of exemplars, 0 or more; got {self.k!r}.")
+        if not (math.isfinite(self.example_weight) and 0 < self.example_weight <= 1):
+            raise ValueError(
+                f"example_weight is a share in (0, 1], got {self.example_weight!r}. For none, pass examples=False."
+            )
+        if self.mmr is not None and not 0 <= self.mmr <= 1:
+            raise ValueError(f"mmr lies in [0, 1], got {self.mmr!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as JSON has them."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return values | {"formatter": self.formatter.to_dict()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> EncoderSettings:
+        """
+        Settings from [`to_dict`]'s result.
+
+        Raises:
+            ValueError: if this version does not know one of the settings, or if they are not of [`to_dict`]'s form.
+        """
+        try:
+            unknown = set(settings) - {entry.name for entry in dataclasses.fields(cls)}
+            if unknown:
+                raise ValueError(
+                    f"rare_config.json has a setting {sorted(unknown)[0]!r} unknown here. Upgrade hf-ext."
+                )
+            values = dict(settings)
+            if "formatter" in values:
+                values["formatter"] = RareFormatter.from_dict(values["formatter"])
+            return cls(**values)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"rare_config.json holds no settings that hf-ext wrote: {error}.") from error
 
 
 class QueryAugmenter:
@@ -99,21 +178,22 @@ class QueryAugmenter:
         found = read_exemplars(where, exemplars, encode=encode)
         if found is None:
             raise FileNotFoundError(f"{name} has no exemplars/rare_config.json: RareEncoder.save writes it.")
+        settings = EncoderSettings.from_dict(found.settings)
         tokenizer = None
-        if found.settings.formatter.has_budget:
+        if settings.formatter.has_budget:
             path = file_of(where, "tokenizer.json", _first_module(where)) or file_of(where, "tokenizer.json")
             if path is None:
                 raise FileNotFoundError(f"{name} has no tokenizer.json, which the budgets of its exemplars need.")
             with loading_model(path, "tokenizer"):
                 tokenizer = TokenCounter(Tokenizer.from_file(str(require_file(path))))
-        if not found.settings.pool_examples and _pools_tokens(where):
+        if not settings.pool_examples and _pools_tokens(where):
             logger.warning(
                 "%s leaves exemplars out of its pooling, and an endpoint that encodes finished strings does not: its "
                 "vectors are not RareEncoder's. Train with pool_examples=True for such endpoints.",
                 name,
             )
         prompts = _json(where, "config_sentence_transformers.json", {}).get("prompts") or {}
-        return cls(found.store, found.settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
+        return cls(found.store, settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
 
     def augment(
         self,

@@ -19,13 +19,10 @@ from sentence_transformers import SentenceTransformer
 from hf_ext._upstream.encoder import EncoderHooks
 from hf_ext.data.exemplars import ExemplarStore, Formatted, TokenCounter
 from hf_ext.guards.models import loading_model
-from hf_ext.retrieval.augmenter import Examples, QueryAugmenter
-from hf_ext.retrieval.cache import VectorCache
+from hf_ext.retrieval.augmenter import EncoderSettings, Examples, QueryAugmenter
 from hf_ext.retrieval.card import RareModelCardData, with_section
-from hf_ext.retrieval.pooling import MASK, Body, exemplar_mask, leave_exemplars_out
 from hf_ext.retrieval.repository import Where, read_exemplars, write_exemplars
-from hf_ext.retrieval.settings import EncoderSettings
-from hf_ext.retrieval.vectors import as_asked, blend
+from hf_ext.retrieval.vectors import MASK, Body, VectorCache, as_asked, blend, exemplar_mask, leave_exemplars_out
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +121,11 @@ class RareEncoder(EncoderHooks):
         """Once the weights are there: a pool that is searched by vectors needs them."""
         exemplars, settings = self._asked
         self._asked = (None, None)
-        found = read_exemplars(
-            self._where, exemplars, settings=settings, encode=self.encode_plain, encoder_name=self.fingerprint
-        )
+        found = read_exemplars(self._where, exemplars, encode=self.encode_plain, encoder_name=self.fingerprint)
         if found is not None:
-            self.exemplars, self.settings, self.exemplars_source = found.store, found.settings, found.source
+            self.exemplars = found.store
+            self.settings = settings or EncoderSettings.from_dict(found.settings)
+            self.exemplars_source = found.source
             if found.store is None:
                 logger.warning("%s: the exemplars are not in the repository; pass exemplars=.", self._where.name)
         if "message" in getattr(self[0], "modality_config", {}):
@@ -335,7 +332,7 @@ class RareEncoder(EncoderHooks):
         settings = self.effective_settings()
         keeps = self.save_exemplars and self.exemplars_source is None and self.exemplars is not None
         store = self._to_keep() if keeps else None
-        write_exemplars(path, store, settings, self.exemplars_source)
+        write_exemplars(path, store, settings.to_dict(), self.exemplars_source)
         card = Path(path) / "README.md"
         if card.is_file():
             text = with_section(card.read_text(encoding="utf-8"), self)

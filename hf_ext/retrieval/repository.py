@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_ext.data.exemplars import ExemplarStore
-from hf_ext.data.exemplars.files import CONFIG, read_config, save_config
+from hf_ext.data.exemplars.files import CONFIG, FILES, read_config, save_config
+from hf_ext.data.exemplars.retrievers import Encode
 from hf_ext.guards.inside import file_in, require_path_inside
-from hf_ext.retrieval.settings import EncoderSettings
 
 FOLDER = "exemplars"
-PATTERNS = (CONFIG, "exemplars-*.parquet", "embeddings-*.safetensors")
+PATTERNS = (CONFIG, *FILES)
 SETTINGS, SOURCE = "rare", "exemplars"  # keys of `rare_config.json` beside the store's own
-
-Encode = Callable[[Sequence[str]], Any]
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,17 @@ class Where:
     local_files_only: bool = False
 
 
-@dataclass(frozen=True)
-class Found:
+class PoolFound(NamedTuple):
     """
     What a repository says of exemplars.
 
     Attributes:
-        settings ([`EncoderSettings`]): how they are used.
+        settings (`dict`): how they are used, as [`EncoderSettings.to_dict`] wrote it.
         store ([`ExemplarStore`], *optional*): the pool; `None` where the repository holds the settings alone.
         source (`str`, *optional*): the dataset repository and commit that the pool comes from.
     """
 
-    settings: EncoderSettings
+    settings: Mapping[str, Any]
     store: ExemplarStore | None
     source: str | None = None
 
@@ -51,7 +48,7 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
     Path of one file of a repository, fetched if need be; `None` if it is not there.
 
     Raises:
-        ValueError: the path leads out of the repository.
+        ValueError: if the path leads out of the repository.
     """
     require_path_inside(name, where.name)
     if folder:
@@ -63,7 +60,7 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        found = hf_hub_download(
+        path = hf_hub_download(
             where.name,
             name,
             subfolder=folder or None,
@@ -79,17 +76,16 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
         raise  # the network failed: to go on without exemplars would change the vectors in silence
     except EntryNotFoundError:
         return None
-    return Path(found)
+    return Path(path)
 
 
 def read_exemplars(
     where: Where,
     exemplars: ExemplarStore | str | Path | None = None,
     *,
-    settings: EncoderSettings | None = None,
     encode: Encode | None = None,
     encoder_name: Callable[[], str] | None = None,
-) -> Found | None:
+) -> PoolFound | None:
     """
     Settings and pool of a model's repository.
 
@@ -98,40 +94,37 @@ def read_exemplars(
             The repository, pinned to the commit of its weights.
         exemplars ([`ExemplarStore`], `str` or `Path`, *optional*):
             Another pool than the repository's: a store, its folder, or `"user/dataset@revision"`.
-        settings ([`EncoderSettings`], *optional*):
-            In place of the repository's.
         encode, encoder_name (*optional*):
             As in [`ExemplarStore.load`]; the name is asked for only where vectors are searched.
 
     Returns:
-        [`Found`], or `None` where the repository has no exemplars and none are given.
+        [`PoolFound`], or `None` where the repository has no exemplars and no others are named.
     """
     path = file_of(where, CONFIG, FOLDER) if where.name else None  # without a name the model is in memory
     config = {} if path is None else read_config(path.parent)
-    if settings is None:
-        try:
-            settings = EncoderSettings.from_dict(config.get(SETTINGS, {}))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {SETTINGS!r} holds no settings that hf-ext wrote: {error}.") from error
+    settings = config.get(SETTINGS, {})
     if isinstance(exemplars, ExemplarStore):
-        return Found(settings, exemplars)
-    loading: dict[str, Any] = {"encode": encode, "encoder_name": encoder_name}
+        return PoolFound(settings, exemplars)
     if exemplars is not None:
-        return Found(settings, *open_source(str(exemplars), where, **loading))
+        return PoolFound(settings, *open_source(str(exemplars), where, encode=encode, encoder_name=encoder_name))
     if path is None:
         return None
     if config.get("store") is not None:
         if not Path(where.name).is_dir():
             for file in config["store"]["files"]:
                 file_of(where, file["name"], FOLDER)
-        return Found(settings, _load(path.parent, config, **loading))
+        return PoolFound(settings, _load(path.parent, config, encode, encoder_name))
     source = config.get(SOURCE)
-    return Found(settings, None) if source is None else Found(settings, *open_source(source, where, **loading))
+    if source is None:
+        return PoolFound(settings, None)
+    return PoolFound(settings, *open_source(source, where, encode=encode, encoder_name=encoder_name))
 
 
-def _load(folder: Path, config: dict[str, Any], encode: Any, encoder_name: Any) -> ExemplarStore:
+def _load(
+    folder: Path, config: dict[str, Any], encode: Encode | None, encoder_name: Callable[[], str] | None
+) -> ExemplarStore:
     by_vectors = config["store"]["retriever"]["kind"] in ("dense", "hybrid")
-    name = encoder_name() if by_vectors and encoder_name is not None else ""
+    name = encoder_name() if by_vectors and encoder_name is not None else ""  # a hash of all weights: not for BM25
     return ExemplarStore.load(folder, encode=encode, encoder_name=name)
 
 
@@ -148,17 +141,18 @@ def open_source(
             For token, cache and whether the network may be used.
 
     Raises:
-        FileNotFoundError: there are no exemplars.
+        FileNotFoundError: if there are no exemplars.
     """
-    folder, pinned = Path(source), None
+    folder = Path(source)
+    pinned_source = None
     if not folder.is_dir():
-        folder, pinned = _fetched(source, where)
+        folder, pinned_source = _fetched(source, where)
     if not (folder / CONFIG).is_file() and (folder / FOLDER / CONFIG).is_file():
         folder = folder / FOLDER
     config = read_config(folder)
     if config.get("store") is None:
         raise FileNotFoundError(f"{source} holds the settings of exemplars, but no exemplars.")
-    return _load(folder, config, encode, encoder_name), pinned
+    return _load(folder, config, encode, encoder_name), pinned_source
 
 
 def _fetched(source: str, where: Where) -> tuple[Path, str]:
@@ -183,7 +177,7 @@ def _fetched(source: str, where: Where) -> tuple[Path, str]:
 
 
 def write_exemplars(
-    folder: str | Path, store: ExemplarStore | None, settings: EncoderSettings, source: str | None = None
+    folder: str | Path, store: ExemplarStore | None, settings: Mapping[str, Any], source: str | None = None
 ) -> None:
     """
     Write `exemplars/` into a model's folder: rows and settings, or the settings alone.
@@ -193,12 +187,12 @@ def write_exemplars(
             Of the model.
         store ([`ExemplarStore`], *optional*):
             The pool to keep there.
-        settings ([`EncoderSettings`]):
-            How it is used.
+        settings (`Mapping`):
+            How it is used: [`EncoderSettings.to_dict`].
         source (`str`, *optional*):
             Where the pool lies, if it is not kept there.
     """
-    config = {SETTINGS: settings.to_dict()}
+    config = {SETTINGS: dict(settings)}
     if store is None:
         save_config(Path(folder) / FOLDER, config | {SOURCE: source})
     else:

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from hf_ext import EncoderSettings, ExemplarStore, QueryAugmenter, RareEncoder, RareFormatter
 from hf_ext.data.exemplars import Exemplar, TokenCounter
-from hf_ext.retrieval.pooling import MASK, Body, exemplar_mask, leave_exemplars_out
+from hf_ext.retrieval.vectors import MASK, Body, exemplar_mask, leave_exemplars_out
 from tests.trainers.retrieval import encoder, pairs, pooled_by_hand, trainer
 
 pytest.importorskip("bm25s")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_ext.data.exemplars import ExampleDraw, Exclude, Formatted, RareFormatter, TokenCounter, augment
 from hf_ext.guards.rows import ROW_INDEX
-from hf_ext.retrieval.pooling import MASK, exemplar_mask
+from hf_ext.retrieval.vectors import MASK, exemplar_mask
 from hf_ext.trainers.rare.pools import Pool
 
 COUNTS = "rare_counts"  # of a batch, int64 of shape (rows, 4): wanted, shown, dropped, without a hit

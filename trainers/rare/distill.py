@@ -18,7 +18,7 @@ from hf_ext.data.exemplars import ExampleDraw, ExemplarStore, TokenCounter, augm
 from hf_ext.data.exemplars.sources import require_matches
 from hf_ext.guards.rows import ROW_INDEX
 from hf_ext.retrieval.encoder import RareEncoder
-from hf_ext.retrieval.pooling import Body
+from hf_ext.retrieval.vectors import Body
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import ONE_DATASET

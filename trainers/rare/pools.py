@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from hf_ext.data.exemplars import ExemplarStore, Target
-from hf_ext.data.exemplars.ids import as_id
 from hf_ext.data.exemplars.roles import ColumnRoles, is_document, is_list_of_texts, read_roles
+from hf_ext.data.exemplars.rows import as_id
 from hf_ext.data.exemplars.sources import holds_ids, require_rows, text_columns
 from hf_ext.guards.matches import MATCHES, MatchRule
 from hf_ext.guards.retrieval_rows import only_matches

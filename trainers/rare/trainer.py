@@ -23,8 +23,8 @@ from hf_ext._upstream.retrieval import (
 from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.exemplars import ExemplarStore, TokenCounter
 from hf_ext.guards.rows import ROW_INDEX
-from hf_ext.retrieval.pooling import leave_exemplars_out
 from hf_ext.retrieval.repository import write_exemplars
+from hf_ext.retrieval.vectors import leave_exemplars_out
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.rare.card import RetrieverCard
 from hf_ext.trainers.rare.collator import COUNTS, ONE_DATASET, RareDataCollator

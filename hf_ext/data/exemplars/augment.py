@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hf_ext.data.exemplars.formatter import Formatted, RareFormatter
-from hf_ext.data.exemplars.ids import as_id
-from hf_ext.data.exemplars.rows import EVERY_RULE, Exclude, Target
+from hf_ext.data.exemplars.rows import EVERY_RULE, Exclude, Target, as_id
 from hf_ext.data.exemplars.sources import pair_columns, require_rows
 from hf_ext.data.exemplars.store import ExemplarStore
 from hf_ext.data.exemplars.text import TokenCounter, keyed_integers, keyed_uniform

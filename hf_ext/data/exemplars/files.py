@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ from hf_ext.guards.runs import claimed_folder, remove_leftovers
 from hf_ext.guards.unpacked import text_batches
 
 if TYPE_CHECKING:
-    from hf_ext.data.exemplars.store import ExemplarStore
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,20 @@ SUFFIXES = (".parquet", ".safetensors")
 STORED = ("id", "query", "document", "document_key", "doc_id", "source", "negative")
 
 
-def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], rows_per_file: int) -> None:
+def save_store(
+    folder: Path,
+    columns: Mapping[str, list[str | None]],
+    vectors: NDArray[Any] | None,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rows_per_file: int,
+) -> None:
     """[`ExemplarStore.save`]. Files bear their hash in the name: a new store never overwrites the old one's."""
-    taken = [key for key in OWN_KEYS if key in config]
-    if taken:
-        raise ValueError(f"config must not hold {taken[0]!r}: the store writes it.")
-    columns = {name: store.column(name) for name in STORED}
+    reserved = [key for key in OWN_KEYS if key in config]
+    if reserved:
+        raise ValueError(f"config must not hold {reserved[0]!r}: the store writes it.")
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    starts = range(0, len(store), rows_per_file)
+    starts = range(0, table.num_rows, rows_per_file)
     files = []
     then = "The folder's former store is as it was: free some space or choose another folder, and run again."
     # A folder is written by one process at a time: a second would remove the files that the first one names.
@@ -64,20 +70,13 @@ def save_store(store: ExemplarStore, folder: Path, config: Mapping[str, Any], ro
         for number, start in enumerate(starts):
             part, name = table.slice(start, rows_per_file), f"exemplars-{number:05}-of-{len(starts):05}"
             files.append(_write(folder, name, ".parquet", lambda path, part=part: _write_rows(part, path)))
-        if store.vectors is not None:
+        if vectors is not None:
             from safetensors.numpy import save_file
 
-            vectors = {"embeddings": np.ascontiguousarray(store.vectors, dtype=np.float32)}
-            files.append(_write(folder, "embeddings", ".safetensors", lambda path: save_file(vectors, path)))
-        described = {
-            "rows": len(store),
-            "numbered": store.numbered,
-            "content_hash": store.content_hash,
-            "retriever": describe(store.retriever),
-            "files": files,
-            "versions": _versions(),
-        }
-        text = _json({"format_version": FORMAT_VERSION, "store": described, **config})
+            tensors = {"embeddings": np.ascontiguousarray(vectors, dtype=np.float32)}
+            files.append(_write(folder, "embeddings", ".safetensors", lambda path: save_file(tensors, path)))
+        store = {**facts, "files": files, "versions": _versions()}
+        text = _json({"format_version": FORMAT_VERSION, "store": store, **config})
         write_whole(folder / CONFIG, text)
         _remove_others(folder, {file["name"] for file in files})
 
@@ -182,12 +181,25 @@ def _is_described(store: Any) -> bool:
     )
 
 
-def load_store(
-    folder: Path, retriever: Retriever | None, encoder: tuple[Encode | None, str], max_rows: int, max_bytes: int
-) -> ExemplarStore:
-    """[`ExemplarStore.load`]."""
-    from hf_ext.data.exemplars.store import ExemplarStore
+class SavedStore(NamedTuple):
+    """What the files of a store hold: the rows, how they are searched, and the hash that they were saved with."""
 
+    columns: dict[str, list[Any]]
+    retriever: Retriever
+    vectors: NDArray[Any] | None
+    content_hash: str
+
+
+def read_store(
+    folder: Path,
+    retriever: Retriever | None,
+    encode: Encode | None,
+    encoder_name: str,
+    *,
+    max_rows: int,
+    max_bytes: int,
+) -> SavedStore:
+    """What [`ExemplarStore.load`] makes a store of; arguments and errors as there."""
     described = read_config(folder)["store"]
     if described is None:
         raise FileNotFoundError(f"{folder} holds the settings of exemplars, but no exemplars.")
@@ -204,18 +216,13 @@ def load_store(
     stale = False
     if retriever is None:
         try:
-            retriever, stale = retriever_of(described["retriever"], *encoder)
+            retriever, stale = retriever_of(described["retriever"], encode, encoder_name)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / CONFIG}: 'retriever' is none that ExemplarStore.save wrote.") from error
     if stale and vectors is not None:
         logger.warning("%s: the stored vectors are of another encoder and are left aside; made again.", folder)
         vectors = None
-    store = ExemplarStore(columns, retriever=retriever, vectors=vectors)
-    if store.content_hash != described["content_hash"]:
-        raise ValueError(
-            f"{folder}: the rows are not those that were saved (hash of the content). Save the store again."
-        )
-    return store
+    return SavedStore(columns, retriever, vectors, described["content_hash"])
 
 
 def _is_numbered(described: Mapping[str, Any], ids: list[Any]) -> bool:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hf_ext.data.exemplars.ids import as_ids
+from hf_ext.data.exemplars.rows import as_ids
 from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
 from hf_ext.guards.extras import naming_extras
 from hf_ext.guards.threads import torch_threads_kept
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from hf_ext.data.exemplars.store import ExemplarStore
 
 Encode: TypeAlias = Callable[[Sequence[str]], Any]
 Ranked: TypeAlias = list[tuple[int, float]]
@@ -27,7 +23,26 @@ TIE_MARGIN = 16  # hits fetched beyond those wanted, so that a tie at the end se
 FUSION_CONSTANT = 60  # Cormack et al. 2009: 1 / (60 + rank)
 
 
-@runtime_checkable
+class Pool(Protocol):
+    """What a way to choose sees of an [`ExemplarStore`]."""
+
+    @property
+    def queries(self) -> list[str]:
+        """The exemplars' queries, in the order of rows."""
+        ...
+
+    @property
+    def vectors(self) -> NDArray[Any] | None:
+        """Their vectors `(rows, dim)`, where the store carries them."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def rows_of_id(self, identifier: str | int) -> Sequence[int]:
+        """Rows with this id."""
+        ...
+
+
 class Ranker(Protocol):
     """A retriever that has seen its store."""
 
@@ -43,7 +58,7 @@ class Ranker(Protocol):
 class Retriever(Protocol):
     """Settings of a way to choose; `ranker` builds the index. Frozen and picklable: it is part of a store's hash."""
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """Index the store's queries."""
         ...
 
@@ -88,7 +103,7 @@ class Bm25Retriever:
         if not (math.isfinite(self.k1) and self.k1 >= 0 and 0 <= self.b <= 1):
             raise ValueError(f"BM25 needs k1 >= 0 and b in [0, 1], got k1={self.k1!r}, b={self.b!r}.")
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """Index the queries: 3 to 5 seconds for 100,000; from 20,000 on with numba, compiled at the first search."""
         return _Bm25Ranker(self, store.queries)
 
@@ -152,7 +167,7 @@ class DenseRetriever:
     encode: Encode
     name: str = ""
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """Encode the queries, unless the store carries their vectors."""
         vectors = store.vectors if store.vectors is not None else self.encode(store.queries)
         return _DenseRanker(self, as_vectors(vectors, len(store), "the exemplars' queries"))
@@ -223,13 +238,13 @@ class HybridRetriever:
     bm25: Bm25Retriever = field(default_factory=Bm25Retriever)
     depth: int = 100
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """Index both ways."""
         return _HybridRanker(self, store)
 
 
 class _HybridRanker:
-    def __init__(self, settings: HybridRetriever, store: ExemplarStore) -> None:
+    def __init__(self, settings: HybridRetriever, store: Pool) -> None:
         self.sides = (settings.bm25.ranker(store), settings.dense.ranker(store))
         self.depth = settings.depth
 
@@ -269,7 +284,7 @@ class RandomRetriever:
 
     seed: int = 0
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """Nothing to index."""
         return _RandomRanker(self.seed, len(store))
 
@@ -312,7 +327,7 @@ class FixedRetriever:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(as_ids(self.ids, "FixedRetriever(ids=)")))
 
-    def ranker(self, store: ExemplarStore) -> Ranker:
+    def ranker(self, store: Pool) -> Ranker:
         """
         Look the ids up.
 

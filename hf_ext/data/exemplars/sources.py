@@ -10,8 +10,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_ext.data.exemplars.ids import as_id, as_ids, some
 from hf_ext.data.exemplars.roles import ColumnRoles, is_list_of_texts, is_negative, read_roles
+from hf_ext.data.exemplars.rows import as_id, as_ids, some
 from hf_ext.guards.unpacked import require_modest
 
 logger = logging.getLogger(__name__)

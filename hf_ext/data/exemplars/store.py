@@ -9,9 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.data.exemplars.ids import as_id, as_ids
 from hf_ext.data.exemplars.retrievers import Encode, Ranker, Retriever, most_diverse, prepare, retriever_named
-from hf_ext.data.exemplars.rows import COLUMNS, EVERY_RULE, MOST_ROWS, Exclude, Exemplar, Target, checked
+from hf_ext.data.exemplars.rows import (
+    COLUMNS,
+    EVERY_RULE,
+    MOST_ROWS,
+    Exclude,
+    Exemplar,
+    Target,
+    as_id,
+    as_ids,
+    checked,
+)  # fmt: skip
 from hf_ext.data.exemplars.text import text_key
 
 if TYPE_CHECKING:
@@ -360,9 +369,12 @@ class ExemplarStore:
             DiskFullError: there was no room.
             ValueError: `config` cannot be written as JSON, or redefines `format_version` or `store`.
         """
-        from hf_ext.data.exemplars.files import save_store
+        from hf_ext.data.exemplars.files import STORED, describe, save_store
 
-        save_store(self, Path(folder), config or {}, rows_per_file)
+        facts = {"rows": len(self), "numbered": self.numbered, "content_hash": self.content_hash}
+        facts["retriever"] = describe(self.retriever)
+        columns = {name: self.column(name) for name in STORED}
+        save_store(Path(folder), columns, self.vectors, facts, config or {}, rows_per_file)
 
     @classmethod
     def load(
@@ -395,6 +407,12 @@ class ExemplarStore:
             ValueError: a higher format version, a wrong hash, a file outside the folder, more than the limits, or a
                 file that unpacks to more than 200 times its size (and 256 MiB).
         """
-        from hf_ext.data.exemplars.files import load_store
+        from hf_ext.data.exemplars.files import read_store
 
-        return load_store(Path(folder), retriever, (encode, encoder_name), max_rows, max_bytes)
+        saved = read_store(Path(folder), retriever, encode, encoder_name, max_rows=max_rows, max_bytes=max_bytes)
+        store = cls(saved.columns, retriever=saved.retriever, vectors=saved.vectors)
+        if store.content_hash != saved.content_hash:
+            raise ValueError(
+                f"{folder}: the rows are not those that were saved (hash of the content). Save the store again."
+            )
+        return store

@@ -18,7 +18,7 @@ from hf_ext.data.exemplars import (
     Target,
     add_in_context_examples,
 )
-from hf_ext.data.exemplars.ids import as_id, as_ids
+from hf_ext.data.exemplars.rows import as_id, as_ids
 from hf_ext.data.exemplars.sources import read_qrels, texts_by_id
 
 QUERIES = ["calm kite", "calm lamp", "calm reed"]
