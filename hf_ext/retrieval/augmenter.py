@@ -17,6 +17,7 @@ from hf_ext.data.exemplars import (
     ExemplarStore,
     Formatted,
     RareFormatter,
+    Target,
     TokenCounter,
 )
 from hf_ext.guards.inside import read_json, require_file
@@ -134,7 +135,7 @@ class QueryAugmenter:
         exemplars: ExemplarStore | None,
         settings: EncoderSettings | None = None,
         *,
-        tokenizer: Any = None,
+        tokenizer: object = None,
         prompt: str = "",
     ) -> None:
         self.exemplars = exemplars
@@ -169,16 +170,16 @@ class QueryAugmenter:
                 prompt.
 
         Raises:
-            FileNotFoundError: no `exemplars/rare_config.json` there, or no tokenizer.
-            ValueError: what is there is damaged, too large, or of a higher version.
+            FileNotFoundError: if there is no `exemplars/rare_config.json`, or no tokenizer.
+            ValueError: if what is there is damaged, too large, or of a higher version.
         """
         from tokenizers import Tokenizer
 
         where = Where(str(name), revision, token, cache_folder, local_files_only)
-        found = read_exemplars(where, exemplars, encode=encode)
-        if found is None:
+        pool = read_exemplars(where, exemplars, encode=encode)
+        if pool is None:
             raise FileNotFoundError(f"{name} has no exemplars/rare_config.json: RareEncoder.save writes it.")
-        settings = EncoderSettings.from_dict(found.settings)
+        settings = EncoderSettings.from_dict(pool.settings)
         tokenizer = None
         if settings.formatter.has_budget:
             path = file_of(where, "tokenizer.json", _first_module(where)) or file_of(where, "tokenizer.json")
@@ -193,7 +194,7 @@ class QueryAugmenter:
                 name,
             )
         prompts = _json(where, "config_sentence_transformers.json", {}).get("prompts") or {}
-        return cls(found.store, settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
+        return cls(pool.store, settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
 
     def augment(
         self,
@@ -220,8 +221,8 @@ class QueryAugmenter:
                 `targets`, `exclude`: as in [`ExemplarStore.search`]. At inference nothing else is left out by default.
 
         Raises:
-            TypeError: a query that is no text.
-            ValueError: exemplars are asked for by number, and there is no pool.
+            TypeError: if a query is no text.
+            ValueError: if exemplars are asked for by number, and there is no pool.
         """
         for row, query in enumerate(queries):
             if not isinstance(query, str):
@@ -233,8 +234,8 @@ class QueryAugmenter:
         hits = self._hits(queries, examples, exclude_ids, **search)
         formatter = self.settings.formatter
         return [
-            formatter(query, shown, prompt=prompt, tokenizer=self.counter)
-            for query, shown in zip(queries, hits, strict=True)
+            formatter(query, exemplars, prompt=prompt, tokenizer=self.counter)
+            for query, exemplars in zip(queries, hits, strict=True)
         ]
 
     def _hits(
@@ -243,7 +244,7 @@ class QueryAugmenter:
         examples: Examples,
         exclude_ids: Iterable[str | int],
         exclude: Exclude = NOTHING_EXCLUDED,
-        targets: Any = None,
+        targets: Sequence[Target | None] | None = None,
     ) -> list[Sequence[Exemplar]]:
         if isinstance(examples, bool):
             examples = self.settings.k if examples else 0
@@ -257,18 +258,17 @@ class QueryAugmenter:
             raise ValueError(
                 "There is no pool to take exemplars from: pass exemplars=ExemplarStore(...), or examples=False."
             )
-        settings = self.settings
-        found = self.exemplars.search(
+        hit_lists = self.exemplars.search(
             queries,
             examples,
             targets=targets,
             exclude=exclude,
             exclude_ids=exclude_ids,
-            min_score=settings.min_score,
-            mmr=settings.mmr,
+            min_score=self.settings.min_score,
+            mmr=self.settings.mmr,
         )
-        floor = settings.floor
-        return [hits if floor is None or (hits and hits[0].score >= floor) else [] for hits in found]
+        floor = self.settings.floor
+        return [hits if floor is None or (hits and hits[0].score >= floor) else [] for hits in hit_lists]
 
     def __call__(
         self, queries: str | Sequence[str], examples: Examples = True, *, with_prompt: bool = True, **options: Any
@@ -287,26 +287,26 @@ class QueryAugmenter:
         if isinstance(queries, str):
             return self([queries], examples, with_prompt=with_prompt, **options)[0]
         prompt = options.get("prompt")
-        first = (self.prompt if prompt is None else prompt) if with_prompt else ""
-        return [first + made.body for made in self.augment(queries, examples, **options)]
+        prefix = (self.prompt if prompt is None else prompt) if with_prompt else ""
+        return [prefix + text.body for text in self.augment(queries, examples, **options)]
 
 
-def _as_exemplars(examples: Sequence[Any]) -> list[Exemplar]:
-    made = []
+def _as_exemplars(examples: Sequence[Exemplar] | Sequence[tuple[str, str]]) -> list[Exemplar]:
+    exemplars = []
     for row, example in enumerate(examples):
         if isinstance(example, Exemplar):
-            made.append(example)
+            exemplars.append(example)
         elif isinstance(example, tuple | list) and len(example) == 2 and all(isinstance(t, str) for t in example):
-            made.append(Exemplar(row, 0.0, *example))
+            exemplars.append(Exemplar(row, 0.0, *example))
         else:
             raise TypeError(
                 f"example {row}: expected a pair of texts, query and document, or an Exemplar, found "
                 f"{type(example).__name__} {str(example)[:80]!r}."
             )
-    return made
+    return exemplars
 
 
-def _json(where: Where, name: str, default: Any) -> Any:
+def _json(where: Where, name: str, default: dict | list) -> Any:
     path = file_of(where, name)
     return default if path is None else read_json(path, type(default))
 

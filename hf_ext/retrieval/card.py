@@ -9,7 +9,8 @@ from sentence_transformers.sentence_transformer.model_card import SentenceTransf
 
 from hf_ext.guards.markdown import Markdown, code, escape, python_literal
 
-START, END = "<!-- exemplars: start -->", "<!-- exemplars: end -->"
+START = "<!-- exemplars: start -->"
+END = "<!-- exemplars: end -->"
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "rare", "in-context-retrieval")
 
 
@@ -77,8 +78,7 @@ the weights.
 
 def with_section(text: str, model: Any) -> str:
     """A card's text with the section in place: the old one replaced, else at the end."""
-    new = section(model)
     if START in text and END in text:
-        before, _, rest = text.partition(START)
-        return before + new + rest.partition(END)[2]
-    return text.rstrip("\n") + "\n\n" + new + "\n"
+        beginning, _, remainder = text.partition(START)
+        return beginning + section(model) + remainder.partition(END)[2]
+    return text.rstrip("\n") + "\n\n" + section(model) + "\n"

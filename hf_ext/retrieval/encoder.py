@@ -26,7 +26,7 @@ from hf_ext.retrieval.vectors import MASK, Body, VectorCache, as_asked, blend, e
 
 logger = logging.getLogger(__name__)
 
-OWN_OPTIONS = ("exclude_ids", "exclude", "targets")
+SEARCH_OPTIONS = ("exclude_ids", "exclude", "targets")
 
 
 class RareEncoder(EncoderHooks):
@@ -56,8 +56,8 @@ class RareEncoder(EncoderHooks):
         save_exemplars (`bool`): whether `save` writes the rows too, or the settings alone.
 
     Raises:
-        FileNotFoundError: the source named has no exemplars.
-        ValueError: they are damaged, too large, or of a higher version.
+        FileNotFoundError: if the source that is named has no exemplars.
+        ValueError: if they are damaged, too large, or of a higher version.
     """
 
     model_card_data_class = RareModelCardData
@@ -121,12 +121,12 @@ class RareEncoder(EncoderHooks):
         """Once the weights are there: a pool that is searched by vectors needs them."""
         exemplars, settings = self._asked
         self._asked = (None, None)
-        found = read_exemplars(self._where, exemplars, encode=self.encode_plain, encoder_name=self.fingerprint)
-        if found is not None:
-            self.exemplars = found.store
-            self.settings = settings or EncoderSettings.from_dict(found.settings)
-            self.exemplars_source = found.source
-            if found.store is None:
+        pool = read_exemplars(self._where, exemplars, encode=self.encode_plain, encoder_name=self.fingerprint)
+        if pool is not None:
+            self.exemplars = pool.store
+            self.settings = settings or EncoderSettings.from_dict(pool.settings)
+            self.exemplars_source = pool.source
+            if pool.store is None:
                 logger.warning("%s: the exemplars are not in the repository; pass exemplars=.", self._where.name)
         if "message" in getattr(self[0], "modality_config", {}):
             logger.warning(
@@ -145,12 +145,13 @@ class RareEncoder(EncoderHooks):
         if positions is not None and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
             positions -= (config.pad_token_id or 0) + 1
         limits.append(positions)
-        known = [int(limit) for limit in limits if limit is not None and limit < 10**9]
-        return min(known) if known else None
+        # A tokenizer without a limit of its own says 10**30.
+        return min((int(limit) for limit in limits if limit is not None and limit < 10**9), default=None)
 
     def effective_settings(self) -> EncoderSettings:
         """The settings with the formatter's budget no longer than what the model reads: so no target is ever cut."""
-        formatter, limit = self.settings.formatter, self.query_tokens
+        formatter = self.settings.formatter
+        limit = self.query_tokens
         if limit is None or (formatter.max_tokens is not None and formatter.max_tokens <= limit):
             return self.settings
         return dataclasses.replace(self.settings, formatter=dataclasses.replace(formatter, max_tokens=limit))
@@ -162,20 +163,21 @@ class RareEncoder(EncoderHooks):
         return QueryAugmenter(self.exemplars, settings, tokenizer=counter, prompt=self.prompts.get("query") or "")
 
     def _counter(self) -> TokenCounter:
-        kept = self.__dict__.get("_kept_counter")
-        if kept is None or kept[0] is not self.tokenizer:
-            kept = (self.tokenizer, TokenCounter(self.tokenizer))
-            self.__dict__["_kept_counter"] = kept
-        return kept[1]
+        entry = self.__dict__.get("_counter_entry")
+        if entry is None or entry[0] is not self.tokenizer:
+            entry = (self.tokenizer, TokenCounter(self.tokenizer))
+            self.__dict__["_counter_entry"] = entry
+        return entry[1]
 
     @contextmanager
     def no_examples(self) -> Iterator[RareEncoder]:
         """Inside, `encode_query` reads bare queries unless a call asks for exemplars: for mining and ablation."""
-        before, self._shows_exemplars = self._shows_exemplars, False
+        shows_exemplars = self._shows_exemplars
+        self._shows_exemplars = False
         try:
             yield self
         finally:
-            self._shows_exemplars = before
+            self._shows_exemplars = shows_exemplars
 
     # --- vectors ---------------------------------------------------------------------------------------------------
 
@@ -215,54 +217,46 @@ class RareEncoder(EncoderHooks):
             `list[list[Exemplar]]` (or `list[Exemplar]`).
 
         Raises:
-            TypeError: queries that are no texts.
-            ValueError: exemplars asked for, and no pool.
+            TypeError: if a query is no text.
+            ValueError: if exemplars are asked for, and there is no pool.
         """
-        own = {name: kwargs.pop(name) for name in OWN_OPTIONS if name in kwargs}
+        search_options = {name: kwargs.pop(name) for name in SEARCH_OPTIONS if name in kwargs}
         if examples is None:
             examples = self._shows_exemplars and self.exemplars is not None
         single = self.is_singular_input(inputs)
         bare = isinstance(examples, bool | int) and not examples
         if bare and not (self.cache.size and single):
             vectors = super().encode_query(inputs, prompt_name, prompt, *args, **kwargs)
-            count = 0 if single else len(inputs)
-            return (vectors, [] if single else [[] for _ in range(count)]) if return_examples else vectors
+            return (vectors, [] if single else [[] for _ in inputs]) if return_examples else vectors
         queries = [inputs] if single else list(inputs)
-        made = self._augmented(queries, examples, prompt_name, prompt, own)
-        vectors = self._vectors(queries, made, (prompt_name, prompt, *args), kwargs)
+        text_prompt = (self.prompts.get(prompt_name or "query") or "") if prompt is None else prompt
+        texts = self.augmenter().augment(queries, examples, prompt=text_prompt, **search_options)
+        vectors = self._vectors(queries, texts, (prompt_name, prompt, *args), kwargs)
         vectors = vectors[0] if single else vectors
-        shown = [list(one.shown) for one in made]
-        return (vectors, shown[0] if single else shown) if return_examples else vectors
+        exemplars = [list(text.shown) for text in texts]
+        return (vectors, exemplars[0] if single else exemplars) if return_examples else vectors
 
-    def _augmented(
-        self, queries: list[Any], examples: Any, prompt_name: str | None, prompt: str | None, own: dict[str, Any]
-    ) -> list[Formatted]:
-        if prompt is None:
-            prompt = self.prompts.get(prompt_name or "query") or ""
-        return self.augmenter().augment(queries, examples, prompt=prompt, **own)
-
-    def _vectors(self, queries: list[str], made: Sequence[Formatted], prompts: tuple, kwargs: dict[str, Any]) -> Any:
+    def _vectors(self, queries: list[str], texts: Sequence[Formatted], prompts: tuple, kwargs: dict[str, Any]) -> Any:
         """Vectors of the bodies, blended with those of the bare queries where exemplars are shown."""
         leave_out = self._pools_tokens and not self.settings.pool_examples
-        bodies = [Body.of(one) if leave_out and one.prefix else one.body for one in made]
-        mixed = [row for row, one in enumerate(made) if one.shown]
+        bodies = [Body.of(text) if leave_out and text.prefix else text.body for text in texts]
+        mixed = [row for row, text in enumerate(texts) if text.shown]
         weight = self.settings.example_weight
         if weight == 1 or not mixed:
             return self._encoded(bodies, prompts, kwargs)
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
             raise ValueError("A blend is of sentence embeddings: set example_weight to 1 for any other output_value.")
         precision = kwargs.get("precision") or "float32"
-        texts = bodies + [queries[row] for row in mixed]
-        inner = kwargs | {"precision": "float32", "convert_to_tensor": True}
-        vectors = self._encoded(texts, prompts, inner)
-        plain = vectors[len(bodies) :]
-        vectors = vectors[: len(bodies)].clone()
-        vectors[mixed] = blend(plain, vectors[mixed], weight)
+        # One call for both, so that they share batches; blended in full precision, then given the form asked for.
+        all_texts = bodies + [queries[row] for row in mixed]
+        all_vectors = self._encoded(all_texts, prompts, kwargs | {"precision": "float32", "convert_to_tensor": True})
+        vectors = all_vectors[: len(bodies)].clone()
+        vectors[mixed] = blend(all_vectors[len(bodies) :], vectors[mixed], weight)
         return as_asked(vectors, precision, kwargs)
 
     def _encoded(self, texts: list[str], prompts: tuple, kwargs: dict[str, Any]) -> Any:
-        def encode(some: list[str]) -> Any:
-            return super(RareEncoder, self).encode_query(some, *prompts, **kwargs)
+        def encode(batch: list[str]) -> Any:
+            return super(RareEncoder, self).encode_query(batch, *prompts, **kwargs)
 
         if not self.cache.size:
             return encode(texts)
@@ -306,15 +300,16 @@ class RareEncoder(EncoderHooks):
 
     def start_multi_process_pool(self, target_devices: list[str] | None = None) -> Any:
         """As the parent's. Exemplars are written here, so the workers are sent the weights alone."""
-        held, self.exemplars = self.exemplars, None
+        exemplars = self.exemplars
+        self.exemplars = None
         try:
             return super().start_multi_process_pool(target_devices)
         finally:
-            self.exemplars = held
+            self.exemplars = exemplars
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_kept_counter", None)
+        state.pop("_counter_entry", None)
         return state | {"cache": VectorCache(self.cache.size)}
 
     # --- files -----------------------------------------------------------------------------------------------------
@@ -371,28 +366,29 @@ class RareEncoder(EncoderHooks):
             `str`: address of the commit or of the pull request.
 
         Raises:
-            ValueError: there is a pool and `include_exemplars` is not given.
-            PushError: see [`push_folder`]; the written folder stays.
+            ValueError: if there is a pool and `include_exemplars` is not set.
+            PushError: as in [`push_folder`]; the written folder stays.
         """
         from hf_ext.hub.push import push_folder
 
-        held = self.exemplars if self.exemplars_source is None else None
+        pool = self.exemplars if self.exemplars_source is None else None
         license_ = self.settings.provenance.get("license", "unknown")
-        if held is not None and include_exemplars is None:
+        if pool is not None and include_exemplars is None:
             raise ValueError(
-                f"The model holds {len(held):,} exemplars, texts in clear (licence: {license_}). Pass "
+                f"The model holds {len(pool):,} exemplars, texts in clear (licence: {license_}). Pass "
                 "include_exemplars=True to publish them with it, False to push the model alone, or push_exemplars "
                 "for a dataset repository of their own."
             )
-        if held is not None and include_exemplars:
+        if pool is not None and include_exemplars:
             private = True if private is None else private
-            logger.warning("Pushing %s exemplars in clear (licence: %s).", f"{len(held):,}", license_)
-        before, self.save_exemplars = self.save_exemplars, bool(include_exemplars)
+            logger.warning("Pushing %s exemplars in clear (licence: %s).", f"{len(pool):,}", license_)
+        save_exemplars = self.save_exemplars
+        self.save_exemplars = bool(include_exemplars)
         folder = Path(tempfile.mkdtemp(prefix="hf_ext_push_"))
         try:
             self.save(str(folder), model_name=repo_id, **save)
         finally:
-            self.save_exemplars = before
+            self.save_exemplars = save_exemplars
         info = push_folder(
             folder,
             repo_id,

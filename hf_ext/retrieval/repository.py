@@ -14,7 +14,8 @@ from hf_ext.guards.inside import file_in, require_path_inside
 
 FOLDER = "exemplars"
 PATTERNS = (CONFIG, *FILES)
-SETTINGS, SOURCE = "rare", "exemplars"  # keys of `rare_config.json` beside the store's own
+SETTINGS = "rare"  # this key and the next stand in `rare_config.json` beside the store's own
+SOURCE = "exemplars"
 
 
 @dataclass(frozen=True)

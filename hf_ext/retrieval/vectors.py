@@ -37,20 +37,19 @@ class Body(str):
 
     def __new__(cls, text: str, prefix: int = 0) -> Body:
         """Text and number of characters."""
-        made = super().__new__(cls, text)
-        made.prefix = prefix
-        return made
+        body = super().__new__(cls, text)
+        body.prefix = prefix
+        return body
 
     @classmethod
-    def of(cls, made: Formatted) -> Body:
+    def of(cls, text: Formatted) -> Body:
         """The body of a formatted query."""
-        return cls(made.body, made.prefix)
+        return cls(text.body, text.prefix)
 
 
 def pooling_modules(model: nn.Module) -> list[Pooling]:
     """The modules of a model that pool more than one token."""
-    found = [module for module in model.modules() if isinstance(module, Pooling)]
-    return [module for module in found if _modes(module) - ONE_TOKEN]
+    return [module for module in model.modules() if isinstance(module, Pooling) and _modes(module) - ONE_TOKEN]
 
 
 def _modes(module: Pooling) -> set[str]:
@@ -117,8 +116,8 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
     if "cu_seq_lens_q" in features:
         keep = left_out.reshape(-1) == 0
         starts = features["cu_seq_lens_q"]
-        kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))[starts.long()].to(starts.dtype)
-        narrowed |= {"token_embeddings": features["token_embeddings"][:, keep], "cu_seq_lens_q": kept}
+        new_starts = torch.nn.functional.pad(keep.cumsum(0), (1, 0))[starts.long()].to(starts.dtype)
+        narrowed |= {"token_embeddings": features["token_embeddings"][:, keep], "cu_seq_lens_q": new_starts}
         if "seq_idx" in features:
             narrowed["seq_idx"] = features["seq_idx"][:, keep]
     else:
@@ -129,23 +128,23 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
 
 def _restore(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     """After pooling: the batch as it was, with the vectors."""
-    before = output.pop(_SAVED, None) if isinstance(output, dict) else None
-    return output if before is None else {**before, "sentence_embedding": output["sentence_embedding"]}
+    features = output.pop(_SAVED, None) if isinstance(output, dict) else None
+    return output if features is None else {**features, "sentence_embedding": output["sentence_embedding"]}
 
 
-def blend(plain: Tensor, shown: Tensor, weight: float) -> Tensor:
+def blend(bare: Tensor, augmented: Tensor, weight: float) -> Tensor:
     r"""
-    Vectors between two: direction of $(1 - w)\,\hat p + w\,\hat s$, length $(1 - w)\,|p| + w\,|s|$.
+    Vectors between two: direction of $(1 - w)\,\hat b + w\,\hat a$, length $(1 - w)\,|b| + w\,|a|$.
 
     Args:
-        plain, shown (`torch.Tensor` of shape `(queries, dim)`):
-            Of the bare queries, and of their texts with exemplars. Unit vectors give unit vectors.
+        bare, augmented (`torch.Tensor` of shape `(queries, dim)`):
+            $b$ of the bare queries, and $a$ of their texts with exemplars. Unit vectors give unit vectors.
         weight (`float`):
-            $w$ in [0, 1], the share of `shown`.
+            $w$ in [0, 1], the share of `augmented`.
     """
-    sizes = (1 - weight) * plain.norm(dim=-1, keepdim=True) + weight * shown.norm(dim=-1, keepdim=True)
-    mixed = (1 - weight) * normalize(plain, dim=-1) + weight * normalize(shown, dim=-1)
-    return normalize(mixed, dim=-1) * sizes
+    lengths = (1 - weight) * bare.norm(dim=-1, keepdim=True) + weight * augmented.norm(dim=-1, keepdim=True)
+    directions = (1 - weight) * normalize(bare, dim=-1) + weight * normalize(augmented, dim=-1)
+    return normalize(directions, dim=-1) * lengths
 
 
 def as_asked(vectors: Tensor, precision: str, kwargs: dict[str, Any]) -> Any:
@@ -173,12 +172,12 @@ class VectorCache:
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
-        self.kept: OrderedDict[bytes, Any] = OrderedDict()
+        self.entries: OrderedDict[bytes, Any] = OrderedDict()
         self.hits = 0
 
     def clear(self) -> None:
         """Forget everything."""
-        self.kept.clear()
+        self.entries.clear()
 
     def vectors(self, texts: list[str], state: str, encode: Callable[[list[str]], Any]) -> Any:
         """
@@ -190,19 +189,19 @@ class VectorCache:
             encode (`Callable`): texts to `(texts, dim)`, or a list.
         """
         keys = [hashlib.blake2b(f"{state}\0{text}".encode("utf-8", "surrogatepass")).digest() for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.kept}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.entries}
         self.hits += len(texts) - len(missing)
         fresh = encode(list(missing.values())) if missing or not texts else []
-        found = dict(zip(missing, fresh, strict=True))
+        vector_of = dict(zip(missing, fresh, strict=True))
         for key in keys:
-            if key in self.kept:
-                self.kept.move_to_end(key)
-                found[key] = self.kept[key]
-        rows = [found[key] for key in keys]
+            if key in self.entries:
+                self.entries.move_to_end(key)  # the least lately used entry stands first, and goes first
+                vector_of[key] = self.entries[key]
+        rows = [vector_of[key] for key in keys]
         for key in missing:
-            self.kept[key] = found[key]
-        while len(self.kept) > self.size:
-            self.kept.popitem(last=False)
+            self.entries[key] = vector_of[key]
+        while len(self.entries) > self.size:
+            self.entries.popitem(last=False)
         return _joined(rows, fresh) if texts else fresh
 
 

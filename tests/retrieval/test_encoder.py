@@ -285,10 +285,10 @@ def test_the_cache_gives_the_same_vectors_and_forgets_when_the_weights_may_chang
     tensor = ours.encode_query(QUERIES, convert_to_tensor=True)
     assert isinstance(tensor, torch.Tensor)
     ours.train()
-    assert not ours.cache.kept
+    assert not ours.cache.entries
     small = model(cache_size=1)
     small.encode_query(QUERIES)
-    assert len(small.cache.kept) == 1
+    assert len(small.cache.entries) == 1
 
 
 def test_several_processes_give_the_vectors_of_one():

@@ -65,7 +65,7 @@ def augment(
     formatter: RareFormatter,
     queries: Sequence[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     prompt: str = "",
     draw: ExampleDraw = ALWAYS_FIVE,
     targets: Sequence[Target | None] | None = None,
@@ -101,10 +101,10 @@ def augment(
     """
     counter = formatter.counter(tokenizer)
     counts = [draw.count(query, salt) for query in queries]
-    found = store.search(queries, counts, targets=targets, exclude=exclude, salt=salt, **search)
+    hits = store.search(queries, counts, targets=targets, exclude=exclude, salt=salt, **search)
     return [
         formatter(query, exemplars, prompt=prompt, tokenizer=counter)
-        for query, exemplars in zip(queries, found, strict=True)
+        for query, exemplars in zip(queries, hits, strict=True)
     ]
 
 
@@ -160,7 +160,7 @@ class AddInContextExamples:
     def __call__(self, batch: dict[str, list], rows: Sequence[int] | None = None) -> dict[str, list]:
         """Augmented queries of one batch; `rows` are its places in the store, where that is made of these rows."""
         queries = list(batch[self.query_column])
-        made = augment(
+        texts = augment(
             self.store,
             self.formatter,
             queries,
@@ -171,11 +171,11 @@ class AddInContextExamples:
             exclude=self.exclude,
             salt=self.salt,
         )
-        columns: dict[str, list] = {self.query_column: [one.body for one in made]}
+        columns: dict[str, list] = {self.query_column: [text.body for text in texts]}
         if self.shown_column is not None:
             # As text: a first batch of empty lists would give the column a type that later ids do not fit.
-            shown = [[exemplar.id for exemplar in one.shown] for one in made]
-            columns[self.shown_column] = [json.dumps(ids, ensure_ascii=False) for ids in shown]
+            id_lists = [[exemplar.id for exemplar in text.shown] for text in texts]
+            columns[self.shown_column] = [json.dumps(ids, ensure_ascii=False) for ids in id_lists]
         return columns
 
     def _targets(self, batch: dict[str, list], rows: Sequence[int | None]) -> list[Target]:
@@ -187,10 +187,10 @@ class AddInContextExamples:
 
         id_column = None if self.store.numbered else self.id_column
         negatives = [batch[name] for name in self.negative_columns]
-        known = zip(ids(id_column), values(self.positive_column), ids(self.doc_id_column), rows, strict=True)
+        facts = zip(ids(id_column), values(self.positive_column), ids(self.doc_id_column), rows, strict=True)
         return [
             Target(id_, positive, doc_id, tuple(column[i] for column in negatives), row)
-            for i, (id_, positive, doc_id, row) in enumerate(known)
+            for i, (id_, positive, doc_id, row) in enumerate(facts)
         ]
 
 
@@ -198,7 +198,7 @@ def add_in_context_examples(
     dataset: AnyData,
     store: ExemplarStore | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     formatter: RareFormatter | None = None,
     query_column: str | None = None,
     positive_column: str | None = None,
@@ -233,8 +233,8 @@ def add_in_context_examples(
         The dataset, its query column rewritten.
 
     Raises:
-        TypeError: an `IterableDataset` without `store`, or a column that is not text.
-        ValueError: a column or the split is missing.
+        TypeError: if an `IterableDataset` comes without `store`, or a column is not text.
+        ValueError: if a column or the split is missing.
 
     Example:
 
@@ -257,7 +257,7 @@ def add_in_context_examples(
         if rows.features is None:
             raise ValueError("The stream does not tell its columns: pass query_column and positive_column.")
         query_column, positive_column = pair_columns(rows, query_column, positive_column)
-    own_rows = store is None
+    pool_is_dataset = store is None
     if store is None:
         ids = {name: settings.get(name) for name in ("id_column", "doc_id_column")}
         store = ExemplarStore.from_dataset(rows, query_column=query_column, document_column=positive_column, **ids)
@@ -273,5 +273,7 @@ def add_in_context_examples(
         positive_column=positive_column,
         **settings,
     )
-    options = {} if num_proc is None else {"num_proc": num_proc}
-    return rows.map(add, batched=True, **(options | ({"with_indices": True} if own_rows else {})))
+    map_options: dict[str, Any] = {} if num_proc is None else {"num_proc": num_proc}  # a stream's map takes none
+    if pool_is_dataset:
+        map_options["with_indices"] = True  # so that a row without an id is not shown itself
+    return rows.map(add, batched=True, **map_options)

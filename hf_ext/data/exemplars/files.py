@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,13 +70,14 @@ def save_store(
         writing("the exemplars", folder, num_bytes=table.nbytes, advice=then),
     ):
         for number, start in enumerate(starts):
-            part, name = table.slice(start, rows_per_file), f"exemplars-{number:05}-of-{len(starts):05}"
-            files.append(_write(folder, name, ".parquet", lambda path, part=part: _write_rows(part, path)))
+            part = table.slice(start, rows_per_file)
+            stem = f"exemplars-{number:05}-of-{len(starts):05}"
+            files.append(_write(folder, stem, ".parquet", partial(_write_rows, part)))
         if vectors is not None:
             from safetensors.numpy import save_file
 
             tensors = {"embeddings": np.ascontiguousarray(vectors, dtype=np.float32)}
-            files.append(_write(folder, "embeddings", ".safetensors", lambda path: save_file(tensors, path)))
+            files.append(_write(folder, "embeddings", ".safetensors", partial(save_file, tensors)))
         store = {**facts, "files": files, "versions": _versions()}
         text = _json({"format_version": FORMAT_VERSION, "store": store, **config})
         write_whole(folder / CONFIG, text)
@@ -86,7 +89,7 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
     Write `rare_config.json` without a store; a store that was there is removed.
 
     Raises:
-        DiskFullError: there was no room.
+        DiskFullError: if there is no room.
         ValueError: as in [`ExemplarStore.save`].
     """
     text = _json({"format_version": FORMAT_VERSION, "store": None, **config})
@@ -95,10 +98,10 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
         _remove_others(folder, set())
 
 
-def _remove_others(folder: Path, kept: set[str]) -> None:
+def _remove_others(folder: Path, file_names: set[str]) -> None:
     for pattern in FILES:
         for path in folder.glob(pattern):
-            if path.name not in kept:
+            if path.name not in file_names:
                 path.unlink()
     for pattern in ("exemplars-*", "embeddings*", CONFIG):
         remove_leftovers(folder, pattern)
@@ -109,13 +112,14 @@ def _write_rows(table: pa.Table, path: Path) -> None:
         pq.write_table(table, sink)
 
 
-def _write(folder: Path, stem: str, suffix: str, write: Any) -> dict[str, Any]:
+def _write(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> dict[str, Any]:
     """Write a file under a temporary name, then under one with its hash."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{stem}.{os.getpid()}.unnamed.tmp"
     try:
         write(temporary)
-        digest, size = _sha256(temporary), temporary.stat().st_size
+        digest = _sha256(temporary)
+        size = temporary.stat().st_size
         name = f"{stem}-{digest[:12]}{suffix}"
         with replacing(folder / name) as path:
             temporary.rename(path)
@@ -137,13 +141,11 @@ def _json(config: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -151,8 +153,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     `rare_config.json` of a folder: the store's own keys and what [`ExemplarStore.save`] was given as `config`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, of a higher format version, or says something of the store that `save` never wrote.
+        FileNotFoundError: if there is none.
+        ValueError: if it is not JSON, has a higher format version, or holds facts of a store that `save` never writes.
     """
     path = Path(folder) / CONFIG
     if not path.exists():
@@ -170,7 +172,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _is_described(store: Any) -> bool:
+def _is_described(store: object) -> bool:
     """Whether every fact of a store that is read has the type it was saved with."""
     kinds = {"rows": int, "content_hash": str, "retriever": dict, "files": list}
     return (

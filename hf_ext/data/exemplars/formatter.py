@@ -102,19 +102,19 @@ class RareFormatter:
         limits = (self.max_tokens, self.max_example_query_tokens, self.max_example_document_tokens)
         return any(limit is not None for limit in limits)
 
-    def counter(self, tokenizer: Any) -> TokenCounter | None:
+    def counter(self, tokenizer: object) -> TokenCounter | None:
         """
         The tokenizer as budgets need it; make it once for many calls.
 
         Raises:
-            ValueError: a limit is set and there is no tokenizer.
+            ValueError: if a limit is set and there is no tokenizer.
         """
         if tokenizer is None and self.has_budget:
             raise ValueError("The formatter's budgets are in tokens: pass the model's tokenizer, or set them to None.")
         return tokenizer if tokenizer is None or isinstance(tokenizer, TokenCounter) else TokenCounter(tokenizer)
 
     def __call__(
-        self, query: str, exemplars: Sequence[Exemplar] = (), *, prompt: str = "", tokenizer: Any = None
+        self, query: str, exemplars: Sequence[Exemplar] = (), *, prompt: str = "", tokenizer: object = None
     ) -> Formatted:
         """
         The body for a query.
@@ -131,14 +131,14 @@ class RareFormatter:
         """
         counter = self.counter(tokenizer)
         blocks = [self._block(exemplar, counter) for exemplar in exemplars]
-        for shown in range(len(blocks), 0, -1):
-            body = self._joined(blocks[:shown], query, prompt)
+        for count in range(len(blocks), 0, -1):  # the farthest exemplar goes first
+            body = self._joined(blocks[:count], query, prompt)
             if self.max_tokens is None or counter is None or counter.count(prompt + body) <= self.max_tokens:
                 prefix = len(body) - len(self._bracketed(query))
-                return Formatted(body, tuple(exemplars[:shown]), len(blocks) - shown, prefix)
+                return Formatted(body, tuple(exemplars[:count]), len(blocks) - count, prefix)
         return Formatted(self._bracketed(query), (), len(blocks))
 
-    def clip_documents(self, texts: Iterable[str | None], tokenizer: Any) -> list[str | None]:
+    def clip_documents(self, texts: Iterable[str | None], tokenizer: object) -> list[str | None]:
         """Texts cut to `max_example_document_tokens`."""
         counter = self.counter(tokenizer)
         limit = self.max_example_document_tokens
@@ -154,7 +154,7 @@ class RareFormatter:
         A formatter from [`to_dict`]'s settings.
 
         Raises:
-            ValueError: a setting that this version does not know.
+            ValueError: if this version does not know one of the settings.
         """
         unknown = set(settings) - {field.name for field in dataclasses.fields(cls)}
         if unknown:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.data.exemplars.rows import as_ids
 from hf_ext.data.exemplars.text import WordSplitter, keyed_integers
@@ -70,9 +71,11 @@ def prepare(ranker: Ranker, queries: Sequence[str]) -> None:
         ready(queries)
 
 
-def _in_order(rows: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
-    """Positions by score, best first, then by row."""
-    return np.lexsort((rows, -scores))
+def _ranked(rows: NDArray[Any], scores: NDArray[Any], excluded: Collection[int]) -> Ranked:
+    """Rows and their scores, the best first, equal ones in the order of rows, without those excluded."""
+    order = np.lexsort((rows, -scores))
+    pairs = zip(rows[order].tolist(), scores[order].tolist(), strict=True)
+    return [(row, score) for row, score in pairs if row not in excluded]
 
 
 @dataclass(frozen=True)
@@ -129,19 +132,13 @@ class _Bm25Ranker:
         fetch = min(size, wanted + len(excluded) + TIE_MARGIN)
         while ids and wanted:
             with torch_threads_kept():  # bm25s may search with numba
-                found = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
-            rows, scores = found.documents[0], found.scores[0].astype(np.float32)
+                hits = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
+            scores = hits.scores[0].astype(np.float32)
             # What was not fetched scores at most as the last: of the rows that score the same, some may be missing.
-            sure = scores > (scores[-1] if fetch < size and scores[-1] > 0 else 0)
-            rows, scores = rows[sure], scores[sure]
-            order = _in_order(rows, scores)
-            kept = [
-                (row, score)
-                for row, score in zip(rows[order].tolist(), scores[order].tolist(), strict=True)
-                if row not in excluded
-            ]
-            if len(kept) >= wanted or fetch == size or found.scores[0][-1] <= 0:
-                return kept[:wanted]
+            above = scores > (scores[-1] if fetch < size and scores[-1] > 0 else 0)
+            ranked = _ranked(hits.documents[0][above], scores[above], excluded)
+            if len(ranked) >= wanted or fetch == size or scores[-1] <= 0:
+                return ranked[:wanted]
             fetch = min(size, 8 * fetch)
         return []
 
@@ -194,20 +191,19 @@ class _DenseRanker:
             return []
         floor = np.partition(scores, -fetch)[-fetch]  # all that score as much or more: ties are not cut
         rows = np.flatnonzero(scores >= floor)
-        order = rows[_in_order(rows, scores[rows])]
-        return [(int(row), float(scores[row])) for row in order if row not in excluded][:wanted]
+        return _ranked(rows, scores[rows], excluded)[:wanted]
 
     def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
         chosen = self.vectors[list(rows)].astype(np.float64)
         return chosen @ chosen.T
 
 
-def as_vectors(vectors: Any, count: int, what: str) -> NDArray[np.float32]:
+def as_vectors(vectors: ArrayLike, count: int, what: str) -> NDArray[np.float32]:
     """
     Vectors of length one, `(count, dim)`.
 
     Raises:
-        ValueError: another shape, or a value that is not finite.
+        ValueError: if they have another shape, or one of their values is not finite.
     """
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
@@ -291,22 +287,23 @@ class RandomRetriever:
 
 class _RandomRanker(_Unscored):
     def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
+        self.seed = seed
+        self.size = size
 
     def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
         """Lazy Fisher-Yates: each row that may be shown is equally likely, none comes twice."""
-        left = self.size
-        moved: dict[int, int] = {}
-        drawn: Ranked = []
-        while left and len(drawn) < wanted:
-            for number in keyed_integers(min(left, 2 * wanted), "exemplars", self.seed, salt, query, left):
-                place = number % left
-                row = moved.get(place, place)
-                left -= 1
-                moved[place] = moved.get(left, left)
-                if row not in excluded and len(drawn) < wanted:
-                    drawn.append((row, 0.0))
-        return drawn
+        num_left = self.size
+        row_at: dict[int, int] = {}  # places whose row was swapped; at all others stands the row of that number
+        hits: Ranked = []
+        while num_left and len(hits) < wanted:
+            for number in keyed_integers(min(num_left, 2 * wanted), "exemplars", self.seed, salt, query, num_left):
+                place = number % num_left
+                row = row_at.get(place, place)
+                num_left -= 1
+                row_at[place] = row_at.get(num_left, num_left)
+                if row not in excluded and len(hits) < wanted:
+                    hits.append((row, 0.0))
+        return hits
 
 
 @dataclass(frozen=True)
@@ -319,7 +316,7 @@ class FixedRetriever:
             Ids of the exemplars, nearest to the query first. The store's first ones by default.
 
     Raises:
-        TypeError: an id is neither text nor an integer.
+        TypeError: if an id is neither text nor an integer.
     """
 
     ids: tuple[str, ...] = ()
@@ -332,7 +329,7 @@ class FixedRetriever:
         Look the ids up.
 
         Raises:
-            ValueError: an id is not in the store.
+            ValueError: if an id is not in the store.
         """
         rows = [row for wanted in self.ids for row in store.rows_of_id(wanted)]
         missing = [wanted for wanted in self.ids if not store.rows_of_id(wanted)]
@@ -346,13 +343,8 @@ class _FixedRanker(_Unscored):
         self.rows = rows
 
     def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
-        kept: Ranked = []
-        for row in self.rows:
-            if len(kept) == wanted:
-                break
-            if row not in excluded:
-                kept.append((row, 0.0))
-        return kept
+        allowed = (row for row in self.rows if row not in excluded)
+        return [(row, 0.0) for row in islice(allowed, wanted)]
 
 
 def retriever_named(name: str | Retriever, encode: Encode | None = None) -> Retriever:
@@ -360,7 +352,7 @@ def retriever_named(name: str | Retriever, encode: Encode | None = None) -> Retr
     The retriever a name stands for: `bm25`, `dense`, `hybrid`, `random`, `fixed`; any other object is one already.
 
     Raises:
-        ValueError: an unknown name, or `dense` or `hybrid` without `encode`.
+        ValueError: if the name is unknown, or `dense` or `hybrid` comes without `encode`.
     """
     if not isinstance(name, str):
         return name
@@ -399,10 +391,10 @@ def most_diverse(hits: Ranked, similarity: NDArray[np.float64], wanted: int, rel
     """
     top = max((score for _, score in hits), default=1.0) or 1.0
     scores = np.array([score / top for _, score in hits])
-    taken: list[int] = []
-    left = list(range(len(hits)))
-    while left and len(taken) < wanted:
-        nearest = [max((similarity[i, j] for j in taken), default=0.0) for i in left]
-        gains = [relevance * scores[i] - (1 - relevance) * near for i, near in zip(left, nearest, strict=True)]
-        taken.append(left.pop(int(np.argmax(gains))))
-    return [hits[i] for i in taken]
+    selection: list[int] = []
+    candidates = list(range(len(hits)))
+    while candidates and len(selection) < wanted:
+        nearest = [max((similarity[i, j] for j in selection), default=0.0) for i in candidates]
+        gains = [relevance * scores[i] - (1 - relevance) * near for i, near in zip(candidates, nearest, strict=True)]
+        selection.append(candidates.pop(int(np.argmax(gains))))
+    return [hits[i] for i in selection]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Role = Literal["query", "document", "negative"]
 
@@ -85,7 +85,7 @@ def is_negative(name: str) -> bool:
 
 def is_document(name: str) -> bool:
     """Whether a column holds a document, or several, by its name: `passage`, `answers`, `context_text`."""
-    return any(re.fullmatch(f"{known}s?{_PASSAGE}", plain(name)) for known in DOCUMENTS)
+    return any(re.fullmatch(f"{document_name}s?{_PASSAGE}", plain(name)) for document_name in DOCUMENTS)
 
 
 def read_roles(
@@ -113,10 +113,10 @@ def read_roles(
         query, document, id, doc_id (`str`, *optional*):
             Columns that the caller names.
     """
-    told = {query, document}
-    ids = tuple(name for name in names if name not in told and (name in (id, doc_id) or is_id(name)))
-    labels = tuple(name for name in names if name in LABELS and name not in told)
-    free = [name for name in texts if name not in (*told, *ids, *labels)]
+    caller_names = {query, document}
+    ids = tuple(name for name in names if name not in caller_names and (name in (id, doc_id) or is_id(name)))
+    labels = tuple(name for name in names if name in LABELS and name not in caller_names)
+    free = [name for name in texts if name not in (*caller_names, *ids, *labels)]
     by_name = _roles_by_name(free, has_query=query is not None)
     queries, documents = ([name for name in by_name if by_name[name] == role] for role in ("query", "document"))
     certain = bool((query or queries) and (document or documents)) and not (query and document)
@@ -126,13 +126,13 @@ def read_roles(
     by_place = iter(_likely(rest, (query is None) + (document is None), has_query=query is not None))
     query = query or next(by_place, None)
     document = document or next(by_place, None)
-    left = [name for name in free if name not in (query, document)]
+    further_texts = [name for name in free if name not in (query, document)]
     negatives = tuple(
         name
-        for name in left
+        for name in further_texts
         if by_name.get(name) == "negative" or (not certain and name not in by_name and not _is_beside(name))
     )
-    other = tuple(name for name in left if name not in negatives)
+    other = tuple(name for name in further_texts if name not in negatives)
     id = id or next((name for key in QUERY_IDS for name in ids if plain(name) == key and name != doc_id), None)
     doc_id = doc_id or next((name for key in DOCUMENT_IDS for name in ids if plain(name) == key and name != id), None)
     return ColumnRoles(query, document, negatives, other, id, doc_id, ids, labels)
@@ -142,17 +142,18 @@ def _roles_by_name(texts: Sequence[str], has_query: bool) -> dict[str, Role]:
     """Roles of the texts whose names tell, the likelier ones first."""
     roles: dict[str, Role] = {name: "negative" for name in texts if is_negative(name)}
     rest = [name for name in texts if name not in roles]
-    for known in QUERIES:
-        roles |= {name: "query" for name in rest if _reads(name, known + _TEXT)}
+    for query_name in QUERIES:
+        roles |= {name: "query" for name in rest if _reads(name, query_name + _TEXT)}
     has_query = has_query or "query" in roles.values()
     if not has_query:
         for first, second, *further in _numbered(rest):
             has_query = True
-            roles[first], roles[second] = "query", "document"
+            roles[first] = "query"
+            roles[second] = "document"
             roles.update((name, "negative") for name in further)
     ends = [] if has_query else [name for name in rest if _QUERY_ENDS.fullmatch(plain(name))]
-    for known in DOCUMENTS if has_query or ends else CERTAIN_DOCUMENTS:
-        roles |= {name: "document" for name in rest if name not in ends and _reads(name, known + _PASSAGE)}
+    for document_name in DOCUMENTS if has_query or ends else CERTAIN_DOCUMENTS:
+        roles |= {name: "document" for name in rest if name not in ends and _reads(name, document_name + _PASSAGE)}
     if (has_query or ends) and "document" not in roles.values():
         roles |= {name: "document" for name in rest if name not in roles and _DOCUMENT_ENDS.fullmatch(plain(name))}
     if "document" in roles.values():  # alone, `similar_question` may be the answer to a text
@@ -189,7 +190,7 @@ def _likely(texts: list[str], wanted: int, has_query: bool) -> list[str]:
     return likely if len(likely) >= wanted else texts
 
 
-def is_list_of_texts(feature: Any) -> bool:
+def is_list_of_texts(feature: object) -> bool:
     """Whether a column holds a list of strings in each row."""
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
     return getattr(inner, "dtype", None) in ("string", "large_string")

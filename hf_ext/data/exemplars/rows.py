@@ -61,7 +61,7 @@ class Target:
         row (`int`, *optional*): of the store, where the query is that of one of its own rows.
 
     Raises:
-        TypeError: an id is neither text nor an integer.
+        TypeError: if an id is neither text nor an integer.
     """
 
     id: str | None = None
@@ -136,8 +136,8 @@ def _check_texts(name: str, values: Iterable[Any]) -> None:
             continue
         if not isinstance(value, str):
             remedy = "Drop the row." if value is None else "Exemplars are text: name another column."
-            found = "None" if value is None else f"{type(value).__name__} {str(value)[:EXCERPT]!r}"
-            raise TypeError(f"row {row:,}, column {name!r}: expected a string, found {found}. {remedy}")
+            excerpt = "None" if value is None else f"{type(value).__name__} {str(value)[:EXCERPT]!r}"
+            raise TypeError(f"row {row:,}, column {name!r}: expected a string, found {excerpt}. {remedy}")
         if not optional and not value.strip():
             raise ValueError(f"row {row:,}, column {name!r}: the text is blank. Drop the row.")
         if len(value) > MOST_CHARACTERS:
@@ -149,7 +149,7 @@ def _check_texts(name: str, values: Iterable[Any]) -> None:
             raise ValueError(f"row {row:,}, column {name!r}: half a surrogate pair, which no file can hold. Drop it.")
 
 
-def as_id(value: Any, place: str) -> str:
+def as_id(value: object, place: str) -> str:
     """
     An id as the text that ids are compared by; leading zeros and spaces of a text stay.
 
@@ -160,7 +160,7 @@ def as_id(value: Any, place: str) -> str:
             Where it stands, for the message.
 
     Raises:
-        TypeError: it is neither text nor an integer. `True`, 7.0 and `None` have no one text that another source
+        TypeError: if it is neither text nor an integer. `True`, 7.0 and `None` have no one text that another source
             would write too.
     """
     if type(value) is str:
@@ -175,7 +175,7 @@ def as_id(value: Any, place: str) -> str:
     )
 
 
-def as_ids(values: Any, place: str) -> list[str]:
+def as_ids(values: object, place: str) -> list[str]:
     """
     Ids of a list, set, array or generator; a single string or integer is one id, and `None` is none.
 
@@ -186,7 +186,7 @@ def as_ids(values: Any, place: str) -> list[str]:
             Where they stand, for the message.
 
     Raises:
-        TypeError: one of them is no id, or `values` is no collection of any.
+        TypeError: if one of them is no id, or `values` is no collection.
     """
     if values is None:
         return []
@@ -202,7 +202,7 @@ def id_column(values: Sequence[Any], column: str) -> list[str | None]:
     A column of ids; a missing one stays `None`, never its text.
 
     Raises:
-        TypeError: a value is no id; the row is named.
+        TypeError: if a value is no id; the message names the row.
     """
     return [
         value if value is None or type(value) is str else as_id(value, f"row {row:,}, column {column!r}")
@@ -212,5 +212,5 @@ def id_column(values: Sequence[Any], column: str) -> list[str | None]:
 
 def some(names: Iterable[str]) -> str:
     """The first few of some ids, for a message."""
-    shown = list(islice(names, EXAMPLES + 1))
-    return ", ".join(map(repr, shown[:EXAMPLES])) + (", ..." if len(shown) > EXAMPLES else "")
+    first_names = list(islice(names, EXAMPLES + 1))
+    return ", ".join(map(repr, first_names[:EXAMPLES])) + (", ..." if len(first_names) > EXAMPLES else "")

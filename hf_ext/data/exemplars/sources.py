@@ -8,24 +8,28 @@ import logging
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.data.exemplars.roles import ColumnRoles, is_list_of_texts, is_negative, read_roles
 from hf_ext.data.exemplars.rows import as_id, as_ids, some
 from hf_ext.guards.unpacked import require_modest
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 logger = logging.getLogger(__name__)
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 TREC_FIELDS = 4  # query, iteration, document, grade
+TEXT_TYPES = ("string", "large_string")
 
 
-def require_rows(dataset: Any, what: str) -> None:
+def require_rows(dataset: object, what: str) -> None:
     """
     Refuse what has no rows to index.
 
     Raises:
-        TypeError: not a `Dataset`.
+        TypeError: if it is no `Dataset`.
     """
     from datasets import Dataset
 
@@ -36,49 +40,46 @@ def require_rows(dataset: Any, what: str) -> None:
         )
 
 
-def text_columns(dataset: Any) -> list[str]:
+def text_columns(dataset: Dataset) -> list[str]:
     """Columns of strings, in order."""
-    return [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in _STRINGS]
+    return [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in TEXT_TYPES]
 
 
-_STRINGS = ("string", "large_string")
-
-
-def roles_of(dataset: Any, **named: str | None) -> ColumnRoles:
+def roles_of(dataset: Dataset, **column_names: str | None) -> ColumnRoles:
     """
-    The part of each column, [`read_roles`], of a dataset; `named` are those that the caller names.
+    The part of each column, [`read_roles`], of a dataset; `column_names` are those that the caller names, by part.
 
     Raises:
-        TypeError: the column that was named is not text, or a column of ids holds something else.
-        ValueError: it is missing.
+        TypeError: if a column that the caller names as query or document is not text.
+        ValueError: if a column that the caller names is missing.
     """
     texts = text_columns(dataset)
-    for name in filter(None, named.values()):
+    for name in filter(None, column_names.values()):
         if name not in dataset.column_names:
             raise ValueError(f"column {name!r} is missing; the dataset has {dataset.column_names}.")
-    for name in filter(None, (named.get("query"), named.get("document"))):
+    for name in filter(None, (column_names.get("query"), column_names.get("document"))):
         if name not in texts:
             raise TypeError(f"column {name!r} is not text but {dataset.features[name]}. Exemplars are pairs of texts.")
-    return read_roles(dataset.column_names, texts, **named)
+    return read_roles(dataset.column_names, texts, **column_names)
 
 
-def pair_columns(dataset: Any, query: str | None = None, document: str | None = None) -> tuple[str, str]:
+def pair_columns(dataset: Dataset, query: str | None = None, document: str | None = None) -> tuple[str, str]:
     """
     Names of the query's and the document's column.
 
     Raises:
-        TypeError: the column that was named is not text.
-        ValueError: it is missing, or there are no two text columns to choose from.
+        TypeError: if a column that the caller names is not text.
+        ValueError: if it is missing, or there are no two text columns to choose from.
     """
     return pair_of(dataset, roles_of(dataset, query=query, document=document))
 
 
-def pair_of(dataset: Any, roles: ColumnRoles) -> tuple[str, str]:
+def pair_of(dataset: Dataset, roles: ColumnRoles) -> tuple[str, str]:
     """
     Names of the query's and the document's column.
 
     Raises:
-        ValueError: there are no two text columns to choose from.
+        ValueError: if there are no two text columns to choose from.
     """
     if roles.query is None or roles.document is None:
         kinds = {name: str(feature) for name, feature in dataset.features.items()}
@@ -88,11 +89,10 @@ def pair_of(dataset: Any, roles: ColumnRoles) -> tuple[str, str]:
     return roles.query, roles.document
 
 
-def columns_of(dataset: Any, names: Mapping[str, str | None]) -> dict[str, Any]:
+def columns_of(dataset: Dataset, names: Mapping[str, str | None]) -> dict[str, Any]:
     """The store's columns from a dataset; `names` says where each one lies, `None` where it is to be found."""
     require_rows(dataset, "ExemplarStore.from_dataset")
-    named = {column: names[column] for column in ("query", "document", "id", "doc_id")}
-    roles = roles_of(dataset, **named)
+    roles = roles_of(dataset, **{part: names[part] for part in ("query", "document", "id", "doc_id")})
     query, document = pair_of(dataset, roles)
     negative = names["negative"]
     if negative is not None and negative not in dataset.column_names:
@@ -119,17 +119,17 @@ def columns_of(dataset: Any, names: Mapping[str, str | None]) -> dict[str, Any]:
     return rows
 
 
-def holds_ids(feature: Any) -> bool:
+def holds_ids(feature: object) -> bool:
     """Whether the values of a column may be taken for ids: not those of a list or a dict."""
     return isinstance(getattr(feature, "dtype", None), str)
 
 
-def require_matches(dataset: Any, has_negatives: bool = False) -> None:
+def require_matches(dataset: Dataset, has_negatives: bool = False) -> None:
     """
     Refuse rows whose label says that query and document do not match: each would be shown as an example.
 
     Raises:
-        RowError: such a row; it is named, with the filter that leaves it out.
+        RowError: if there is such a row; the message names it, and the filter that leaves it out.
     """
     from hf_ext.guards.retrieval_rows import check_matches, match_rule_of
 
@@ -140,42 +140,44 @@ def require_matches(dataset: Any, has_negatives: bool = False) -> None:
 
 def beir_pairs(folder: Path, split: str, query_ids: Iterable[Any] | None, min_grade: int) -> dict[str, Any]:
     """The judged pairs of a BEIR folder as a store's columns; judgements of unknown texts are counted in a warning."""
-    judged = [row for row in read_qrels(folder, split) if row[2] >= min_grade]
+    judgements = [row for row in read_qrels(folder, split) if row[2] >= min_grade]
     if query_ids is not None:
         wanted_queries = set(as_ids(query_ids, "query_ids"))
-        unknown = sorted(wanted_queries - {query for query, _, _ in judged})
-        judged = [row for row in judged if row[0] in wanted_queries]
-        if unknown and judged:
+        unknown = sorted(wanted_queries - {query for query, _, _ in judgements})
+        judgements = [row for row in judgements if row[0] in wanted_queries]
+        if unknown and judgements:
             logger.warning(
                 "%s: %s of the %s query_ids have no pair of grade %s or more in split %r, such as %s.", folder.name,
                 f"{len(unknown):,}", f"{len(wanted_queries):,}", min_grade, split, some(unknown),
             )  # fmt: skip
-    if not judged:
+    if not judgements:
         raise ValueError(
             f"{folder} has no pair of grade {min_grade} or more in split {split!r}, so the pool is empty."
         )
-    first: dict[str, int] = {}
-    for place, (query, _, _) in enumerate(judged):
-        first.setdefault(query, place)
-    judged.sort(key=lambda row: (first[row[0]], -row[2]))
-    queries = texts_by_id(folder, "queries", {query for query, _, _ in judged})
-    documents = texts_by_id(folder, "corpus", {document for _, document, _ in judged})
-    whole = [row for row in judged if row[0] in queries and row[1] in documents]
-    if len(whole) < len(judged):
-        lost = {
-            "queries.jsonl": dict.fromkeys(query for query, _, _ in judged if query not in queries),
-            "corpus.jsonl": dict.fromkeys(document for _, document, _ in judged if document not in documents),
+    first_place: dict[str, int] = {}
+    for place, (query, _, _) in enumerate(judgements):
+        first_place.setdefault(query, place)
+    judgements.sort(key=lambda row: (first_place[row[0]], -row[2]))  # queries as in the file, best grades first
+    queries = texts_by_id(folder, "queries", {query for query, _, _ in judgements})
+    documents = texts_by_id(folder, "corpus", {document for _, document, _ in judgements})
+    complete = [row for row in judgements if row[0] in queries and row[1] in documents]
+    if len(complete) < len(judgements):
+        missing_ids = {
+            "queries.jsonl": dict.fromkeys(query for query, _, _ in judgements if query not in queries),
+            "corpus.jsonl": dict.fromkeys(document for _, document, _ in judgements if document not in documents),
         }
-        missing = " and ".join(f"{some(ids)} ({len(ids):,} missing in {name})" for name, ids in lost.items() if ids)
-        message = f"{folder}: the qrels of {split!r} name texts that the folder does not hold: {missing}."
-        if not whole:
+        summary = " and ".join(
+            f"{some(ids)} ({len(ids):,} missing in {name})" for name, ids in missing_ids.items() if ids
+        )
+        message = f"{folder}: the qrels of {split!r} name texts that the folder does not hold: {summary}."
+        if not complete:
             raise ValueError(f"{message} No pair is left: are the files of one version of the data?")
-        logger.warning("%s %s of %s pairs are left out.", message, len(judged) - len(whole), len(judged))
+        logger.warning("%s %s of %s pairs are left out.", message, len(judgements) - len(complete), len(judgements))
     return {
-        "id": [query for query, _, _ in whole],
-        "doc_id": [document for _, document, _ in whole],
-        "query": [queries[query] for query, _, _ in whole],
-        "document": [documents[document] for _, document, _ in whole],
+        "id": [query for query, _, _ in complete],
+        "doc_id": [document for _, document, _ in complete],
+        "query": [queries[query] for query, _, _ in complete],
+        "document": [documents[document] for _, document, _ in complete],
     }
 
 
@@ -189,7 +191,7 @@ def texts_by_id(folder: Path, name: str, wanted: Container[str] | None = None) -
         wanted (`Container[str]`, *optional*): ids to keep; all by default.
 
     Raises:
-        ValueError: an id stands for two texts, or as in [`read_lines`].
+        ValueError: if an id stands for two texts, or as in [`read_lines`].
     """
     texts: dict[str, str] = {}
     for row in read_lines(folder, name):
@@ -218,8 +220,8 @@ def read_qrels(folder: Path, split: str) -> list[tuple[str, str, int]]:
     TREC's, `query-id 0 corpus-id score`, without one.
 
     Raises:
-        FileNotFoundError: there is no such split; the message lists those there are.
-        ValueError: the file is no qrels file.
+        FileNotFoundError: if there is no such split; the message lists those there are.
+        ValueError: if the file is no qrels file.
     """
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
@@ -232,11 +234,12 @@ def read_qrels(folder: Path, split: str) -> list[tuple[str, str, int]]:
     if lines and set(QRELS_HEADER) <= set(lines[0]):
         query_place, document_place, grade_place = map(lines[0].index, QRELS_HEADER)
         places = (query_place, document_place, grade_place)
-        first_row, lines = 2, lines[1:]
+        first_row = 2
+        lines = lines[1:]
     elif lines and len(lines[0]) == TREC_FIELDS:
         places = (0, 2, 3)
     grades: dict[tuple[str, str], int] = {}
-    twice: list[str] = []
+    contradictions: list[str] = []
     for number, fields in enumerate(lines, start=first_row):
         try:
             query, document, grade = (fields[place] for place in places)
@@ -247,12 +250,12 @@ def read_qrels(folder: Path, split: str) -> list[tuple[str, str, int]]:
                 f"{' '.join(fields)[:80]!r}."
             ) from error
         if grades.get((query, document), score) != score:
-            twice.append(f"{query} {document}")
+            contradictions.append(f"{query} {document}")
         grades[query, document] = score
-    if twice:
+    if contradictions:
         logger.warning(
             "%s judges %s pairs twice and not alike, such as %s: the last judgement counts, as in BEIR.",
-            path, f"{len(twice):,}", some(twice),
+            path, f"{len(contradictions):,}", some(contradictions),
         )  # fmt: skip
     return [(query, document, grade) for (query, document), grade in grades.items()]
 
@@ -276,10 +279,11 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
     Objects of `<name>.jsonl` or `<name>.jsonl.gz`.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: a line is not JSON, its `_id` is neither text nor an integer, or its `text` is no string.
+        FileNotFoundError: if neither is there.
+        ValueError: if a line is not JSON, its `_id` is neither text nor an integer, or its `text` is no string.
     """
-    plain, packed = folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"
+    plain = folder / f"{name}.jsonl"
+    packed = folder / f"{name}.jsonl.gz"
     if not plain.is_file() and not packed.is_file():
         raise FileNotFoundError(f"{plain} is missing, and so is {packed.name}.")
     path = plain if plain.is_file() else packed
@@ -297,7 +301,8 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
 def _beir_row(line: bytes, name: str, number: int) -> dict[str, str]:
     try:
         row = json.loads(line)
-        identifier, text = row["_id"], row["text"]
+        identifier = row["_id"]
+        text = row["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{name}, line {number:,}: expected an object with '_id' and 'text'.") from error
     if not isinstance(text, str):

@@ -61,9 +61,9 @@ class ExemplarStore:
             The queries' vectors where they are known; `encode` makes them otherwise.
 
     Raises:
-        ValueError: no rows, a column missing or of another length, a blank or over-long text (the row is named), more
-            than 1,000,000 rows.
-        TypeError: a column that is not text, or an id that is neither text nor an integer.
+        ValueError: if there are no rows, or more than 1,000,000; if a column is missing or has another length; if a
+            text is blank or too long (the message names the row).
+        TypeError: if a column is not text, or an id is neither text nor an integer.
 
     Attributes:
         numbered (`bool`): whether ids are the rows' numbers, because none were given.
@@ -115,8 +115,8 @@ class ExemplarStore:
                 Of the store: `retriever`, `encode`, `vectors`.
 
         Raises:
-            TypeError: an `IterableDataset`, which has no rows to index, or a column that is not text.
-            ValueError: a column is missing, or as in the constructor.
+            TypeError: if `dataset` is an `IterableDataset`, which has no rows to index, or a column is not text.
+            ValueError: if a column is missing, or as in the constructor.
         """
         from hf_ext.data.exemplars.sources import columns_of
 
@@ -158,9 +158,9 @@ class ExemplarStore:
                 Of the store: `retriever`, `encode`, `vectors`.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: no pair is left, a line is no row, or an id stands for two texts. Judgements of texts that the
-                folder does not hold are left out, and counted in a warning.
+            FileNotFoundError: if a file is missing.
+            ValueError: if no pair is left, a line is no row, or an id stands for two texts. Judgements of texts that
+                the folder does not hold are left out, and counted in a warning.
         """
         from hf_ext.data.exemplars.sources import beir_pairs
 
@@ -213,13 +213,13 @@ class ExemplarStore:
         names = {"id": "id", "doc_id": "doc_id", "document": "document_key"}
         columns = {by: self.column(name) for by, name in names.items()}
         columns["query"] = [text_key(query) for query in self.queries]
-        found: dict[str, dict[str | None, list[int]]] = {}
+        rows_by: dict[str, dict[str | None, list[int]]] = {}
         for by, values in columns.items():
-            rows = found.setdefault(by, {})
+            rows = rows_by.setdefault(by, {})
             for row, value in enumerate(values):
                 if value is not None:
                     rows.setdefault(value, []).append(row)
-        return found
+        return rows_by
 
     def __getstate__(self) -> dict[str, Any]:
         # Rows as one string of bytes: the same whatever the process, so datasets' fingerprints hold. No index.
@@ -227,8 +227,10 @@ class ExemplarStore:
         return state | {"retriever": self.retriever, "vectors": self.vectors}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._columns, self.numbered = json.loads(state["rows"]), state["numbered"]
-        self.retriever, self.vectors = state["retriever"], state["vectors"]
+        self._columns = json.loads(state["rows"])
+        self.numbered = state["numbered"]
+        self.retriever = state["retriever"]
+        self.vectors = state["vectors"]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ExemplarStore):
@@ -299,44 +301,46 @@ class ExemplarStore:
             `list[list[Exemplar]]`: a list a query; empty where nothing is near.
 
         Raises:
-            TypeError: `queries` is one string, or an id is neither text nor an integer.
-            ValueError: `targets` or `k` is not one a query, or `mmr` is out of range.
+            TypeError: if `queries` is one string, or an id is neither text nor an integer.
+            ValueError: if `targets` or `k` is not one a query, or `mmr` is out of range.
         """
         if isinstance(queries, str):
             raise TypeError("queries must be a list of texts; search([query]) takes one.")
         counts = [k] * len(queries) if isinstance(k, int) else list(k)
-        known = [None] * len(queries) if targets is None else list(targets)
-        if not len(counts) == len(known) == len(queries):
-            raise ValueError(f"{len(queries)} queries need as many targets and k, got {len(known)} and {len(counts)}.")
+        targets = [None] * len(queries) if targets is None else list(targets)
+        if not len(counts) == len(targets) == len(queries):
+            raise ValueError(
+                f"{len(queries)} queries need as many targets and k, got {len(targets)} and {len(counts)}."
+            )
         if mmr is not None and not 0 <= mmr <= 1:
             raise ValueError(f"mmr weighs the score against likeness and lies in [0, 1], got {mmr!r}.")
-        barred = {row for name in as_ids(exclude_ids, "exclude_ids") for row in self.rows_of_id(name)}
+        rows_of_ids = {row for name in as_ids(exclude_ids, "exclude_ids") for row in self.rows_of_id(name)}
         prepare(self._ranker, [query for query, count in zip(queries, counts, strict=True) if count > 0])
-        found = []
-        for query, target, count in zip(queries, known, counts, strict=True):
-            excluded = barred | self.excluded_rows(query, target or Target(), exclude)
+        hit_lists = []
+        for query, target, count in zip(queries, targets, counts, strict=True):
+            excluded = rows_of_ids | self.excluded_rows(query, target or Target(), exclude)
             hits = self._distinct(query, count if mmr is None else MMR_CANDIDATES * count, excluded, salt)
             if min_score is not None:
                 hits = [hit for hit in hits if hit[1] >= min_score]
             if mmr is not None and hits:
                 hits = most_diverse(hits, self._ranker.similarity([row for row, _ in hits]), count, mmr)
-            found.append([self.exemplar(row, score) for row, score in hits])
-        return found
+            hit_lists.append([self.exemplar(row, score) for row, score in hits])
+        return hit_lists
 
     def _distinct(self, query: str, wanted: int, excluded: set[int], salt: str) -> list[tuple[int, float]]:
         """The ranker's best, less pairs whose texts came already."""
-        asked = wanted
-        while asked > 0:
-            hits = self._ranker.best(query, asked, excluded, salt)
-            seen: dict[tuple[str, str], tuple[int, float]] = {}
+        fetch = wanted
+        while fetch > 0:
+            hits = self._ranker.best(query, fetch, excluded, salt)
+            first_of_pair: dict[tuple[str, str], tuple[int, float]] = {}
             for row, score in hits:
-                seen.setdefault((self.queries[row], self._columns["document_key"][row]), (row, score))
-            if len(seen) >= wanted or len(hits) < asked:
-                return list(seen.values())[:wanted]
-            asked *= 2
+                first_of_pair.setdefault((self.queries[row], self._columns["document_key"][row]), (row, score))
+            if len(first_of_pair) >= wanted or len(hits) < fetch:
+                return list(first_of_pair.values())[:wanted]
+            fetch *= 2
         return []
 
-    def clipped(self, formatter: RareFormatter, tokenizer: Any) -> ExemplarStore:
+    def clipped(self, formatter: RareFormatter, tokenizer: object) -> ExemplarStore:
         """
         The same pool with documents and negatives cut to what `formatter` would show, so that it is small to keep.
 
@@ -366,8 +370,8 @@ class ExemplarStore:
                 Rows of one Parquet file.
 
         Raises:
-            DiskFullError: there was no room.
-            ValueError: `config` cannot be written as JSON, or redefines `format_version` or `store`.
+            DiskFullError: if there is no room.
+            ValueError: if `config` cannot be written as JSON, or holds `format_version` or `store`.
         """
         from hf_ext.data.exemplars.files import STORED, describe, save_store
 
@@ -403,9 +407,9 @@ class ExemplarStore:
                 Largest store to read, in rows and in bytes, packed and unpacked.
 
         Raises:
-            FileNotFoundError: no store there, or a file of it is missing.
-            ValueError: a higher format version, a wrong hash, a file outside the folder, more than the limits, or a
-                file that unpacks to more than 200 times its size (and 256 MiB).
+            FileNotFoundError: if there is no store, or one of its files is missing.
+            ValueError: if the format version is higher, a hash is wrong, a file lies outside the folder, the store is
+                larger than the limits, or a file unpacks to more than 200 times its size (and 256 MiB).
         """
         from hf_ext.data.exemplars.files import read_store
 

@@ -86,11 +86,11 @@ def keyed_integers(count: int, *key: str | int) -> list[int]:
     the same.
     """
     start = json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    drawn: list[int] = []
+    integers: list[int] = []
     for block in range(-(-count // 8)):
         digest = hashlib.blake2b(start, salt=block.to_bytes(8, "little")).digest()
-        drawn += [int.from_bytes(digest[i : i + 8], "little") for i in range(0, 64, 8)]
-    return drawn[:count]
+        integers += [int.from_bytes(digest[i : i + 8], "little") for i in range(0, 64, 8)]
+    return integers[:count]
 
 
 def keyed_uniform(*key: str | int) -> float:
@@ -110,7 +110,7 @@ class TokenCounter:
             Of the model that will read the text.
 
     Raises:
-        TypeError: the tokenizer is not backed by the `tokenizers` library, so that it gives no character offsets.
+        TypeError: if the tokenizer is not backed by the `tokenizers` library, so that it gives no character offsets.
     """
 
     def __init__(self, tokenizer: object) -> None:
