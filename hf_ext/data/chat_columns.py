@@ -83,19 +83,23 @@ def without_filled_nulls(dataset: AnyDataset, dataset_name: str, num_proc: int |
         The same kind of dataset. In a `Dataset`, columns that may hold such keys become lists of `Json`, which Arrow
         does not fill.
     """
-    known = dataset.features
+    known_features = dataset.features
     names = column_names(dataset)
-    wanted = [name for name in CHAT_COLUMNS if name in names]
-    features = {name: known[name] if known else None for name in wanted if known is None or _has_optional(known[name])}
+    chat_names = [name for name in CHAT_COLUMNS if name in names]
+    features = {
+        name: known_features[name] if known_features else None
+        for name in chat_names
+        if known_features is None or _has_optional(known_features[name])
+    }
     if not features:
         return dataset
     _warn_of_arguments(dataset, [name for name in features if name in MESSAGE_COLUMNS], dataset_name)
     clean = WithoutFilledNulls(features)
     if not isinstance(dataset, Dataset):
         return dataset.map(clean)
-    written = {name: Json() if isinstance(feature, dict) else List(Json()) for name, feature in features.items()}
+    json_features = {name: Json() if isinstance(feature, dict) else List(Json()) for name, feature in features.items()}
     desc = f"Cleaning chat columns of {dataset_name} dataset"
-    return dataset.map(clean, features=Features(dataset.features | written), desc=desc, num_proc=num_proc)
+    return dataset.map(clean, features=Features(dataset.features | json_features), desc=desc, num_proc=num_proc)
 
 
 def _has_optional(feature: Any) -> bool:

@@ -154,11 +154,11 @@ def model_hash(model: nn.Module) -> str:
         `ValueError`: an adapter is merged into the weights, or a weight is sharded or on the meta device.
     """
     parameters = sorted(_original_parameters(original_model(model)), key=lambda item: item[0])
-    digest, seen = hashlib.sha256(), set()
+    digest, hashed_ids = hashlib.sha256(), set()
     for name, parameter in parameters:
-        if id(parameter) in seen:
+        if id(parameter) in hashed_ids:
             continue
-        seen.add(id(parameter))
+        hashed_ids.add(id(parameter))
         digest.update(json.dumps([name, str(parameter.dtype), list(parameter.shape)]).encode())
         digest.update(_bytes_of(name, parameter))
     return digest.hexdigest()

@@ -106,7 +106,10 @@ def _first_difference(recorded: Mapping[str, Any], rows: Dataset | IterableDatas
     size = recorded["rows_per_block"]
     former, latter = recorded["blocks"], rows_digest(rows, size)["blocks"]
     pairs = zip(former, latter, strict=False)
-    block = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(former), len(latter)))
+    block = next(
+        (i for i, (block_digest, other_digest) in enumerate(pairs) if block_digest != other_digest),
+        min(len(former), len(latter)),
+    )
     return f"row {block:,}" if size == 1 else f"rows {block * size:,} to {(block + 1) * size - 1:,}"
 
 

@@ -34,8 +34,10 @@ def start_ids(model: nn.Module, tokenizer: Any, start: str | Sequence[int], max_
             )
         ids = [tokenizer.bos_token_id]
     elif start == "separator":
-        known = [tokenizer.added_tokens_encoder[name] for name in SEPARATORS if name in tokenizer.added_tokens_encoder]
-        ids = [known[0] if known else tokenizer.eos_token_id]
+        separator_ids = [
+            tokenizer.added_tokens_encoder[name] for name in SEPARATORS if name in tokenizer.added_tokens_encoder
+        ]
+        ids = [separator_ids[0] if separator_ids else tokenizer.eos_token_id]
         if ids == [None]:
             raise ValueError(
                 "The tokenizer has no document separator and no end token. Pass start as text or token ids."
@@ -116,10 +118,10 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         raise FloatingPointError("The model's logits are not finite: check its weights.")
     target = _below(uniforms.to(place)[:, None] * total, total)
     block = torch.searchsorted(upto, target, right=True)  # (rows, 1): the first whose sum is above the target
-    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)
+    sum_before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)
     chosen = weights[torch.arange(len(uniforms), device=logits.device), block[:, 0].to(logits.device)]
     inside = chosen.to(place, torch.float64).cumsum(dim=-1)  # (rows, BLOCK)
-    share = (target - before) / (upto.gather(1, block) - before)
+    share = (target - sum_before) / (upto.gather(1, block) - sum_before)
     token = torch.searchsorted(inside, _below(share * inside[:, -1:], inside[:, -1:]), right=True) + block * BLOCK
     token = token.to(logits.device)
     logit = logits.expand(len(uniforms), -1).gather(1, token).float()

@@ -314,8 +314,8 @@ class WeightedCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows into a batch."""
-        own = ("weight", ROW_INDEX, *self.extra_columns)
-        batch = self.inner([{k: v for k, v in row.items() if k not in own} for row in rows])
+        our_columns = ("weight", ROW_INDEX, *self.extra_columns)
+        batch = self.inner([{k: v for k, v in row.items() if k not in our_columns} for row in rows])
         labels = batch["labels"]
         flat = "attention_mask" not in batch
         column = partial(spread_column, rows, like=labels, flat=flat)

@@ -196,22 +196,22 @@ def _probe(model: nn.Module, start: Tensor, rows: Tensor, started: DynamicCache)
 
     late = PROBED // 2  # the second row enters here; until then another row wears its slot
     cache = SlotCache(started, 2, 2 * PROBED)
-    apart = []
+    slot_distances = []
     for step in range(PROBED):
         if step == late:
             cache.refill([1])
         tokens = torch.stack([rows[0, step], rows[1, step - late]])
-        after = cache.step(model, tokens).float().softmax(-1)
-        apart.append(_total_variation(after[0], plain[0, step]))
+        probabilities = cache.step(model, tokens).float().softmax(-1)
+        slot_distances.append(_total_variation(probabilities[0], plain[0, step]))
         if step >= late:
-            apart.append(_total_variation(after[1], plain[1, step - late]))
+            slot_distances.append(_total_variation(probabilities[1], plain[1, step - late]))
 
-    stock, own = model(input_ids=texts[:, : len(start)], use_cache=True).past_key_values, []
+    stock_cache, stock_distances = model(input_ids=texts[:, : len(start)], use_cache=True).past_key_values, []
     for step in range(late):
-        output = model(input_ids=rows[:, step : step + 1], past_key_values=stock, use_cache=True)
-        stock = output.past_key_values
-        own.append(_total_variation(output.logits[:, -1].float().softmax(-1), plain[:, step]))
-    return float(torch.stack(apart).mean()), float(torch.stack(own).mean())
+        output = model(input_ids=rows[:, step : step + 1], past_key_values=stock_cache, use_cache=True)
+        stock_cache = output.past_key_values
+        stock_distances.append(_total_variation(output.logits[:, -1].float().softmax(-1), plain[:, step]))
+    return float(torch.stack(slot_distances).mean()), float(torch.stack(stock_distances).mean())
 
 
 def _total_variation(p: Tensor, q: Tensor) -> Tensor:

@@ -191,8 +191,8 @@ def add_original_losses(
     if prepared:
         return attach_scores(rows, scores)
     order = np.argsort(rows[ROW_INDEX], kind="stable")
-    kept = dataset.select([rows[int(i)][ROW_INDEX] for i in order])
-    return attach_scores(kept, [scores[int(i)] for i in order])
+    scored_rows = dataset.select([rows[int(i)][ROW_INDEX] for i in order])
+    return attach_scores(scored_rows, [scores[int(i)] for i in order])
 
 
 def _unpacked(args: SFTConfig) -> SFTConfig:

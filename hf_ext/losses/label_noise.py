@@ -61,16 +61,16 @@ def forward_corrected_nll(
     Theorem 2 (arXiv 1609.03683).
     """
     log_probs, labels, weights = _flat(logits, labels, weights)
-    kept, classes = _labelled(labels, ignore_index)
+    is_labelled, classes = _labelled(labels, ignore_index)
     if isinstance(channel, tuple):
         p, q = _checked(channel, log_probs.shape[1])
-        given = log_probs.gather(1, classes[:, None])[:, 0]  # (labels,)
-        floor = given.new_tensor(_log(q))
-        losses = -torch.logaddexp(floor, given + _log(p - q))
+        log_prob_given = log_probs.gather(1, classes[:, None])[:, 0]  # (labels,)
+        floor = log_prob_given.new_tensor(_log(q))
+        losses = -torch.logaddexp(floor, log_prob_given + _log(p - q))
     else:
         columns = _columns(channel, classes, logits.shape)  # (labels, num_classes): P(given label | y) for every y
         losses = -torch.logsumexp(log_probs + columns.to(log_probs).log(), dim=1)
-    return _reduce(losses, kept, weights, denominator)
+    return _reduce(losses, is_labelled, weights, denominator)
 
 
 def backward_corrected_nll(
@@ -105,18 +105,18 @@ def backward_corrected_nll(
     (arXiv 1609.03683).
     """
     log_probs, labels, weights = _flat(logits, labels, weights)
-    kept, classes = _labelled(labels, ignore_index)
+    is_labelled, classes = _labelled(labels, ignore_index)
     if isinstance(channel, tuple):
         p, q = _checked(channel, log_probs.shape[1])
         if p == q:
             raise ValueError(f"p and q are both {p}: labels that say nothing have no unbiased loss. Raise epsilon.")
-        given = log_probs.gather(1, classes[:, None])[:, 0]
-        losses = (q * log_probs.sum(dim=1) - given) / (p - q)
+        log_prob_given = log_probs.gather(1, classes[:, None])[:, 0]
+        losses = (q * log_probs.sum(dim=1) - log_prob_given) / (p - q)
     else:
         inverse = torch.linalg.inv(channel.double())
         rows = _columns(inverse.mT, classes, logits.shape)  # (labels, num_classes): the given label's row
         losses = -(rows.to(log_probs) * log_probs).sum(dim=1)
-    return _reduce(losses, kept, weights, denominator)
+    return _reduce(losses, is_labelled, weights, denominator)
 
 
 def soft_nll(
@@ -214,8 +214,8 @@ def _flat(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tenso
 
 def _labelled(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Which labels count, and the labels with some class in place of the others."""
-    kept = labels != ignore_index
-    return kept, torch.where(kept, labels, 0)
+    is_labelled = labels != ignore_index
+    return is_labelled, torch.where(is_labelled, labels, 0)
 
 
 def _checked(channel: tuple[float, float], num_classes: int) -> tuple[float, float]:
@@ -248,10 +248,10 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-def _reduce(losses: Tensor, kept: Tensor, weights: Tensor | None, denominator: Tensor | float | None) -> Tensor:
+def _reduce(losses: Tensor, is_labelled: Tensor, weights: Tensor | None, denominator: Tensor | float | None) -> Tensor:
     # where, not a product: a position without a label may hold anything, and 0 * inf is NaN.
-    counted = kept if weights is None else torch.where(kept, weights, 0)
-    losses = torch.where(kept, losses, 0) * counted
+    counted = is_labelled if weights is None else torch.where(is_labelled, weights, 0)
+    losses = torch.where(is_labelled, losses, 0) * counted
     denominator = counted.sum() if denominator is None else denominator
     denominator = torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)
     return losses.sum() / torch.where(denominator < torch.finfo(denominator.dtype).tiny, 1, denominator)

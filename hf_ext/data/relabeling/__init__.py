@@ -2,7 +2,7 @@
 
 from hf_ext.data.relabeling.accuracy import accuracy_difference, noisy_accuracy
 from hf_ext.data.relabeling.audit import AuditReport, audit_channel, realised_epsilon
-from hf_ext.data.relabeling.channel import JointChannel, RRChannel, RRWithPrior
+from hf_ext.data.relabeling.channel import RRChannel, RRWithPrior
 from hf_ext.data.relabeling.consensus import ConsensusFilter, bayes_posterior, relabel
 from hf_ext.data.relabeling.estimates import Estimate
 from hf_ext.data.relabeling.keys import KeyRef, make_key_file
@@ -18,7 +18,6 @@ __all__ = [
     "ConsensusFilter",
     "Estimate",
     "HashColumn",
-    "JointChannel",
     "KeyRef",
     "LabelLeakError",
     "Leak",

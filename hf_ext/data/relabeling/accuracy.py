@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_ext.data.relabeling.channel import FloatArray, RRChannel
+from hf_ext.data.relabeling.channel import FloatArray, RRChannel, notes_on_accuracy
 from hf_ext.data.relabeling.class_names import numbered_alike
 from hf_ext.data.relabeling.columns import IGNORED_LABEL, per_row
 from hf_ext.data.relabeling.estimates import CONFIDENCE, Estimate
-
-__all__ = ["Channels", "accuracy_difference", "channel_classes", "channel_values", "noisy_accuracy"]
 
 Channels = RRChannel | Mapping[str, RRChannel]
 """One channel for all rows, or that of each name in `label_dp_channel`."""
@@ -56,8 +55,8 @@ def noisy_accuracy(
         interval: Wilson's for one label a row, else over rows, as the tokens of a row stand and fall together.
 
     Raises:
-        ValueError: no labels, unequal lengths, or a channel name that is not in the mapping.
-        RowError: something that is no class.
+        ValueError: if there are no labels, the lengths differ, or the mapping lacks the name of a channel.
+        RowError: if a value is no class.
 
     Reference: $E[\mathrm{agree}] = a p + (1 - a) q$; Warner 1965, *Randomized Response*.
     """
@@ -69,7 +68,7 @@ def noisy_accuracy(
         estimate = _of_rows(terms, sizes, None if not isinstance(channel, RRChannel) else channel)
     if out_of_fold is not None and not np.all(np.asarray(out_of_fold, dtype=bool)):
         warnings.warn(f"noisy_accuracy was given {IN_SAMPLE}.", stacklevel=2)
-        estimate = Estimate(**{**estimate.__dict__, "notes": (*estimate.notes, IN_SAMPLE)})
+        estimate = replace(estimate, notes=(*estimate.notes, IN_SAMPLE))
     return estimate
 
 
@@ -99,25 +98,22 @@ def accuracy_difference(
     Raises:
         ValueError, RowError: as [`noisy_accuracy`].
     """
-    one, sizes, _ = _terms(labels, first, channel, channel_ids)
-    two, _, _ = _terms(labels, second, channel, channel_ids)
-    return _of_rows(one - two, sizes, None)
+    first_terms, sizes, _ = _terms(labels, first, channel, channel_ids)
+    second_terms, _, _ = _terms(labels, second, channel, channel_ids)
+    return _of_rows(first_terms - second_terms, sizes, None)
 
 
 def _of_rows(terms: FloatArray, sizes: NDArray[np.int64], channel: RRChannel | None) -> Estimate:
     """Ratio of sums over rows, with the delta method's error."""
-    n, rows = int(sizes.sum()), int((sizes > 0).sum())
+    n = int(sizes.sum())
+    rows = int((sizes > 0).sum())
     value = float(terms.sum()) / n
     squares = float(((terms - value * sizes) ** 2).sum())
     se = math.sqrt(rows / max(rows - 1, 1) * squares) / n
-    notes = []
-    if channel is not None and value < 0:
-        notes.append("model worse than chance: its predictions agree with the labels less than other classes do")
-    if channel is not None and value > 1:
-        notes.append("above 1: in-sample predictions?")
+    notes = () if channel is None else notes_on_accuracy(value)
     if rows < 2:
-        return Estimate(value, math.inf, -math.inf, math.inf, n, tuple(notes))
-    return Estimate(value, se, value - _Z * se, value + _Z * se, n, tuple(notes))
+        return Estimate(value, math.inf, -math.inf, math.inf, n, notes)
+    return Estimate(value, se, value - _Z * se, value + _Z * se, n, notes)
 
 
 def _terms(
@@ -129,33 +125,34 @@ def _terms(
         raise ValueError(
             f"{len(labels):,} labels and {len(predictions):,} predictions: give as many, and at least one."
         )
-    features = {
-        name: getattr(column, "features", None) for name, column in batch.items()
-    }  # a dataset's column has one
-    given, predicted, _ = numbered_alike(batch, features, "labels", "predictions", channel_classes(channel))
-    if not same_shape(given.lengths, predicted.lengths):
+    features = {name: getattr(column, "features", None) for name, column in batch.items()}  # of a dataset's column
+    bound = channel_classes(channel)
+    given_classes, predicted_classes, _ = numbered_alike(batch, features, "labels", "predictions", bound)
+    lengths = given_classes.lengths
+    if not same_shape(lengths, predicted_classes.lengths):
         raise ValueError("labels and predictions differ in their numbers of tokens.")
-    kept = given.flat != IGNORED_LABEL
-    if not kept.any():
+    labelled = given_classes.flat != IGNORED_LABEL
+    if not labelled.any():
         raise ValueError("every label is -100: there is nothing to compare with.")
-    agree = ((given.flat == predicted.flat) & kept).astype(np.float64)
-    q, contrast = channel_values(channel, channel_ids, given.lengths, len(given.flat))
-    terms = np.where(kept, (agree - q) / contrast, 0.0)
-    share = float(agree.mean()) if given.lengths is None else None
-    return (terms if given.lengths is None else per_row(terms, given.lengths)), given.counts, share
+    agree = ((given_classes.flat == predicted_classes.flat) & labelled).astype(np.float64)
+    q, contrast = channel_values(channel, channel_ids, lengths, len(given_classes.flat))
+    terms = np.where(labelled, (agree - q) / contrast, 0.0)
+    if lengths is None:
+        return terms, given_classes.counts, float(agree.mean())
+    return per_row(terms, lengths), given_classes.counts, None
 
 
-def same_shape(one: NDArray[np.int64] | None, two: NDArray[np.int64] | None) -> bool:
+def same_shape(lengths: NDArray[np.int64] | None, other_lengths: NDArray[np.int64] | None) -> bool:
     """Whether two columns have one class a row each, or as many tokens in every row."""
-    if one is None or two is None:
-        return one is None and two is None
-    return np.array_equal(one, two)
+    if lengths is None or other_lengths is None:
+        return lengths is other_lengths
+    return np.array_equal(lengths, other_lengths)
 
 
 def channel_classes(channel: Any) -> int | None:
     """Classes of a channel, or of those in a mapping; `None` without one, and where they differ."""
     channels = channel.values() if isinstance(channel, Mapping) else [channel]
-    numbers = {getattr(one, "num_classes", None) for one in channels}
+    numbers = {getattr(entry, "num_classes", None) for entry in channels}
     return numbers.pop() if len(numbers) == 1 else None
 
 
@@ -166,7 +163,7 @@ def channel_values(
     q and p - q of every entry: two numbers for one channel, else arrays of shape `(entries,)`.
 
     Raises:
-        ValueError: a mapping without names, or a name that it does not have.
+        ValueError: if a mapping comes without names, or lacks one of them.
     """
     if isinstance(channel, RRChannel):
         return channel.q, channel.contrast

@@ -13,8 +13,6 @@ from hf_ext.data.relabeling.columns import class_column
 from hf_ext.data.relabeling.keys import WORD, keep_threshold
 from hf_ext.data.relabeling.randomize import RandomizedResponse
 
-__all__ = ["AuditReport", "audit_channel", "realised_epsilon"]
-
 SURE = 4.5  # standard errors: by chance once in 150,000 audits
 
 
@@ -75,7 +73,8 @@ def audit_channel(callable: RandomizedResponse, n: int = 1_000_000) -> AuditRepo
         [`AuditReport`]: `passed` sums it up.
 
     Raises:
-        TypeError: something else than a [`RandomizedResponse`]. ValueError: one with a prior or `after`.
+        TypeError: if it is no [`RandomizedResponse`].
+        ValueError: if it has a prior, or `after`.
     """
     if not isinstance(callable, RandomizedResponse):
         raise TypeError(f"audit_channel audits a RandomizedResponse, got {type(callable).__name__}.")
@@ -91,16 +90,16 @@ def audit_channel(callable: RandomizedResponse, n: int = 1_000_000) -> AuditRepo
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     freedom = k * (k - 1)
     p_value = float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(chi_square / 2).double()))
-    kept = int(np.trace(counts))
+    num_kept = int(np.trace(counts))
     return AuditReport(
         epsilon=callable.epsilon,
         realised_epsilon=realised_epsilon(callable.epsilon, k),
-        lower_epsilon=_lower_bound(kept, n - kept, k),
+        lower_epsilon=_lower_bound(num_kept, n - num_kept, k),
         n=n,
         counts=counts,
         chi_square=chi_square,
         p_value=p_value,
-        attack_success=kept / n,
+        attack_success=num_kept / n,
         attack_bound=callable.channel.p,
         repeated=repeated,
     )
@@ -123,9 +122,9 @@ def _emitted(callable: RandomizedResponse, true: NDArray[np.int64], batch_size: 
     return np.concatenate(parts)
 
 
-def _lower_bound(kept: int, changed: int, k: int) -> float:
+def _lower_bound(num_kept: int, num_changed: int, k: int) -> float:
     """The log-odds of being kept against one other class, less 4.5 standard errors of it."""
-    if not kept:
+    if not num_kept:
         return -math.inf
-    changed = max(changed, 1)
-    return math.log(kept) - math.log(changed / (k - 1)) - SURE * math.sqrt(1 / kept + 1 / changed)
+    num_changed = max(num_changed, 1)
+    return math.log(num_kept) - math.log(num_changed / (k - 1)) - SURE * math.sqrt(1 / num_kept + 1 / num_changed)

@@ -11,24 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.data.relabeling.estimates import Estimate, wilson
 
-__all__ = ["JointChannel", "RRChannel", "RRWithPrior", "check_classes", "check_epsilon"]
-
 FloatArray = NDArray[np.float64]
+Figure = TypeVar("Figure", float, Estimate)
 
 
-def check_epsilon(epsilon: Any) -> None:
+def check_epsilon(epsilon: object) -> None:
     """
     Refuse an epsilon that is no privacy budget.
 
     Raises:
-        ValueError: not a finite number above 0.
+        ValueError: if it is no finite number above 0.
     """
     number = not isinstance(epsilon, bool) and isinstance(epsilon, int | float | np.floating | np.integer)
     if not number or not math.isfinite(epsilon) or epsilon <= 0:
@@ -38,12 +37,12 @@ def check_epsilon(epsilon: Any) -> None:
         )
 
 
-def check_classes(num_classes: Any) -> None:
+def check_classes(num_classes: object) -> None:
     """
     Refuse a number of classes below 2.
 
     Raises:
-        ValueError: it is one.
+        ValueError: if it is no integer of at least 2.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}.")
@@ -63,7 +62,7 @@ class RRChannel:
             K, at least 2.
 
     Raises:
-        ValueError: an epsilon or a number of classes that cannot be.
+        ValueError: if `epsilon` is not above 0, or `num_classes` below 2.
 
     Reference: Warner 1965, *Randomized Response*; Ghazi et al. 2021, *Deep Learning with Label Differential Privacy*
     (arXiv 2102.06062).
@@ -97,20 +96,6 @@ class RRChannel:
         np.fill_diagonal(matrix, self.p)
         return matrix
 
-    def effective_epsilon(self) -> float:
-        """Largest log-ratio within a column of T, in nats: for one draw `epsilon` itself."""
-        return self.epsilon
-
-    def compose(self, other: RRChannel) -> JointChannel:
-        """
-        Two independent draws of the same true label, both released: the budgets add up.
-
-        Raises:
-            ValueError: other classes.
-        """
-        self._same_classes(other)
-        return JointChannel(self, other)
-
     def then(self, other: RRChannel) -> RRChannel:
         """
         A draw from the label that this channel has made noisy: post-processing, T1 T2, again randomised response.
@@ -119,18 +104,15 @@ class RRChannel:
             [`RRChannel`]: its epsilon is at most the smaller of the two.
 
         Raises:
-            ValueError: other classes.
+            ValueError: if the channels have different numbers of classes.
         """
-        self._same_classes(other)
+        if self.num_classes != other.num_classes:
+            raise ValueError(f"Channels of {self.num_classes} and {other.num_classes} classes do not go together.")
         # p' - q' = (p1 - q1)(p2 - q2) and p' + (K - 1) q' = 1
         contrast = self.contrast * other.contrast
         q = (1 - contrast) / self.num_classes
         epsilon = math.log1p(contrast / q) if q > 0 else math.inf
         return RRChannel(min(epsilon, self.epsilon, other.epsilon), self.num_classes)
-
-    def _same_classes(self, other: RRChannel) -> None:
-        if self.num_classes != other.num_classes:
-            raise ValueError(f"Channels of {self.num_classes} and of {other.num_classes} classes do not go together.")
 
     def accuracy(self, agree: float, n: int) -> Estimate:
         r"""
@@ -147,23 +129,15 @@ class RRChannel:
             fold); never clipped. Its interval is Wilson's of `agree`, stretched by 1 / (p - q).
 
         Raises:
-            ValueError: no rows, or a share outside [0, 1].
+            ValueError: if there are no rows, or the share lies outside [0, 1].
         """
         if n < 1 or not 0 <= agree <= 1:
             raise ValueError(f"agree={agree!r} of n={n!r} rows: give a share in [0, 1] and at least one row.")
-        low, high = wilson(agree, n)
-        return self._accuracy(agree, math.sqrt(agree * (1 - agree) / n), low, high, n)
+        value, low, high = ((share - self.q) / self.contrast for share in (agree, *wilson(agree, n)))
+        se = math.sqrt(agree * (1 - agree) / n) / self.contrast
+        return Estimate(value, se, low, high, n, notes_on_accuracy(value))
 
-    def _accuracy(self, agree: float, se: float, low: float, high: float, n: int) -> Estimate:
-        value, low, high = ((x - self.q) / self.contrast for x in (agree, low, high))
-        notes = []
-        if value < 0:
-            notes.append("model worse than chance: its predictions agree with the labels less than other classes do")
-        if value > 1:
-            notes.append("above 1: in-sample predictions?")
-        return Estimate(value, se / self.contrast, low, high, n, tuple(notes))
-
-    def consensus_precision(self, accuracy: Any) -> Any:
+    def consensus_precision(self, accuracy: Figure) -> Figure:
         """
         Share of right labels among the rows whose prediction equals the given label: `a p / (a p + (1 - a) q)`.
 
@@ -176,9 +150,9 @@ class RRChannel:
         """
         if not isinstance(accuracy, Estimate):
             return self._precision(float(accuracy))
-        a, low, high = (min(max(x, 0.0), 1.0) for x in (accuracy.value, accuracy.low, accuracy.high))
+        a, low, high = (min(max(share, 0.0), 1.0) for share in (accuracy.value, accuracy.low, accuracy.high))
         slope = self.p * self.q / (a * self.p + (1 - a) * self.q) ** 2
-        value, low, high = self._precision(a), self._precision(low), self._precision(high)
+        value, low, high = map(self._precision, (a, low, high))
         return Estimate(value, accuracy.se * slope, low, high, accuracy.n, accuracy.notes)
 
     def _precision(self, a: float) -> float:
@@ -196,7 +170,7 @@ class RRChannel:
             Array of shape `(num_classes,)` that sums to one: the nearest distribution to the unbiased estimate.
 
         Raises:
-            ValueError: another shape, negative counts, or none.
+            ValueError: if the shape is another, or the counts are negative or all zero.
         """
         counts = np.asarray(hist, dtype=np.float64)
         if counts.shape != (self.num_classes,) or (counts < 0).any() or not counts.sum() > 0:
@@ -204,37 +178,11 @@ class RRChannel:
         return project_on_simplex((counts / counts.sum() - self.q) / self.contrast)
 
 
-@dataclass(frozen=True)
-class JointChannel:
-    """
-    Two independent releases of the same true label, from [`RRChannel.compose`].
-
-    Args:
-        first ([`RRChannel`]), second ([`RRChannel`]):
-            The two draws.
-    """
-
-    first: RRChannel
-    second: RRChannel
-
-    @property
-    def epsilon(self) -> float:
-        """The sum of the two budgets, in nats per label."""
-        return self.first.epsilon + self.second.epsilon
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the label."""
-        return self.first.num_classes
-
-    def matrix(self) -> FloatArray:
-        """P(s1, s2 | y), shape `(num_classes, num_classes ** 2)`; the column of a pair is `s1 * num_classes + s2`."""
-        one, two = self.first.matrix(), self.second.matrix()
-        return (one[:, :, None] * two[:, None, :]).reshape(len(one), -1)
-
-    def effective_epsilon(self) -> float:
-        """Largest log-ratio within a column: the sum, since both draws may show the true class."""
-        return self.epsilon
+def notes_on_accuracy(value: float) -> tuple[str, ...]:
+    """What a reader must know of an estimated accuracy outside [0, 1]."""
+    if value < 0:
+        return ("model worse than chance: its predictions agree with the labels less than other classes do",)
+    return ("above 1: in-sample predictions?",) if value > 1 else ()
 
 
 class RRWithPrior:
@@ -259,7 +207,7 @@ class RRWithPrior:
             Classes that can come out, likeliest first; of equally likely ones the lower.
 
     Raises:
-        ValueError: an epsilon or a prior that cannot be.
+        ValueError: if `epsilon` is not above 0, or the prior is negative, not finite or all zero.
 
     Relations: a uniform prior gives $k = K$ and plain [`RRChannel`]. The published code of the authors
     (google-research/label-dp, train.py) takes the sum of the top $m + 1$ with the denominator of $m$: still private,
@@ -277,8 +225,8 @@ class RRWithPrior:
             raise ValueError(f"a prior must be finite, non-negative and not all zero, got {values[:8].tolist()}.")
         self.epsilon = float(epsilon)
         self.prior = values / values.sum()
-        order, kept = likely_classes(self.epsilon, self.prior[None])
-        self.k = int(kept[0])
+        order, sizes = likely_classes(self.epsilon, self.prior[None])
+        self.k = int(sizes[0])
         self.top = order[0, : self.k]
 
     @property

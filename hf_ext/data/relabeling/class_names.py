@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.columns import ClassColumn, class_column
 
-__all__ = [
-    "ALIGN", "check_class_count", "class_label_of", "names_of_column", "names_of_feature", "names_of_model",
-    "numbered_alike", "order_between", "same_order",
-]  # fmt: skip
-
 Names = tuple[str, ...]
 SHOWN = 12  # names of a message
 ALIGN = "dataset.align_labels_with_mapping({name: number}, column) renumbers a ClassLabel"
@@ -36,15 +31,15 @@ def names_of_feature(feature: Any) -> Names | None:
     Returns:
         `tuple[str, ...]`, or `None` of another feature and where the names are the numbers themselves.
     """
-    found = class_label_of(feature)
-    return None if found is None else _told(found.names)
+    class_label = class_label_of(feature)
+    return None if class_label is None else _told(class_label.names)
 
 
 def names_of_column(features: Any, *columns: str) -> Names | None:
     """Names of the first of these columns that has them; `features` may be `None`, as of a stream that tells none."""
-    known = features if isinstance(features, Mapping) else {}
-    found = (names_of_feature(known[name]) for name in columns if name in known)
-    return next((names for names in found if names is not None), None)
+    feature_of = features if isinstance(features, Mapping) else {}
+    names_of_each = (names_of_feature(feature_of[name]) for name in columns if name in feature_of)
+    return next((names for names in names_of_each if names is not None), None)
 
 
 def names_of_model(model: Any) -> Names | None:
@@ -80,7 +75,7 @@ def order_between(
         in the same order, or one of them has no names; further names at the target's end do not matter.
 
     Raises:
-        ValueError: the names are others.
+        ValueError: if the names are others.
     """
     if source is None or target is None or source == target:
         return None
@@ -103,7 +98,7 @@ def same_order(source: Names | None, target: Names | None, source_is: str, targe
     Refuse two sets of names of another order, whichever of them has further ones; arguments as [`order_between`].
 
     Raises:
-        ValueError: another order, or other names.
+        ValueError: if the order or the names are others.
     """
     if source is not None and target is not None and len(source) > len(target):
         same_order(target, source, target_is, source_is, remedy)
@@ -120,13 +115,13 @@ def check_class_count(num_classes: int | None, feature: Any, what: str, column: 
     Fewer are fine: names that no row has, such as one for unlabelled rows.
 
     Raises:
-        ValueError: `num_classes` is larger.
+        ValueError: if `num_classes` is larger.
     """
-    known = class_label_of(feature)
-    if num_classes is not None and known is not None and num_classes > known.num_classes:
+    class_label = class_label_of(feature)
+    if num_classes is not None and class_label is not None and num_classes > class_label.num_classes:
         raise ValueError(
-            f"{what} has {num_classes} classes, but column {column!r} is a ClassLabel of {known.num_classes}: "
-            f"{_shown(tuple(known.names))}. Give both the same classes."
+            f"{what} has {num_classes} classes, but column {column!r} is a ClassLabel of {class_label.num_classes}: "
+            f"{_shown(tuple(class_label.names))}. Give both the same classes."
         )
 
 
@@ -156,29 +151,29 @@ def numbered_alike(
         prediction have its order. `None` where it is the same.
 
     Raises:
-        ValueError: the two columns name other classes.
-        RowError: something that is no class of its column.
+        ValueError: if the two columns name other classes.
+        RowError: if a value is no class of its column.
     """
     columns = (label, prediction)
     names, predicted_names = (names_of_column(features, column) for column in columns)
     where = [f"column {column!r}" for column in columns]
     order = order_between(predicted_names, names, where[1], where[0], "Give the classes of both the same names.")
-    known = [class_label_of(features.get(column)) for column in columns]
+    class_labels = [class_label_of(features.get(column)) for column in columns]
     bounds = [
         min((k for k in (num_classes, getattr(feature, "num_classes", None)) if k is not None), default=None)
-        for feature in (known[0], known[1] or known[0])
+        for feature in (class_labels[0], class_labels[1] or class_labels[0])
     ]
-    given, predicted = (
+    given_classes, predicted_classes = (
         class_column(batch, column, bound, offset=offset) for column, bound in zip(columns, bounds, strict=True)
     )
-    return given, predicted.numbered(order), order
+    return given_classes, predicted_classes.numbered(order), order
 
 
 def _told(names: Sequence[Any]) -> Names | None:
     """Names as text; `None` where each is but its number, as in `LABEL_0` or `0`."""
     texts = tuple(str(name) for name in names)
-    own = all(text.casefold() in (str(i), f"label_{i}") for i, text in enumerate(texts))
-    return None if own else texts
+    are_numbers = all(text.casefold() in (str(i), f"label_{i}") for i, text in enumerate(texts))
+    return None if are_numbers else texts
 
 
 def _keys(names: Names) -> list[str]:

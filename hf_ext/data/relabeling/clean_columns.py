@@ -21,11 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_ext.data.relabeling.leaks import WORD, Leak, association, comparable
+from hf_ext.data.relabeling.leaks import WORD, Leak, association, classes_named, codes_of, comparable
 from hf_ext.data.relabeling.views import views
 from hf_ext.guards.row_text import shorten
-
-__all__ = ["CLEAN_NAME", "NoisyLabels", "find_clean_columns"]
 
 _LABEL = r"(labels?|class|classes|tags?|target|y|intent|category|diagnosis|answer)"
 _TRUE = r"(true|clean|gold|golden|real|original|orig|correct|raw|unnoised|private|secret)"
@@ -44,10 +42,12 @@ NEVER_BELOW = 0.6  # of the way, however few the rows: below are features
 BINNED_LINE = 0.75  # bins of a number's ranks go over the borders of classes
 MANY_CLASSES = 8  # so many values, and just as many as there are classes, are no chance
 FEW_COPIES = 16  # rows
-PAIRS_SURE, SPELT_SURE = 5.0, 4.0  # standard errors above chance
+PAIRS_SURE = 5.0  # standard errors above chance
+SPELT_SURE = 4.0
 ONE_IN_A_MILLION = 1e-6
 Where = Literal["beside", "elsewhere", "in order"]
-JOINT_COLUMNS, JOINT_VALUES = 16, 64
+JOINT_COLUMNS = 16
+JOINT_VALUES = 64
 JOINT_ERROR = 0.1  # there are many pairs of columns, of which each may say something: no doubt is given here
 LARGE_BIN = 8
 _PIECE = re.compile(r"[a-zA-Z]+|\d+")
@@ -181,7 +181,8 @@ def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | Non
         same_name = where == "elsewhere" and name == (label or "").casefold()
         return "it is called as the noisy label is" if same_name else None
     filled = np.array([value is not None for value in view], dtype=bool)
-    values, labels = [value for value in view if value is not None], noisy.of(filled)
+    values = [value for value in view if value is not None]
+    labels = noisy.of(filled)
     if not values:
         return None
     spelt = classes_spelt(values, labels)
@@ -200,7 +201,7 @@ def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | Non
         return None
     words = spelt is not None and any(isinstance(value, str) and not _is_number(value) for value in values[:100])
     numbers = spelt is not None and where == "elsewhere" and _spread(spelt, labels)
-    suspect = words or numbers or (LABEL_NAME.fullmatch(name) is not None and _codes(values).max() < len(values) / 2)
+    suspect = words or numbers or (LABEL_NAME.fullmatch(name) is not None and codes_of(values).max() < len(values) / 2)
     if suspect and not any(measure.never for measure in measures) and not _copies(values, labels):
         what = "names" if words else "numbers"
         why = f"it holds {what} of classes" if spelt is not None else "its name says that it is a label"
@@ -219,7 +220,7 @@ def _measures(values: list[Any], noisy: NoisyLabels, spelt: NDArray[np.int64] | 
             if measure.above_chance >= SPELT_SURE:
                 return  # pairs would say the same, less precisely
     keys = [comparable(value) for value in values]
-    codes = _codes(keys)
+    codes = codes_of(keys)
     shaped = (
         not other_numbers
         and codes.max() + 1 == noisy.num_classes >= MANY_CLASSES
@@ -237,10 +238,11 @@ def _measures(values: list[Any], noisy: NoisyLabels, spelt: NDArray[np.int64] | 
 
 def _in_words(texts: list[str], noisy: NoisyLabels) -> Iterator[Measure]:
     if noisy.names:
-        named = _names_in(texts, noisy.names)
-        there = named >= 0
-        if there.sum() > 0.3 * len(texts):
-            measure = _spelling(named[there], noisy.of(there), "holds the name of the label's class")
+        class_lists = classes_named(texts, noisy.names)
+        only_class = np.array([classes[0] if len(classes) == 1 else -1 for classes in class_lists], dtype=np.int64)
+        has_name = only_class >= 0
+        if has_name.sum() > 0.3 * len(texts):
+            measure = _spelling(only_class[has_name], noisy.of(has_name), "holds the name of the label's class")
             if measure is not None:
                 yield measure
     if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
@@ -257,18 +259,19 @@ def _in_words(texts: list[str], noisy: NoisyLabels) -> Iterator[Measure]:
     readings.append(("its last piece", [piece[-1] if piece else "" for piece in pieces]))
     readings.append(("its first character", [text[:1] for text in texts]))
     readings.append(("its last character", [text[-1:] for text in texts]))
-    tried: set[bytes] = set()
+    earlier_codes: set[bytes] = set()
     for where, words in readings:
-        codes = _codes(words)
-        if codes.max() < 1 or codes.tobytes() in tried:
+        codes = codes_of(words)
+        if codes.max() < 1 or codes.tobytes() in earlier_codes:
             continue
-        tried.add(codes.tobytes())
+        earlier_codes.add(codes.tobytes())
         yield from _pairs(codes, noisy, f"holds the label: {where}, such as {shorten(words[0], 40)}, determines it")
 
 
 def _spelling(spelt: NDArray[np.int64], noisy: NoisyLabels, text: str) -> Measure | None:
     """From the share of rows where the class that is spelt is the noisy one."""
-    n, k = len(spelt), max(noisy.num_classes, int(spelt.max()) + 1, int(noisy.classes.max()) + 1)
+    n = len(spelt)
+    k = max(noisy.num_classes, int(spelt.max()) + 1, int(noisy.classes.max()) + 1)
     shares = np.bincount(spelt, minlength=k) / n
     chance = float(shares @ (np.bincount(noisy.classes, minlength=k) / n))
     agree = float((spelt == noisy.classes).mean())
@@ -291,7 +294,8 @@ def _pairs(codes: NDArray[np.int64], noisy: NoisyLabels, text: str, binned: bool
     measured = association(codes.tolist(), noisy.classes)
     if not measured.told or measured.chance >= 1:
         return
-    contrast, k = float(noisy.contrast.mean()), noisy.num_classes
+    contrast = float(noisy.contrast.mean())
+    k = noisy.num_classes
     square = float((noisy.contrast**2).mean())
     spread = 1 - (measured.chance - (1 - contrast**2) / k) / contrast**2  # 1 - sum of the squared shares of the truth
     expected = square * min(spread, 1 - 1 / k)
@@ -319,30 +323,31 @@ def _same_relation(codes: NDArray[np.int64], noisy: NoisyLabels) -> bool:
 
 def _copies(values: list[Any], noisy: NoisyLabels) -> bool:
     """Whether the values are the noisy labels under other names, one for one."""
-    codes = _codes([comparable(value) for value in values])
+    codes = codes_of([comparable(value) for value in values])
     pairs = len(np.unique(codes * (int(noisy.classes.max()) + 1) + noisy.classes))
     return bool(pairs == int(codes.max()) + 1 == len(np.unique(noisy.classes))) and len(values) >= pairs + FEW_COPIES
 
 
 def _marks_the_noise(values: list[Any], noisy: NoisyLabels) -> bool:
-    codes = _codes([comparable(value) for value in values])
+    codes = codes_of([comparable(value) for value in values])
     if int(codes.max()) != 1:
         return False
-    share, error = float(codes.mean()), math.sqrt(0.25 / len(values))
+    share = float(codes.mean())
+    error = math.sqrt(0.25 / len(values))  # of a share, at most
     return min(abs(share - noisy.kept), abs(1 - share - noisy.kept)) <= 4 * error
 
 
 def classes_spelt(values: Sequence[Any], noisy: NoisyLabels) -> NDArray[np.int64] | None:
     """The class that each value spells, as its number or its name; `None` where a value spells none."""
     names = {name.casefold().strip(): i for i, name in enumerate(noisy.names or ())}
-    known: dict[Any, int | None] = {}
+    class_of: dict[Any, int | None] = {}
     spelt = np.empty(len(values), dtype=np.int64)
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
             return None
-        if value not in known:
-            known[value] = _class_of(value, names, noisy.num_classes)
-        number = known[value]
+        if value not in class_of:
+            class_of[value] = _class_of(value, names, noisy.num_classes)
+        number = class_of[value]
         if number is None:
             return None
         spelt[i] = number
@@ -360,22 +365,10 @@ def _class_of(value: Any, names: Mapping[str, int], num_classes: int) -> int | N
     return nearest if 0 <= nearest < num_classes and abs(number - nearest) < 0.2 else None
 
 
-def _names_in(texts: list[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """The class whose name alone is in the text, or -1."""
-    wanted = [(i, f" {' '.join(WORD.split(name.casefold())).strip()} ") for i, name in enumerate(names)]
-    named = np.full(len(texts), -1, dtype=np.int64)
-    for row, text in enumerate(texts):
-        words = f" {' '.join(WORD.split(text.casefold()))} "
-        there = [i for i, name in wanted if name.strip() and name in words]
-        if len(there) == 1:
-            named[row] = there[0]
-    return named
-
-
 def _jointly(few: dict[str, tuple[str, NDArray[np.int64]]], noisy: NoisyLabels) -> Iterator[Leak]:
     """Two columns that determine the label together, as the halves of a secret do."""
     for (path, (column, codes)), (other, (_, more)) in combinations(few.items(), 2):
-        both = _codes((codes * (int(more.max()) + 1) + more).tolist())
+        both = codes_of((codes * (int(more.max()) + 1) + more).tolist())
         for measure in _pairs(both, noisy, f"determines the label together with {other!r}"):
             if measure.true and measure.place >= LINE and measure.error <= JOINT_ERROR:
                 yield Leak(column, measure.text if path == column else f"{measure.text} ({path})", path)
@@ -384,18 +377,13 @@ def _jointly(few: dict[str, tuple[str, NDArray[np.int64]]], noisy: NoisyLabels) 
 def _few_values(view: list[Any]) -> NDArray[np.int64] | None:
     if any(isinstance(value, list | dict) for value in view[:100]):
         return None
-    codes = _codes([comparable(value) for value in view])
+    codes = codes_of([comparable(value) for value in view])
     return codes if 1 <= codes.max(initial=0) < JOINT_VALUES else None
 
 
 def _spread(spelt: NDArray[np.int64], noisy: NoisyLabels) -> bool:
     """Whether numbers go over the classes as labels do, rather than being small numbers of something else."""
     return len(np.unique(spelt)) >= 0.5 * min(noisy.num_classes, 0.6 * len(spelt)) and len(np.unique(spelt)) > 1
-
-
-def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def _bins(values: list[Any], most: int) -> NDArray[np.int64]:

@@ -16,11 +16,6 @@ from hf_ext.guards.row_rules import IGNORED_LABEL
 from hf_ext.guards.row_text import describe, excerpt_of, plain
 from hf_ext.guards.rows import RowError
 
-__all__ = [
-    "IGNORED_LABEL", "ClassColumn", "are_classes", "class_column", "label_columns", "probability_rows",
-    "refuse_beyond", "row_error",
-]  # fmt: skip
-
 IntArray = NDArray[np.int64]
 BATCH_ROWS = 100_000  # labels of tokens are many
 
@@ -54,8 +49,8 @@ class ClassColumn(NamedTuple):
         if order is None:
             return self
         labelled = self.flat != IGNORED_LABEL
-        new = np.argsort(order)[np.where(labelled, self.flat, 0)]
-        return ClassColumn(np.where(labelled, new, self.flat), self.lengths)
+        new_numbers = np.argsort(order)[np.where(labelled, self.flat, 0)]
+        return ClassColumn(np.where(labelled, new_numbers, self.flat), self.lengths)
 
     def row_of(self, entry: int) -> int:
         """Number of the row that an entry of `flat` belongs to."""
@@ -80,8 +75,8 @@ def row_error(
     row = {name: plain(values[index]) for name, values in batch.items() if len(values) > index}
     excerpt = excerpt_of(row, column, "text")
     number = index + (offset or 0)
-    counted = " (its number is that in its batch)" if offset is None and len(batch[column]) > 1 else ""
-    message = f"row {number:,}, column {column!r}: {problem}{counted}.\n  {excerpt}\n  {remedy}"
+    hint = " (its number is that in its batch)" if offset is None and len(batch[column]) > 1 else ""
+    message = f"row {number:,}, column {column!r}: {problem}{hint}.\n  {excerpt}\n  {remedy}"
     return RowError(message, number, column)
 
 
@@ -102,8 +97,8 @@ def class_column(
             Number of the batch's first row, for messages; `None` where it is not known.
 
     Raises:
-        ValueError: there is no such column.
-        RowError: a row without an integer class from 0 to K-1; -100 is one only inside a list.
+        ValueError: if there is no such column.
+        RowError: if a row has no integer class from 0 to K-1; -100 is one only inside a list.
     """
     if column not in batch:
         raise ValueError(f"no column {column!r}; the rows have {', '.join(map(repr, batch))}.")
@@ -148,9 +143,9 @@ def _label_problem(value: Any, num_classes: int | None, tokens: bool = False) ->
     if int(value) < 0 or (num_classes is not None and int(value) >= num_classes):
         if value == IGNORED_LABEL and tokens:
             return None
-        known = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}"
-        alone = "; -100 is allowed for tokens only" if value == IGNORED_LABEL else ""
-        return f"expected a class {known}, found {value}{alone}"
+        bounds = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}"
+        hint = "; -100 is allowed for tokens only" if value == IGNORED_LABEL else ""
+        return f"expected a class {bounds}, found {value}{hint}"
     return None
 
 
@@ -178,8 +173,8 @@ def probability_rows(
     A column of predicted distributions, one for each entry of `classes`, shape `(entries, num_classes)`.
 
     Raises:
-        ValueError: no such column.
-        RowError: another length, a number that is no probability, or a sum that is not one.
+        ValueError: if there is no such column.
+        RowError: if a length is another, a number is no probability, or a sum is not one.
     """
     if column not in batch:
         raise ValueError(
@@ -191,7 +186,8 @@ def probability_rows(
     for i, row in enumerate(rows):
         shape = (width,) if classes.lengths is None else (int(classes.lengths[i]), width)
         if row.shape != shape and not (row.size == 0 and shape[0] == 0):
-            problem = f"expected probabilities{_of_shape(shape)}, found {_shape_of(row, plain(values[i]))}"
+            expected = f"probabilities of shape {shape}" if width else "probabilities"
+            problem = f"expected {expected}, found {row.shape if row.ndim else describe(plain(values[i]))}"
         elif width == 0 and classes.lengths is None:
             problem = "expected probabilities, found an empty list"
         elif row.size and not (np.isfinite(row).all() and row.min() >= 0 and np.abs(row.sum(-1) - 1).max() < 1e-3):
@@ -212,14 +208,6 @@ def _numbers(value: Any) -> NDArray[np.float64]:
         return np.array(np.nan)
 
 
-def _of_shape(shape: tuple[int, ...]) -> str:
-    return f" of shape {shape}" if shape[-1] else ""
-
-
-def _shape_of(row: NDArray[np.float64], value: Any) -> str:
-    return describe(value) if row.ndim == 0 else str(row.shape)
-
-
 def refuse_beyond(
     batch: Mapping[str, Any], column: str, classes: ClassColumn, width: int, of: str, *, offset: int | None = 0
 ) -> None:
@@ -237,7 +225,7 @@ def refuse_beyond(
             What the distribution is, for the message.
 
     Raises:
-        RowError: a class that is none of 0 to `width - 1`.
+        RowError: if a class is none of 0 to `width - 1`.
     """
     labelled = classes.flat != IGNORED_LABEL
     beyond = np.flatnonzero(labelled & ((classes.flat < 0) | (classes.flat >= width)))
@@ -266,7 +254,8 @@ def are_classes(column: pa.ChunkedArray, num_classes: int | None) -> bool | None
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         if column.null_count:
             return False
-        tokens, column = True, pc.list_flatten(column)
+        tokens = True
+        column = pc.list_flatten(column)
     if not pa.types.is_integer(column.type):
         return None
     if column.null_count:

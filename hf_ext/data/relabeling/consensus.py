@@ -35,8 +35,6 @@ from hf_ext.data.relabeling.report import RelabelReport
 from hf_ext.data.splits import with_split
 from hf_ext.guards.row_text import plain
 
-__all__ = ["OUT_OF_FOLD", "ConsensusFilter", "EmptyConsensusError", "bayes_posterior", "relabel"]
-
 MODES = ("consensus", "full", "bayes", "bayes_soft")
 OUT_OF_FOLD = "pred_is_out_of_fold"
 LABEL_PROBS = "label_probs"
@@ -65,8 +63,8 @@ class ConsensusFilter:
             Keep a row whose label is among the `top_k` likeliest classes.
 
     Raises:
-        ValueError: `min_prob` or `top_k` without `probs`, or out of range.
-        RowError: something that is no class or no distribution.
+        ValueError: if `min_prob` or `top_k` comes without `probs`, or is out of range.
+        RowError: if a value is no class, or no distribution.
 
     Reference: Das et al. 2025, *Retraining with Predicted Hard Labels Provably Increases Model Accuracy*, section 2
     (arXiv 2406.11206).
@@ -87,26 +85,45 @@ class ConsensusFilter:
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
         """Whether to keep a row; of a batch a list."""
-        alone = not isinstance(plain(batch[self.label]) if self.label in batch else 0, list | tuple)
-        rows: Mapping[str, Any] = {name: [value] for name, value in batch.items()} if alone else batch
+        is_one_row = not isinstance(plain(batch[self.label]) if self.label in batch else 0, list | tuple)
+        rows: Mapping[str, Any] = {name: [value] for name, value in batch.items()} if is_one_row else batch
         features = getattr(getattr(rows, "formatter", None), "features", None) or {}  # of datasets' batch
-        given, predicted, order = numbered_alike(rows, features, self.label, self.prediction, None, None)
-        if given.lengths is not None or predicted.lengths is not None:
+        given_classes, predicted_classes, order = numbered_alike(
+            rows, features, self.label, self.prediction, num_classes=None, offset=None
+        )
+        if given_classes.lengths is not None or predicted_classes.lengths is not None:
             raise ValueError("ConsensusFilter judges one label a row; for tokens use relabel(mode='consensus').")
-        keep = given.flat == predicted.flat
+        keep = given_classes.flat == predicted_classes.flat
         if self.probs is not None:
-            probs = probability_rows(rows, self.probs, given, None if order is None else len(order), offset=None)
-            width, what = probs.shape[1], f"the distribution in {self.probs!r}"
-            for name, classes in ((self.label, given), (self.prediction, predicted)):
-                refuse_beyond(rows, name, classes, width, what, offset=None)
-            check_class_count(width, features.get(self.label), what, self.label)
-            probs = probs if order is None else probs[:, order]
-            own = probs[np.arange(len(probs)), given.flat] if len(probs) else np.empty(0)
+            columns = {self.label: given_classes, self.prediction: predicted_classes}
+            probs = _distributions(rows, features, self.probs, columns, order, num_classes=None, offset=None)
+            probs_of_given = probs[np.arange(len(probs)), given_classes.flat] if len(probs) else np.empty(0)
             if self.top_k > 1:
-                keep = (probs > own[:, None]).sum(axis=1) < self.top_k
+                keep = (probs > probs_of_given[:, None]).sum(axis=1) < self.top_k
             if self.min_prob is not None:
-                keep = keep & (own >= self.min_prob)
-        return bool(keep[0]) if alone else keep.tolist()
+                keep = keep & (probs_of_given >= self.min_prob)
+        return bool(keep[0]) if is_one_row else keep.tolist()
+
+
+def _distributions(
+    batch: Mapping[str, Any],
+    features: Mapping[str, Any],
+    probs: str,
+    columns: Mapping[str, ClassColumn],
+    order: NDArray[np.int64] | None,
+    num_classes: int | None,
+    offset: int | None = 0,
+) -> FloatArray:
+    """Predicted distributions in the order of the label's classes; `columns` are the label's and the prediction's."""
+    label = next(iter(columns))
+    num_names = None if order is None else len(order)
+    distributions = probability_rows(batch, probs, columns[label], num_classes or num_names, offset=offset)
+    width = distributions.shape[1]
+    what = f"the distribution in {probs!r}"
+    for name, classes in columns.items():
+        refuse_beyond(batch, name, classes, width, what, offset=offset)
+    check_class_count(width, features.get(label), what, label)
+    return distributions if order is None else distributions[:, order]
 
 
 def bayes_posterior(
@@ -189,20 +206,20 @@ def relabel(
         `label_dp_channel` gets the mode behind it, since such labels no longer come out of the channel.
 
     Raises:
-        ValueError: an unknown mode, or a missing column or channel.
-        EmptyConsensusError: the model agrees with no label; a `ValueError` too.
-        RowError: something that is no class or no distribution.
-        TypeError: a stream; filter it with [`ConsensusFilter`].
+        ValueError: if the mode is unknown, or a column or the channel is missing.
+        EmptyConsensusError: if the model agrees with no label; it is a `ValueError` too.
+        RowError: if a value is no class, or no distribution.
+        TypeError: if `dataset` is a stream, which [`ConsensusFilter`] can filter.
 
     Reference: Das et al. 2025 (arXiv 2406.11206), section 2, for `consensus` and `full`; Bayes' rule for the others.
     """
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise ValueError(f"no split {split!r}; there are {list(dataset)}.")
-        done, report = relabel(
+        relabelled, report = relabel(
             dataset[split], mode, channel, prediction, probs, min_prob, True, label=label, soft=soft
         )
-        splits = with_split(dataset, split, done, {"weight": 1.0})
+        splits = with_split(dataset, split, relabelled, {"weight": 1.0})
         return (splits, report) if return_report else splits
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -210,8 +227,8 @@ def relabel(
         )
     _check_arguments(mode, channel, min_prob, soft)
     work = _Relabelling(dataset, mode, channel, prediction, probs, min_prob, label)
-    done = work.soft(soft) if mode == "bayes_soft" else work.hard()
-    return (done, work.report) if return_report else done
+    relabelled = work.soft(soft) if mode == "bayes_soft" else work.hard()
+    return (relabelled, work.report) if return_report else relabelled
 
 
 def _check_arguments(mode: str, channel: Channels | None, min_prob: float | None, soft: str) -> None:
@@ -238,7 +255,11 @@ class _Relabelling:
         min_prob: float | None,
         label: str,
     ) -> None:
-        self.dataset, self.mode, self.channel, self.label, self.min_prob = dataset, mode, channel, label, min_prob
+        self.dataset = dataset
+        self.mode = mode
+        self.channel = channel
+        self.label = label
+        self.min_prob = min_prob
         rows = dataset.with_format(None)
         needed = [label, prediction, *([probs] if mode.startswith("bayes") or min_prob is not None else [])]
         missing = [name for name in needed if name not in rows.column_names]
@@ -247,35 +268,23 @@ class _Relabelling:
                 f"no column {missing[0]!r}; the rows have {rows.column_names}. predict_column "
                 "writes 'pred' and 'probs'."
             )
-        shown = [name for name in ("id", "text") if name in rows.column_names]
-        batch = {name: rows[name][:] for name in dict.fromkeys([*needed, *shown])}
+        excerpt_columns = [name for name in ("id", "text") if name in rows.column_names]
+        batch = {name: rows[name][:] for name in dict.fromkeys([*needed, *excerpt_columns])}
         if not len(rows):
             raise ValueError("the dataset has no rows to relabel.")
-        self.num_classes = channel_classes(channel)
-        check_class_count(self.num_classes, rows.features[label], "the channel", label)
-        read_probs = probs if probs in needed else None
-        self.given, self.predicted, self.order = numbered_alike(
-            batch, rows.features, label, prediction, self.num_classes
-        )
+        num_classes = channel_classes(channel)
+        check_class_count(num_classes, rows.features[label], "the channel", label)
+        self.given, self.predicted, order = numbered_alike(batch, rows.features, label, prediction, num_classes)
         if not same_shape(self.given.lengths, self.predicted.lengths):
             _refuse_lengths(batch, self.given, self.predicted, prediction)
-        self.probs = self._probs(batch, prediction, read_probs)
+        self.probs: FloatArray | None = None
+        if probs in needed:
+            if order is not None and num_classes is not None and len(order) != num_classes:
+                raise ValueError(f"the channel has {num_classes} classes, {prediction!r} and {label!r} {len(order)}.")
+            columns = {label: self.given, prediction: self.predicted}
+            self.probs = _distributions(batch, rows.features, probs, columns, order, num_classes)
         self.channel_ids = self._channel_ids(rows)
         self.report = self._report(rows, prediction)
-
-    def _probs(self, batch: Mapping[str, Any], prediction: str, probs: str | None) -> FloatArray | None:
-        """Distributions of all entries, of whose classes every label and prediction is one."""
-        if probs is None:
-            return None
-        named = None if self.order is None else len(self.order)
-        if None not in (named, self.num_classes) and named != self.num_classes:
-            raise ValueError(f"the channel has {self.num_classes} classes, {prediction!r} and {self.label!r} {named}.")
-        distributions = probability_rows(batch, probs, self.given, self.num_classes or named)
-        width, what = distributions.shape[1], f"the distribution in {probs!r}"
-        for column, classes in ((self.label, self.given), (prediction, self.predicted)):
-            refuse_beyond(batch, column, classes, width, what)
-        check_class_count(width, self.dataset.features[self.label], what, self.label)
-        return distributions if self.order is None else distributions[:, self.order]
 
     def _channel_ids(self, rows: Dataset) -> list[str] | None:
         if CHANNEL not in rows.column_names:
@@ -288,9 +297,10 @@ class _Relabelling:
         return names
 
     def _report(self, rows: Dataset, prediction: str) -> RelabelReport:
-        kept = self.given.flat != IGNORED_LABEL
+        labelled = self.given.flat != IGNORED_LABEL
         agree = self.given.flat == self.predicted.flat
-        accuracy, notes = None, []
+        accuracy = None
+        notes = []
         flags = rows[OUT_OF_FOLD][:] if OUT_OF_FOLD in rows.column_names and prediction == "pred" else None
         if self.channel is not None:
             columns = (self.given.rows(self.given.flat), self.predicted.rows(self.predicted.flat))
@@ -305,10 +315,10 @@ class _Relabelling:
         return RelabelReport(
             mode=self.mode,
             rows=len(rows),
-            labels=int(kept.sum()),
-            agreement=float(agree[kept].mean()) if kept.any() else 0.0,
+            labels=int(labelled.sum()),
+            agreement=float(agree[labelled].mean()) if labelled.any() else 0.0,
             class_names=class_names(rows, self.label),
-            given=np.bincount(self.given.flat[kept]).tolist(),
+            given=np.bincount(self.given.flat[labelled]).tolist(),
             kept=[],
             rows_kept=0,
             accuracy=accuracy,
@@ -320,29 +330,30 @@ class _Relabelling:
     def hard(self) -> Dataset:
         """One label for every row or token that is kept."""
         labelled = self.given.flat != IGNORED_LABEL
-        new, sure = self.predicted.flat, self.probs
+        new_labels = self.predicted.flat
+        distributions = self.probs
         if self.mode == "bayes":
-            sure = self._posterior()
-            new = sure.argmax(axis=1)
+            distributions = self._posterior()
+            new_labels = distributions.argmax(axis=1)
         keep = labelled.copy()
         if self.mode == "consensus":
             keep &= self.given.flat == self.predicted.flat
         if self.min_prob is not None:
-            assert sure is not None
-            keep &= sure[np.arange(len(new)), np.where(keep, new, 0)] >= self.min_prob
-        new = np.where(keep, new, IGNORED_LABEL)
-        refuse_different_ranks(new, "the new labels")
+            assert distributions is not None
+            keep &= distributions[np.arange(len(new_labels)), np.where(keep, new_labels, 0)] >= self.min_prob
+        new_labels = np.where(keep, new_labels, IGNORED_LABEL)
+        refuse_different_ranks(new_labels, "the new labels")
         if not keep.any():
             raise EmptyConsensusError(
                 f"mode={self.mode!r} leaves no label: no prediction is the given label"
                 f"{'' if self.min_prob is None else f' with a probability of at least {self.min_prob}'}. The model "
                 "has learned nothing, or 'pred' and 'label' count the classes in another order."
             )
-        self.report.count(new[keep], int(keep.sum()) if self.given.lengths is None else len(self.dataset))
+        self.report.count(new_labels[keep], int(keep.sum()) if self.given.lengths is None else len(self.dataset))
         if self.given.lengths is None:
-            chosen = np.flatnonzero(keep)
-            return self._with_label(self.dataset.select(chosen.tolist()), new[chosen], chosen)
-        return self._with_label(self.dataset, self.given.rows(new), np.arange(len(self.dataset)))
+            row_indices = np.flatnonzero(keep)
+            return self._with_label(self.dataset.select(row_indices.tolist()), new_labels[row_indices], row_indices)
+        return self._with_label(self.dataset, self.given.rows(new_labels), np.arange(len(self.dataset)))
 
     def soft(self, soft: str) -> Dataset:
         """Rows repeated by class with a weight, or with a column of distributions."""
@@ -354,20 +365,20 @@ class _Relabelling:
         if soft == "column":
             targets = np.where((self.given.flat != IGNORED_LABEL)[:, None], posterior, 0.0).astype(np.float32)
             self.report.count(posterior.argmax(axis=1)[self.given.flat != IGNORED_LABEL], len(self.dataset))
-            one = List(Value("float32"), length=posterior.shape[1])
-            feature = one if self.given.lengths is None else List(List(Value("float32")))
+            distribution = List(Value("float32"), length=posterior.shape[1])
+            feature = distribution if self.given.lengths is None else List(List(Value("float32")))
             rows = _without(self.dataset, LABEL_PROBS)
             rows = rows.add_column(LABEL_PROBS, [part.tolist() for part in self.given.rows(targets)], feature=feature)
             return self._marked(rows, np.arange(len(rows)))
         if self.given.lengths is not None:
             raise ValueError("a token has no row of its own to repeat: use soft='column' for token classification.")
-        chosen, new = np.nonzero(posterior)
-        weights = posterior[chosen, new]
-        self.report.count(new, len(chosen))
-        rows = self.dataset.select(chosen.tolist())
+        row_indices, new_labels = np.nonzero(posterior)
+        weights = posterior[row_indices, new_labels]
+        self.report.count(new_labels, len(row_indices))
+        rows = self.dataset.select(row_indices.tolist())
         if "weight" in rows.column_names:
             weights = weights * np.asarray(rows.with_format(None)["weight"][:], dtype=np.float64)
-        rows = self._with_label(_without(rows, "weight"), new, chosen)
+        rows = self._with_label(_without(rows, "weight"), new_labels, row_indices)
         return rows.add_column("weight", weights)
 
     def _posterior(self) -> FloatArray:
@@ -378,18 +389,19 @@ class _Relabelling:
             ids = [name for name, n in zip(ids, self.given.lengths, strict=True) for _ in range(n)]
         return bayes_posterior(self.probs, self.given.flat, self.channel, ids)
 
-    def _with_label(self, rows: Dataset, new: Any, chosen: NDArray[np.int64]) -> Dataset:
-        names, feature = rows.column_names, rows.features[self.label]
-        values = new.tolist() if isinstance(new, np.ndarray) else [part.tolist() for part in new]
+    def _with_label(self, rows: Dataset, new_labels: Any, row_indices: NDArray[np.int64]) -> Dataset:
+        names = rows.column_names
+        feature = rows.features[self.label]
+        values = new_labels.tolist() if isinstance(new_labels, np.ndarray) else [part.tolist() for part in new_labels]
         rows = rows.remove_columns(self.label).add_column(self.label, values, feature=feature).select_columns(names)
-        return self._marked(rows, chosen)
+        return self._marked(rows, row_indices)
 
-    def _marked(self, rows: Dataset, chosen: NDArray[np.int64]) -> Dataset:
+    def _marked(self, rows: Dataset, row_indices: NDArray[np.int64]) -> Dataset:
         """The ledger: these labels no longer come out of the channel."""
         if self.channel_ids is None:
             return rows
         names = rows.column_names
-        marked = [f"{self.channel_ids[i]}+{self.mode}" if self.channel_ids[i] else "" for i in chosen]
+        marked = [f"{self.channel_ids[i]}+{self.mode}" if self.channel_ids[i] else "" for i in row_indices]
         feature = Features({CHANNEL: Value("string")})[CHANNEL]
         return rows.remove_columns(CHANNEL).add_column(CHANNEL, marked, feature=feature).select_columns(names)
 
@@ -398,9 +410,9 @@ def _without(rows: Dataset, column: str) -> Dataset:
     return rows.remove_columns(column) if column in rows.column_names else rows
 
 
-def _refuse_lengths(batch: Mapping[str, Any], given: ClassColumn, predicted: ClassColumn, prediction: str) -> None:
-    if given.lengths is None or predicted.lengths is None:
-        raise ValueError(f"{prediction!r} and the labels differ: one holds a class a row, the other a list of them.")
-    i = int(np.flatnonzero(given.lengths != predicted.lengths)[0])
-    problem = f"{predicted.lengths[i]} predictions for {given.lengths[i]} labels"
-    raise row_error(batch, i, prediction, problem, "Predict with the tokens that the labels belong to.")
+def _refuse_lengths(batch: Mapping[str, Any], labels: ClassColumn, predictions: ClassColumn, column: str) -> None:
+    if labels.lengths is None or predictions.lengths is None:
+        raise ValueError(f"{column!r} and the labels differ: one holds a class a row, the other a list of them.")
+    i = int(np.flatnonzero(labels.lengths != predictions.lengths)[0])
+    problem = f"{predictions.lengths[i]} predictions for {labels.lengths[i]} labels"
+    raise row_error(batch, i, column, problem, "Predict with the tokens that the labels belong to.")

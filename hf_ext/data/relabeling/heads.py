@@ -19,8 +19,6 @@ from hf_ext.data.relabeling.class_names import (
 )
 from hf_ext.data.relabeling.columns import are_classes, label_columns, row_error
 
-__all__ = ["check_head", "check_width", "names_of_outputs", "outputs_of", "same_names", "warn_of_order"]
-
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")  # the names that collators know
@@ -49,7 +47,7 @@ def check_head(model: Any) -> None:
     Refuse a model whose outputs are no distribution over classes.
 
     Raises:
-        ValueError: its labels hold together, it predicts a number, or it has one output.
+        ValueError: if several of its labels may hold at once, it predicts a number, or it has one output.
     """
     kind = getattr(getattr(model, "config", None), "problem_type", None)
     if kind in _NO_DISTRIBUTION:
@@ -71,8 +69,8 @@ def check_width(width: int, rows: Dataset, label: str) -> None:
             Rows, and their label column, if they have one; labels that are no numbers, or -1, say nothing.
 
     Raises:
-        ValueError: one output, or more than the column's `ClassLabel` has classes.
-        RowError: a label beyond the outputs.
+        ValueError: if there is one output, or more than the column's `ClassLabel` has classes.
+        RowError: if a label lies beyond the outputs.
     """
     _refuse_one_output(width)
     label = next((name for name in (label, *LABEL_COLUMNS) if name in rows.column_names), label)
@@ -95,7 +93,7 @@ def same_names(model: Any, names: Names | None) -> None:
     Refuse a model that names its outputs otherwise than the rows on which it is trained, or in another order.
 
     Raises:
-        ValueError: both are shown.
+        ValueError: if the names or their order differ; the message shows both.
     """
     same_order(names_of_model(model), names, _MODEL, "the rows it is trained on", _SET)
 
@@ -120,8 +118,8 @@ def names_of_outputs(trainer: Any, rows: Dataset, label: str, width: int, *, fol
         `tuple[str, ...]`, or `None` where nobody names them.
 
     Raises:
-        ValueError: the rows to predict have other classes; or the names of the model are not those of the rows that it
-            was trained on, in their order.
+        ValueError: if the rows to predict have other classes, or the names of the model are not those of the rows that
+            it was trained on, in their order.
     """
     columns = (label, *LABEL_COLUMNS)
     names = names_of_column(rows.features, *columns)

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_ENV", "KeyRef", "encoded", "keep_threshold", "make_key_file", "uniforms"]
-
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENV = "HF_EXT_LABEL_KEY"
-MIN_BYTES, MAX_BYTES = 32, 64
+MIN_BYTES = 32
+MAX_BYTES = 64
 FEWEST_BYTES = 16  # different ones, of 32 or more
 MOST_CHARACTERS = 4096  # of a key file: digits, and white space between them
 _HEX = re.compile(r"[0-9a-fA-F]+")
@@ -55,9 +54,10 @@ class KeyRef:
             The name of the key, a one-way hash. Read off the key where it is not given; otherwise the key must fit it.
 
     Raises:
-        ValueError: both places, no key there, one of fewer than 32 bytes, one that can be guessed (the same bytes over
-            and over, counting, few different bytes, decimal digits, a text), or another key than `key_id` says. One
-            digit over and over in an environment variable, a stand-in that tests use, is warned of instead.
+        ValueError: if both places are named; if there is no key, or one of fewer than 32 bytes; if it can be guessed
+            (the same bytes over and over, counting, few different bytes, decimal digits, a text); or if it is another
+            key than `key_id` says. One digit over and over in an environment variable, a stand-in that tests use, is
+            warned of instead.
     """
 
     env: str | None = None
@@ -87,7 +87,7 @@ class KeyRef:
         The key, at least 32 bytes. Do not keep, print or log it.
 
         Raises:
-            ValueError: see above.
+            ValueError: as in the constructor.
         """
         place = self._place()
         key = _decoded(self._text(place), place)
@@ -113,10 +113,11 @@ class KeyRef:
     def _place(self) -> str:
         """The place, in words; a name with a key in it is not repeated, for it ends up in logs."""
         name = self.env if self.env is not None else str(self.file)
-        shown = "(its name is not shown: it looks like a key; give the name of the place)"
-        if not holds_key(name):
-            shown = repr(name) if self.env is None else name
-        return f"environment variable {shown}" if self.env is not None else f"file {shown}"
+        if holds_key(name):
+            name = "(its name is not shown: it looks like a key; give the name of the place)"
+        elif self.env is None:
+            name = repr(name)
+        return f"environment variable {name}" if self.env is not None else f"file {name}"
 
     def _text(self, place: str) -> str:
         if self.env is not None:
@@ -146,7 +147,7 @@ def check_key(key: object) -> None:
     Refuse anything but a [`KeyRef`]: a key itself would end up in caches.
 
     Raises:
-        ValueError: it is none; the message does not show it.
+        ValueError: if it is none; the message does not show it.
     """
     if not isinstance(key, KeyRef):
         raise ValueError(
@@ -200,8 +201,8 @@ def make_key_file(path: str | Path) -> KeyRef:
         [`KeyRef`]: to the file.
 
     Raises:
-        FileExistsError: the file is there already: another key would be a second draw. ValueError: a key in place of
-            the name of its file.
+        FileExistsError: if the file is there already: another key would be a second draw.
+        ValueError: if a key stands in place of the name of its file.
     """
     if holds_key(path):
         raise ValueError("Name a file in which to write a new key; what was given looks like a key itself.")
@@ -255,8 +256,9 @@ def uniforms(key: bytes, domain: bytes, messages: Iterable[bytes]) -> NDArray[np
 def below(words: NDArray[np.uint64], bounds: NDArray[np.uint64] | int) -> NDArray[np.int64]:
     """Integers in `[0, bounds)` from uniform words: the high half of `words * bounds`, for bounds below 2**32."""
     bound = np.asarray(bounds, dtype=np.uint64)
-    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
-    low = ((words & mask) * bound) >> half
+    # The product has 96 bits: the words' two halves are multiplied apart, and the lower's carry is added.
+    half = np.uint64(32)
+    low = ((words & np.uint64(0xFFFFFFFF)) * bound) >> half
     return (((words >> half) * bound + low) >> half).astype(np.int64)
 
 
@@ -280,7 +282,7 @@ def keep_threshold(epsilon: float, num_classes: int) -> int:
         `int`: in `[1, 2**64 - 1]`.
 
     Raises:
-        ValueError: no threshold has the budget.
+        ValueError: if no threshold has the budget.
     """
     gain = exp_rounded_down(epsilon) - 1
     rarest = WORD // num_classes

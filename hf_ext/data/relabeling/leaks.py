@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.views import views
 from hf_ext.guards.row_text import plain, shorten
-
-__all__ = ["LabelLeakError", "Leak", "find_leaks", "refuse_leaks"]
 
 DETERMINED = 0.9  # of the way from chance to a copy of the label
 COVERED = 0.5  # share of rows that must have another with the same value
@@ -99,24 +97,27 @@ class Association:
 
 def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association:
     """The association of hashable values with labels, each of `n` rows."""
-    codes: dict[Any, int] = {}
-    value = np.array([codes.setdefault(v, len(codes)) for v in values], dtype=np.int64)
+    value = codes_of(values)
     _, label = np.unique(labels, return_inverse=True)
-    n, k = len(value), int(label.max(initial=0)) + 1
-    both = value * k + label
-    of_value = np.bincount(value, minlength=1)[value]
-    same = np.unique(both, return_inverse=True, return_counts=True)
-    of_both = same[2][same[1]]
-    twins = of_value > 1
-    agreeing = (of_both[twins] - 1) / (of_value[twins] - 1)
-    groups = np.bincount(value, minlength=1)
-    groups = groups[groups > 1]
+    n = len(value)
+    both = value * (int(label.max(initial=0)) + 1) + label
+    of_value = np.bincount(value, minlength=1)
+    _, place, of_both = np.unique(both, return_inverse=True, return_counts=True)
+    has_twin = of_value[value] > 1
+    agreeing = (of_both[place][has_twin] - 1) / (of_value[value][has_twin] - 1)
+    groups = of_value[of_value > 1]
     # A group of g rows has g (g - 1) / 2 pairs and weighs g.
-    weight = float((2 * groups / np.maximum(groups - 1, 1)).sum()) / max(int(groups.sum()), 1) ** 2
+    weight = float((2 * groups / (groups - 1)).sum()) / max(int(groups.sum()), 1) ** 2
     of_label = np.bincount(label, minlength=1)
     chance = float((of_label * (of_label - 1)).sum() / max(n * (n - 1), 1))
     error = math.sqrt(max(chance * (1 - chance), 1e-12) * weight)
-    return Association(float(agreeing.mean()) if twins.any() else 0.0, chance, int(twins.sum()), n, error)
+    return Association(float(agreeing.mean()) if has_twin.any() else 0.0, chance, int(has_twin.sum()), n, error)
+
+
+def codes_of(values: Sequence[Any]) -> NDArray[np.int64]:
+    """Hashable values as numbers from 0, in the order in which they first come."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def find_leaks(
@@ -126,8 +127,6 @@ def find_leaks(
     *,
     names: Sequence[str] | None = None,
     public: Iterable[str] = (),
-    determined: float = DETERMINED,
-    named: float = NAMED,
 ) -> list[Leak]:
     """
     Columns that give the label away.
@@ -143,10 +142,6 @@ def find_leaks(
             Names of the classes.
         public (`Iterable[str]`, *optional*):
             Columns that may.
-        determined (`float`, *optional*, defaults to 0.9):
-            How far, from chance (0) to a copy (1), a column may not go.
-        named (`float`, *optional*, defaults to 0.5):
-            Share of rows that may not hold the name of their class, and of no other.
 
     Returns:
         `list[Leak]`: in the order of the columns, at most one a column.
@@ -157,7 +152,7 @@ def find_leaks(
             continue
         for path, view in views(name, values):
             filled = np.array([value is not None for value in view], dtype=bool)
-            leak = _leak([value for value in view if value is not None], labels[filled], names, determined, named)
+            leak = _leak([value for value in view if value is not None], labels[filled], names)
             if leak is not None:
                 how, excerpt = leak
                 leaks.append(Leak(name, how if path == name else f"{how} ({path})", excerpt))
@@ -165,34 +160,22 @@ def find_leaks(
     return leaks
 
 
-def _leak(
-    values: Sequence[Any],
-    labels: NDArray[np.int64],
-    names: Sequence[str] | None,
-    determined: float,
-    named: float,
-) -> tuple[str, str] | None:
+def _leak(values: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str] | None) -> tuple[str, str] | None:
     """What values that no row lacks do, and an excerpt of them."""
     keys = [comparable(value) for value in values]
     excerpt = shorten(plain(values[0]))
     measured = association(keys, labels)
-    if measured.enough and measured.determined >= determined:
-        return f"determines the label: {_share(measured)}", excerpt
-    if isinstance(keys[0], str):
-        return _leak_in_text([str(key) for key in keys], labels, names, (determined, named), excerpt)
-    return None
-
-
-def _leak_in_text(
-    texts: list[str],
-    labels: NDArray[np.int64],
-    names: Sequence[str] | None,
-    limits: tuple[float, float],
-    excerpt: str,
-) -> tuple[str, str] | None:
+    if measured.enough and measured.determined >= DETERMINED:
+        how = f"{measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
+        return f"determines the label: of two rows with the same value {how}", excerpt
+    if not isinstance(keys[0], str):
+        return None
+    texts = [str(key) for key in keys]
     if names:
-        share = _names_held(texts, labels, names)
-        if share >= limits[1]:
+        # Of each row 1 where its class alone is named, less where others are too, 0 where it is not.
+        pairs = zip(labels.tolist(), classes_named(texts, names), strict=True)
+        share = sum((label in classes) / max(len(classes), 1) for label, classes in pairs) / max(len(texts), 1)
+        if share >= NAMED:
             return f"holds the name of the label's class in {share:.0%} of the rows", excerpt
     if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
         return None  # a text, not an id: its words are features
@@ -200,26 +183,22 @@ def _leak_in_text(
     for position in range(POSITIONS):
         words = [part[position] if position < len(part) else "" for part in parts]
         measured = association(words, labels)
-        if measured.enough and measured.determined >= limits[0]:
+        if measured.enough and measured.determined >= DETERMINED:
             word = shorten(words[0], 40)
             return f"holds the label: its part {position + 1}, such as {word}, determines it", excerpt
     return None
 
 
-def _names_held(texts: list[str], labels: NDArray[np.int64], names: Sequence[str]) -> float:
-    """Mean over rows of: the class's name is in the text, divided by the number of classes whose names are."""
-    plain_names = [f" {' '.join(WORD.split(name.casefold())).strip()} " for name in names]
-    wanted = [(i, name) for i, name in enumerate(plain_names) if name.strip()]
-    total = 0.0
-    for text, label in zip(texts, labels.tolist(), strict=True):
-        words = f" {' '.join(WORD.split(text.casefold()))} "
-        there = [i for i, name in wanted if name in words]
-        total += (label in there) / max(len(there), 1)
-    return total / max(len(texts), 1)
+def classes_named(texts: Iterable[str], names: Sequence[str]) -> Iterator[list[int]]:
+    """Of each text, the classes whose names it holds as whole words."""
+    padded_names = [(i, _padded(name)) for i, name in enumerate(names) if _padded(name).strip()]
+    for text in texts:
+        words = _padded(text)
+        yield [i for i, name in padded_names if name in words]
 
 
-def _share(measured: Association) -> str:
-    return f"of two rows with the same value {measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
+def _padded(text: str) -> str:
+    return f" {' '.join(WORD.split(text.casefold())).strip()} "
 
 
 def comparable(value: Any) -> Any:
@@ -244,13 +223,13 @@ def refuse_leaks(
     Refuse columns that give the label away; too few rows to tell pass.
 
     Raises:
-        LabelLeakError: naming the first such column and what to do.
+        LabelLeakError: if there is such a column; the message names the first one and what to do.
     """
     if labels is None:
-        given = columns[label]
-        if not len(given) or isinstance(plain(given[0]), list):
+        values = columns[label]
+        if not len(values) or isinstance(plain(values[0]), list):
             return  # a row of token labels is determined by no single value
-        labels = np.asarray([int(plain(value)) for value in given], dtype=np.int64)
+        labels = np.asarray([int(plain(value)) for value in values], dtype=np.int64)
     leaks = find_leaks(columns, label, labels, names=names, public=public)
     if leaks:
         raise LabelLeakError(leak_message(leaks, label), leaks[0].column)

@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = [
-    "CHANNEL", "EPSILON", "NOTHING_SPENT", "TRUE_LABEL", "PrivacyBudgetError", "channel_id", "has_ledger", "has_spent",
-    "spent",
-]  # fmt: skip
-
 EPSILON = "label_dp_epsilon"
 """Column of the nats spent on the label, float32, never below what was spent."""
 
@@ -28,7 +23,6 @@ FORMAT = "2"
 
 TRUE_LABEL = "true-label"
 """In `CHANNEL`: the label is the true one; the budget was spent on copies released elsewhere."""
-
 
 NOTHING_SPENT = {EPSILON: 0.0, CHANNEL: ""}
 """The ledger of a row whose label was never randomised, beside rows whose labels were."""
@@ -62,17 +56,13 @@ def spent(batch: Mapping[str, Any], rows: int) -> tuple[NDArray[np.float64], lis
 
     Rows of a concatenated dataset of which only one part was randomised hold nulls there.
     """
-    epsilons = batch.get(EPSILON)
-    channels = batch.get(CHANNEL)
-    numbers = [None] * rows if epsilons is None else list(epsilons)
-    names = [None] * rows if channels is None else list(channels)
-    spent_so_far = np.array([0.0 if x is None else float(x) for x in numbers], dtype=np.float64)
-    return np.nan_to_num(spent_so_far, nan=0.0), ["" if name is None else str(name) for name in names]
+    epsilons = batch.get(EPSILON, [None] * rows)
+    channels = batch.get(CHANNEL, [None] * rows)
+    spent_so_far = np.array([0.0 if x is None else float(x) for x in epsilons], dtype=np.float64)
+    return np.nan_to_num(spent_so_far, nan=0.0), ["" if name is None else str(name) for name in channels]
 
 
 def rounded_up(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """As float32, but never below: a ledger must not understate."""
-    short = values.astype(np.float32)
-    return np.where(short.astype(np.float64) < values, np.nextafter(short, np.float32(np.inf)), short).astype(
-        np.float32
-    )
+    single = values.astype(np.float32)
+    return np.where(single.astype(np.float64) < values, np.nextafter(single, np.float32(np.inf)), single)

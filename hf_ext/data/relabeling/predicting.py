@@ -25,8 +25,6 @@ from hf_ext.data.relabeling.heads import (
 )
 from hf_ext.guards.row_text import plain
 
-__all__ = ["fold_numbers", "predict_column"]
-
 logger = logging.getLogger(__name__)
 
 PREDICTED = ("pred", "probs", OUT_OF_FOLD)
@@ -73,16 +71,16 @@ def predict_column(
         so; `relabel`, `noisy_accuracy` and a batched [`ConsensusFilter`] go by the names.
 
     Raises:
-        ValueError: a column that is missing, fewer than two folds, or a trainer that cannot be trained afresh; a model
-            whose outputs are no distribution over the classes of the label's `ClassLabel`, or which names other ones.
-        RowError: a label beyond the model's outputs.
+        ValueError: if a column is missing, there are fewer than two folds, or the trainer cannot be trained afresh; if
+            the model's outputs are no distribution over the classes of the label's `ClassLabel`, or it names others.
+        RowError: if a label lies beyond the model's outputs.
 
     Reference: Das et al. 2025 (arXiv 2406.11206), section 2, predicts in-sample. A model then agrees with the noise it
     has memorised; out of fold its agreement is independent of it.
     """
     if not len(dataset):
         raise ValueError("the dataset has no rows to predict.")
-    prepare = model_inputs or _as_it_is
+    prepare = model_inputs or (lambda rows: rows)
     rows = dataset.remove_columns([name for name in PREDICTED if name in dataset.column_names])
     if fold_column is None:
         if not hasattr(trainer, "predict"):
@@ -93,20 +91,20 @@ def predict_column(
         return _with_predictions(rows, probs, names, out_of_fold=False)
     folds = _folds(rows, fold_column)
     _check_trainer(trainer, rows, label, fold=True)
-    found: list[Any] = [None] * len(rows)
+    row_probs: list[Any] = [None] * len(rows)
     for number, fold in enumerate(sorted(set(folds.tolist()))):
         inside = np.flatnonzero(folds == fold)
-        others = rows.select(np.flatnonzero(folds != fold).tolist())
+        training_rows = rows.select(np.flatnonzero(folds != fold).tolist())
         held_out = rows.select(inside.tolist())
-        fitted = _trained(trainer, prepare(others), fold)
+        fitted = _trained(trainer, prepare(training_rows), fold)
         probs, fold_names = _predict(fitted, prepare(held_out), held_out, label, fold=True)
         names = names if number else fold_names
         if names != fold_names:
             raise ValueError(f"the models of two folds name their classes {names} and {fold_names}: train them alike.")
         for i, values in zip(inside, probs, strict=True):
-            found[int(i)] = values
+            row_probs[int(i)] = values
     warn_of_order(names, rows, label)
-    return _with_predictions(rows, found, names, out_of_fold=True)
+    return _with_predictions(rows, row_probs, names, out_of_fold=True)
 
 
 def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, seed: int = 0) -> Dataset:
@@ -125,7 +123,7 @@ def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, 
             Of the deal.
 
     Raises:
-        ValueError: fewer than two folds, or more than rows.
+        ValueError: if there are fewer than two folds, or more than rows.
     """
     ids = list(range(len(dataset))) if id_column is None else [str(v) for v in dataset.with_format(None)[id_column]]
     order: dict[Any, int] = {}
@@ -137,13 +135,9 @@ def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, 
     return rows.add_column("fold", dealt[codes])
 
 
-def _as_it_is(rows: Dataset) -> Dataset:
-    return rows
-
-
 def _check_trainer(trainer: Any, rows: Dataset, label: str, *, fold: bool) -> None:
     """Refuse, before anything is trained or predicted, a model whose outputs are not the rows' classes."""
-    if any(one.__module__.startswith("transformers.pipelines") for one in type(trainer).__mro__):
+    if any(base.__module__.startswith("transformers.pipelines") for base in type(trainer).__mro__):
         raise ValueError(
             f"predict_column takes a Trainer, got {type(trainer).__name__}: Trainer(model=pipeline.model, "
             "processing_class=pipeline.tokenizer) predicts tokenised rows with its model."
@@ -204,8 +198,9 @@ def _predict(
 
     They are of shape `(num_classes,)`, or `(tokens, num_classes)` in token classification.
     """
-    hidden = _without_labels(inputs, label)
-    logits = _in_order(trainer, hidden)
+    # Prediction sees no label: a column of zeros would do, but none is safer.
+    label_columns = {"labels", "label", "label_ids", label} & set(inputs.column_names)
+    logits = _in_order(trainer, inputs.remove_columns(sorted(label_columns)))
     logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
     if len(logits) != len(rows) or logits.ndim not in (2, 3):
         raise ValueError(
@@ -226,21 +221,14 @@ def _predict(
 
 def _in_order(trainer: Any, inputs: Dataset) -> Any:
     """Predictions in the order of the rows: under grouping by length the trainer gives them in that of its batches."""
-    args, name = getattr(trainer, "args", None), "train_sampling_strategy"  # whatever predicts will do
-    before = getattr(args, name, None)
-    if before == "group_by_length":
-        setattr(args, name, "sequential")
+    args = getattr(trainer, "args", None)  # whatever predicts will do
+    if getattr(args, "train_sampling_strategy", None) != "group_by_length":
+        return trainer.predict(inputs).predictions
+    args.train_sampling_strategy = "sequential"
     try:
         return trainer.predict(inputs).predictions
     finally:
-        if before == "group_by_length":
-            setattr(args, name, before)
-
-
-def _without_labels(inputs: Dataset, label: str) -> Dataset:
-    """Prediction sees no label: a column of zeros would do, but none is safer."""
-    names = [name for name in ("labels", "label", "label_ids", label) if name in inputs.column_names]
-    return inputs.remove_columns(list(dict.fromkeys(names)))
+        args.train_sampling_strategy = "group_by_length"
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -253,9 +241,10 @@ def _with_predictions(
 ) -> Dataset:
     tokens = probs[0].ndim == 2
     classes = probs[0].shape[-1]
-    one = List(Value("float32"), length=classes)
+    distribution = List(Value("float32"), length=classes)
     pred = [row.argmax(axis=-1).tolist() for row in probs]
     kind = Value("int64") if names is None else ClassLabel(names=list(names))
-    done = rows.add_column("pred", pred, feature=List(kind) if tokens else kind)
-    done = done.add_column("probs", [row.tolist() for row in probs], feature=List(one) if tokens else one)
-    return done.add_column(OUT_OF_FOLD, [out_of_fold] * len(rows), feature=Value("bool"))
+    rows = rows.add_column("pred", pred, feature=List(kind) if tokens else kind)
+    feature = List(distribution) if tokens else distribution
+    rows = rows.add_column("probs", [row.tolist() for row in probs], feature=feature)
+    return rows.add_column(OUT_OF_FOLD, [out_of_fold] * len(rows), feature=Value("bool"))

@@ -25,8 +25,6 @@ from hf_ext.data.relabeling.views import SHORT_BYTES
 from hf_ext.data.splits import with_split
 from hf_ext.guards.row_text import describe, plain
 
-__all__ = ["HashColumn", "carry_ledger", "privatize"]
-
 logger = logging.getLogger(__name__)
 
 _RECORD = f"Without one a second release is not noticed: use KeyRef(file=...), or set {RECORD_ENV} to a file."
@@ -63,19 +61,19 @@ def privatize(
         The dataset with noisy labels. The true ones stay in the rows that were given, and in their cache: keep those.
 
     Raises:
-        RowError: a label outside 0..K-1; an id that is missing or not unique.
-        ValueError: the mechanism has more classes than the label column's `ClassLabel`.
-        LabelLeakError: another column gives the label away.
-        PrivacyBudgetError: the labels are randomised already; or the record holds another release of them, and the
-            mechanism does not say `compose`; or it holds other labels under the same ids and the same noise.
-        ValueError: the record is damaged, or cannot be written.
-        TypeError: no dataset.
+        RowError: if a label lies outside 0..K-1, or an id is missing or not unique.
+        ValueError: if the mechanism has more classes than the label column's `ClassLabel`, or the record is damaged or
+            cannot be written.
+        LabelLeakError: if another column gives the label away.
+        PrivacyBudgetError: if the labels are randomised already; if the record holds another release of them, and the
+            mechanism does not say `compose`; or if it holds other labels under the same ids and the same noise.
+        TypeError: if it is no dataset.
     """
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise ValueError(f"no split {split!r}; there are {list(dataset)}.")
-        done = privatize(dataset[split], mechanism, num_proc=num_proc)
-        return with_split(dataset, split, done, NOTHING_SPENT)
+        noisy_rows = privatize(dataset[split], mechanism, num_proc=num_proc)
+        return with_split(dataset, split, noisy_rows, NOTHING_SPENT)
     if isinstance(dataset, IterableDataset):
         mechanism.check_features(dataset.features)
         logger.warning("No record is kept of what is drawn from a stream. %s", _RECORD)
@@ -94,19 +92,19 @@ def privatize(
         recorded = record.check(release)
         if recorded.any() and mechanism.compose:
             dataset = _with_recorded(dataset, classes.sums(recorded))
-        done = _mapped(dataset, mechanism, num_proc)
+        noisy_rows = _mapped(dataset, mechanism, num_proc)
         record.enter(release)  # before anybody sees the labels
-    return done
+    return noisy_rows
 
 
 def _mapped(dataset: Dataset, mechanism: RandomizedResponse, num_proc: int | None) -> Dataset:
     decoded = {name: f for name, f in dataset.features.items() if getattr(f, "decode", False)}
     for name, feature in decoded.items():  # a map that looks through the columns would decode every picture
         dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
-    done = dataset.map(mechanism, batched=True, num_proc=num_proc, desc="Randomising labels")
+    noisy_rows = dataset.map(mechanism, batched=True, num_proc=num_proc, desc="Randomising labels")
     for name, feature in decoded.items():
-        done = done.cast_column(name, feature)
-    return done
+        noisy_rows = noisy_rows.cast_column(name, feature)
+    return noisy_rows
 
 
 def _likely(dataset: Dataset, mechanism: RandomizedResponse) -> Iterator[bytes]:
@@ -120,13 +118,16 @@ def _likely(dataset: Dataset, mechanism: RandomizedResponse) -> Iterator[bytes]:
 
 def _with_recorded(dataset: Dataset, recorded: np.ndarray) -> Dataset:
     """Rows whose ledger says at least what the record does."""
-    ledger = {name: dataset.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in dataset.column_names}
-    stated, channels = spent_before(ledger, len(dataset))
+    stated, channels = spent_before(_ledger(dataset), len(dataset))
     if (stated >= recorded * (1 - 1e-6)).all():
         return dataset
     values = np.maximum(stated, recorded)
     names = [name or (TRUE_LABEL if value > 0 else "") for name, value in zip(channels, values, strict=True)]
     return _with_ledger(dataset, values, names)
+
+
+def _ledger(rows: Dataset) -> dict[str, list[Any]]:
+    return {name: rows.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in rows.column_names}
 
 
 def _with_ledger(dataset: Dataset, values: np.ndarray, channels: list[str]) -> Dataset:
@@ -144,8 +145,7 @@ def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> tuple[dict[s
     batch = {mechanism.id_column: rows[mechanism.id_column][:], mechanism.label: rows[mechanism.label][:]}
     classes = class_column(batch, mechanism.label, mechanism.num_classes)
     if not mechanism.compose:
-        ledger = {name: rows[name][:] for name in (EPSILON, CHANNEL) if name in rows.column_names}
-        mechanism.ledger_after(batch | ledger, classes, len(rows))
+        mechanism.ledger_after(batch | _ledger(rows), classes, len(rows))
     mechanism.messages(batch, classes)
     if classes.lengths is None:
         public = (*mechanism.public_columns, EPSILON, CHANNEL, *filter(None, [mechanism.prior_column]))
@@ -194,12 +194,12 @@ def arrow_columns(rows: Dataset, chosen: np.ndarray, without: tuple[str, ...] = 
     if not names:
         return {}
     table = rows.select_columns(names).with_format("arrow")[chosen.tolist()]
-    found: dict[str, list[Any]] = {}
+    values_of: dict[str, list[Any]] = {}
     for name in names:
         column = table.column(name)
         for path, part in flattened(name, column):
-            found[path] = part.to_pylist()
-    return found
+            values_of[path] = part.to_pylist()
+    return values_of
 
 
 def flattened(name: str, column: Any) -> list[tuple[str, Any]]:
@@ -209,7 +209,7 @@ def flattened(name: str, column: Any) -> list[tuple[str, Any]]:
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=kind)
     if pa.types.is_struct(kind):
         parts = zip(kind, column.flatten(), strict=True)
-        return [found for field, part in parts for found in flattened(f"{name}.{field.name}", part)]
+        return [part for field, part in parts for part in flattened(f"{name}.{field.name}", part)]
     if pa.types.is_null(kind):
         return []
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -236,8 +236,8 @@ class HashColumn:
             Where the key is. It may be the one of the noise: the hashes are independent of it.
 
     Raises:
-        RowError: a value that is neither text nor integer.
-        ValueError: no such column, or no key.
+        RowError: if a value is neither text nor integer.
+        ValueError: if there is no such column, or no key.
     """
 
     column: str
@@ -284,7 +284,7 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id", *, 
         `label_dp_channel` says that the label is the true one.
 
     Raises:
-        ValueError: no ledger in `released`, no ids, or a ledger in `private` without `add`.
+        ValueError: if `released` has no ledger, there are no ids, or `private` has a ledger and `add` is not set.
     """
     for name, rows, what in ((id_column, private, "private"), (id_column, released, "released")):
         if name not in rows.column_names:
@@ -300,8 +300,5 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id", *, 
                 "the private rows have a ledger already. If the release was made from them with compose=True, its own "
                 "ledger holds the sum: carry it to rows without one. If it was made apart, pass add=True."
             )
-        ledger = {
-            name: private.with_format(None)[name][:] for name in (EPSILON, CHANNEL) if name in private.column_names
-        }
-        values += spent_before(ledger, len(private))[0]
+        values += spent_before(_ledger(private), len(private))[0]
     return _with_ledger(private, values, [TRUE_LABEL if value > 0 else "" for value in values])

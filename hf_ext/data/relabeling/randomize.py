@@ -28,8 +28,6 @@ from hf_ext.data.relabeling.ledger import (
 )
 from hf_ext.guards.row_text import describe, plain
 
-__all__ = ["RandomizedResponse"]
-
 IntArray = NDArray[np.int64]
 _IDS = (
     "Number the rows once with dataset.map(lambda row, i: {'id': i}, with_indices=True) before anything reorders "
@@ -80,9 +78,9 @@ class RandomizedResponse:
             Columns that may give the label away, because they are public anyway.
 
     Raises:
-        ValueError: settings that cannot be, or no key.
-        PrivacyBudgetError: a row with a ledger, and neither `compose` nor `after`.
-        RowError: a label outside 0..K-1, or an id that is missing or not unique in its batch.
+        ValueError: if settings do not go together, or there is no key.
+        PrivacyBudgetError: if a row has a ledger, and neither `compose` nor `after` is set.
+        RowError: if a label lies outside 0..K-1, or an id is missing or not unique in its batch.
 
     Reference: Warner 1965, *Randomized Response*; Ghazi et al. 2021, Algorithms 1 and 2 (arXiv 2102.06062).
     """
@@ -124,12 +122,12 @@ class RandomizedResponse:
         What the labels that come out have passed through: for the losses, `noisy_accuracy` and `relabel`.
 
         Raises:
-            ValueError: with a prior every row has its own, [`~hf_ext.data.relabeling.RRWithPrior`] of its prior.
+            ValueError: if there are priors: then every row has its own, [`~hf_ext.data.relabeling.RRWithPrior`].
         """
         if self.prior_column is not None:
             raise ValueError("With prior_column every row has a channel of its own: RRWithPrior(epsilon, prior).")
-        own = RRChannel(self.epsilon, self.num_classes)
-        return own if self.after is None else self.after.then(own)
+        channel = RRChannel(self.epsilon, self.num_classes)
+        return channel if self.after is None else self.after.then(channel)
 
     @property
     def channel_id(self) -> str:
@@ -171,7 +169,7 @@ class RandomizedResponse:
         Refuse a label column that cannot hold every class which may come out.
 
         Raises:
-            ValueError: it is a `ClassLabel` of fewer classes.
+            ValueError: if it is a `ClassLabel` of fewer classes.
         """
         check_class_count(self.num_classes, (features or {}).get(self.label), "the mechanism", self.label)
 
@@ -184,43 +182,41 @@ class RandomizedResponse:
         Epsilon and channel of every row once this draw is made.
 
         Raises:
-            PrivacyBudgetError: a row whose ledger does not allow it.
+            PrivacyBudgetError: if the ledger of a row does not allow it.
         """
-        before, names = spent(batch, rows)
+        spent_before, names = spent(batch, rows)
         cost = self.epsilon * classes.counts
-        seen = np.flatnonzero((before > 0) | np.array([bool(name) for name in names], dtype=bool))
+        with_ledger = [i for i, name in enumerate(names) if spent_before[i] > 0 or name]
         if self.after is not None:
-            self._check_degraded(batch, classes, before, names)
+            self._check_degraded(classes, spent_before, names)
             return self.channel.epsilon * classes.counts.astype(np.float64), [self.channel_id] * rows
-        if len(seen) and not self.compose:
-            raise PrivacyBudgetError(_two_ways(batch, int(seen[0]), before, names, self.label))
-        again = next((i for i in seen if names[i] == self.channel_id), None)
-        if again is not None:
+        if with_ledger and not self.compose:
+            raise PrivacyBudgetError(_two_ways(with_ledger[0], spent_before, names, self.label))
+        repeated_row = next((i for i in with_ledger if names[i] == self.channel_id), None)
+        if repeated_row is not None:
             raise PrivacyBudgetError(
-                f"row {int(again):,}: its ledger names {self.channel_id!r}, the very draw that this would make again. "
-                f"Give the new release another salt (now {self.salt!r})."
+                f"row {repeated_row:,}: its ledger names {self.channel_id!r}, the very draw that this would make "
+                f"again. Give the new release another salt (now {self.salt!r})."
             )
-        if any(names[i] != TRUE_LABEL for i in seen):
+        if any(names[i] != TRUE_LABEL for i in with_ledger):
             warnings.warn(
                 f"compose=True takes column {self.label!r} for the true label, but the ledger says that it came "
-                f"through {names[int(seen[0])]!r}. If it is noisy, use after= instead; if it is true, carry_ledger "
-                "puts the ledger of the release beside true labels.",
+                f"through {names[with_ledger[0]]!r}. If it is noisy, use after= instead; if it is true, "
+                "carry_ledger puts the ledger of the release beside true labels.",
                 stacklevel=3,
             )
-        return before + cost, [self.channel_id] * rows
+        return spent_before + cost, [self.channel_id] * rows
 
-    def _check_degraded(
-        self, batch: Mapping[str, Any], classes: ClassColumn, before: FloatArray, names: list[str]
-    ) -> None:
+    def _check_degraded(self, classes: ClassColumn, spent_before: FloatArray, names: list[str]) -> None:
         assert self.after is not None
         expected = self.after.epsilon * classes.counts
-        bad = np.flatnonzero(np.abs(before - expected) > 1e-5 * expected + 1e-12)
+        bad = np.flatnonzero(np.abs(spent_before - expected) > 1e-5 * expected + 1e-12)
         true = [i for i, name in enumerate(names) if name == TRUE_LABEL]
         for i in (*bad.tolist(), *true):
             raise PrivacyBudgetError(
                 f"row {i:,}, column {EPSILON!r}: after= says that the label came from one draw of epsilon "
-                f"{self.after.epsilon:g} ({expected[i]:g} for this row), but the ledger holds {before[i]:g} and names "
-                f"{names[i]!r}. Give after= the channel of these rows; for true labels use compose=True."
+                f"{self.after.epsilon:g} ({expected[i]:g} for this row), but the ledger holds {spent_before[i]:g} "
+                f"and names {names[i]!r}. Give after= the channel of these rows; for true labels use compose=True."
             )
 
     def messages(self, batch: Mapping[str, Any], classes: ClassColumn) -> Iterator[bytes]:
@@ -228,26 +224,28 @@ class RandomizedResponse:
         What the noise of each label is tied to: the row's id and, for tokens, the place in the row.
 
         Raises:
-            RowError: an id that is missing or not unique in the batch.
+            RowError: if an id is missing or not unique in the batch.
         """
         if self.id_column not in batch:
             raise ValueError(f"no column {self.id_column!r} with the rows' ids, to which the noise is tied. {_IDS}")
-        seen: dict[str, int] = {}
+        first_row_of: dict[str, int] = {}
         for i, value in enumerate(map(plain, batch[self.id_column])):
             if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
                 raise row_error(batch, i, self.id_column, f"expected an id, found {describe(value)}", _IDS)
-            if seen.setdefault(str(value), i) != i:
-                problem = f"the id {value!r} is that of row {seen[str(value)]:,} too; both would get the same noise"
+            if first_row_of.setdefault(str(value), i) != i:
+                other_row = first_row_of[str(value)]
+                problem = f"the id {value!r} is that of row {other_row:,} too; both would get the same noise"
                 raise row_error(batch, i, self.id_column, problem, _IDS)
         # An id read as a number by one format and as a text by another stays the same id.
-        return _messages(list(seen), classes)
+        return _messages(list(first_row_of), classes)
 
     def likely(self, batch: Mapping[str, Any], classes: ClassColumn) -> LikelyClasses | None:
         """
         The classes that the prior of each label lets through; `None` without priors.
 
         Raises:
-            RowError: a prior that is none. ValueError: no column of priors.
+            RowError: if a prior is none.
+            ValueError: if there is no column of priors.
         """
         if self.prior_column is None:
             return None
@@ -269,19 +267,18 @@ class RandomizedResponse:
 
     def _draw(self, labels: IntArray, noise: NDArray[np.uint64], likely: LikelyClasses | None) -> IntArray:
         """Noisy classes from two words each: the label, or a class that the noise alone chooses."""
-        keep, which = noise[:, 0], noise[:, 1]
+        keep = noise[:, 0]
+        which = noise[:, 1]
         if likely is None:
             stays = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
             return np.where(stays, labels, below(which, self.num_classes))
         place = np.argmax(likely.order == labels[:, None], axis=1)  # of the true class among the likely ones
         numbers, number_of = np.unique(likely.sizes, return_inverse=True)
-        thresholds = np.array([self._threshold(int(m)) for m in numbers], dtype=np.uint64)[number_of]
-        stays = (place < likely.sizes) & (keep < thresholds)
+        # Of one likely class nothing is left to hide: it comes out whatever the label is.
+        thresholds = [0 if m == 1 else keep_threshold(self.epsilon, m) for m in numbers.tolist()]
+        stays = (place < likely.sizes) & (keep < np.array(thresholds, dtype=np.uint64)[number_of])
         chosen = below(which, likely.sizes.astype(np.uint64))
         return likely.order[np.arange(len(labels)), np.where(stays, place, chosen)]
-
-    def _threshold(self, k: int) -> int:
-        return 0 if k == 1 else keep_threshold(self.epsilon, k)
 
 
 class LikelyClasses(NamedTuple):
@@ -313,8 +310,8 @@ def _messages(ids: list[str], classes: ClassColumn) -> Iterator[bytes]:
         start += length
 
 
-def _two_ways(batch: Mapping[str, Any], i: int, before: FloatArray, names: list[str], label: str) -> str:
-    spent_so_far = "an unknown budget" if math.isclose(before[i], 0) else f"epsilon {before[i]:g}"
+def _two_ways(i: int, spent_before: FloatArray, names: list[str], label: str) -> str:
+    spent_so_far = "an unknown budget" if math.isclose(spent_before[i], 0) else f"epsilon {spent_before[i]:g}"
     return (
         f"row {i:,} of the batch has a ledger: {spent_so_far} was spent on column {label!r} through {names[i]!r}. "
         "A second draw needs a word on what it is from: compose=True, with another salt, where the column holds the "

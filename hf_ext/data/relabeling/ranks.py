@@ -6,11 +6,10 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-__all__ = ["refuse_different_ranks"]
 
-
-def refuse_different_ranks(values: Any, what: str) -> None:
+def refuse_different_ranks(values: ArrayLike, what: str) -> None:
     """
     Compare a result across the processes of a run; alone it does nothing.
 
@@ -21,7 +20,7 @@ def refuse_different_ranks(values: Any, what: str) -> None:
             Its name, as the message says it.
 
     Raises:
-        RuntimeError: on every process, where one has another result than process 0.
+        RuntimeError: on every process, if one has another result than process 0.
     """
     import torch.distributed as dist
 

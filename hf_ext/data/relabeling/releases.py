@@ -21,8 +21,6 @@ from hf_ext.data.relabeling.ledger import PrivacyBudgetError
 from hf_ext.data.relabeling.randomize import RandomizedResponse
 from hf_ext.guards.disk import append_whole, flush, is_disk_full, write_whole, writing
 
-__all__ = ["RECORD_ENV", "Release", "ReleaseRecord", "record_of", "release_of"]
-
 RECORD_ENV = "HF_EXT_LABEL_RECORD"
 SUFFIX = ".releases.jsonl"
 ENTRY = np.dtype([("row", "<u8"), ("label", "<u8")])
@@ -92,9 +90,9 @@ def record_path(key: KeyRef) -> Path | None:
     Returns:
         `Path`, or `None`: the key is in an environment variable, and no file is named.
     """
-    named = os.environ.get(RECORD_ENV)
-    if named:
-        return Path(named)
+    path = os.environ.get(RECORD_ENV)
+    if path:
+        return Path(path)
     # Links to one key lead to one record.
     return None if key.file is None else Path(os.path.realpath(key.file) + SUFFIX)
 
@@ -108,7 +106,7 @@ def record_of(key: KeyRef) -> Iterator[ReleaseRecord | None]:
         [`ReleaseRecord`], or `None`: there is no place for one.
 
     Raises:
-        ValueError: the place cannot be written.
+        ValueError: if the place cannot be written.
     """
     path = record_path(key)
     if path is None:
@@ -158,9 +156,9 @@ class ReleaseRecord:
         always. Other rows that are numbered alike do not count.
 
         Raises:
-            PrivacyBudgetError: other labels under this draw's ids; or labels that were released otherwise, and the
-                draw does not say `compose`.
-            ValueError: the record is damaged.
+            PrivacyBudgetError: if there are other labels under this draw's ids; or if the labels were released
+                otherwise, and the draw does not say `compose`.
+            ValueError: if the record is damaged.
         """
         spent = np.zeros(len(release.entries))
         repeated = np.zeros(len(release.entries), dtype=bool)
@@ -175,15 +173,16 @@ class ReleaseRecord:
             elif len(here) and _agree(equal, release.classes[here]):
                 spent[here] += line["epsilon"]
                 last = line
-        new = (spent > 0) & ~repeated
-        if new.any() and not release.mechanism.compose:
+        is_new = (spent > 0) & ~repeated
+        if is_new.any() and not release.mechanism.compose:
             assert last is not None
-            most, after = float(spent[new].max()), float(spent[new].max() + release.mechanism.epsilon)
+            most = float(spent[is_new].max())
             raise PrivacyBudgetError(
-                f"{int(new.sum()):,} of {len(spent):,} labels were released before under this key: the record "
+                f"{int(is_new.sum()):,} of {len(spent):,} labels were released before under this key: the record "
                 f"{str(self.path)!r} holds epsilon {most:g}, last {_named(last)}. A second release adds up to "
-                f"{after:g}: say compose=True (--compose) if that is meant. The same release again has the same salt, "
-                "epsilon, column and prior. Other rows that are only numbered alike need ids of their own."
+                f"{most + release.mechanism.epsilon:g}: say compose=True (--compose) if that is meant. The same "
+                "release again has the same salt, epsilon, column and prior. Other rows that are only numbered alike "
+                "need ids of their own."
             )
         return spent
 
@@ -192,7 +191,8 @@ class ReleaseRecord:
         Add a release, whole or not at all; labels that are there with the same draw are not added twice.
 
         Raises:
-            DiskFullError: no room. ValueError: the place cannot be written, or the record is damaged.
+            DiskFullError: if there is no room.
+            ValueError: if the place cannot be written, or the record is damaged.
         """
         entries = release.entries[np.argsort(release.entries["row"])]
         lines = self._lines()
@@ -242,7 +242,8 @@ class ReleaseRecord:
 
     def _releases(self) -> Iterator[tuple[dict[str, Any], NDArray[Any]]]:
         """Lines of this key, with the labels of each, sorted by row."""
-        start, lines = 0, self._lines()
+        start = 0
+        lines = self._lines()
         if sum(line["labels"] for line in lines) * ENTRY.itemsize > self._size():
             raise self._damaged(f"{str(self.rows)!r} is missing or too short")
         for number, line in enumerate(lines, 1):

@@ -14,8 +14,6 @@ import numpy as np
 from hf_ext.data.relabeling.estimates import Estimate
 from hf_ext.guards.markdown import escape
 
-__all__ = ["RelabelReport"]
-
 logger = logging.getLogger(__name__)
 
 

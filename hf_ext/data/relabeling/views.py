@@ -13,8 +13,6 @@ import numpy as np
 
 from hf_ext.guards.row_text import plain
 
-__all__ = ["views"]
-
 DEPTH = 4  # of structs inside lists inside JSON inside a column
 FIELDS = 64  # of a struct
 ELEMENTS = 32  # of a list that are looked at one by one; of longer ones only the largest number's place
