@@ -207,8 +207,6 @@ def test_a_prior_that_is_none_is_refused(prior: list) -> None:
 def test_other_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="do not go together"):
         RRChannel(1.0, 3).then(RRChannel(1.0, 4))
-    with pytest.raises(ValueError, match="do not go together"):
-        RRChannel(1.0, 3).then(RRChannel(1.0, 4))
     for agree, n in ((1.2, 10), (-0.1, 10), (0.5, 0)):
         with pytest.raises(ValueError, match="agree="):
             RRChannel(1.0, 3).accuracy(agree, n)
