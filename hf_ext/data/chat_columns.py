@@ -83,14 +83,10 @@ def without_filled_nulls(dataset: AnyDataset, dataset_name: str, num_proc: int |
         The same kind of dataset. In a `Dataset`, columns that may hold such keys become lists of `Json`, which Arrow
         does not fill.
     """
-    known_features = dataset.features
-    names = column_names(dataset)
-    chat_names = [name for name in CHAT_COLUMNS if name in names]
-    features = {
-        name: known_features[name] if known_features else None
-        for name in chat_names
-        if known_features is None or _has_optional(known_features[name])
-    }
+    names = [name for name in CHAT_COLUMNS if name in column_names(dataset)]
+    features = dict.fromkeys(names)  # of a stream that does not tell its features, any may hold such keys
+    if dataset.features is not None:
+        features = {name: dataset.features[name] for name in names if _has_optional(dataset.features[name])}
     if not features:
         return dataset
     _warn_of_arguments(dataset, [name for name in features if name in MESSAGE_COLUMNS], dataset_name)

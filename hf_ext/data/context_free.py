@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ContextFreeStore", "generate_context_free"]
-
 T = TypeVar("T")
 
 FORMAT_REVISION = 2
@@ -72,8 +70,8 @@ class ContextFreeStore:
             Folder of the store.
 
     Raises:
-        `FileNotFoundError`: the folder is missing or holds no manifest.
-        `ValueError`: the manifest was written in another format revision.
+        FileNotFoundError: if the folder is missing or holds no manifest.
+        ValueError: if the manifest was written in another format revision.
     """
 
     path: Path | str
@@ -104,7 +102,7 @@ class ContextFreeStore:
         Return all rows, memory-mapped, in the order they were sampled.
 
         Raises:
-            `ValueError`: the store is incomplete, or a shard is missing or damaged (the message names it).
+            ValueError: if the store is incomplete, or a shard is missing or damaged (the message names it).
         """
         manifest = self.manifest
         if not manifest["complete"]:
@@ -129,13 +127,14 @@ class ContextFreeStore:
         Check that the rows were sampled from `model` (PEFT adapters left out).
 
         Raises:
-            `ValueError`: they came from other weights, or from the same weights in another dtype.
+            ValueError: if they came from other weights, or from the same weights in another dtype.
         """
-        expected, found = self.manifest["model_hash"], model_hash(model)
-        if expected != found:
+        expected = self.manifest["model_hash"]
+        actual = model_hash(model)
+        if expected != actual:
             raise ValueError(
                 f"The store {self.path} was sampled from other weights (hash {expected[:12]}..., dtype "
-                f"{self.manifest['dtype']}) than this model's (hash {found[:12]}..., dtype {_dtype_of(model)}). Rows "
+                f"{self.manifest['dtype']}) than this model's (hash {actual[:12]}..., dtype {_dtype_of(model)}). Rows "
                 "of another model pull towards that one: generate a store from the model you tune, in the same dtype."
             )
 
@@ -146,10 +145,11 @@ class ContextFreeStore:
         Its chat template may differ, and so may its end token: that of a chat template on a base model, say.
 
         Raises:
-            `ValueError`: vocabulary, merges or other special tokens differ.
+            ValueError: if vocabulary, merges or other special tokens differ.
         """
         manifest = self.manifest
-        expected, actual = manifest["tokenizer_hash"], tokenizer_hash(tokenizer, with_chat_template=False)
+        expected = manifest["tokenizer_hash"]
+        actual = tokenizer_hash(tokenizer, with_chat_template=False)
         former_ends = [tokenizer.convert_ids_to_tokens(token) for token in manifest.get("eos_ids", [])]
         accepted = {
             tokenizer_hash(tokenizer, with_chat_template=False, end_token=token)
@@ -224,9 +224,9 @@ def generate_context_free(
         [`ContextFreeStore`]: the complete store.
 
     Raises:
-        `ValueError`: a bad argument, no such start token, an adapter that is trained already, a folder of something
-            else or of other settings, or one that another run samples into.
-        `FloatingPointError`: the model's logits are not finite.
+        ValueError: if an argument is out of range, there is no such start token, an adapter is trained already, or the
+            folder holds something else, a store of other settings, or one that another run samples into.
+        FloatingPointError: if the model's logits are not finite.
 
     Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
@@ -317,7 +317,7 @@ def _fill(
             table = sample(len(shards) + rank, bar.update)
             for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
                 # The last round may overshoot: what one process would not have sampled is not kept.
-                if sum(shard["tokens"] for shard in shards) < num_tokens:
+                if sum(entry["tokens"] for entry in shards) < num_tokens:
                     shards.append(shard)
                 elif rank == 0:
                     (folder / shard["file"]).unlink()
@@ -333,7 +333,8 @@ def _sampler(
     device = next(base.parameters()).device
     start = torch.tensor(settings["start_ids"], device=device)
     eos = torch.tensor(settings["eos_ids"], dtype=torch.long)
-    longest, num_rows = settings["max_new_tokens"], settings["rows_per_shard"]
+    longest = settings["max_new_tokens"]
+    num_rows = settings["rows_per_shard"]
 
     @contextmanager
     def as_it_samples() -> Iterator[None]:
@@ -355,7 +356,8 @@ def _sampler(
 
 
 def _table(settings: dict[str, Any], ids: Tensor, logps: Tensor, lengths: Tensor) -> pa.Table:
-    start, eos = settings["start_ids"], set(settings["eos_ids"])
+    start = settings["start_ids"]
+    eos = set(settings["eos_ids"])
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row_ids, row_logps, length in zip(ids.tolist(), logps.numpy(), lengths.tolist(), strict=True):
         sampled = row_ids[:length]

@@ -110,7 +110,7 @@ def host_rows(
 
     Raises:
         RowError: with `on_bad_row="raise"`, for the first bad row.
-        ValueError: a setting that has no effect on these rows, or is out of range.
+        ValueError: if a setting has no effect on these rows, or is out of range.
     """
     check_settings(args)
     rules = sft_rules(
@@ -165,7 +165,7 @@ def check_settings(args: SFTConfig) -> None:
     Refuse settings of the rows that are out of range, or without effect whatever the rows are.
 
     Raises:
-        ValueError: it names the setting.
+        ValueError: if there is such a setting; the message names it.
     """
     if args.max_length is not None and args.max_length < 2:
         raise ValueError(

@@ -10,8 +10,6 @@ from hf_ext.guards.disk import parquet_sink
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["estimated_bytes", "media_columns", "non_json_columns", "write_parquet"]
-
 BATCH_ROWS = 100  # rows in memory, with their pictures, at a time; also a row group of the file, as in `datasets`
 
 
@@ -47,8 +45,8 @@ def write_parquet(rows: Dataset, path: str | Path) -> None:
     Of a path only the file's name is left.
 
     Raises:
-        FileNotFoundError: a file that a row names is not there; the message says which row and column.
-        OSError: as the system says; the disk is full, for example.
+        FileNotFoundError: if a file that a row names is not there; the message says which row and column.
+        OSError: if the system refuses; the disk is full, for example.
     """
     with parquet_sink(path) as sink:
         if not media_columns(rows):

@@ -44,17 +44,17 @@ def save_scores(path: Path, scores: Scores, parts: dict[str, Any]) -> None:
     Write scores to a temporary name, then rename: a killed run leaves no half-written file behind.
 
     Raises:
-        DiskFullError: no room for them.
+        DiskFullError: if there is no room for them.
     """
     tensors = {
         "nll_sum": np.array([v for sums, _ in scores for v in sums], dtype=np.float64),
         "num_tokens": np.array([v for _, counts in scores for v in counts], dtype=np.int64),
         "documents": np.array([len(sums) for sums, _ in scores], dtype=np.int64),
     }
-    then = "Free some space, or set original_cache_dir to another disk, and run again."
-    needed = sum(values.nbytes for values in tensors.values())
+    advice = "Free some space, or set original_cache_dir to another disk, and run again."
+    num_bytes = sum(values.nbytes for values in tensors.values())
     with (
-        writing("the losses under the original model", path, num_bytes=needed, advice=then),
+        writing("the losses under the original model", path, num_bytes=num_bytes, advice=advice),
         replacing(path) as temporary,
     ):
         save_file(tensors, temporary, metadata={"facts": json.dumps(parts, sort_keys=True)})
@@ -65,14 +65,16 @@ def load_scores(path: Path) -> Scores:
     Read scores back.
 
     Raises:
-        ValueError: the file is damaged; it says to delete it, since scores can be computed again before training.
+        ValueError: if the file is damaged; the message says to delete it, since scores can be computed again before
+            training.
     """
     try:
         tensors = load_file(require_file(path))
         ends = np.cumsum(tensors["documents"])
-        sums, counts = tensors["nll_sum"], tensors["num_tokens"]
-        whole = sums.shape == counts.shape == (tensors["documents"].sum(),) and (tensors["documents"] >= 0).all()
-        if not (whole and np.isfinite(sums).all()):
+        sums = tensors["nll_sum"]
+        counts = tensors["num_tokens"]
+        fits = sums.shape == counts.shape == (tensors["documents"].sum(),) and (tensors["documents"] >= 0).all()
+        if not (fits and np.isfinite(sums).all()):
             raise ValueError("its parts do not go together")
     except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(

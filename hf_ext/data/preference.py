@@ -16,8 +16,6 @@ from hf_ext.guards.preference_rows import prompt_stands_in_dialogues
 from hf_ext.guards.rows import RowError, beginning_of
 from hf_ext.guards.tokens import SayOnce, say_count
 
-__all__ = ["PairsToUnpaired", "pairs_to_unpaired"]
-
 AnyData = TypeVar("AnyData", Dataset, IterableDataset, DatasetDict, IterableDatasetDict)
 
 PAIR_COLUMNS = ("chosen", "rejected")
@@ -82,8 +80,8 @@ def pairs_to_unpaired(dataset: AnyData, num_proc: int | None = None) -> AnyData:
         unpaired trainer's `positive_fraction` is 0.5.
 
     Raises:
-        ValueError: `chosen` or `rejected` is missing.
-        [`RowError`]: without `prompt`, two conversations share no message.
+        ValueError: if `chosen` or `rejected` is missing.
+        RowError: if there is no `prompt`, and two conversations share no message.
 
     Example:
 
@@ -124,8 +122,9 @@ class ExtractPrompt:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Split one batch."""
-        chosen, rejected = batch["chosen"], batch["rejected"]
-        places = [_end_of_prompt(one, other) for one, other in zip(chosen, rejected, strict=True)]
+        chosen = batch["chosen"]
+        rejected = batch["rejected"]
+        places = [_end_of_prompt(first, second) for first, second in zip(chosen, rejected, strict=True)]
         return {
             "prompt": [response[:place] for response, place in zip(chosen, places, strict=True)],
             "chosen": [response[place:] for response, place in zip(chosen, places, strict=True)],
@@ -167,7 +166,7 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
         As given, each with `prompt`, and `chosen` and `rejected` without it.
 
     Raises:
-        [`RowError`]: two conversations share no message (in a stream the trainer's check of rows says so).
+        RowError: if two conversations share no message (in a stream the trainer's check of rows says so).
     """
     if isinstance(dataset, dict):
         return type(dataset)({name: with_prompts(split, name, num_proc) for name, split in dataset.items()})

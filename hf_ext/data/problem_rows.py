@@ -58,7 +58,7 @@ def drop_problem_rows(
 
     Raises:
         RowError: with `on_bad_row="raise"`, for the first such row.
-        ValueError: no row is left.
+        ValueError: if no row is left.
     """
     if not isinstance(dataset, Dataset):
         dataset = dataset.filter(_StreamedGoodRow(on_bad_row, bad_rows_path, dataset_name))

@@ -19,10 +19,7 @@ from hf_ext._upstream.adapters import model_as_before
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["adapters_off", "as_original", "model_hash", "original_model", "tokenizer_hash"]
-
 MERGED = "An adapter is merged into the weights. Call unmerge_adapter() on the model first."
-
 
 # PEFT class -> the module that defines it.
 _PEFT_HOMES = {
@@ -154,7 +151,8 @@ def model_hash(model: nn.Module) -> str:
         `ValueError`: an adapter is merged into the weights, or a weight is sharded or on the meta device.
     """
     parameters = sorted(_original_parameters(original_model(model)), key=lambda item: item[0])
-    digest, hashed_ids = hashlib.sha256(), set()
+    digest = hashlib.sha256()
+    hashed_ids = set()  # tied weights count once
     for name, parameter in parameters:
         if id(parameter) in hashed_ids:
             continue

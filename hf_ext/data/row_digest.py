@@ -60,14 +60,12 @@ def rows_digest(rows: Dataset | IterableDataset, rows_per_block: int | None = No
     }
 
 
-def rows_change(
-    recorded: Mapping[str, Any], current: Mapping[str, Any], rows: Dataset | IterableDataset
-) -> str | None:
+def rows_change(former: Mapping[str, Any], current: Mapping[str, Any], rows: Dataset | IterableDataset) -> str | None:
     """
     What is different about rows, in words, or `None`.
 
     Args:
-        recorded (`Mapping`):
+        former (`Mapping`):
             What [`rows_digest`] gave of the former rows.
         current (`Mapping`):
             What it gave of `rows`.
@@ -78,21 +76,22 @@ def rows_change(
         `str` or `None`: such as `first in row 12, column 'label'`.
     """
     names = ("count", "columns", "transform")
-    if all(recorded[name] == current[name] for name in names):
+    if all(former[name] == current[name] for name in names):
         return None
     parts = []
-    if recorded["count"] != current["count"]:
-        parts.append(f"there were {_number(recorded)}, there are {_number(current)}")
-    former, latter = recorded["columns"], current["columns"]
-    parts += [f"column {name!r} is gone" for name in former if name not in latter]
-    parts += [f"column {name!r} is new" for name in latter if name not in former]
-    changed = [name for name in latter if name in former and former[name] != latter[name]]
+    if former["count"] != current["count"]:
+        parts.append(f"there were {_number(former)}, there are {_number(current)}")
+    old_columns = former["columns"]
+    columns = current["columns"]
+    parts += [f"column {name!r} is gone" for name in old_columns if name not in columns]
+    parts += [f"column {name!r} is new" for name in columns if name not in old_columns]
+    changed = [name for name in columns if name in old_columns and old_columns[name] != columns[name]]
     if changed:
         several = "s" if len(changed) > 1 else ""
         place = f"column{several} {', '.join(map(repr, changed[:4]))}{' ...' if len(changed) > 4 else ''}"
-        same_columns = former.keys() == latter.keys()
-        parts.append(f"first in {_first_difference(recorded, rows)}, {place}" if same_columns else place)
-    if recorded["transform"] != current["transform"]:
+        same_columns = old_columns.keys() == columns.keys()
+        parts.append(f"first in {_first_difference(former, rows)}, {place}" if same_columns else place)
+    if former["transform"] != current["transform"]:
         parts.append("their transform is another")
     return "; ".join(parts) or None
 
@@ -101,15 +100,11 @@ def _number(digest: Mapping[str, Any]) -> str:
     return "a stream" if digest["count"] is None else f"{digest['count']:,}"
 
 
-def _first_difference(recorded: Mapping[str, Any], rows: Dataset | IterableDataset) -> str:
+def _first_difference(former: Mapping[str, Any], rows: Dataset | IterableDataset) -> str:
     """The first row, or block of rows, in which the sets part."""
-    size = recorded["rows_per_block"]
-    former, latter = recorded["blocks"], rows_digest(rows, size)["blocks"]
-    pairs = zip(former, latter, strict=False)
-    block = next(
-        (i for i, (block_digest, other_digest) in enumerate(pairs) if block_digest != other_digest),
-        min(len(former), len(latter)),
-    )
+    size = former["rows_per_block"]
+    pairs = list(zip(former["blocks"], rows_digest(rows, size)["blocks"], strict=False))
+    block = next((i for i, (old_digest, digest) in enumerate(pairs) if old_digest != digest), len(pairs))
     return f"row {block:,}" if size == 1 else f"rows {block * size:,} to {(block + 1) * size - 1:,}"
 
 

@@ -16,8 +16,6 @@ from hf_ext.data.slots import SlotCache
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["draw", "end_ids", "row_uniforms", "sample_rows", "sampling_mode", "start_ids"]
-
 BLOCK = 256  # tokens whose probabilities are summed at once when one is drawn
 
 # Names under which tokenizers keep the separator of pre-training documents when their end token is a turn's end.
@@ -34,10 +32,8 @@ def start_ids(model: nn.Module, tokenizer: Any, start: str | Sequence[int], max_
             )
         ids = [tokenizer.bos_token_id]
     elif start == "separator":
-        separator_ids = [
-            tokenizer.added_tokens_encoder[name] for name in SEPARATORS if name in tokenizer.added_tokens_encoder
-        ]
-        ids = [separator_ids[0] if separator_ids else tokenizer.eos_token_id]
+        id_of = tokenizer.added_tokens_encoder
+        ids = [next((id_of[name] for name in SEPARATORS if name in id_of), tokenizer.eos_token_id)]
         if ids == [None]:
             raise ValueError(
                 "The tokenizer has no document separator and no end token. Pass start as text or token ids."
@@ -64,8 +60,8 @@ def start_ids(model: nn.Module, tokenizer: Any, start: str | Sequence[int], max_
 def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     """Return every id that ends a text: the tokenizer's, and those the checkpoint's generation config lists."""
     generation_config = getattr(original_model(model), "generation_config", None)
-    listed = getattr(generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
+    config_ids = getattr(generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(config_ids if isinstance(config_ids, list | tuple) else [config_ids])]
     return sorted({int(token) for token in ids if token is not None})
 
 
@@ -103,7 +99,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         tokens and their log-probabilities in nats (float32), each `(rows,)`.
 
     Raises:
-        `FloatingPointError`: a logit is NaN or +infinite.
+        FloatingPointError: if a logit is NaN or +infinite.
     """
     peak = logits.amax(dim=-1, keepdim=True).float()
     weights = logits.to(torch.float32, copy=True).sub_(peak).exp_()  # in place: most of the time is memory traffic
@@ -138,7 +134,9 @@ class _Rows:
     """Rows as they grow, on the CPU: ids and log-probabilities are zero after a row's end."""
 
     def __init__(self, uniforms: Tensor, eos: Tensor, limits: Tensor | None, on_tokens: Callable[[int], Any]) -> None:
-        self.uniforms, self.eos, self.on_tokens = uniforms, eos.cpu(), on_tokens
+        self.uniforms = uniforms
+        self.eos = eos.cpu()
+        self.on_tokens = on_tokens
         num_rows, longest = uniforms.shape
         self.limits = torch.full((num_rows,), longest) if limits is None else limits
         self.ids = torch.zeros(num_rows, longest, dtype=torch.long)
@@ -148,8 +146,9 @@ class _Rows:
     def extend(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Draw the next token of `rows` (numbers, in the logits' order or sharing one row of logits); which go on?"""
         at = self.lengths[rows]
-        tokens, logps = (drawn.cpu() for drawn in draw(logits, self.uniforms[rows, at]))
-        self.ids[rows, at], self.logps[rows, at] = tokens, logps
+        tokens, logps = (values.cpu() for values in draw(logits, self.uniforms[rows, at]))
+        self.ids[rows, at] = tokens
+        self.logps[rows, at] = logps
         self.lengths[rows] += 1
         self.on_tokens(len(rows))
         return ~torch.isin(tokens, self.eos) & (at + 1 < self.limits[rows])
@@ -228,7 +227,8 @@ def _refilled(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> 
 def _in_step(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> None:
     """One batch after the other. All rows of one share the start and grow in step, so nothing is ever padded."""
     for alive in torch.arange(len(rows.ids)).split(batch_size):
-        inputs, cache = start[None], None
+        inputs = start[None]
+        cache = None
         while True:
             output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
             going = rows.extend(alive, output.logits[:, -1])
@@ -239,5 +239,6 @@ def _in_step(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> N
                 output.past_key_values.reorder_cache(torch.zeros(int(going.sum()), dtype=torch.long))
             elif not going.all():
                 output.past_key_values.reorder_cache(going.nonzero()[:, 0])
-            alive, cache = alive[going], output.past_key_values
+            alive = alive[going]
+            cache = output.past_key_values
             inputs = rows.last(alive, start.device)[:, None]

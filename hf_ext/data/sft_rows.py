@@ -142,7 +142,7 @@ def finish_rows(
 
     Raises:
         RowError: with `on_bad_row="raise"`, for the first such row.
-        ValueError: no row is left, or `packing` without `max_length`.
+        ValueError: if no row is left, or `packing` comes without `max_length`.
     """
     names = column_names(dataset)
     if "seq_lengths" in names:
@@ -216,7 +216,7 @@ def prepare_sft_rows(
         was there, and `seq_lengths` if packed. A trainer takes it as it is.
 
     Raises:
-        RowError: a row is malformed and `args.on_bad_row` is not `"drop"`.
+        RowError: if a row is malformed and `args.on_bad_row` is not `"drop"`.
     """
     if args is None:
         args = SFTConfig(report_to="none", bf16=False)
@@ -285,8 +285,8 @@ def spread_column(rows: list[dict[str, Any]], column: str, like: Tensor, flat: b
         n = len(row["input_ids"])
         value = row.get(column)
         value = fill if value is None else value
-        where = (0, slice(start, start + n)) if flat else (i, slice(0, n))
-        out[where] = torch.as_tensor(value, dtype=torch.float32)
+        place = (0, slice(start, start + n)) if flat else (i, slice(0, n))
+        out[place] = torch.as_tensor(value, dtype=torch.float32)
         start += n
     return out
 

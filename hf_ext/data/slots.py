@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["SlotCache", "can_refill"]
-
 PROBED = 8  # sampled tokens of the rows on which a model shows whether it can be refilled
 
 
@@ -86,7 +84,8 @@ class SlotCache(Cache):
 
     def remove(self, slot: int) -> None:
         """Take a slot out of the batch; the row of the last slot moves into it."""
-        last, columns = len(self.window.first) - 1, slice(self.window.first[-1], self.window.end)
+        last = len(self.window.first) - 1
+        columns = slice(self.window.first[-1], self.window.end)
         if slot < last:
             for layer in self.slot_layers:
                 layer.keys[slot, :, columns] = layer.keys[last, :, columns]
@@ -95,12 +94,14 @@ class SlotCache(Cache):
         self.window.first.pop()
 
     def _move_to_front(self) -> None:
-        low, width = min(self.window.first), self.window.end - min(self.window.first)
+        low = min(self.window.first)
+        width = self.window.end - low
         for layer in self.slot_layers:
             layer.keys[:, :, :width] = layer.keys[:, :, low : self.window.end].clone()
             layer.values[:, :, :width] = layer.values[:, :, low : self.window.end].clone()
         self.window.first = [first - low for first in self.window.first]
-        self.window.low, self.window.end = 0, width
+        self.window.low = 0
+        self.window.end = width
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -112,8 +113,11 @@ class _SlotLayer(CacheLayerMixin):
 
     def __init__(self, window: _Window, start_keys: Tensor, start_values: Tensor) -> None:
         super().__init__()
-        self.window, self.start_keys, self.start_values = window, start_keys, start_values
-        self.keys, self.values = self._columns(start_keys), self._columns(start_values)
+        self.window = window
+        self.start_keys = start_keys
+        self.start_values = start_values
+        self.keys = self._columns(start_keys)
+        self.values = self._columns(start_values)
         self.is_initialized = True
 
     def _columns(self, start: Tensor) -> Tensor:
@@ -127,7 +131,9 @@ class _SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the step's column; return the columns in use, as views."""
-        slots, low, end = len(self.window.first), self.window.low, self.window.end
+        slots = len(self.window.first)
+        low = self.window.low
+        end = self.window.end
         self.keys[:slots, :, end] = key_states[:, :, 0]
         self.values[:slots, :, end] = value_states[:, :, 0]
         return self.keys[:slots, :, low : end + 1], self.values[:slots, :, low : end + 1]
@@ -206,7 +212,8 @@ def _probe(model: nn.Module, start: Tensor, rows: Tensor, started: DynamicCache)
         if step >= late:
             slot_distances.append(_total_variation(probabilities[1], plain[1, step - late]))
 
-    stock_cache, stock_distances = model(input_ids=texts[:, : len(start)], use_cache=True).past_key_values, []
+    stock_cache = model(input_ids=texts[:, : len(start)], use_cache=True).past_key_values
+    stock_distances = []
     for step in range(late):
         output = model(input_ids=rows[:, step : step + 1], past_key_values=stock_cache, use_cache=True)
         stock_cache = output.past_key_values

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["with_split"]
-
 
 def with_split(
     splits: Mapping[str, Dataset], name: str, rows: Dataset, neutral: Mapping[str, Any] | None = None

@@ -14,8 +14,6 @@ from hf_ext._upstream.adapters import model_as_before
 from hf_ext.data.provenance import MERGED, adapters_off, is_peft, unwrapped
 from hf_ext.guards.finite import readable_part
 
-__all__ = ["require_untouched_adapters"]
-
 LARGEST_SHARE = 1e-3  # of the largest logit: DoRA and the like are neutral at first up to rounding
 ROUNDINGS = 4  # of the logits' own precision, where that is coarser: DoRA in bfloat16
 LORA_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
@@ -37,7 +35,7 @@ def require_untouched_adapters(
             The context of the training forward.
 
     Raises:
-        ValueError: an adapter is trained, is merged, or its initialiser rewrites the base weights.
+        ValueError: if an adapter is trained or merged, or its initialiser rewrites the base weights.
     """
     model = unwrapped(model)
     name = next(_trained_modules(model), None)
@@ -77,12 +75,12 @@ def _trained_modules(model: nn.Module) -> Iterator[str]:
     """Names of modules whose active adapter changes something, by its own parameters: a small change counts too."""
     for name, module in model.named_modules():
         if is_peft(module, "AuxiliaryTrainingWrapper"):
-            saved = getattr(module, "modules_to_save", {})
+            saved_modules = getattr(module, "modules_to_save", {})
             pairs = [
                 pair
                 for adapter in module.active_adapters
-                if adapter in saved
-                for pair in zip(saved[adapter].parameters(), module.original_module.parameters(), strict=True)
+                if adapter in saved_modules
+                for pair in zip(saved_modules[adapter].parameters(), module.original_module.parameters(), strict=True)
             ]
         elif is_peft(module, "BaseTunerLayer"):
             if module.merged:
@@ -98,8 +96,9 @@ def _trained_modules(model: nn.Module) -> Iterator[str]:
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-    new, old = readable_part(first), readable_part(second)
-    return new is not None and old is not None and not torch.equal(new, old.to(new))
+    values = readable_part(first)
+    other_values = readable_part(second)
+    return values is not None and other_values is not None and not torch.equal(values, other_values.to(values))
 
 
 def _changes_weights(layer: Any, adapter: str) -> bool:
@@ -114,7 +113,8 @@ def _changes_weights(layer: Any, adapter: str) -> bool:
         inner = down.float() @ probe
         inner = inner if scales is None else scales.float().flatten() * inner
         noise = max(NOISE, ROUNDINGS * torch.finfo(up.dtype).eps)
-        up, inner = up.float(), inner.float()
+        up = up.float()
+        inner = inner.float()
         if float((up @ inner).norm()) > noise * float(up.norm() * inner.norm()):
             return True
     return False

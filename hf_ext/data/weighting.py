@@ -28,19 +28,8 @@ from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.guards.weights import LEAST_WEIGHT
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "FlowWeights",
-    "add_flow_weights",
-    "add_original_losses",
-    "effective_sample_size_ratio",
-    "flow_temperature",
-    "mean_losses",
-    "prepare_sft_rows",
-    "score_rows",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +150,8 @@ def add_original_losses(
         `Dataset`: the rows, with the two columns. Rows dropped under `on_bad_row="drop"` are left out.
 
     Raises:
-        RowError: a malformed row. TypeError: a streamed dataset, which has no median.
+        RowError: if a row is malformed.
+        TypeError: if `dataset` is a stream, which has no median.
 
     Reference: Sanyal et al. 2025 (arXiv 2502.02797), Algorithm 1, step 1. Costs one forward pass over the data, about
     a third of an epoch.
@@ -212,7 +202,7 @@ def mean_losses(dataset: Dataset) -> NDArray[np.float64]:
     Mean loss of every document with supervised tokens, shape `(documents,)`, in nats per token, in the rows' order.
 
     Raises:
-        ValueError: the dataset has no scores, or one that is not finite.
+        ValueError: if the dataset has no scores, or one that is not finite.
     """
     missing = [name for name in SCORE_COLUMNS if name not in column_names(dataset)]
     if missing:
@@ -227,8 +217,9 @@ def mean_losses(dataset: Dataset) -> NDArray[np.float64]:
     return _means(sums, counts)
 
 
-def _means(sums: Any, counts: Any) -> NDArray[np.float64]:
-    total, tokens = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+def _means(sums: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
+    total = np.asarray(sums, dtype=np.float64)
+    tokens = np.asarray(counts, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(total) | ~(tokens > 0))
     if len(bad):
         i = int(bad[0])
@@ -281,7 +272,8 @@ def _temperature_for_ess(means: NDArray[np.float64], target: float) -> float:
     def ratio(log_tau: float) -> float:
         return effective_sample_size_ratio(np.exp(-excess / math.exp(log_tau)))
 
-    low, high = math.log(excess.max()) - 50.0, math.log(excess.max()) + 50.0
+    low = math.log(excess.max()) - 50.0
+    high = math.log(excess.max()) + 50.0
     for _ in range(200):  # ESS/n grows with tau: bisection
         middle = (low + high) / 2
         low, high = (middle, high) if ratio(middle) < target else (low, middle)
@@ -304,7 +296,7 @@ def flow_temperature(dataset: Dataset, rule: str = "median") -> float:
         `float`: $\tau > 0$.
 
     Raises:
-        ValueError: no scores, an empty dataset, a median of 0, or a share that cannot be reached.
+        ValueError: if there are no scores or no rows, the median is 0, or the share cannot be reached.
     """
     return temperature_of(mean_losses(dataset), rule)
 
@@ -343,7 +335,8 @@ class FlowWeights:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Weights of one batch."""
-        sums, counts = batch["original_nll_sum"], batch["original_num_tokens"]
+        sums = batch["original_nll_sum"]
+        counts = batch["original_num_tokens"]
         if not len(sums) or not is_per_token(sums[0]):  # one number a document of a packed row
             return {"weight": self.of_means(_means(sums, counts)).tolist()}
         spread = []
@@ -375,7 +368,7 @@ def flow_weights_at(means: NDArray[np.float64], tau: float) -> FlowWeights:
             Temperature, nats per token.
 
     Raises:
-        ValueError: next to the easiest document's weight every other one vanishes.
+        ValueError: if next to the easiest document's weight every other one vanishes.
     """
     reach = -math.log(LEAST_WEIGHT) * tau  # nats per token beyond the shift at which a weight vanishes
     if not (means > reach).any():
@@ -414,7 +407,7 @@ def add_flow_weights(dataset: AnyDataset, tau: float | str = "median") -> AnyDat
         largest where one would vanish in float32.
 
     Raises:
-        ValueError: `tau` is so small that every weight but the easiest document's vanishes (not checked on streams,
+        ValueError: if `tau` is so small that every weight but the easiest document's vanishes (not checked on streams,
             whose weights are never scaled).
     """
     if isinstance(tau, str):

@@ -193,7 +193,7 @@ class Release:
             rows += len(batch)
         if tally.is_the_same(self.ledger.size, table.is_text):
             columns, noisy, _ = self._joined(matched.table(), matched.all_numbers())
-            leaks = find_clean_columns(columns, noisy, public=self.public, label=self.label, where="elsewhere")
+            leaks = find_clean_columns(columns, noisy, public=self.public, label=self.label, position="elsewhere")
             leaks += [] if leaks else self._tokens_elsewhere(matched.table(), matched.all_numbers())
             if leaks:
                 raise self._same_rows_elsewhere(table, leaks, tally, matched.table(), matched.all_numbers())
@@ -235,7 +235,7 @@ class Release:
             numbers = sample.all_numbers() - header
             chosen = np.flatnonzero(numbers >= 0)
             columns, noisy, _ = self._joined(sample.table().take(chosen), first + numbers[chosen])
-            leaks = find_clean_columns(columns, noisy, public=self.public, where="in order") if noisy else []
+            leaks = find_clean_columns(columns, noisy, public=self.public, position="in order") if noisy else []
             if leaks:
                 reason = f"in the order of {name}, it {leaks[0].how}"
                 raise _refusal(table.name, leaks[0].column, reason, [leaks[0].column])

@@ -47,19 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "ESTIMATORS",
-    "MI_CEILING",
-    "UNPAIRED_ESTIMATORS",
-    "InfoPOOutput",
-    "bound_of_loss",
-    "bounded_exp",
-    "check_estimator",
-    "infopo_loss",
-    "infopo_unpaired_loss",
-    "mi_estimate",
-    "pull_and_push",
-]
+from hf_ext.losses.weighted_nll import at_least_float32
 
 ESTIMATORS = ("nwj", "infonce", "jsd", "lsif", "nwj_mixture")
 UNPAIRED_ESTIMATORS = tuple(name for name in ESTIMATORS if name != "infonce")
@@ -114,10 +102,10 @@ def bounded_exp(exponent: Tensor, max_exponent: float = 10.0) -> Tensor:
         `torch.Tensor`: same shape, float32 at least. Finite for every finite half-precision input at the default $c$.
 
     Raises:
-        ValueError: `max_exponent` is out of range.
+        ValueError: if `max_exponent` is out of range.
     """
     _check_max_exponent(max_exponent)
-    exponent = _at_least_float32(exponent)
+    exponent = at_least_float32(exponent)
     tangent = math.exp(max_exponent) * (1 + (exponent - max_exponent))
     inside = exponent <= max_exponent
     # where, not clamp: at the bound itself clamp's slope is 1 or 0, depending on torch's version.
@@ -129,7 +117,8 @@ def check_estimator(estimator: str, *, paired: bool = True) -> None:
     Refuse an estimator that does not exist, or that needs pairs where there are none.
 
     Raises:
-        ValueError: with the names there are, the closest match, and for `dv` and unpaired `infonce` the alternative.
+        ValueError: if it does; the message holds the names there are, the closest match, and for `dv` and unpaired
+            `infonce` the alternative.
     """
     names = ESTIMATORS if paired else UNPAIRED_ESTIMATORS
     if estimator in names:
@@ -186,8 +175,8 @@ def infopo_loss(
         [`InfoPOOutput`]: losses and critics of shape `(batch,)`.
 
     Raises:
-        ValueError: an unknown estimator, `beta` or `max_exponent` out of range, lengths for one side only, or shapes
-            that differ.
+        ValueError: if the estimator is unknown, `beta` or `max_exponent` is out of range, lengths come for one side
+            only, or shapes differ.
 
     Requirements: finite log-ratios (`guards.finite` checks before this). A row weight multiplies `losses`.
 
@@ -255,8 +244,8 @@ def infopo_unpaired_loss(
         rows and `rejected_critic` those of the negative rows, in their order. Either may be empty.
 
     Raises:
-        ValueError: an unknown estimator or `infonce` (which needs pairs), `beta`, `max_exponent` or
-            `positive_fraction` out of range, or shapes that differ.
+        ValueError: if the estimator is unknown or `infonce` (which needs pairs), `beta`, `max_exponent` or
+            `positive_fraction` is out of range, or shapes differ.
 
     Relations: pairs split into two rows, with $\rho = 1/2$: the row mean is half of [`infopo_loss`]'s mean. The data
     set's bound in nats therefore follows from twice the mean loss by the last column of the module's table.
@@ -307,10 +296,11 @@ def mi_estimate(
         side is empty.
 
     Raises:
-        ValueError: an unknown estimator, or `infonce` with sides of different length.
+        ValueError: if the estimator is unknown, or it is `infonce` and the sides have different lengths.
     """
     check_estimator(estimator)
-    chosen, rejected = _at_least_float32(chosen_critic), _at_least_float32(rejected_critic)
+    chosen = at_least_float32(chosen_critic)
+    rejected = at_least_float32(rejected_critic)
     if estimator == "infonce":
         if chosen.shape != rejected.shape:
             raise ValueError("estimator='infonce' compares the responses of a pair: give both of each.")
@@ -361,10 +351,11 @@ def pull_and_push(
     """
     check_estimator(estimator)
     _check_max_exponent(max_exponent)
-    chosen, rejected = _at_least_float32(chosen_critic), _at_least_float32(rejected_critic)
+    chosen = at_least_float32(chosen_critic)
+    rejected = at_least_float32(rejected_critic)
     if estimator == "infonce":
-        both = torch.sigmoid(rejected - chosen)
-        return both, both
+        force = torch.sigmoid(rejected - chosen)
+        return force, force
     if estimator == "jsd":
         return torch.sigmoid(-chosen), torch.sigmoid(rejected)
     if estimator == "lsif":
@@ -413,7 +404,7 @@ def _exp(exponent: Tensor, max_exponent: float | None) -> Tensor:
 def _critic(logratios: Tensor, beta: float, lengths: Tensor | None) -> Tensor:
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta must be a positive, finite number, got {beta!r}.")
-    critic = beta * _at_least_float32(logratios)
+    critic = beta * at_least_float32(logratios)
     if lengths is None:
         return critic
     if lengths.shape != logratios.shape:
@@ -424,7 +415,3 @@ def _critic(logratios: Tensor, beta: float, lengths: Tensor | None) -> Tensor:
 def _check_max_exponent(max_exponent: float) -> None:
     if not 0 < max_exponent <= LARGEST_EXPONENT:
         raise ValueError(f"max_exponent must lie in (0, {LARGEST_EXPONENT:g}], got {max_exponent!r}.")
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["exact_kl", "kl_k1", "kl_k3"]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+from hf_ext.losses.weighted_nll import at_least_float32
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -41,7 +37,7 @@ def kl_k1(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
 
     Reference: Schulman 2020, *Approximating KL Divergence*.
     """
-    return _masked_mean(_at_least_float32(log_p) - _at_least_float32(log_q), mask)
+    return _masked_mean(at_least_float32(log_p) - at_least_float32(log_q), mask)
 
 
 def kl_k3(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
@@ -69,7 +65,7 @@ def kl_k3(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
 
     Reference: Schulman 2020, *Approximating KL Divergence*.
     """
-    log_ratio = _at_least_float32(log_q) - _at_least_float32(log_p)
+    log_ratio = at_least_float32(log_q) - at_least_float32(log_p)
     # Clamped: the rounding of expm1 leaves values such as -1e-9 where the ratio is all but one.
     return _masked_mean((torch.expm1(log_ratio) - log_ratio).clamp(min=0), mask)
 
@@ -98,11 +94,13 @@ def exact_kl(original_logits: Tensor, new_logits: Tensor) -> Tensor:
     Relations: the expectation of `kl_k1` and `kl_k3` over the next token; by the chain rule its mean over positions of
     context-free rows is the sequence KL divided by the number of positions, with less variance than the sampled forms.
     """
-    log_p = torch.log_softmax(_at_least_float32(original_logits), dim=-1)
-    log_q = torch.log_softmax(_at_least_float32(new_logits), dim=-1)
-    p, q = log_p.exp(), log_q.exp()
+    log_p = torch.log_softmax(at_least_float32(original_logits), dim=-1)
+    log_q = torch.log_softmax(at_least_float32(new_logits), dim=-1)
+    p = log_p.exp()
+    q = log_q.exp()
     allowed = log_p > -torch.inf
     log_ratio = torch.where(allowed, log_q - log_p, torch.zeros_like(log_q))
+    # The second form in two guises: expm1 where the ratio is near 1 and q - p would cancel, q itself where it is not.
     near = p * (torch.expm1(log_ratio.clamp(-1, 1)) - log_ratio).clamp(min=0)
     far = q - p - p * log_ratio
     return torch.where(allowed & (log_ratio.abs() < 1), near, far).sum(dim=-1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["backward_corrected_nll", "forward_corrected_nll", "forward_loss_func", "soft_nll"]
+from hf_ext.losses.weighted_nll import at_least_float32, divided
 
 Channel = Tensor | tuple[float, float]
 IGNORED = -100
@@ -50,7 +50,7 @@ def forward_corrected_nll(
         `torch.Tensor`: scalar, nats per label (or per unit of weight).
 
     Raises:
-        ValueError: shapes that do not fit, or `(p, q)` that are no channel of randomised response.
+        ValueError: if shapes do not fit, or `(p, q)` are no channel of randomised response.
 
     Requirements: $p \ge q$. Finite logits; at $\pm 10^4$ value and gradient are finite, as nothing leaves the log.
 
@@ -97,7 +97,7 @@ def backward_corrected_nll(
         and much variance where the channel is noisy: a model that can memorise drives it to minus infinity.
 
     Raises:
-        ValueError: shapes that do not fit, or `(p, q)` with $p \le q$.
+        ValueError: if shapes do not fit, or $p \le q$ in `(p, q)`.
 
     Relations: `forward_corrected_nll` is the one to train with.
 
@@ -145,7 +145,7 @@ def soft_nll(
         `torch.Tensor`: scalar, nats per target.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: if the shapes differ.
 
     Relations: one-hot targets give cross-entropy; the mean over $y \sim t_i$ of the hard loss, that is, rows repeated
     once a class with $t_{i,y}$ as their `weight`.
@@ -175,7 +175,7 @@ def forward_loss_func(channel: Any) -> Callable[..., Tensor]:
         `Callable`: `(outputs, labels, num_items_in_batch=None) -> loss`; it pickles.
 
     Raises:
-        TypeError: `channel` is none of these.
+        TypeError: if `channel` is none of these.
 
     Requirements: `label_smoothing_factor=0` (the trainer skips smoothing silently where a loss function is given).
     """
@@ -207,8 +207,7 @@ def _flat(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tenso
     for name, values in (("labels", labels), ("weights", weights)):
         if values is not None and values.shape != logits.shape[:-1]:
             raise ValueError(f"{name} have shape {tuple(values.shape)}, logits {tuple(logits.shape)}.")
-    wide = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = torch.log_softmax(wide, dim=1)
+    log_probs = torch.log_softmax(at_least_float32(logits.reshape(-1, logits.shape[-1])), dim=1)
     return log_probs, labels.reshape(-1), None if weights is None else weights.reshape(-1).to(log_probs)
 
 
@@ -250,8 +249,6 @@ def _log(value: float) -> float:
 
 def _reduce(losses: Tensor, is_labelled: Tensor, weights: Tensor | None, denominator: Tensor | float | None) -> Tensor:
     # where, not a product: a position without a label may hold anything, and 0 * inf is NaN.
-    counted = is_labelled if weights is None else torch.where(is_labelled, weights, 0)
-    losses = torch.where(is_labelled, losses, 0) * counted
-    denominator = counted.sum() if denominator is None else denominator
-    denominator = torch.as_tensor(denominator, device=losses.device, dtype=losses.dtype)
-    return losses.sum() / torch.where(denominator < torch.finfo(denominator.dtype).tiny, 1, denominator)
+    counts = is_labelled if weights is None else torch.where(is_labelled, weights, 0)
+    losses = torch.where(is_labelled, losses, 0) * counts
+    return divided(losses.sum(), counts.sum() if denominator is None else denominator)

@@ -33,7 +33,15 @@ def weighted_nll(log_probs: Tensor, weights: Tensor, denominator: Tensor | float
     Reference: Sanyal et al. 2025, *Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting*, Algorithm 1
     (arXiv 2502.02797).
     """
-    denominator = torch.as_tensor(denominator, device=log_probs.device, dtype=log_probs.dtype)
-    return (-log_probs * weights).sum() / torch.where(
-        denominator < torch.finfo(denominator.dtype).tiny, 1, denominator
-    )
+    return divided((-log_probs * weights).sum(), denominator)
+
+
+def divided(total: Tensor, denominator: Tensor | float) -> Tensor:
+    """A sum over its denominator; where that is 0, or too small to divide by, the sum itself: as good as 0 there."""
+    denominator = torch.as_tensor(denominator, device=total.device, dtype=total.dtype)
+    return total / torch.where(denominator < torch.finfo(total.dtype).tiny, 1, denominator)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half-precision values as float32; wider ones as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

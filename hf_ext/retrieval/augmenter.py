@@ -175,25 +175,25 @@ class QueryAugmenter:
         """
         from tokenizers import Tokenizer
 
-        where = Where(str(name), revision, token, cache_folder, local_files_only)
-        pool = read_exemplars(where, exemplars, encode=encode)
+        source = Where(str(name), revision, token, cache_folder, local_files_only)
+        pool = read_exemplars(source, exemplars, encode=encode)
         if pool is None:
             raise FileNotFoundError(f"{name} has no exemplars/rare_config.json: RareEncoder.save writes it.")
         settings = EncoderSettings.from_dict(pool.settings)
         tokenizer = None
         if settings.formatter.has_budget:
-            path = file_of(where, "tokenizer.json", _first_module(where)) or file_of(where, "tokenizer.json")
+            path = file_of(source, "tokenizer.json", _first_module(source)) or file_of(source, "tokenizer.json")
             if path is None:
                 raise FileNotFoundError(f"{name} has no tokenizer.json, which the budgets of its exemplars need.")
             with loading_model(path, "tokenizer"):
                 tokenizer = TokenCounter(Tokenizer.from_file(str(require_file(path))))
-        if not settings.pool_examples and _pools_tokens(where):
+        if not settings.pool_examples and _pools_tokens(source):
             logger.warning(
                 "%s leaves exemplars out of its pooling, and an endpoint that encodes finished strings does not: its "
                 "vectors are not RareEncoder's. Train with pool_examples=True for such endpoints.",
                 name,
             )
-        prompts = _json(where, "config_sentence_transformers.json", {}).get("prompts") or {}
+        prompts = _json(source, "config_sentence_transformers.json", {}).get("prompts") or {}
         return cls(pool.store, settings, tokenizer=tokenizer, prompt=prompts.get("query") or "")
 
     def augment(
@@ -306,22 +306,22 @@ def _as_exemplars(examples: Sequence[Exemplar] | Sequence[tuple[str, str]]) -> l
     return exemplars
 
 
-def _json(where: Where, name: str, default: dict | list) -> Any:
-    path = file_of(where, name)
+def _json(source: Where, name: str, default: dict | list) -> Any:
+    path = file_of(source, name)
     return default if path is None else read_json(path, type(default))
 
 
-def _pools_tokens(where: Where) -> bool:
+def _pools_tokens(source: Where) -> bool:
     """Whether vectors are made of more than one token; older files name each mode in a key of its own."""
-    for module in _json(where, "modules.json", []):
+    for module in _json(source, "modules.json", []):
         if str(module.get("type", "")).endswith(".Pooling"):
-            config = _json(where, f"{module.get('path', '')}/config.json", {})
+            config = _json(source, f"{module.get('path', '')}/config.json", {})
             older = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
             modes = config.get("pooling_mode", older)
             return bool(({modes} if isinstance(modes, str) else set(modes)) - ONE_TOKEN)
     return False
 
 
-def _first_module(where: Where) -> str:
-    modules = _json(where, "modules.json", [])
+def _first_module(source: Where) -> str:
+    modules = _json(source, "modules.json", [])
     return str(modules[0].get("path", "")) if modules else ""

@@ -71,14 +71,14 @@ class RareEncoder(EncoderHooks):
         cache_size: int = 0,
         **kwargs: Any,
     ) -> None:
-        self._asked = (exemplars, settings)
+        self._arguments = (exemplars, settings)
         self.exemplars: ExemplarStore | None = None
         self.exemplars_source: str | None = None
         self.settings = settings or EncoderSettings()
         self.save_exemplars = True
         self.cache = VectorCache(cache_size)
         self._shows_exemplars = True
-        self._where = Where("", None, kwargs.get("token"), kwargs.get("cache_folder"), False)
+        self._source = Where("", None, kwargs.get("token"), kwargs.get("cache_folder"), False)
         with nullcontext() if model_name_or_path is None else loading_model(model_name_or_path):
             super().__init__(model_name_or_path, **kwargs)
         self._pools_tokens = leave_exemplars_out(self)
@@ -113,21 +113,21 @@ class RareEncoder(EncoderHooks):
             **options,
         )
 
-    def read_files(self, name: str, **where: Any) -> None:
+    def read_files(self, name: str, **options: Any) -> None:
         """Remember where the weights come from: exemplars are read from the same commit."""
-        self._where = Where(name, **where)
+        self._source = Where(name, **options)
 
     def _take_exemplars(self) -> None:
         """Once the weights are there: a pool that is searched by vectors needs them."""
-        exemplars, settings = self._asked
-        self._asked = (None, None)
-        pool = read_exemplars(self._where, exemplars, encode=self.encode_plain, encoder_name=self.fingerprint)
+        exemplars, settings = self._arguments
+        self._arguments = (None, None)
+        pool = read_exemplars(self._source, exemplars, encode=self.encode_plain, encoder_name=self.fingerprint)
         if pool is not None:
             self.exemplars = pool.store
             self.settings = settings or EncoderSettings.from_dict(pool.settings)
             self.exemplars_source = pool.source
             if pool.store is None:
-                logger.warning("%s: the exemplars are not in the repository; pass exemplars=.", self._where.name)
+                logger.warning("%s: the exemplars are not in the repository; pass exemplars=.", self._source.name)
         if "message" in getattr(self[0], "modality_config", {}):
             logger.warning(
                 "The model reads texts through its chat template: the prompt becomes a system turn, and the budgets "

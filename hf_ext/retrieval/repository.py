@@ -44,17 +44,17 @@ class PoolFound(NamedTuple):
     source: str | None = None
 
 
-def file_of(where: Where, name: str, folder: str = "") -> Path | None:
+def file_of(source: Where, name: str, folder: str = "") -> Path | None:
     """
     Path of one file of a repository, fetched if need be; `None` if it is not there.
 
     Raises:
         ValueError: if the path leads out of the repository.
     """
-    require_path_inside(name, where.name)
+    require_path_inside(name, source.name)
     if folder:
-        require_path_inside(folder, where.name)
-    local = Path(where.name)
+        require_path_inside(folder, source.name)
+    local = Path(source.name)
     if local.is_dir():
         return file_in(local, str(Path(folder, name)), local) if (local / folder / name).exists() else None
     from huggingface_hub import constants, hf_hub_download
@@ -62,17 +62,17 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
 
     try:
         path = hf_hub_download(
-            where.name,
+            source.name,
             name,
             subfolder=folder or None,
-            revision=where.revision,
-            token=where.token,
-            cache_dir=where.cache_folder,
-            local_files_only=where.local_files_only,
+            revision=source.revision,
+            token=source.token,
+            cache_dir=source.cache_folder,
+            local_files_only=source.local_files_only,
             library_name="hf-ext",
         )
     except LocalEntryNotFoundError:
-        if where.local_files_only or constants.HF_HUB_OFFLINE:
+        if source.local_files_only or constants.HF_HUB_OFFLINE:
             return None  # nothing of this name was ever fetched
         raise  # the network failed: to go on without exemplars would change the vectors in silence
     except EntryNotFoundError:
@@ -81,7 +81,7 @@ def file_of(where: Where, name: str, folder: str = "") -> Path | None:
 
 
 def read_exemplars(
-    where: Where,
+    model: Where,
     exemplars: ExemplarStore | str | Path | None = None,
     *,
     encode: Encode | None = None,
@@ -101,24 +101,24 @@ def read_exemplars(
     Returns:
         [`PoolFound`], or `None` where the repository has no exemplars and no others are named.
     """
-    path = file_of(where, CONFIG, FOLDER) if where.name else None  # without a name the model is in memory
+    path = file_of(model, CONFIG, FOLDER) if model.name else None  # without a name the model is in memory
     config = {} if path is None else read_config(path.parent)
     settings = config.get(SETTINGS, {})
     if isinstance(exemplars, ExemplarStore):
         return PoolFound(settings, exemplars)
     if exemplars is not None:
-        return PoolFound(settings, *open_source(str(exemplars), where, encode=encode, encoder_name=encoder_name))
+        return PoolFound(settings, *open_source(str(exemplars), model, encode=encode, encoder_name=encoder_name))
     if path is None:
         return None
     if config.get("store") is not None:
-        if not Path(where.name).is_dir():
+        if not Path(model.name).is_dir():
             for file in config["store"]["files"]:
-                file_of(where, file["name"], FOLDER)
+                file_of(model, file["name"], FOLDER)
         return PoolFound(settings, _load(path.parent, config, encode, encoder_name))
     source = config.get(SOURCE)
     if source is None:
         return PoolFound(settings, None)
-    return PoolFound(settings, *open_source(source, where, encode=encode, encoder_name=encoder_name))
+    return PoolFound(settings, *open_source(source, model, encode=encode, encoder_name=encoder_name))
 
 
 def _load(
@@ -130,7 +130,7 @@ def _load(
 
 
 def open_source(
-    source: str, where: Where, *, encode: Encode | None = None, encoder_name: Callable[[], str] | None = None
+    source: str, access: Where, *, encode: Encode | None = None, encoder_name: Callable[[], str] | None = None
 ) -> tuple[ExemplarStore, str | None]:
     """
     The pool that a source names, and the source pinned to its commit.
@@ -147,7 +147,7 @@ def open_source(
     folder = Path(source)
     pinned_source = None
     if not folder.is_dir():
-        folder, pinned_source = _fetched(source, where)
+        folder, pinned_source = _fetched(source, access)
     if not (folder / CONFIG).is_file() and (folder / FOLDER / CONFIG).is_file():
         folder = folder / FOLDER
     config = read_config(folder)
@@ -156,7 +156,7 @@ def open_source(
     return _load(folder, config, encode, encoder_name), pinned_source
 
 
-def _fetched(source: str, where: Where) -> tuple[Path, str]:
+def _fetched(source: str, access: Where) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     name, _, revision = source.partition("@")
@@ -167,9 +167,9 @@ def _fetched(source: str, where: Where) -> tuple[Path, str]:
             name,
             repo_type="dataset",
             revision=revision or None,
-            token=where.token,
-            cache_dir=where.cache_folder,
-            local_files_only=where.local_files_only,
+            token=access.token,
+            cache_dir=access.cache_folder,
+            local_files_only=access.local_files_only,
             allow_patterns=[*PATTERNS, *(f"{FOLDER}/{pattern}" for pattern in PATTERNS)],
             library_name="hf-ext",
         )

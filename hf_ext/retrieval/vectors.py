@@ -27,7 +27,7 @@ from hf_ext.data.exemplars import Formatted, TokenCounter
 from hf_ext.retrieval.augmenter import ONE_TOKEN
 
 MASK = "exemplar_mask"  # of a batch, shaped like its token ids: 1 where a token is an exemplar's
-_SAVED = "exemplar_pooling_saved"
+_WHOLE_BATCH = "exemplar_pooling_saved"
 
 
 class Body(str):
@@ -122,13 +122,13 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
             narrowed["seq_idx"] = features["seq_idx"][:, keep]
     else:
         narrowed["attention_mask"] = features["attention_mask"] * (1 - left_out)
-    narrowed[_SAVED] = features
+    narrowed[_WHOLE_BATCH] = features
     return (narrowed, *arguments[1:])
 
 
 def _restore(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     """After pooling: the batch as it was, with the vectors."""
-    features = output.pop(_SAVED, None) if isinstance(output, dict) else None
+    features = output.pop(_WHOLE_BATCH, None) if isinstance(output, dict) else None
     return output if features is None else {**features, "sentence_embedding": output["sentence_embedding"]}
 
 
@@ -191,8 +191,8 @@ class VectorCache:
         keys = [hashlib.blake2b(f"{state}\0{text}".encode("utf-8", "surrogatepass")).digest() for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.entries}
         self.hits += len(texts) - len(missing)
-        fresh = encode(list(missing.values())) if missing or not texts else []
-        vector_of = dict(zip(missing, fresh, strict=True))
+        new_vectors = encode(list(missing.values())) if missing or not texts else []
+        vector_of = dict(zip(missing, new_vectors, strict=True))
         for key in keys:
             if key in self.entries:
                 self.entries.move_to_end(key)  # the least lately used entry stands first, and goes first
@@ -202,12 +202,12 @@ class VectorCache:
             self.entries[key] = vector_of[key]
         while len(self.entries) > self.size:
             self.entries.popitem(last=False)
-        return _joined(rows, fresh) if texts else fresh
+        return _joined(rows, new_vectors) if texts else new_vectors
 
 
-def _joined(rows: list[Any], fresh: Any) -> Any:
+def _joined(rows: list[Any], new_vectors: Any) -> Any:
     """Rows in the form that `encode` gives."""
     if isinstance(rows[0], torch.Tensor):
-        as_list = isinstance(fresh, list) and len(fresh) > 0
+        as_list = isinstance(new_vectors, list) and len(new_vectors) > 0
         return rows if as_list else torch.stack(rows)
     return np.stack(rows)

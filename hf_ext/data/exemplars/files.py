@@ -63,11 +63,11 @@ def save_store(
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     starts = range(0, table.num_rows, rows_per_file)
     files = []
-    then = "The folder's former store is as it was: free some space or choose another folder, and run again."
+    advice = "The folder's former store is as it was: free some space or choose another folder, and run again."
     # A folder is written by one process at a time: a second would remove the files that the first one names.
     with (
         claimed_folder(folder, waits=True),
-        writing("the exemplars", folder, num_bytes=table.nbytes, advice=then),
+        writing("the exemplars", folder, num_bytes=table.nbytes, advice=advice),
     ):
         for number, start in enumerate(starts):
             part = table.slice(start, rows_per_file)
@@ -229,9 +229,9 @@ def read_store(
 
 def _is_numbered(described: Mapping[str, Any], ids: list[Any]) -> bool:
     """Whether ids are the rows' numbers because none were given; older stores do not say, but show it."""
-    numbered = described.get("numbered")
-    if isinstance(numbered, bool):
-        return numbered
+    is_numbered = described.get("numbered")
+    if isinstance(is_numbered, bool):
+        return is_numbered
     return all(name == str(row) for row, name in enumerate(ids))
 
 

@@ -47,7 +47,7 @@ class Pool(Protocol):
 class Ranker(Protocol):
     """A retriever that has seen its store."""
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         """At most `wanted` (row, score), best first, none of them in `excluded`; equal scores in the order of rows."""
         ...
 
@@ -126,19 +126,19 @@ class _Bm25Ranker:
             corpus = (self.words, self.vocabulary)
             self.index.index(corpus, create_empty_token=False, show_progress=False)
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         ids = [number for w in self.split(query) if (number := self.vocabulary.get(w)) is not None]
         size = len(self.words)
-        fetch = min(size, wanted + len(excluded) + TIE_MARGIN)
-        while ids and wanted:
+        fetch = min(size, k + len(excluded) + TIE_MARGIN)
+        while ids and k:
             with torch_threads_kept():  # bm25s may search with numba
                 hits = self.index.retrieve([ids], k=fetch, show_progress=False, backend_selection=self.select)
             scores = hits.scores[0].astype(np.float32)
             # What was not fetched scores at most as the last: of the rows that score the same, some may be missing.
             above = scores > (scores[-1] if fetch < size and scores[-1] > 0 else 0)
             ranked = _ranked(hits.documents[0][above], scores[above], excluded)
-            if len(ranked) >= wanted or fetch == size or scores[-1] <= 0:
-                return ranked[:wanted]
+            if len(ranked) >= k or fetch == size or scores[-1] <= 0:
+                return ranked[:k]
             fetch = min(size, 8 * fetch)
         return []
 
@@ -182,23 +182,23 @@ class _DenseRanker:
         vectors: Any = as_vectors(self.encode(texts), len(texts), "the queries") if texts else []
         self.ready = dict(zip(texts, vectors, strict=True))
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         if query not in self.ready:
             self.prepare([query])
         scores = self.vectors @ self.ready[query]
-        fetch = min(len(scores), wanted + len(excluded))
+        fetch = min(len(scores), k + len(excluded))
         if fetch == 0:
             return []
         floor = np.partition(scores, -fetch)[-fetch]  # all that score as much or more: ties are not cut
         rows = np.flatnonzero(scores >= floor)
-        return _ranked(rows, scores[rows], excluded)[:wanted]
+        return _ranked(rows, scores[rows], excluded)[:k]
 
     def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
         chosen = self.vectors[list(rows)].astype(np.float64)
         return chosen @ chosen.T
 
 
-def as_vectors(vectors: ArrayLike, count: int, what: str) -> NDArray[np.float32]:
+def as_vectors(vectors: ArrayLike, count: int, subject: str) -> NDArray[np.float32]:
     """
     Vectors of length one, `(count, dim)`.
 
@@ -208,7 +208,7 @@ def as_vectors(vectors: ArrayLike, count: int, what: str) -> NDArray[np.float32]
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
         raise ValueError(
-            f"The vectors of {what} must be finite, one a text: expected shape ({count}, dim), found {array.shape}."
+            f"The vectors of {subject} must be finite, one a text: expected shape ({count}, dim), found {array.shape}."
         )
     norms = np.linalg.norm(array, axis=1, keepdims=True)
     return array / np.maximum(norms, np.finfo(np.float32).tiny)
@@ -248,12 +248,12 @@ class _HybridRanker:
         """Encode the queries of one search together."""
         prepare(self.sides[1], queries)
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         joined: dict[int, float] = {}
         for side in self.sides:
-            for rank, (row, _) in enumerate(side.best(query, max(wanted, self.depth), excluded, salt), start=1):
+            for rank, (row, _) in enumerate(side.best(query, max(k, self.depth), excluded, salt), start=1):
                 joined[row] = joined.get(row, 0.0) + 1 / (FUSION_CONSTANT + rank)
-        return sorted(joined.items(), key=lambda hit: (-hit[1], hit[0]))[:wanted]
+        return sorted(joined.items(), key=lambda hit: (-hit[1], hit[0]))[:k]
 
     def similarity(self, rows: Sequence[int]) -> NDArray[np.float64]:
         return self.sides[1].similarity(rows)
@@ -290,18 +290,18 @@ class _RandomRanker(_Unscored):
         self.seed = seed
         self.size = size
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         """Lazy Fisher-Yates: each row that may be shown is equally likely, none comes twice."""
         num_left = self.size
         row_at: dict[int, int] = {}  # places whose row was swapped; at all others stands the row of that number
         hits: Ranked = []
-        while num_left and len(hits) < wanted:
-            for number in keyed_integers(min(num_left, 2 * wanted), "exemplars", self.seed, salt, query, num_left):
+        while num_left and len(hits) < k:
+            for number in keyed_integers(min(num_left, 2 * k), "exemplars", self.seed, salt, query, num_left):
                 place = number % num_left
                 row = row_at.get(place, place)
                 num_left -= 1
                 row_at[place] = row_at.get(num_left, num_left)
-                if row not in excluded and len(hits) < wanted:
+                if row not in excluded and len(hits) < k:
                     hits.append((row, 0.0))
         return hits
 
@@ -331,8 +331,8 @@ class FixedRetriever:
         Raises:
             ValueError: if an id is not in the store.
         """
-        rows = [row for wanted in self.ids for row in store.rows_of_id(wanted)]
-        missing = [wanted for wanted in self.ids if not store.rows_of_id(wanted)]
+        rows = [row for identifier in self.ids for row in store.rows_of_id(identifier)]
+        missing = [identifier for identifier in self.ids if not store.rows_of_id(identifier)]
         if missing:
             raise ValueError(f"The store has no exemplar with id {missing[0]!r} ({len(missing)} of the fixed ids).")
         return _FixedRanker(rows if self.ids else range(len(store)))
@@ -342,9 +342,9 @@ class _FixedRanker(_Unscored):
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = rows
 
-    def best(self, query: str, wanted: int, excluded: Collection[int], salt: str) -> Ranked:
+    def best(self, query: str, k: int, excluded: Collection[int], salt: str) -> Ranked:
         allowed = (row for row in self.rows if row not in excluded)
-        return [(row, 0.0) for row in islice(allowed, wanted)]
+        return [(row, 0.0) for row in islice(allowed, k)]
 
 
 def retriever_named(name: str | Retriever, encode: Encode | None = None) -> Retriever:
@@ -373,7 +373,7 @@ def retriever_named(name: str | Retriever, encode: Encode | None = None) -> Retr
     return simple[name]()
 
 
-def most_diverse(hits: Ranked, similarity: NDArray[np.float64], wanted: int, relevance: float) -> Ranked:
+def most_diverse(hits: Ranked, similarity: NDArray[np.float64], k: int, relevance: float) -> Ranked:
     r"""
     Maximal marginal relevance: one by one, the hit with the largest $\lambda\, s_i - (1 - \lambda) \max_j sim_{ij}$.
 
@@ -393,7 +393,7 @@ def most_diverse(hits: Ranked, similarity: NDArray[np.float64], wanted: int, rel
     scores = np.array([score / top for _, score in hits])
     selection: list[int] = []
     candidates = list(range(len(hits)))
-    while candidates and len(selection) < wanted:
+    while candidates and len(selection) < k:
         nearest = [max((similarity[i, j] for j in selection), default=0.0) for i in candidates]
         gains = [relevance * scores[i] - (1 - relevance) * near for i, near in zip(candidates, nearest, strict=True)]
         selection.append(candidates.pop(int(np.argmax(gains))))

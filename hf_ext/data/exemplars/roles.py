@@ -184,10 +184,10 @@ def _is_beside(name: str) -> bool:
     return bool(_FACT.fullmatch(plain(name)) or _HEADING.fullmatch(plain(name)))
 
 
-def _likely(texts: list[str], wanted: int, has_query: bool) -> list[str]:
+def _likely(texts: list[str], fewest: int, has_query: bool) -> list[str]:
     """Texts that may be query or document by place: no sources and, beside a query, no titles, if enough are left."""
     likely = [name for name in texts if not (_is_beside(name) if has_query else _FACT.fullmatch(plain(name)))]
-    return likely if len(likely) >= wanted else texts
+    return likely if len(likely) >= fewest else texts
 
 
 def is_list_of_texts(feature: object) -> bool:

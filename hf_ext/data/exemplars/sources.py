@@ -24,7 +24,7 @@ TREC_FIELDS = 4  # query, iteration, document, grade
 TEXT_TYPES = ("string", "large_string")
 
 
-def require_rows(dataset: object, what: str) -> None:
+def require_rows(dataset: object, caller: str) -> None:
     """
     Refuse what has no rows to index.
 
@@ -35,8 +35,8 @@ def require_rows(dataset: object, what: str) -> None:
 
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"{what} needs the rows of a Dataset, got {type(dataset).__name__}: a stream has no rows to index, and a "
-            "dict has several splits. Build an ExemplarStore from a Dataset, and pass it as store."
+            f"{caller} needs the rows of a Dataset, got {type(dataset).__name__}: a stream has no rows to index, and "
+            "a dict has several splits. Build an ExemplarStore from a Dataset, and pass it as store."
         )
 
 
@@ -181,7 +181,7 @@ def beir_pairs(folder: Path, split: str, query_ids: Iterable[Any] | None, min_gr
     }
 
 
-def texts_by_id(folder: Path, name: str, wanted: Container[str] | None = None) -> dict[str, str]:
+def texts_by_id(folder: Path, name: str, ids: Container[str] | None = None) -> dict[str, str]:
     """
     Texts of `queries.jsonl` or `corpus.jsonl` by id, titles of documents before them.
 
@@ -196,7 +196,7 @@ def texts_by_id(folder: Path, name: str, wanted: Container[str] | None = None) -
     texts: dict[str, str] = {}
     for row in read_lines(folder, name):
         identifier = row["_id"]
-        if wanted is not None and identifier not in wanted:
+        if ids is not None and identifier not in ids:
             continue
         text = with_title(row) if name == "corpus" else row["text"]
         if texts.setdefault(identifier, text) != text:
@@ -225,8 +225,8 @@ def read_qrels(folder: Path, split: str) -> list[tuple[str, str, int]]:
     """
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
-        there = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
-        raise FileNotFoundError(f"{path} is missing; the splits of {folder.name} are {there}.")
+        splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
+        raise FileNotFoundError(f"{path} is missing; the splits of {folder.name} are {splits}.")
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = [fields for line in file if (fields := _fields(line))]
     places = (0, 1, 2)

@@ -327,16 +327,16 @@ class ExemplarStore:
             hit_lists.append([self.exemplar(row, score) for row, score in hits])
         return hit_lists
 
-    def _distinct(self, query: str, wanted: int, excluded: set[int], salt: str) -> list[tuple[int, float]]:
+    def _distinct(self, query: str, k: int, excluded: set[int], salt: str) -> list[tuple[int, float]]:
         """The ranker's best, less pairs whose texts came already."""
-        fetch = wanted
+        fetch = k
         while fetch > 0:
             hits = self._ranker.best(query, fetch, excluded, salt)
             first_of_pair: dict[tuple[str, str], tuple[int, float]] = {}
             for row, score in hits:
                 first_of_pair.setdefault((self.queries[row], self._columns["document_key"][row]), (row, score))
-            if len(first_of_pair) >= wanted or len(hits) < fetch:
-                return list(first_of_pair.values())[:wanted]
+            if len(first_of_pair) >= k or len(hits) < fetch:
+                return list(first_of_pair.values())[:k]
             fetch *= 2
         return []
 
@@ -413,9 +413,9 @@ class ExemplarStore:
         """
         from hf_ext.data.exemplars.files import read_store
 
-        saved = read_store(Path(folder), retriever, encode, encoder_name, max_rows=max_rows, max_bytes=max_bytes)
-        store = cls(saved.columns, retriever=saved.retriever, vectors=saved.vectors)
-        if store.content_hash != saved.content_hash:
+        stored = read_store(Path(folder), retriever, encode, encoder_name, max_rows=max_rows, max_bytes=max_bytes)
+        store = cls(stored.columns, retriever=stored.retriever, vectors=stored.vectors)
+        if store.content_hash != stored.content_hash:
             raise ValueError(
                 f"{folder}: the rows are not those that were saved (hash of the content). Save the store again."
             )

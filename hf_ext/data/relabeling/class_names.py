@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hf_ext.data.relabeling.columns import ClassColumn, class_column
 
 Names = tuple[str, ...]
-SHOWN = 12  # names of a message
+MOST_NAMES = 12  # of a message
 ALIGN = "dataset.align_labels_with_mapping({name: number}, column) renumbers a ClassLabel"
 
 
@@ -108,7 +108,7 @@ def same_order(source: Names | None, target: Names | None, source_is: str, targe
         raise ValueError(_contradiction(source, target, source_is, target_is, "the order is another", remedy))
 
 
-def check_class_count(num_classes: int | None, feature: Any, what: str, column: str) -> None:
+def check_class_count(num_classes: int | None, feature: Any, subject: str, column: str) -> None:
     """
     Refuse more classes than the label column has names for: some of them could not be written into it.
 
@@ -120,8 +120,8 @@ def check_class_count(num_classes: int | None, feature: Any, what: str, column: 
     class_label = class_label_of(feature)
     if num_classes is not None and class_label is not None and num_classes > class_label.num_classes:
         raise ValueError(
-            f"{what} has {num_classes} classes, but column {column!r} is a ClassLabel of {class_label.num_classes}: "
-            f"{_shown(tuple(class_label.names))}. Give both the same classes."
+            f"{subject} has {num_classes} classes, but column {column!r} is a ClassLabel of "
+            f"{class_label.num_classes}: {_shown(tuple(class_label.names))}. Give both the same classes."
         )
 
 
@@ -156,8 +156,8 @@ def numbered_alike(
     """
     columns = (label, prediction)
     names, predicted_names = (names_of_column(features, column) for column in columns)
-    where = [f"column {column!r}" for column in columns]
-    order = order_between(predicted_names, names, where[1], where[0], "Give the classes of both the same names.")
+    places = [f"column {column!r}" for column in columns]
+    order = order_between(predicted_names, names, places[1], places[0], "Give the classes of both the same names.")
     class_labels = [class_label_of(features.get(column)) for column in columns]
     bounds = [
         min((k for k in (num_classes, getattr(feature, "num_classes", None)) if k is not None), default=None)
@@ -181,9 +181,9 @@ def _keys(names: Names) -> list[str]:
 
 
 def _shown(names: Names) -> str:
-    listed = ", ".join(f"{i} {name!r}" for i, name in enumerate(names[:SHOWN]))
-    return listed + (f", ... ({len(names)} names)" if len(names) > SHOWN else "")
+    listing = ", ".join(f"{i} {name!r}" for i, name in enumerate(names[:MOST_NAMES]))
+    return listing + (f", ... ({len(names)} names)" if len(names) > MOST_NAMES else "")
 
 
-def _contradiction(source: Names, target: Names, source_is: str, target_is: str, what: str, remedy: str) -> str:
-    return f"{source_is}: {_shown(source)}; {target_is}: {_shown(target)}: {what}. {remedy}"
+def _contradiction(source: Names, target: Names, source_is: str, target_is: str, problem: str, remedy: str) -> str:
+    return f"{source_is}: {_shown(source)}; {target_is}: {_shown(target)}: {problem}. {remedy}"

@@ -45,7 +45,7 @@ FEW_COPIES = 16  # rows
 PAIRS_SURE = 5.0  # standard errors above chance
 SPELT_SURE = 4.0
 ONE_IN_A_MILLION = 1e-6
-Where = Literal["beside", "elsewhere", "in order"]
+Position = Literal["beside", "elsewhere", "in order"]
 JOINT_COLUMNS = 16
 JOINT_VALUES = 64
 JOINT_ERROR = 0.1  # there are many pairs of columns, of which each may say something: no doubt is given here
@@ -129,7 +129,7 @@ def find_clean_columns(
     *,
     public: Iterable[str] = (),
     label: str | None = None,
-    where: Where = "beside",
+    position: Position = "beside",
 ) -> list[Leak]:
     """
     Columns that give the true label away beside a noisy one.
@@ -143,7 +143,7 @@ def find_clean_columns(
             Columns that may.
         label (`str`, *optional*):
             Name of the noisy label's column.
-        where (`str`, *optional*, defaults to `"beside"`):
+        position (`str`, *optional*, defaults to `"beside"`):
             `"beside"` the noisy label, in rows with a ledger; `"elsewhere"`, where a column that is called as the
             label is, or holds class numbers, is suspected too; or `"in order"`, in a table with as many rows, which
             may be others: there only what the columns hold counts, not what they are called.
@@ -159,9 +159,9 @@ def find_clean_columns(
             continue
         for path, view in views(column, values):
             excerpt = shorten(str(next((value for value in view if value is not None), "")))
-            how = _how(path, view, noisy, label, where)
-            if how is not None:
-                leaks[column] = Leak(column, how if path == column else f"{how} ({path})", excerpt)
+            finding = _how(path, view, noisy, label, position)
+            if finding is not None:
+                leaks[column] = Leak(column, finding if path == column else f"{finding} ({path})", excerpt)
                 break
             codes = _few_values(view) if noisy is not None and len(few) < JOINT_COLUMNS else None
             if codes is not None and noisy is not None and not any(m.place > 0.5 for m in _pairs(codes, noisy, "")):
@@ -172,13 +172,13 @@ def find_clean_columns(
     return [leaks[column] for column in columns if column in leaks]
 
 
-def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | None, where: Where) -> str | None:
+def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | None, position: Position) -> str | None:
     """What a column does that it must not; `None` for nothing."""
     name = re.split(r"[.\[\s]", path)[-1].casefold()
-    if where != "in order" and CLEAN_NAME.fullmatch(name):
+    if position != "in order" and CLEAN_NAME.fullmatch(name):
         return "its name says that it is the clean label"
     if noisy is None:
-        same_name = where == "elsewhere" and name == (label or "").casefold()
+        same_name = position == "elsewhere" and name == (label or "").casefold()
         return "it is called as the noisy label is" if same_name else None
     filled = np.array([value is not None for value in view], dtype=bool)
     values = [value for value in view if value is not None]
@@ -187,25 +187,25 @@ def _how(path: str, view: list[Any], noisy: NoisyLabels | None, label: str | Non
         return None
     spelt = classes_spelt(values, labels)
     equal = spelt is not None and bool((spelt == labels.classes).all())
-    if (equal and labels.cannot_all_be_true(len(values))) or (where == "beside" and _copies(values, labels)):
+    if (equal and labels.cannot_all_be_true(len(values))) or (position == "beside" and _copies(values, labels)):
         return None  # a copy of the noisy label, which says nothing that does not stand beside it
-    if where == "elsewhere" and label is not None and name == label.casefold():
+    if position == "elsewhere" and label is not None and name == label.casefold():
         return "it is called as the noisy label is, and is no copy of it"
-    if where != "in order" and NOISE_NAME.fullmatch(name) and _marks_the_noise(values, labels):
+    if position != "in order" and NOISE_NAME.fullmatch(name) and _marks_the_noise(values, labels):
         return "it marks the rows on which the noise fell"
     measures = list(_measures(values, labels, spelt))
     for measure in measures:
         if measure.true:
             return measure.text
-    if where == "in order":
+    if position == "in order":
         return None
     words = spelt is not None and any(isinstance(value, str) and not _is_number(value) for value in values[:100])
-    numbers = spelt is not None and where == "elsewhere" and _spread(spelt, labels)
+    numbers = spelt is not None and position == "elsewhere" and _spread(spelt, labels)
     suspect = words or numbers or (LABEL_NAME.fullmatch(name) is not None and codes_of(values).max() < len(values) / 2)
     if suspect and not any(measure.never for measure in measures) and not _copies(values, labels):
-        what = "names" if words else "numbers"
-        why = f"it holds {what} of classes" if spelt is not None else "its name says that it is a label"
-        return f"{why}, and nothing tells it from the true label"
+        kind = "names" if words else "numbers"
+        reason = f"it holds {kind} of classes" if spelt is not None else "its name says that it is a label"
+        return f"{reason}, and nothing tells it from the true label"
     return None
 
 
@@ -260,12 +260,12 @@ def _in_words(texts: list[str], noisy: NoisyLabels) -> Iterator[Measure]:
     readings.append(("its first character", [text[:1] for text in texts]))
     readings.append(("its last character", [text[-1:] for text in texts]))
     earlier_codes: set[bytes] = set()
-    for where, words in readings:
+    for place, words in readings:
         codes = codes_of(words)
         if codes.max() < 1 or codes.tobytes() in earlier_codes:
             continue
         earlier_codes.add(codes.tobytes())
-        yield from _pairs(codes, noisy, f"holds the label: {where}, such as {shorten(words[0], 40)}, determines it")
+        yield from _pairs(codes, noisy, f"holds the label: {place}, such as {shorten(words[0], 40)}, determines it")
 
 
 def _spelling(spelt: NDArray[np.int64], noisy: NoisyLabels, text: str) -> Measure | None:
@@ -282,11 +282,11 @@ def _spelling(spelt: NDArray[np.int64], noisy: NoisyLabels, text: str) -> Measur
     true_agree = min(chance + expected, 1 - 1 / n)
     error = math.sqrt(max(true_agree * (1 - true_agree), chance * (1 - chance), 1e-12) / n)
     above = (agree - chance) / math.sqrt(max(chance * (1 - chance), 1e-12) / n)
-    how = f"{text}: {agree:.1%} of the rows agree with the noisy label, of the true one {true_agree:.1%} would"
+    finding = f"{text}: {agree:.1%} of the rows agree with the noisy label, of the true one {true_agree:.1%} would"
     place = (agree - chance) / expected
     # Closer than the true label: a copy, or predictions of a model that memorised the noise.
     made_from_noisy = place > 1 + 5 * error / expected and not noisy.has_prior
-    return Measure(place, error / expected, above, how, SPELT_SURE, math.sqrt(LINE), made_from_noisy)
+    return Measure(place, error / expected, above, finding, SPELT_SURE, math.sqrt(LINE), made_from_noisy)
 
 
 def _pairs(codes: NDArray[np.int64], noisy: NoisyLabels, text: str, binned: bool = False) -> Iterator[Measure]:
@@ -305,13 +305,13 @@ def _pairs(codes: NDArray[np.int64], noisy: NoisyLabels, text: str, binned: bool
     error = math.sqrt(measured.error**2 + 4 * contrast**2 * p * (1 - p) / measured.rows) / expected
     place = (measured.same - measured.chance) / expected
     above = (measured.same - measured.chance) / max(measured.error, 1e-9)
-    how = (
+    finding = (
         f"{text}: of two rows with the same value {measured.same:.1%} have the same noisy label, by chance "
         f"{measured.chance:.1%}, as closely as the true label does"
     )
     closer_than_true = place > 1 + 5 * error and not noisy.has_prior
     made_from_noisy = closer_than_true and (binned or _same_relation(codes, noisy))
-    yield Measure(place, error, above, how, PAIRS_SURE, BINNED_LINE if binned else LINE, made_from_noisy)
+    yield Measure(place, error, above, finding, PAIRS_SURE, BINNED_LINE if binned else LINE, made_from_noisy)
 
 
 def _same_relation(codes: NDArray[np.int64], noisy: NoisyLabels) -> bool:
@@ -368,8 +368,8 @@ def _class_of(value: Any, names: Mapping[str, int], num_classes: int) -> int | N
 def _jointly(few: dict[str, tuple[str, NDArray[np.int64]]], noisy: NoisyLabels) -> Iterator[Leak]:
     """Two columns that determine the label together, as the halves of a secret do."""
     for (path, (column, codes)), (other, (_, more)) in combinations(few.items(), 2):
-        both = codes_of((codes * (int(more.max()) + 1) + more).tolist())
-        for measure in _pairs(both, noisy, f"determines the label together with {other!r}"):
+        pair_codes = codes_of((codes * (int(more.max()) + 1) + more).tolist())
+        for measure in _pairs(pair_codes, noisy, f"determines the label together with {other!r}"):
             if measure.true and measure.place >= LINE and measure.error <= JOINT_ERROR:
                 yield Leak(column, measure.text if path == column else f"{measure.text} ({path})", path)
 

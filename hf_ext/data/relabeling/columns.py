@@ -158,11 +158,11 @@ def _tokens_problem(row: Any, num_classes: int | None) -> str | None:
 
 
 def _remedy(column: str, num_classes: int | None, tokens: bool = False) -> str:
-    what = "tokens' labels are" if tokens else "labels are"
+    subject = "tokens' labels are" if tokens else "labels are"
     most = "and up" if num_classes is None or num_classes == 1 else f"to {num_classes - 1}"
     return (
-        f"Such {what} the numbers of a ClassLabel, 0 {most}: dataset.class_encode_column({column!r}) makes them from "
-        "names. Drop rows without a label with dataset.filter."
+        f"Such {subject} the numbers of a ClassLabel, 0 {most}: dataset.class_encode_column({column!r}) makes them "
+        "from names. Drop rows without a label with dataset.filter."
     )
 
 

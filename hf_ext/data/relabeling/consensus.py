@@ -119,10 +119,10 @@ def _distributions(
     num_names = None if order is None else len(order)
     distributions = probability_rows(batch, probs, columns[label], num_classes or num_names, offset=offset)
     width = distributions.shape[1]
-    what = f"the distribution in {probs!r}"
+    subject = f"the distribution in {probs!r}"
     for name, classes in columns.items():
-        refuse_beyond(batch, name, classes, width, what, offset=offset)
-    check_class_count(width, features.get(label), what, label)
+        refuse_beyond(batch, name, classes, width, subject, offset=offset)
+    check_class_count(width, features.get(label), subject, label)
     return distributions if order is None else distributions[:, order]
 
 
@@ -261,15 +261,15 @@ class _Relabelling:
         self.label = label
         self.min_prob = min_prob
         rows = dataset.with_format(None)
-        needed = [label, prediction, *([probs] if mode.startswith("bayes") or min_prob is not None else [])]
-        missing = [name for name in needed if name not in rows.column_names]
+        column_names = [label, prediction, *([probs] if mode.startswith("bayes") or min_prob is not None else [])]
+        missing = [name for name in column_names if name not in rows.column_names]
         if missing:
             raise ValueError(
                 f"no column {missing[0]!r}; the rows have {rows.column_names}. predict_column "
                 "writes 'pred' and 'probs'."
             )
         excerpt_columns = [name for name in ("id", "text") if name in rows.column_names]
-        batch = {name: rows[name][:] for name in dict.fromkeys([*needed, *excerpt_columns])}
+        batch = {name: rows[name][:] for name in dict.fromkeys([*column_names, *excerpt_columns])}
         if not len(rows):
             raise ValueError("the dataset has no rows to relabel.")
         num_classes = channel_classes(channel)
@@ -278,7 +278,7 @@ class _Relabelling:
         if not same_shape(self.given.lengths, self.predicted.lengths):
             _refuse_lengths(batch, self.given, self.predicted, prediction)
         self.probs: FloatArray | None = None
-        if probs in needed:
+        if probs in column_names:
             if order is not None and num_classes is not None and len(order) != num_classes:
                 raise ValueError(f"the channel has {num_classes} classes, {prediction!r} and {label!r} {len(order)}.")
             columns = {label: self.given, prediction: self.predicted}
@@ -290,9 +290,10 @@ class _Relabelling:
         if CHANNEL not in rows.column_names:
             return None
         names = [str(name) for name in rows[CHANNEL]]
-        if self.mode.startswith("bayes") and (used := [n for n in names if "+" in n or n == TRUE_LABEL]):
+        if self.mode.startswith("bayes") and (no_channels := [n for n in names if "+" in n or n == TRUE_LABEL]):
             raise ValueError(
-                f"{CHANNEL} says {used[0]!r}: these labels do not come out of a channel. Relabel the rows as released."
+                f"{CHANNEL} says {no_channels[0]!r}: these labels do not come out of a channel. Relabel the rows as "
+                "released."
             )
         return names
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from hf_ext.data.relabeling.class_names import (
     ALIGN,
-    SHOWN,
+    MOST_NAMES,
     Names,
     check_class_count,
     names_of_column,
@@ -143,7 +143,7 @@ def warn_of_order(outputs: Names | None, rows: Dataset, label: str) -> None:
             "The model counts the classes in another order than column %r (%s; %s): 'pred' holds its numbers, as a "
             "ClassLabel with its names, and 'probs' is in its order. relabel, noisy_accuracy and "
             "filter(ConsensusFilter(), batched=True) translate them; a filter row by row does not see the names.",
-            label, list(outputs or ())[:SHOWN], list(names or ())[:SHOWN],
+            label, list(outputs or ())[:MOST_NAMES], list(names or ())[:MOST_NAMES],
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ MOST_CHARACTERS = 4096  # of a key file: digits, and white space between them
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
 _DIGITS = re.compile(r"[0-9a-fA-F]{24}")  # a key of which a digit was mistyped holds as many in a row
-HOW = "Make one once with 'hf-ext data privatize --make-key FILE', and keep it from whoever gets the labels."
+REMEDY = "Make one once with 'hf-ext data privatize --make-key FILE', and keep it from whoever gets the labels."
 WORD = 2**64
 
 
@@ -94,12 +94,12 @@ class KeyRef:
         weakness = weakness_of(key)
         if weakness is not None and self.env is not None and key != bytes(len(key)) and len(set(key.hex())) == 1:
             warnings.warn(
-                f"The key in {place} is one digit over and over: anybody can take the noise off. {HOW}",
+                f"The key in {place} is one digit over and over: anybody can take the noise off. {REMEDY}",
                 StandInKeyWarning,
                 stacklevel=2,
             )
         elif weakness is not None:
-            raise ValueError(f"The key in {place} {weakness}: the noise could be guessed. {HOW}")
+            raise ValueError(f"The key in {place} {weakness}: the noise could be guessed. {REMEDY}")
         key_id = hashlib.blake2b(key, digest_size=8, person=b"hf-ext key id").hexdigest()
         if not self.key_id:
             object.__setattr__(self, "key_id", key_id)
@@ -122,12 +122,12 @@ class KeyRef:
     def _text(self, place: str) -> str:
         if self.env is not None:
             if not os.environ.get(self.env):
-                raise ValueError(f"No key: {place} is not set. {HOW}")
+                raise ValueError(f"No key: {place} is not set. {REMEDY}")
             return os.environ[self.env]
         path = Path(str(self.file))
         try:
             if not path.is_file():
-                raise ValueError(f"No key: there is no {place}. {HOW}")
+                raise ValueError(f"No key: there is no {place}. {REMEDY}")
             if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
                 logger.warning("%s can be read by others on this machine: chmod 600 it.", place)
             with path.open(encoding="utf-8", errors="replace") as file:
@@ -159,11 +159,11 @@ def check_key(key: object) -> None:
 def _decoded(text: str, place: str) -> bytes:
     digits = "".join(text.split())
     if not _HEX.fullmatch(digits) or len(digits) % 2:
-        raise ValueError(f"The key in {place} is not made of hexadecimal digits, two a byte. {HOW}")
+        raise ValueError(f"The key in {place} is not made of hexadecimal digits, two a byte. {REMEDY}")
     if not 2 * MIN_BYTES <= len(digits) <= 2 * MAX_BYTES:
         raise ValueError(
             f"The key in {place} has {len(digits) // 2} bytes; {MIN_BYTES} to {MAX_BYTES} are needed, or the noise "
-            f"could be guessed. {HOW}"
+            f"could be guessed. {REMEDY}"
         )
     return bytes.fromhex(digits)
 
@@ -219,12 +219,12 @@ def make_key_file(path: str | Path) -> KeyRef:
 
 def encoded(*parts: str | int) -> bytes:
     """Texts and integers as bytes, each with its type and length in front: no two lists of them are the same bytes."""
-    whole = bytearray()
+    encoding = bytearray()
     for part in parts:
         # A command line that is no UTF-8 reaches Python as lone surrogates, which plain UTF-8 refuses.
         content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else str(int(part)).encode()
-        whole += (b"t" if isinstance(part, str) else b"i") + len(content).to_bytes(8, "big") + content
-    return bytes(whole)
+        encoding += (b"t" if isinstance(part, str) else b"i") + len(content).to_bytes(8, "big") + content
+    return bytes(encoding)
 
 
 def uniforms(key: bytes, domain: bytes, messages: Iterable[bytes]) -> NDArray[np.uint64]:

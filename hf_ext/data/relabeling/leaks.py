@@ -24,7 +24,7 @@ DETERMINED = 0.9  # of the way from chance to a copy of the label
 COVERED = 0.5  # share of rows that must have another with the same value
 EVIDENCE = 16.0  # rows with a twin, times the chance that a twin's label differs
 SURE = 5.0  # standard errors above chance
-NAMED = 0.5  # share of rows that hold their class's name and no other
+NAMED_SHARE = 0.5  # share of rows that hold their class's name and no other
 POSITIONS = 6  # words of an id, from its beginning
 WORD = re.compile(r"[^0-9a-zA-Z]+")
 
@@ -100,9 +100,9 @@ def association(values: Sequence[Any], labels: NDArray[np.int64]) -> Association
     value = codes_of(values)
     _, label = np.unique(labels, return_inverse=True)
     n = len(value)
-    both = value * (int(label.max(initial=0)) + 1) + label
+    pair = value * (int(label.max(initial=0)) + 1) + label
     of_value = np.bincount(value, minlength=1)
-    _, place, of_both = np.unique(both, return_inverse=True, return_counts=True)
+    _, place, of_both = np.unique(pair, return_inverse=True, return_counts=True)
     has_twin = of_value[value] > 1
     agreeing = (of_both[place][has_twin] - 1) / (of_value[value][has_twin] - 1)
     groups = of_value[of_value > 1]
@@ -154,8 +154,8 @@ def find_leaks(
             filled = np.array([value is not None for value in view], dtype=bool)
             leak = _leak([value for value in view if value is not None], labels[filled], names)
             if leak is not None:
-                how, excerpt = leak
-                leaks.append(Leak(name, how if path == name else f"{how} ({path})", excerpt))
+                finding, excerpt = leak
+                leaks.append(Leak(name, finding if path == name else f"{finding} ({path})", excerpt))
                 break
     return leaks
 
@@ -166,8 +166,8 @@ def _leak(values: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str]
     excerpt = shorten(plain(values[0]))
     measured = association(keys, labels)
     if measured.enough and measured.determined >= DETERMINED:
-        how = f"{measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
-        return f"determines the label: of two rows with the same value {how}", excerpt
+        finding = f"{measured.same:.0%} have the same label (by chance {measured.chance:.0%})"
+        return f"determines the label: of two rows with the same value {finding}", excerpt
     if not isinstance(keys[0], str):
         return None
     texts = [str(key) for key in keys]
@@ -175,7 +175,7 @@ def _leak(values: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str]
         # Of each row 1 where its class alone is named, less where others are too, 0 where it is not.
         pairs = zip(labels.tolist(), classes_named(texts, names), strict=True)
         share = sum((label in classes) / max(len(classes), 1) for label, classes in pairs) / max(len(texts), 1)
-        if share >= NAMED:
+        if share >= NAMED_SHARE:
             return f"holds the name of the label's class in {share:.0%} of the rows", excerpt
     if sum(any(c.isspace() for c in text) for text in texts) > 0.1 * len(texts):
         return None  # a text, not an id: its words are features

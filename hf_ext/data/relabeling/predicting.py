@@ -178,7 +178,7 @@ def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
         )
     args = copy.copy(trainer.args)
     args.output_dir = str(Path(trainer.args.output_dir) / f"fold-{fold}")
-    fresh = type(trainer)(
+    fold_trainer = type(trainer)(
         model_init=trainer.model_init,
         args=args,
         train_dataset=rows,
@@ -186,8 +186,8 @@ def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
         processing_class=trainer.processing_class,
         compute_loss_func=trainer.compute_loss_func,
     )
-    fresh.train()
-    return fresh
+    fold_trainer.train()
+    return fold_trainer
 
 
 def _predict(

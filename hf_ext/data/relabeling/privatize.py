@@ -89,9 +89,9 @@ def privatize(
             return _mapped(dataset, mechanism, num_proc)
         likely = None if mechanism.prior_column is None else _likely(dataset, mechanism)
         release = release_of(mechanism, list(mechanism.messages(batch, classes)), classes, likely)
-        recorded = record.check(release)
-        if recorded.any() and mechanism.compose:
-            dataset = _with_recorded(dataset, classes.sums(recorded))
+        spent_in_record = record.check(release)
+        if spent_in_record.any() and mechanism.compose:
+            dataset = _with_recorded(dataset, classes.sums(spent_in_record))
         noisy_rows = _mapped(dataset, mechanism, num_proc)
         record.enter(release)  # before anybody sees the labels
     return noisy_rows
@@ -116,12 +116,12 @@ def _likely(dataset: Dataset, mechanism: RandomizedResponse) -> Iterator[bytes]:
         yield from likely.encoded()
 
 
-def _with_recorded(dataset: Dataset, recorded: np.ndarray) -> Dataset:
+def _with_recorded(dataset: Dataset, spent_in_record: np.ndarray) -> Dataset:
     """Rows whose ledger says at least what the record does."""
     stated, channels = spent_before(_ledger(dataset), len(dataset))
-    if (stated >= recorded * (1 - 1e-6)).all():
+    if (stated >= spent_in_record * (1 - 1e-6)).all():
         return dataset
-    values = np.maximum(stated, recorded)
+    values = np.maximum(stated, spent_in_record)
     names = [name or (TRUE_LABEL if value > 0 else "") for name, value in zip(channels, values, strict=True)]
     return _with_ledger(dataset, values, names)
 
@@ -138,9 +138,9 @@ def _with_ledger(dataset: Dataset, values: np.ndarray, channels: list[str]) -> D
 def _check_rows(dataset: Dataset, mechanism: RandomizedResponse) -> tuple[dict[str, Any], ClassColumn]:
     """What a single batch does not show; returns the ids with the labels, and the labels as classes."""
     rows = dataset.with_format(None)
-    for name, why in ((mechanism.label, "labels"), (mechanism.id_column, "ids, to which the noise is tied")):
+    for name, content in ((mechanism.label, "labels"), (mechanism.id_column, "ids, to which the noise is tied")):
         if name not in rows.column_names:
-            raise ValueError(f"no column {name!r} with the {why}; the rows have {rows.column_names}. {_IDS}")
+            raise ValueError(f"no column {name!r} with the {content}; the rows have {rows.column_names}. {_IDS}")
     mechanism.check_features(rows.features)
     batch = {mechanism.id_column: rows[mechanism.id_column][:], mechanism.label: rows[mechanism.label][:]}
     classes = class_column(batch, mechanism.label, mechanism.num_classes)
@@ -162,12 +162,12 @@ def _warn_of_order(labels: np.ndarray) -> None:
         return
     share = np.bincount(labels) / len(labels)
     chance = float((share**2).sum())
-    alike = float((labels[1:] == labels[:-1]).mean())
-    if chance < 0.9 and alike > chance + 0.9 * (1 - chance):
+    share_alike = float((labels[1:] == labels[:-1]).mean())
+    if chance < 0.9 and share_alike > chance + 0.9 * (1 - chance):
         logger.warning(
             "%.0f %% of the rows have the label of the row before: the order of the rows gives the labels away. "
             "Shuffle them before anyone sees them: dataset.shuffle(seed=...).",
-            100 * alike,
+            100 * share_alike,
         )
 
 
@@ -286,14 +286,14 @@ def carry_ledger(private: Dataset, released: Dataset, id_column: str = "id", *, 
     Raises:
         ValueError: if `released` has no ledger, there are no ids, or `private` has a ledger and `add` is not set.
     """
-    for name, rows, what in ((id_column, private, "private"), (id_column, released, "released")):
+    for name, rows, kind in ((id_column, private, "private"), (id_column, released, "released")):
         if name not in rows.column_names:
-            raise ValueError(f"the {what} rows have no column {name!r}; they have {rows.column_names}.")
+            raise ValueError(f"the {kind} rows have no column {name!r}; they have {rows.column_names}.")
     if not {EPSILON, CHANNEL} <= set(released.column_names):
         raise ValueError(f"the released rows have no ledger ({EPSILON!r}, {CHANNEL!r}): nothing was spent on them.")
     rows = released.with_format(None)
-    spent = dict(zip(map(str, rows[id_column]), (x or 0.0 for x in rows[EPSILON]), strict=True))
-    values = np.array([spent.get(str(i), 0.0) for i in private.with_format(None)[id_column]], dtype=np.float64)
+    epsilon_of = dict(zip(map(str, rows[id_column]), (x or 0.0 for x in rows[EPSILON]), strict=True))
+    values = np.array([epsilon_of.get(str(i), 0.0) for i in private.with_format(None)[id_column]], dtype=np.float64)
     if has_ledger(private.column_names):
         if not add:
             raise ValueError(

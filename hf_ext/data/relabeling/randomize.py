@@ -267,17 +267,17 @@ class RandomizedResponse:
 
     def _draw(self, labels: IntArray, noise: NDArray[np.uint64], likely: LikelyClasses | None) -> IntArray:
         """Noisy classes from two words each: the label, or a class that the noise alone chooses."""
-        keep = noise[:, 0]
-        which = noise[:, 1]
+        keep_words = noise[:, 0]
+        choice_words = noise[:, 1]
         if likely is None:
-            stays = keep < np.uint64(keep_threshold(self.epsilon, self.num_classes))
-            return np.where(stays, labels, below(which, self.num_classes))
+            stays = keep_words < np.uint64(keep_threshold(self.epsilon, self.num_classes))
+            return np.where(stays, labels, below(choice_words, self.num_classes))
         place = np.argmax(likely.order == labels[:, None], axis=1)  # of the true class among the likely ones
         numbers, number_of = np.unique(likely.sizes, return_inverse=True)
         # Of one likely class nothing is left to hide: it comes out whatever the label is.
         thresholds = [0 if m == 1 else keep_threshold(self.epsilon, m) for m in numbers.tolist()]
-        stays = (place < likely.sizes) & (keep < np.array(thresholds, dtype=np.uint64)[number_of])
-        chosen = below(which, likely.sizes.astype(np.uint64))
+        stays = (place < likely.sizes) & (keep_words < np.array(thresholds, dtype=np.uint64)[number_of])
+        chosen = below(choice_words, likely.sizes.astype(np.uint64))
         return likely.order[np.arange(len(labels)), np.where(stays, place, chosen)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def refuse_different_ranks(values: ArrayLike, what: str) -> None:
+def refuse_different_ranks(values: ArrayLike, subject: str) -> None:
     """
     Compare a result across the processes of a run; alone it does nothing.
 
@@ -33,7 +33,7 @@ def refuse_different_ranks(values: ArrayLike, what: str) -> None:
     other = [rank for rank, value in enumerate(digests) if value != digests[0]]
     if other:
         raise RuntimeError(
-            f"{what} differ between processes 0 and {other[0]}: they would train on different rows and wait for each "
-            "other for ever. Give all processes the same dataset and the predictions of one gathered evaluation "
+            f"{subject} differ between processes 0 and {other[0]}: they would train on different rows and wait for "
+            "each other for ever. Give all processes the same dataset and the predictions of one gathered evaluation "
             "(predict_column gathers them), or relabel in process 0 and load its file in the others."
         )

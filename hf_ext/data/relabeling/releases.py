@@ -112,10 +112,10 @@ def record_of(key: KeyRef) -> Iterator[ReleaseRecord | None]:
     if path is None:
         yield None
         return
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _sentence(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(WeakFileLock(f"{path}.lock"))
+            stack.enter_context(WeakFileLock(f"{path}.lock"))
         yield ReleaseRecord(path, key.key_id)
 
 
@@ -160,31 +160,31 @@ class ReleaseRecord:
                 otherwise, and the draw does not say `compose`.
             ValueError: if the record is damaged.
         """
-        spent = np.zeros(len(release.entries))
+        epsilons = np.zeros(len(release.entries))
         repeated = np.zeros(len(release.entries), dtype=bool)
         last = None
         for line, entries in self._releases():
-            here, there = _shared(release.entries["row"], entries["row"])
-            equal = release.entries["label"][here] == entries["label"][there]
+            rows, places = _shared(release.entries["row"], entries["row"])
+            equal = release.entries["label"][rows] == entries["label"][places]
             if line["draw"] == release.draw:
                 if not equal.all():
                     raise PrivacyBudgetError(_edited(self.path, line, int((~equal).sum()), len(release.entries)))
-                repeated[here] = True
-            elif len(here) and _agree(equal, release.classes[here]):
-                spent[here] += line["epsilon"]
+                repeated[rows] = True
+            elif len(rows) and _agree(equal, release.classes[rows]):
+                epsilons[rows] += line["epsilon"]
                 last = line
-        is_new = (spent > 0) & ~repeated
+        is_new = (epsilons > 0) & ~repeated
         if is_new.any() and not release.mechanism.compose:
             assert last is not None
-            most = float(spent[is_new].max())
+            most = float(epsilons[is_new].max())
             raise PrivacyBudgetError(
-                f"{int(is_new.sum()):,} of {len(spent):,} labels were released before under this key: the record "
+                f"{int(is_new.sum()):,} of {len(epsilons):,} labels were released before under this key: the record "
                 f"{str(self.path)!r} holds epsilon {most:g}, last {_named(last)}. A second release adds up to "
                 f"{most + release.mechanism.epsilon:g}: say compose=True (--compose) if that is meant. The same "
                 "release again has the same salt, epsilon, column and prior. Other rows that are only numbered alike "
                 "need ids of their own."
             )
-        return spent
+        return epsilons
 
     def enter(self, release: Release) -> None:
         """
@@ -196,9 +196,9 @@ class ReleaseRecord:
         """
         entries = release.entries[np.argsort(release.entries["row"])]
         lines = self._lines()
-        for line, recorded in self._releases():
+        for line, former_entries in self._releases():
             if line["draw"] == release.draw:
-                entries = entries[~np.isin(entries["row"], recorded["row"])]
+                entries = entries[~np.isin(entries["row"], former_entries["row"])]
         if not len(entries):
             return
         line = {
@@ -257,9 +257,9 @@ class ReleaseRecord:
                 yield line, entries
             start += count
 
-    def _damaged(self, what: str) -> ValueError:
+    def _damaged(self, problem: str) -> ValueError:
         return ValueError(
-            f"The record of releases {str(self.path)!r} is damaged: {what}. Bring both files back from a copy: "
+            f"The record of releases {str(self.path)!r} is damaged: {problem}. Bring both files back from a copy: "
             "without them nobody knows what was spent on the labels."
         )
 
@@ -268,11 +268,11 @@ def _digest(values: NDArray[Any]) -> str:
     return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
-def _shared(rows: NDArray[np.uint64], recorded: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _shared(rows: NDArray[np.uint64], former_rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places of the rows that are in both; `recorded` is sorted."""
-    place = np.minimum(np.searchsorted(recorded, rows), max(len(recorded) - 1, 0))
-    here = np.flatnonzero(recorded[place] == rows) if len(recorded) else np.empty(0, dtype=np.int64)
-    return here, place[here]
+    place = np.minimum(np.searchsorted(former_rows, rows), max(len(former_rows) - 1, 0))
+    indices = np.flatnonzero(former_rows[place] == rows) if len(former_rows) else np.empty(0, dtype=np.int64)
+    return indices, place[indices]
 
 
 def _agree(equal: NDArray[np.bool_], classes: NDArray[np.int64]) -> bool:

@@ -87,11 +87,12 @@ def _inside_texts(path: str, values: list[Any], filled: list[Any], depth: int) -
 def _inside_lists(path: str, values: list[Any], depth: int) -> Iterator[tuple[str, list[Any]]]:
     rows = [list(value) if isinstance(value, list | tuple) else [] for value in values]
     width = max(len(row) for row in rows)
-    full = [len(row) == width and all(_is_number(entry) for entry in row) for row in rows]
-    if width > 1 and sum(full) > MOST * len(rows):
-        numbers = np.array([row for row, whole in zip(rows, full, strict=True) if whole], dtype=np.float64)
-        places = iter(np.nan_to_num(numbers, nan=-np.inf).argmax(axis=1).tolist())
-        yield f"argmax of {path}", [next(places) if whole else None for whole in full]
+    scores = [row if len(row) == width and all(_is_number(entry) for entry in row) else None for row in rows]
+    full_rows = [row for row in scores if row is not None]
+    if width > 1 and len(full_rows) > MOST * len(rows):
+        numbers = np.nan_to_num(np.array(full_rows, dtype=np.float64), nan=-np.inf)
+        places = iter(numbers.argmax(axis=1).tolist())
+        yield f"argmax of {path}", [None if row is None else next(places) for row in scores]
     if width <= ELEMENTS:
         for place in range(width):
             element = [row[place] if place < len(row) else None for row in rows]

@@ -141,7 +141,7 @@ def test_elsewhere_a_column_called_as_the_label_needs_to_be_a_copy_of_it() -> No
         "other": [NAMES[y] for y in TRUE[few]],
         "length": [9, 31, 8, 44, 5, 6, 7, 80],
     }
-    leaks = find_clean_columns(columns, NOISY.of(few), label="label", where="elsewhere")
+    leaks = find_clean_columns(columns, NOISY.of(few), label="label", position="elsewhere")
     assert [leak.column for leak in leaks] == ["label", "other"]
     copy = {"label": NOISY.classes.tolist()}
-    assert find_clean_columns(copy, NOISY, label="label", where="elsewhere") == []
+    assert find_clean_columns(copy, NOISY, label="label", position="elsewhere") == []
