@@ -54,7 +54,7 @@ class WithoutFilledNulls:
         }
 
 
-def without_nulls(value: Any, feature: Any = None, stay: tuple[str, ...] = ()) -> Any:
+def without_nulls(value: object, feature: object = None, stay: tuple[str, ...] = ()) -> Any:
     """A value without the null entries of its dicts; those of the outermost dicts under a key of `stay` are left."""
     if isinstance(feature, Json):
         return value
@@ -98,7 +98,7 @@ def without_filled_nulls(dataset: AnyDataset, dataset_name: str, num_proc: int |
     return dataset.map(clean, features=Features(dataset.features | json_features), desc=desc, num_proc=num_proc)
 
 
-def _has_optional(feature: Any) -> bool:
+def _has_optional(feature: object) -> bool:
     """Whether dicts of a column may have keys that not every one of them was written with."""
     entry = getattr(feature, "feature", feature)
     if not isinstance(entry, dict):
@@ -124,7 +124,7 @@ def _warn_of_arguments(dataset: AnyDataset, columns: list[str], dataset_name: st
         )  # fmt: skip
 
 
-def warn_of_unread_parts(dataset: AnyDataset, chat_template: Any, dataset_name: str) -> None:
+def warn_of_unread_parts(dataset: AnyDataset, chat_template: str | None, dataset_name: str) -> None:
     """Say which parts of chat rows the chat template does not read, as far as the first rows have them."""
     names = column_names(dataset)
     columns = [name for name in MESSAGE_COLUMNS if name in names]
@@ -155,7 +155,7 @@ def warn_of_unread_parts(dataset: AnyDataset, chat_template: Any, dataset_name: 
         )  # fmt: skip
 
 
-def _has_null(value: Any, keys: tuple[str, ...]) -> bool:
+def _has_null(value: object, keys: tuple[str, ...]) -> bool:
     """Whether a dict under `keys`, through lists and dicts, or a dict inside of it, has a null entry."""
     if isinstance(value, list):
         return any(_has_null(entry, keys) for entry in value)

@@ -25,7 +25,7 @@ def non_json_columns(rows: Dataset) -> list[str]:
     return [name for name, feature in rows.features.items() if not _is_json(feature)]
 
 
-def _is_json(feature: Any) -> bool:
+def _is_json(feature: object) -> bool:
     if isinstance(feature, dict):
         return all(_is_json(part) for part in feature.values())
     if isinstance(feature, list):

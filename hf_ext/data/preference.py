@@ -132,7 +132,7 @@ class ExtractPrompt:
         }
 
 
-def _end_of_prompt(chosen: Any, rejected: Any) -> int:
+def _end_of_prompt(chosen: str | list[Any], rejected: str | list[Any]) -> int:
     """How many characters or messages of two responses are the prompt."""
     shorter = min(len(chosen), len(rejected))
     place = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
@@ -196,7 +196,7 @@ def with_prompts(dataset: AnyData, dataset_name: str, num_proc: int | None = Non
     return dataset
 
 
-def _warn_of_repeated_prompts(dataset: Any, dataset_name: str) -> Any:
+def _warn_of_repeated_prompts(dataset: AnyData, dataset_name: str) -> AnyData:
     """Pairs as they are, with a word on those whose two responses begin with the prompt, which stands there twice."""
     if not isinstance(dataset, Dataset):
         return dataset.filter(SayOnce(_repeats_prompt, REPEATED_PROMPT, dataset_name))
@@ -207,7 +207,7 @@ def _warn_of_repeated_prompts(dataset: Any, dataset_name: str) -> Any:
     return dataset
 
 
-def _alike(table: Any) -> Any:
+def _alike(table: pa.Table) -> pa.Table:
     """The rows whose prompt and chosen response begin alike: reading rows one by one takes longer."""
     firsts = [_beginning(table[name]) for name in ("prompt", "chosen")]
     if any(first is None for first in firsts):
@@ -215,7 +215,7 @@ def _alike(table: Any) -> Any:
     return table.filter(pc.fill_null(pc.equal(*firsts), True))
 
 
-def _beginning(column: Any) -> Any:
+def _beginning(column: pa.ChunkedArray) -> Any:
     """A text's first character, or the first message's content; `None` where a column holds neither in every row."""
     if pa.types.is_string(column.type):
         return pc.utf8_slice_codeunits(column, 0, 1)
@@ -238,7 +238,7 @@ def _has_no_prompt(row: dict[str, Any]) -> bool:
     return row["prompt"] == ""
 
 
-def _columns(dataset: Any) -> list[str]:
+def _columns(dataset: AnyData) -> list[str]:
     split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
     return split.column_names or list(next(iter(split), {}))
 

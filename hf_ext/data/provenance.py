@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_ext._upstream.adapters import model_as_before
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MERGED = "An adapter is merged into the weights. Call unmerge_adapter() on the model first."
 
@@ -29,7 +29,7 @@ _PEFT_HOMES = {
 }
 
 
-def is_peft(module: Any, name: str) -> bool:
+def is_peft(module: object, name: str) -> bool:
     """Whether a module is of one of three classes of PEFT, by name."""
     # An object of a PEFT class cannot exist before peft is imported: so peft stays optional and costs no import.
     home = sys.modules.get(_PEFT_HOMES[name])
@@ -51,7 +51,7 @@ def original_model(model: nn.Module) -> Any:
     return inner.get_base_model() if is_peft(inner, "PeftModel") else inner
 
 
-def adapters_off(model: Any) -> AbstractContextManager[None]:
+def adapters_off(model: PreTrainedModel) -> AbstractContextManager[None]:
     """
     Return a context in which `model` is the original model: PEFT adapters off, nothing to do for any other model.
 
@@ -75,7 +75,7 @@ def adapters_off(model: Any) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _without_adapters(model: Any) -> Iterator[None]:
+def _without_adapters(model: PreTrainedModel) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(model_as_before(model))
         if is_peft(model, "PeftModel"):
@@ -87,7 +87,7 @@ def _without_adapters(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def as_original(model: Any) -> Iterator[None]:
+def as_original(model: PreTrainedModel) -> Iterator[None]:
     """
     A context for scoring and sampling: the original model in evaluation mode, everything as before afterwards.
 

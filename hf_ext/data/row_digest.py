@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 
 MOST_BLOCKS = 1024  # one short digest each: a change is placed in a row of small data, in a thousandth of large data
 _DEEPEST = 4  # of functions inside functions
@@ -40,7 +42,8 @@ def rows_digest(rows: Dataset | IterableDataset, rows_per_block: int | None = No
     else:
         count = len(rows)
     size = rows_per_block or max(1, -(-len(rows) // MOST_BLOCKS))
-    columns = {name: _new(_kind_of(rows.features[name])) for name in sorted(rows.column_names)}
+    # Names of classes, which the feature's text holds, belong to a column.
+    columns = {name: _new(repr(rows.features[name])) for name in sorted(rows.column_names)}
     blocks = []
     for table in rows.with_format("arrow").iter(batch_size=size):
         block = _new("")
@@ -108,7 +111,7 @@ def _first_difference(former: Mapping[str, Any], rows: Dataset | IterableDataset
     return f"row {block:,}" if size == 1 else f"rows {block * size:,} to {(block + 1) * size - 1:,}"
 
 
-def code_digest(function: Any, depth: int = 0) -> str:
+def code_digest(function: object, depth: int = 0) -> str:
     """
     Name and digest of a function's code, its defaults and what it closes over.
 
@@ -120,7 +123,7 @@ def code_digest(function: Any, depth: int = 0) -> str:
         depth (`int`, *optional*, defaults to 0):
             Of functions closed over by functions, which may name each other in a circle.
     """
-    inner = getattr(function, "__func__", function)
+    inner: Any = getattr(function, "__func__", function)
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
     code = getattr(inner, "__code__", None)
     if code is None or depth > _DEEPEST:
@@ -136,13 +139,13 @@ def code_digest(function: Any, depth: int = 0) -> str:
     return f"{name} {digest.hexdigest()[:12]}"
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: object, depth: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_plain(item, depth) for item in value if isinstance(item, _PLAIN) or hasattr(item, "__code__"))
     return code_digest(value, depth + 1) if hasattr(value, "__code__") else value
 
 
-def _feed_code(code: Any, update: Callable[[bytes], object]) -> None:
+def _feed_code(code: CodeType, update: Callable[[bytes], object]) -> None:
     update(code.co_code)
     update(repr(code.co_names).encode())
     for constant in code.co_consts:
@@ -161,12 +164,7 @@ def _new(head: str) -> Any:
     return xxhash.xxh3_128(head.encode())  # what `datasets` hashes with: ten times as fast as a cryptographic one
 
 
-def _kind_of(feature: Any) -> str:
-    """A column's feature as text: names of classes belong to it."""
-    return repr(feature)
-
-
-def _embedded(column: Any, feature: Any) -> Any:
+def _embedded(column: pa.ChunkedArray, feature: object) -> pa.Array:
     """A column as one array; files that it names, of pictures or sound, are read into it."""
     from datasets.features.features import require_storage_embed
     from datasets.table import embed_array_storage
@@ -177,7 +175,7 @@ def _embedded(column: Any, feature: Any) -> Any:
     return embed_array_storage(array, feature) if require_storage_embed(feature) else array
 
 
-def _feed(array: Any, update: Callable[[Any], object]) -> None:
+def _feed(array: pa.Array, update: Callable[[Any], object]) -> None:
     """Hash what an array holds, and nothing of how it is stored: no offset, padding or value under a null."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
@@ -213,11 +211,11 @@ def _feed(array: Any, update: Callable[[Any], object]) -> None:
         update(repr(array.to_pylist()).encode())
 
 
-def _lengths(lengths: Any) -> Any:
+def _lengths(lengths: pa.Array) -> NDArray[np.int64]:
     return np.ascontiguousarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _feed_text(array: Any, width: type[np.integer], update: Callable[[Any], object]) -> None:
+def _feed_text(array: pa.Array, width: type[np.integer], update: Callable[[Any], object]) -> None:
     update(_lengths(pc.binary_length(array)))
     if len(array) == 0:
         return

@@ -15,6 +15,7 @@ from hf_ext.data.slots import SlotCache
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 BLOCK = 256  # tokens whose probabilities are summed at once when one is drawn
 
@@ -22,7 +23,9 @@ BLOCK = 256  # tokens whose probabilities are summed at once when one is drawn
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
 
 
-def start_ids(model: nn.Module, tokenizer: Any, start: str | Sequence[int], max_new_tokens: int) -> list[int]:
+def start_ids(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, start: str | Sequence[int], max_new_tokens: int
+) -> list[int]:
     """Return the ids every row begins with; `start` as in [`generate_context_free`], errors as there."""
     if start == "bos":
         if tokenizer.bos_token_id is None:
@@ -57,7 +60,7 @@ def start_ids(model: nn.Module, tokenizer: Any, start: str | Sequence[int], max_
     return ids
 
 
-def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return every id that ends a text: the tokenizer's, and those the checkpoint's generation config lists."""
     generation_config = getattr(original_model(model), "generation_config", None)
     config_ids = getattr(generation_config, "eos_token_id", None)

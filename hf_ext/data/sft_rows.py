@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def is_per_token(value: Any) -> bool:
+def is_per_token(value: object) -> bool:
     """Whether a value is a list or, from a formatted dataset, an array or tensor of one number a token."""
     return isinstance(value, list) or getattr(value, "ndim", 0) > 0
 

@@ -182,7 +182,7 @@ def can_refill(model: nn.Module, start: Tensor, longest: int) -> bool:
     return gap <= max(1e-5, torch.finfo(started.logits.dtype).eps) + 4 * rounding  # False for NaN
 
 
-def _keeps_every_token(cache: Any, start_length: int, row_length: int) -> bool:
+def _keeps_every_token(cache: Cache, start_length: int, row_length: int) -> bool:
     if type(cache) is not DynamicCache:
         return False
     for layer in cache.layers:

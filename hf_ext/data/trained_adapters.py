@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hf_ext._upstream.adapters import model_as_before
 from hf_ext.data.provenance import MERGED, adapters_off, is_peft, unwrapped
 from hf_ext.guards.finite import readable_part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGEST_SHARE = 1e-3  # of the largest logit: DoRA and the like are neutral at first up to rounding
 ROUNDINGS = 4  # of the logits' own precision, where that is coarser: DoRA in bfloat16
@@ -22,7 +25,7 @@ NOISE = 1e-4  # of a product whose factors are orthogonal: init_lora_weights="or
 
 @torch.no_grad()
 def require_untouched_adapters(
-    model: Any, autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
+    model: PreTrainedModel, autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
 ) -> None:
     """
     Refuse a model that is another one when its adapters are off: "the original" would not be the model being tuned.
@@ -59,7 +62,9 @@ def _refusal(finding: str) -> str:
     )
 
 
-def _logits_of_a_few_tokens(model: Any, autocast: Callable[[], AbstractContextManager]) -> tuple[Tensor, Tensor]:
+def _logits_of_a_few_tokens(
+    model: PreTrainedModel, autocast: Callable[[], AbstractContextManager]
+) -> tuple[Tensor, Tensor]:
     """With adapters and without, in the precision of training."""
     device = model.get_input_embeddings().weight.device
     ids = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
@@ -120,7 +125,7 @@ def _changes_weights(layer: Any, adapter: str) -> bool:
     return False
 
 
-def _matrix(parts: Any, adapter: str) -> Tensor | None:
+def _matrix(parts: Mapping[str, Any], adapter: str) -> Tensor | None:
     if adapter not in parts:
         return None
     values = readable_part(getattr(parts[adapter], "weight", parts[adapter]))

@@ -29,7 +29,7 @@ from hf_ext.guards.weights import LEAST_WEIGHT
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ SCORE_COLUMNS = ("original_nll_sum", "original_num_tokens")
 
 @torch.no_grad()
 def score_rows(
-    model: Any,
+    model: PreTrainedModel,
     dataset: Dataset,
     *,
     pad_token_id: int,
@@ -113,7 +113,7 @@ def attach_scores(dataset: Dataset, scores: list[tuple[list[float], list[int]]])
 
 def add_original_losses(
     dataset: Dataset,
-    model: Any,
+    model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
     args: SFTConfig | None = None,
     *,

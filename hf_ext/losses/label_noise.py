@@ -160,7 +160,7 @@ def soft_nll(
     return _reduce(losses, (flat != 0).any(dim=1), weights, denominator)
 
 
-def forward_loss_func(channel: Any) -> Callable[..., Tensor]:
+def forward_loss_func(channel: Channel | object) -> Callable[..., Tensor]:
     """
     `forward_corrected_nll` for `Trainer(compute_loss_func=...)`: no subclass is needed where all rows share a channel.
 
@@ -192,7 +192,7 @@ class _ForwardLoss:
         return forward_corrected_nll(logits, labels, self.channel, denominator=num_items_in_batch)
 
 
-def _channel_of(channel: Any) -> Channel:
+def _channel_of(channel: object) -> Channel:
     if isinstance(channel, Tensor | tuple):
         return channel
     if hasattr(channel, "p") and hasattr(channel, "q"):

@@ -126,7 +126,7 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
     return (narrowed, *arguments[1:])
 
 
-def _restore(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+def _restore(module: nn.Module, arguments: tuple[Any, ...], output: object) -> Any:
     """After pooling: the batch as it was, with the vectors."""
     features = output.pop(_WHOLE_BATCH, None) if isinstance(output, dict) else None
     return output if features is None else {**features, "sentence_embedding": output["sentence_embedding"]}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hf_ext.data.relabeling.channel import FloatArray, RRChannel, notes_on_accuracy
 from hf_ext.data.relabeling.class_names import numbered_alike
-from hf_ext.data.relabeling.columns import IGNORED_LABEL, per_row
+from hf_ext.data.relabeling.columns import IGNORED_LABEL, Column, per_row
 from hf_ext.data.relabeling.estimates import CONFIDENCE, Estimate
 
 Channels = RRChannel | Mapping[str, RRChannel]
@@ -28,11 +28,11 @@ _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 def noisy_accuracy(
-    labels: Any,
-    predictions: Any,
+    labels: Column,
+    predictions: Column,
     channel: Channels,
     *,
-    out_of_fold: Any = None,
+    out_of_fold: Column | None = None,
     channel_ids: Sequence[str] | None = None,
 ) -> Estimate:
     r"""
@@ -73,9 +73,9 @@ def noisy_accuracy(
 
 
 def accuracy_difference(
-    labels: Any,
-    first: Any,
-    second: Any,
+    labels: Column,
+    first: Column,
+    second: Column,
     channel: Channels,
     *,
     channel_ids: Sequence[str] | None = None,
@@ -117,7 +117,7 @@ def _of_rows(terms: FloatArray, sizes: NDArray[np.int64], channel: RRChannel | N
 
 
 def _terms(
-    labels: Any, predictions: Any, channel: Channels, channel_ids: Sequence[str] | None
+    labels: Column, predictions: Column, channel: Channels, channel_ids: Sequence[str] | None
 ) -> tuple[FloatArray, NDArray[np.int64], float | None]:
     """Each row's sum of (agree - q) / (p - q), its labels, and the share that agrees where a row has one label."""
     batch = {"labels": labels, "predictions": predictions}
@@ -149,7 +149,7 @@ def same_shape(lengths: NDArray[np.int64] | None, other_lengths: NDArray[np.int6
     return np.array_equal(lengths, other_lengths)
 
 
-def channel_classes(channel: Any) -> int | None:
+def channel_classes(channel: object) -> int | None:
     """Classes of a channel, or of those in a mapping; `None` without one, and where they differ."""
     channels = channel.values() if isinstance(channel, Mapping) else [channel]
     numbers = {getattr(entry, "num_classes", None) for entry in channels}

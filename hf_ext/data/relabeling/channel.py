@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from hf_ext.data.relabeling.estimates import Estimate, wilson
 
 FloatArray = NDArray[np.float64]
-Figure = TypeVar("Figure", float, Estimate)
 
 
 def check_epsilon(epsilon: object) -> None:
@@ -29,8 +28,8 @@ def check_epsilon(epsilon: object) -> None:
     Raises:
         ValueError: if it is no finite number above 0.
     """
-    number = not isinstance(epsilon, bool) and isinstance(epsilon, int | float | np.floating | np.integer)
-    if not number or not math.isfinite(epsilon) or epsilon <= 0:
+    numeric = epsilon if isinstance(epsilon, int | float | np.floating | np.integer) else math.nan
+    if isinstance(epsilon, bool) or not 0 < numeric < math.inf:
         raise ValueError(
             f"epsilon must be a finite number of nats above 0, got {epsilon!r}. 1 is strong, 8 is weak: at 8 a label "
             "keeps its class almost always. For no noise leave the labels as they are."
@@ -137,7 +136,7 @@ class RRChannel:
         se = math.sqrt(agree * (1 - agree) / n) / self.contrast
         return Estimate(value, se, low, high, n, notes_on_accuracy(value))
 
-    def consensus_precision(self, accuracy: Figure) -> Figure:
+    def consensus_precision(self, accuracy: float | Estimate) -> Any:
         """
         Share of right labels among the rows whose prediction equals the given label: `a p / (a p + (1 - a) q)`.
 

@@ -17,14 +17,14 @@ MOST_NAMES = 12  # of a message
 ALIGN = "dataset.align_labels_with_mapping({name: number}, column) renumbers a ClassLabel"
 
 
-def class_label_of(feature: Any) -> ClassLabel | None:
+def class_label_of(feature: object) -> ClassLabel | None:
     """A `ClassLabel`, or that of a list of them; `None` of another feature."""
     while feature is not None and not isinstance(feature, ClassLabel):
         feature = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
     return feature
 
 
-def names_of_feature(feature: Any) -> Names | None:
+def names_of_feature(feature: object) -> Names | None:
     """
     Names of a `ClassLabel`, or of a list of them, by number.
 
@@ -35,14 +35,14 @@ def names_of_feature(feature: Any) -> Names | None:
     return None if class_label is None else _told(class_label.names)
 
 
-def names_of_column(features: Any, *columns: str) -> Names | None:
+def names_of_column(features: object, *columns: str) -> Names | None:
     """Names of the first of these columns that has them; `features` may be `None`, as of a stream that tells none."""
     feature_of = features if isinstance(features, Mapping) else {}
     names_of_each = (names_of_feature(feature_of[name]) for name in columns if name in feature_of)
     return next((names for names in names_of_each if names is not None), None)
 
 
-def names_of_model(model: Any) -> Names | None:
+def names_of_model(model: object) -> Names | None:
     """
     Names that a classifier gives its outputs: `config.id2label`, or the `label_names` of a `SentenceHead`.
 
@@ -108,7 +108,7 @@ def same_order(source: Names | None, target: Names | None, source_is: str, targe
         raise ValueError(_contradiction(source, target, source_is, target_is, "the order is another", remedy))
 
 
-def check_class_count(num_classes: int | None, feature: Any, subject: str, column: str) -> None:
+def check_class_count(num_classes: int | None, feature: object, subject: str, column: str) -> None:
     """
     Refuse more classes than the label column has names for: some of them could not be written into it.
 

@@ -354,7 +354,7 @@ def classes_spelt(values: Sequence[Any], noisy: NoisyLabels) -> NDArray[np.int64
     return spelt
 
 
-def _class_of(value: Any, names: Mapping[str, int], num_classes: int) -> int | None:
+def _class_of(value: str | float, names: Mapping[str, int], num_classes: int) -> int | None:
     if isinstance(value, str) and value.casefold().strip() in names:
         return names[value.casefold().strip()]
     try:

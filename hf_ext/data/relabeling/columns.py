@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.guards.row_rules import IGNORED_LABEL
 from hf_ext.guards.row_text import describe, excerpt_of, plain
 from hf_ext.guards.rows import RowError
 
 IntArray = NDArray[np.int64]
+Column = Sequence[Any] | NDArray[Any]  # a list, array or column of a dataset
 BATCH_ROWS = 100_000  # labels of tokens are many
 
 
@@ -119,7 +120,7 @@ def class_column(
 
 
 def _integers(
-    values: Any, batch: Mapping[str, Any], column: str, num_classes: int | None, offset: int | None
+    values: Column, batch: Mapping[str, Any], column: str, num_classes: int | None, offset: int | None
 ) -> IntArray:
     try:
         array = np.asarray(values)
@@ -137,7 +138,7 @@ def _integers(
     return np.array([int(plain(value)) for value in values], dtype=np.int64)
 
 
-def _label_problem(value: Any, num_classes: int | None, tokens: bool = False) -> str | None:
+def _label_problem(value: object, num_classes: int | None, tokens: bool = False) -> str | None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         return f"expected an integer class, found {describe(value)}"
     if int(value) < 0 or (num_classes is not None and int(value) >= num_classes):
@@ -149,7 +150,7 @@ def _label_problem(value: Any, num_classes: int | None, tokens: bool = False) ->
     return None
 
 
-def _tokens_problem(row: Any, num_classes: int | None) -> str | None:
+def _tokens_problem(row: object, num_classes: int | None) -> str | None:
     if not isinstance(row, list):
         return f"expected a list of token labels, as in the rows before, found {describe(row)}"
     return next(
@@ -200,7 +201,7 @@ def probability_rows(
     return np.concatenate([row.reshape(-1, width) for row in rows]) if rows else np.empty((0, width))
 
 
-def _numbers(value: Any) -> NDArray[np.float64]:
+def _numbers(value: ArrayLike) -> NDArray[np.float64]:
     """A row's probabilities; an array without a dimension for what holds none, such as a text or uneven lists."""
     try:
         return np.asarray(value, dtype=np.float64)

@@ -154,7 +154,7 @@ def bayes_posterior(
 
 
 def relabel(
-    dataset: Any,
+    dataset: Dataset | DatasetDict,
     mode: str = "consensus",
     channel: Channels | None = None,
     prediction: str = "pred",
@@ -390,7 +390,9 @@ class _Relabelling:
             ids = [name for name, n in zip(ids, self.given.lengths, strict=True) for _ in range(n)]
         return bayes_posterior(self.probs, self.given.flat, self.channel, ids)
 
-    def _with_label(self, rows: Dataset, new_labels: Any, row_indices: NDArray[np.int64]) -> Dataset:
+    def _with_label(
+        self, rows: Dataset, new_labels: NDArray[np.int64] | list[NDArray[np.int64]], row_indices: NDArray[np.int64]
+    ) -> Dataset:
         names = rows.column_names
         feature = rows.features[self.label]
         values = new_labels.tolist() if isinstance(new_labels, np.ndarray) else [part.tolist() for part in new_labels]

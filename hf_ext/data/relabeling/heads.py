@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from datasets import Dataset
 
@@ -34,7 +33,7 @@ _SET = (
 )
 
 
-def outputs_of(model: Any) -> int | None:
+def outputs_of(model: object) -> int | None:
     """Outputs of a stock head, which its configuration tells; `None` of a head of one's own."""
     names = getattr(model, "label_names", None)  # of a SentenceHead
     if names is not None:
@@ -42,7 +41,7 @@ def outputs_of(model: Any) -> int | None:
     return getattr(getattr(model, "config", None), "num_labels", None) if _STOCK in type(model).__name__ else None
 
 
-def check_head(model: Any) -> None:
+def check_head(model: object) -> None:
     """
     Refuse a model whose outputs are no distribution over classes.
 
@@ -88,7 +87,7 @@ def check_width(width: int, rows: Dataset, label: str) -> None:
                 raise row_error(rows.with_format(None)[i : i + 1], 0, label, problem, remedy, i)
 
 
-def same_names(model: Any, names: Names | None) -> None:
+def same_names(model: object, names: Names | None) -> None:
     """
     Refuse a model that names its outputs otherwise than the rows on which it is trained, or in another order.
 
@@ -98,7 +97,7 @@ def same_names(model: Any, names: Names | None) -> None:
     same_order(names_of_model(model), names, _MODEL, "the rows it is trained on", _SET)
 
 
-def names_of_outputs(trainer: Any, rows: Dataset, label: str, width: int, *, fold: bool) -> Names | None:
+def names_of_outputs(trainer: object, rows: Dataset, label: str, width: int, *, fold: bool) -> Names | None:
     """
     Names of a model's outputs, in their order, which may be another one than that of the rows.
 

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List, Value
@@ -25,13 +25,16 @@ from hf_ext.data.relabeling.heads import (
 )
 from hf_ext.guards.row_text import plain
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 logger = logging.getLogger(__name__)
 
 PREDICTED = ("pred", "probs", OUT_OF_FOLD)
 
 
 def predict_column(
-    trainer: Any,
+    trainer: Trainer | Callable[[Dataset, Any], Trainer],
     dataset: Dataset,
     fold_column: str | None = None,
     *,
@@ -135,7 +138,7 @@ def fold_numbers(dataset: Dataset, folds: int, *, id_column: str | None = None, 
     return rows.add_column("fold", dealt[codes])
 
 
-def _check_trainer(trainer: Any, rows: Dataset, label: str, *, fold: bool) -> None:
+def _check_trainer(trainer: object, rows: Dataset, label: str, *, fold: bool) -> None:
     """Refuse, before anything is trained or predicted, a model whose outputs are not the rows' classes."""
     if any(base.__module__.startswith("transformers.pipelines") for base in type(trainer).__mro__):
         raise ValueError(
@@ -167,7 +170,7 @@ def _folds(rows: Dataset, column: str) -> NDArray[Any]:
     return folds
 
 
-def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
+def _trained(trainer: Trainer | Callable[[Dataset, Any], Trainer], rows: Dataset, fold: int | str) -> Trainer:
     """A trainer fitted to `rows` from fresh weights."""
     if not hasattr(trainer, "predict"):
         return trainer(rows, fold)
@@ -191,7 +194,7 @@ def _trained(trainer: Any, rows: Dataset, fold: Any) -> Any:
 
 
 def _predict(
-    trainer: Any, inputs: Dataset, rows: Dataset, label: str, *, fold: bool
+    trainer: Trainer, inputs: Dataset, rows: Dataset, label: str, *, fold: bool
 ) -> tuple[list[NDArray[np.float32]], Names | None]:
     """
     Distributions of every row, and the names of their classes.
@@ -219,7 +222,7 @@ def _predict(
     return [_softmax(row[:n]).astype(np.float32) for row, n in zip(logits, lengths, strict=True)], names
 
 
-def _in_order(trainer: Any, inputs: Dataset) -> Any:
+def _in_order(trainer: Trainer, inputs: Dataset) -> Any:
     """Predictions in the order of the rows: under grouping by length the trainer gives them in that of its batches."""
     args = getattr(trainer, "args", None)  # whatever predicts will do
     if getattr(args, "train_sampling_strategy", None) != "group_by_length":

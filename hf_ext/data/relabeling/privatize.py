@@ -32,7 +32,11 @@ SAMPLE = 20_000  # rows that are enough to see whether a column gives the label 
 
 
 def privatize(
-    dataset: Any, mechanism: RandomizedResponse, *, split: str = "train", num_proc: int | None = None
+    dataset: Dataset | DatasetDict | IterableDataset,
+    mechanism: RandomizedResponse,
+    *,
+    split: str = "train",
+    num_proc: int | None = None,
 ) -> Any:
     """
     Randomise the labels of a dataset, once, with every check that a single batch cannot make.
@@ -202,7 +206,7 @@ def arrow_columns(rows: Dataset, chosen: np.ndarray, without: tuple[str, ...] = 
     return values_of
 
 
-def flattened(name: str, column: Any) -> list[tuple[str, Any]]:
+def flattened(name: str, column: pa.ChunkedArray) -> list[tuple[str, Any]]:
     """A column, or those of a struct's fields by path; without pictures and sound."""
     kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
     if isinstance(column.type, pa.ExtensionType):

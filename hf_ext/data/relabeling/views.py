@@ -7,6 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Sequence
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def views(path: str, values: Sequence[Any], depth: int = 0) -> Iterator[tuple[st
         yield from _inside_lists(path, plain_values, depth)
 
 
-def _mostly(filled: list[Any], kind: Any) -> bool:
+def _mostly(filled: list[Any], kind: type | UnionType) -> bool:
     return sum(isinstance(value, kind) for value in filled) > MOST * len(filled)
 
 
@@ -99,11 +100,11 @@ def _inside_lists(path: str, values: list[Any], depth: int) -> Iterator[tuple[st
             yield from views(f"{path}[{place}]", element, depth + 1)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _json_of(value: Any) -> Any:
+def _json_of(value: object) -> Any:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -113,7 +114,7 @@ def _json_of(value: Any) -> Any:
     return parsed if isinstance(parsed, dict | list) else None
 
 
-def _base64_of(value: Any) -> str | None:
+def _base64_of(value: object) -> str | None:
     """Text that was written in base64; `None` for what may as well be a word."""
     if not isinstance(value, str) or len(value) % 4 or not _BASE64.fullmatch(value):
         return None
@@ -124,5 +125,5 @@ def _base64_of(value: Any) -> str | None:
     return text if text.isprintable() else None
 
 
-def _text_of(value: Any) -> str | None:
+def _text_of(value: object) -> str | None:
     return value.decode(errors="replace") if isinstance(value, bytes) else None
