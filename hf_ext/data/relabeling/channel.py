@@ -106,7 +106,7 @@ class RRChannel:
             ValueError: if the channels have different numbers of classes.
         """
         if self.num_classes != other.num_classes:
-            raise ValueError(f"Channels of {self.num_classes} and {other.num_classes} classes do not go together.")
+            raise ValueError(f"Channels of {self.num_classes} and of {other.num_classes} classes do not go together.")
         # p' - q' = (p1 - q1)(p2 - q2) and p' + (K - 1) q' = 1
         contrast = self.contrast * other.contrast
         q = (1 - contrast) / self.num_classes
