@@ -10,13 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"hf_ext": "hf_ext", "trainers": "hf_ext.trainers", "recipes": "hf_ext.recipes"}  # their installed names
 
-# Circles that are still to be opened: from the importer to what it imports, below hf_ext.
-CIRCLES = {
-    ("data.exemplars.retrievers", "data.exemplars.store"),
-    ("data.exemplars.store", "data.exemplars.files"),
-    ("data.exemplars.files", "data.exemplars.store"),
-}
-
 Graph = dict[str, set[str]]
 
 
@@ -44,8 +37,6 @@ def import_graph(root: Path) -> Graph:
     paths = [path for folder in FOLDERS for path in (root / folder).rglob("*.py")]
     files = {module_name(path, root): path for path in paths}
     graph = {name: imports_of(ast.parse(path.read_text("utf-8")), set(files)) - {name} for name, path in files.items()}
-    for importer, target in CIRCLES:
-        graph.get(f"hf_ext.{importer}", set()).discard(f"hf_ext.{target}")
     return graph
 
 
