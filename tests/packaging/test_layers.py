@@ -36,8 +36,7 @@ def import_graph(root: Path) -> Graph:
     """Every file of the library, with the files it imports."""
     paths = [path for folder in FOLDERS for path in (root / folder).rglob("*.py")]
     files = {module_name(path, root): path for path in paths}
-    graph = {name: imports_of(ast.parse(path.read_text("utf-8")), set(files)) - {name} for name, path in files.items()}
-    return graph
+    return {name: imports_of(ast.parse(path.read_text("utf-8")), set(files)) - {name} for name, path in files.items()}
 
 
 def packages_of(graph: Graph, parent: str) -> Graph:
