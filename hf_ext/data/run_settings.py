@@ -192,8 +192,8 @@ def begin_run(run: RunFolder, settings: Mapping[str, Any], rows: Mapping[str, Ro
             Pattern of what a run leaves in the folder, such as `round-*`.
 
     Raises:
-        ValueError: the run was begun with other settings or rows; or the folder holds parts of a run whose settings
-            are not known.
+        ValueError: if the run was begun with other settings or rows, or if the folder holds parts of a run whose
+            settings are not known.
     """
     sets = dict(_flat_rows(rows))
     digests = {name: rows_digest(part) for name, part in sets.items()}

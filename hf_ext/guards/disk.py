@@ -186,7 +186,7 @@ def publishing(
             Whether this process moves the files: of several that save together one does.
 
     Raises:
-        DiskFullError: there is no room; what was in the folder is intact.
+        DiskFullError: if there is no room; what was in the folder is intact.
     """
     staging = folder / STAGING
     remove = lambda: shutil.rmtree(staging, ignore_errors=True)  # noqa: E731  named for what it does, twice

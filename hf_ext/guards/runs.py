@@ -63,8 +63,8 @@ def claimed_folder(
             What else to do than wait, for the message.
 
     Raises:
-        InUseError: another process holds it, and `waits` is not set.
-        NotWritableError: the place cannot be written: read-only, no permission, a file where a folder should be.
+        InUseError: if another process holds it, and `waits` is not set.
+        NotWritableError: if the place is read-only, without permission, or a file where a folder should be.
     """
     folder = Path(folder)
     is_new = not os.path.exists(folder)  # unlike Path.exists it takes a name that is too long
@@ -85,8 +85,8 @@ def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: s
     The lock lies beside it. What killed processes left of [`~hf_ext.guards.disk.replacing`] is removed.
 
     Raises:
-        InUseError: another process holds it, and `waits` is not set.
-        NotWritableError: the place cannot be written: read-only, no permission, a file where a folder should be.
+        InUseError: if another process holds it, and `waits` is not set.
+        NotWritableError: if the place is read-only, without permission, or a file where a folder should be.
     """
     path = Path(path)
     with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, remedy):
@@ -110,8 +110,8 @@ def claimed_output(args: TrainingArguments) -> Iterator[None]:
             With `output_dir` and `should_save`: the processes that save claim it, one, or one on each machine.
 
     Raises:
-        InUseError: another run writes there; on every process.
-        NotWritableError: the folder cannot be written.
+        InUseError: if another run writes there; on every process.
+        NotWritableError: if the folder cannot be written.
     """
     from accelerate.utils import gather_object
 
@@ -282,7 +282,7 @@ class RunFolder:
                 is there, the folder holds a run of unknown settings, or something else. Hidden files do not count.
 
         Raises:
-            ValueError: the run was begun with other settings or rows, or the folder holds something else.
+            ValueError: if the run was begun with other settings or rows, or if the folder holds something else.
         """
         content = {
             "format_revision": FORMAT_REVISION,
@@ -315,7 +315,7 @@ class RunFolder:
         Copy a finished model from a folder below into the run's own, as [`publishing`] does.
 
         Raises:
-            DiskFullError: there is no room; what was in the folder is intact.
+            DiskFullError: if there is no room; what was in the folder is intact.
         """
         if self.processes.is_main_process:
             with publishing(self.folder) as staging:
@@ -354,7 +354,7 @@ def refuse_strangers(record: Path, remedy: str, parts: str = "*") -> None:
             Pattern of the files that count; hidden ones do not, for a lock is one, and what a kill left of a file.
 
     Raises:
-        ValueError: names the first of the files.
+        ValueError: if there is such a file; the message names the first.
     """
     names = sorted(path.name for path in record.parent.glob(parts) if not path.name.startswith("."))
     if names:
@@ -386,7 +386,7 @@ def refuse_changes(place: str | os.PathLike[str], changes: list[str], remedy: st
             How to take another place.
 
     Raises:
-        ValueError: names every difference, and what to do.
+        ValueError: if there is a difference; the message names each, and what to do.
     """
     if changes:
         raise ValueError(

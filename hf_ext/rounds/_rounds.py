@@ -46,7 +46,7 @@ def push_result(folder: Path, args: ConsensusConfig | InfoPOConfig, **kwargs: An
             As in [`~hf_ext.hub.push.push_folder`]; they come before what `args` say.
 
     Raises:
-        PushError: the Hub did not take it.
+        PushError: if the Hub did not take it.
     """
     defaults = {
         "token": args.hub_token,

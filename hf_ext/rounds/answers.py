@@ -69,7 +69,7 @@ def questions_of_round(num_rows: int, per_round: int | None, round_number: int, 
     Rows a round asks about: the next `per_round` of one shuffled order, which starts again at its end; all by default.
 
     Raises:
-        ValueError: there is no row, or `per_round` is larger than the dataset.
+        ValueError: if there is no row, or `per_round` is larger than the dataset.
     """
     if num_rows == 0:
         raise ValueError("the dataset has no questions")

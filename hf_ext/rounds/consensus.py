@@ -95,11 +95,11 @@ class ConsensusRecipe:
     | `weight` | float, optional: a row's multiplier |
 
     Raises:
-        ValueError: no channel where one is needed, or settings that do not go together; evaluation rows, or (in `run`)
-            a model, whose classes are others than those of the training rows, or in another order.
-        RowError: a training or evaluation label that is no class; of a stream of evaluation rows when it is read.
-        TypeError: a stream, or a trainer with a loss of its own.
-        RuntimeError: processes that train together hold different rows.
+        ValueError: if a channel is needed and none is known, if settings do not go together, or if the classes of the
+            evaluation rows, or (in `run`) of the model, are not those of the training rows, in their order.
+        RowError: if a training or evaluation label is no class; of a stream of evaluation rows when it is read.
+        TypeError: if the training rows are a stream, or the trainer has a loss of its own.
+        RuntimeError: if processes that train together hold different rows.
 
     Relations: [`~hf_ext.data.relabeling.relabel`] is one step of it, for loops of your own;
     [`ForwardCorrectedTrainer`] is its trainer, for rows of unequal channels.
@@ -174,9 +174,9 @@ class ConsensusRecipe:
             [`ConsensusResult`].
 
         Raises:
-            ValueError: the run was begun before with other settings, rows or model.
-            EmptyConsensusError: a consensus leaves no row to train on.
-            PushError: the Hub did not take the model; it is saved by then.
+            ValueError: if the run was begun before with other settings, rows or model.
+            EmptyConsensusError: if a consensus leaves no row to train on.
+            PushError: if the Hub did not take the model; it is saved by then.
         """
         self._begin()
         choice = self._choose() if len(self.strategies) > 1 else None
@@ -207,7 +207,7 @@ class ConsensusRecipe:
             `CommitInfo`; `None` on processes other than the main one.
 
         Raises:
-            PushError: the Hub did not take it.
+            PushError: if the Hub did not take it.
         """
         commit = None
         if self.state.is_main_process:
@@ -335,7 +335,7 @@ class ConsensusRecipe:
         The rows for the round after `number`, under new labels.
 
         Raises:
-            EmptyConsensusError: no prediction is the given label.
+            EmptyConsensusError: if no prediction is the given label.
         """
         assert strategy.mode is not None, "a strategy without a mode has one round"
         inputs = [name for name in part.rows.column_names if name not in PREDICTED]

@@ -23,7 +23,7 @@ def label_column_of(rows: Dataset, name: str) -> str:
     The label column: `name`, or `labels` where the rows have that and no `label`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if the rows have neither column.
     """
     if name in rows.column_names:
         return name
@@ -37,7 +37,7 @@ def labels_of(rows: Dataset, label: str, num_classes: int | None = None) -> Clas
     The labels as one array.
 
     Raises:
-        RowError: a row whose label is no class.
+        RowError: if the label of a row is no class.
     """
     plain = rows.with_format(None)
     excerpts = [name for name in ("id", "text") if name in rows.column_names]
@@ -56,8 +56,8 @@ def channel_of(rows: Dataset, label: str, channel: RRChannel | None, args: Conse
     What the labels came through: the channel given, that of the arguments, or the ledger's.
 
     Raises:
-        ValueError: they contradict each other, the ledger has unequal rows, or its labels were replaced since.
-        TypeError: no [`RRChannel`].
+        ValueError: if they contradict each other, the ledger has unequal rows, or its labels were replaced since.
+        TypeError: if `channel` is no [`RRChannel`].
     """
     if channel is not None and not isinstance(channel, RRChannel):
         raise TypeError(
@@ -122,7 +122,7 @@ def strategies_of(args: ConsensusConfig, channel: RRChannel | None, is_tokens: b
             Whether a row has a label a token.
 
     Raises:
-        ValueError: none is for token classification, or one needs a channel and there is none.
+        ValueError: if none is for token classification, or if one needs a channel and there is none.
     """
     strategies = tuple(candidates(args.mode, args.budget, args.select_on_noisy_eval))
     if is_tokens:  # masked tokens leave all rows: equal epochs are equal steps; and soft tokens have no column
@@ -162,7 +162,7 @@ def check_eval_rows(train: Dataset, held_out: RowSets, args: ConsensusConfig) ->
     Warn of evaluation rows whose labels look clean beside private ones; refuse to choose a checkpoint by them.
 
     Raises:
-        ValueError: `load_best_model_at_end` by rows without a ledger, beside training rows with one.
+        ValueError: if `load_best_model_at_end` would go by rows without a ledger, beside training rows with one.
     """
     clean = [
         part

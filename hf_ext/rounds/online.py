@@ -76,7 +76,7 @@ class OnlineLoop:
             The questions, with whatever columns the verifier reads.
 
     Raises:
-        ValueError: the rows have no such column of questions.
+        ValueError: if the rows have no such column of questions.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class OnlineLoop:
             `str`: the table, in Markdown.
 
         Raises:
-            ValueError: the run was begun with other settings or questions, or a round gave no pair.
+            ValueError: if the run was begun with other settings or questions, or if a round gave no pair.
         """
         begin_run(self.run_folder, self._settings(), {"questions": self.rows}, parts="round-*")
         for this_round in self.rounds:
@@ -126,7 +126,7 @@ class OnlineLoop:
             `str`: name of the repository.
 
         Raises:
-            PushError: the Hub did not take it.
+            PushError: if the Hub did not take it.
         """
         push_result(self.rounds[-1].folder / "model", self.args)
         return repo_name(self.args)

@@ -70,7 +70,7 @@ def gsm8k(prompt: Prompt, completion: str, row: dict[str, Any]) -> float:
     Whether a solution ends in the number of the row's `answer` (GSM8K: `... #### 24`): 1.0 or 0.0.
 
     Raises:
-        ValueError: the row's `answer` has no number.
+        ValueError: if the row's `answer` has no number.
     """
     gold = final_number(str(row.get("answer") or ""))
     if gold is None:
@@ -86,7 +86,7 @@ def load_verifier(name: str) -> Verifier:
     A verifier by name, or a function of your own as `module:function`, from the working folder or the Python path.
 
     Raises:
-        ValueError: there is no such verifier, module or function.
+        ValueError: if there is no such verifier, module or function.
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
@@ -159,7 +159,7 @@ def reward_scorer(name: str, *, batch_size: int, max_length: int | None, device:
         device (`torch.device`): where it runs.
 
     Raises:
-        ValueError: it cannot be loaded, has no tokenizer that pads, or has more than two labels.
+        ValueError: if it cannot be loaded, has no tokenizer that pads, or has more than two labels.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

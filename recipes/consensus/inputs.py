@@ -23,7 +23,7 @@ class Inputs:
         rows (`Dataset`): the training rows, which tell the classes.
 
     Raises:
-        ValueError: a column, the number of classes or the model is missing.
+        ValueError: if a column, the number of classes or the model is missing.
     """
 
     def __init__(self, script_args: Any, training_args: Any, model_args: ModelConfig, rows: Any) -> None:
@@ -94,7 +94,7 @@ class Inputs:
         Rows as the trainer reads them; the ledger and ids stay beside.
 
         Raises:
-            ValueError: the label's `ClassLabel` is not that of the training rows.
+            ValueError: if the label's `ClassLabel` is not that of the training rows.
         """
         from hf_ext.trainers.consensus.labels import same_eval_names
 

@@ -59,7 +59,7 @@ def checked_rows(
             Whether labels must be integers. Otherwise those of another type are their collator's affair.
 
     Raises:
-        RowError: a label that is no class, by row and column, except -100 of a token. Of a stream: when it is read.
+        RowError: if a label is no class (-100 of a token is allowed); of a stream when it is read.
     """
     if isinstance(rows, Mapping):
         return {
@@ -136,8 +136,8 @@ def check_model(model: nn.Module, rows: Dataset, label: str, num_classes: int | 
     Refuse a model whose outputs are not the classes of the rows it is trained on.
 
     Raises:
-        ValueError: they are no distribution, of another number than the channel's classes, or named otherwise.
-        RowError: a label beyond them.
+        ValueError: if they are no distribution, of another number than the channel's classes, or named otherwise.
+        RowError: if a label lies beyond them.
     """
     check_head(model)
     width = outputs_of(model)
@@ -156,7 +156,7 @@ def same_eval_names(train: Any, held_out: Any, columns: tuple[str, ...] = LABEL_
     Refuse evaluation rows whose `ClassLabel` has other names than that of the training rows, or another order.
 
     Raises:
-        ValueError: both are shown.
+        ValueError: if they differ; both are shown.
     """
     names = names_of_column(getattr(train, "features", None), *columns)
     for name, part in sets_of(held_out, "the evaluation rows"):

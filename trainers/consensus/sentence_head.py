@@ -42,7 +42,7 @@ class SentenceHead(nn.Module):
             Whether the head alone is trained.
 
     Raises:
-        ValueError: names of another number than the classes.
+        ValueError: if the names are of another number than the classes.
 
     | input | shape |
     |---|---|

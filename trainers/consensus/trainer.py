@@ -196,11 +196,11 @@ class ForwardCorrectedTrainer(NoisyLabels, Trainer):
     `Trainer(compute_loss_func=forward_loss_func(channel))`.
 
     Raises:
-        ValueError: a loss function or label smoothing beside it, a channel that has no name in the mapping, or weights
-            that are all zero or vanish.
-        RowError: a row of the dataset whose channel is not in the mapping, or whose label is no class; of a stream
+        ValueError: if there is a loss function or label smoothing beside it, if a channel has no name in the mapping,
+            or if the weights are all zero or vanish.
+        RowError: if the channel of a row is not in the mapping, or its label is no class; of a stream
             when the row is read.
-        NonFiniteError: a logit, weight or loss is not finite; the optimiser step is not taken.
+        NonFiniteError: if a logit, weight or loss is not finite; the optimiser step is not taken.
 
     Relations: a single channel gives `forward_loss_func`'s loss; epsilon without bound gives cross-entropy.
 
@@ -214,7 +214,7 @@ def noisy_labels_trainer(host: type[Trainer]) -> type:
     A stock trainer class with the loss of [`NoisyLabels`], its checkpoints and its card.
 
     Raises:
-        TypeError: not a `Trainer`, or one with a loss of its own, in which the channel has no place.
+        TypeError: if it is no `Trainer`, or has a loss of its own, in which the channel has no place.
     """
     if not (isinstance(host, type) and issubclass(host, Trainer)):
         raise TypeError(f"trainer_cls must be transformers' Trainer or a subclass, got {host!r}.")
@@ -233,8 +233,8 @@ def add_channel_index(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
     Add `channel_index`, the number of each row's channel among `names`.
 
     Raises:
-        ValueError: no `label_dp_channel`.
-        RowError: a name that is not there.
+        ValueError: if the rows have no `label_dp_channel`.
+        RowError: if a row names a channel that is not there.
     """
     if CHANNEL not in dataset.column_names:
         raise ValueError(

@@ -99,7 +99,7 @@ def choose_strategy(labels: Any, predictions: Mapping[str, Any], channel: RRChan
         [`Choice`].
 
     Raises:
-        ValueError: no strategy, or what [`~hf_ext.data.relabeling.noisy_accuracy`] refuses.
+        ValueError: if there is no strategy, or for what [`~hf_ext.data.relabeling.noisy_accuracy`] refuses.
 
     Reference: the one-standard-error rule of Breiman et al. 1984, *Classification and Regression Trees*, section 3.4,
     with the error of the difference in place of the minimum's.
