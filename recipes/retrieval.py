@@ -188,7 +188,7 @@ class RetrievalRecipe(Recipe[RetrievalArguments]):
         path = source["path"]
         split = source.get("split", script_args.dataset_train_split)
         if is_beir(path):
-            rows = beir_rows(path, split)
+            rows = beir_rows(path, split or script_args.dataset_train_split)
         else:
             rows = texts_of(load_rows(path, config=source.get("config"), split=split), source.get("columns"))
         return first_rows(rows, script_args.max_train_rows)

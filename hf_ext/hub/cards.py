@@ -94,7 +94,7 @@ def write_model_card(
         output_dir (`str` or `Path`):
             The folder of the saved model; made if absent.
         method (`str`):
-            One of `hf-ext train`: chooses the template.
+            Name of one that trains a model (`hf-ext methods` lists them): chooses the template.
         base_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that was tuned. A folder's name is never written; if its own card names a Hub
             model, that one is.
