@@ -72,14 +72,14 @@ def config_schema(dataclass_types: Iterable[type], title: str) -> dict[str, Any]
     return {"$schema": DRAFT, "title": title, **_tidy(schema)}
 
 
-def _tidy(schema: Any) -> Any:
+def _tidy(schema: object) -> Any:
     """The schema with `"type": "string"` in place of `"type": ["string"]`."""
     if isinstance(schema, dict):
         return {key: _only(value) if key == "type" else _tidy(value) for key, value in schema.items()}
     return schema
 
 
-def _only(names: Any) -> Any:
+def _only(names: object) -> Any:
     return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
@@ -154,14 +154,14 @@ def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": list(dict.fromkeys([*schema.get("type", ()), "null"]))}
 
 
-def problem_of(value: Any, schema: dict[str, Any]) -> str | None:
+def problem_of(value: object, schema: dict[str, Any]) -> str | None:
     """
     Say what is wrong with a value, or `None`.
 
     Stricter than JSON schema in one thing: 8.0 is no integer, for the code behind it counts with it.
 
     Args:
-        value (`Any`):
+        value (`object`):
             As YAML gives it.
         schema (`dict`):
             One that `config_schema` wrote, or a part of it.
@@ -183,14 +183,14 @@ def problem_of(value: Any, schema: dict[str, Any]) -> str | None:
     return _object_problem(value, schema) if isinstance(value, dict) else None
 
 
-def converted(value: Any, schema: dict[str, Any]) -> Any:
+def converted(value: object, schema: dict[str, Any]) -> Any:
     """
     A value without problem, where numbers inside of lists and mappings that were written as texts are numbers.
 
     `argparse` makes a number of a text itself, but only of one that is the whole value.
 
     Args:
-        value (`Any`):
+        value (`object`):
             One of which [`problem_of`] says nothing.
         schema (`dict`):
             As [`problem_of`] takes it.
@@ -204,7 +204,7 @@ def converted(value: Any, schema: dict[str, Any]) -> Any:
     return {key: _number(converted(entry, schemas[key]), schemas[key]) for key, entry in value.items()}
 
 
-def _number(value: Any, schema: dict[str, Any]) -> Any:
+def _number(value: object, schema: dict[str, Any]) -> Any:
     if not isinstance(value, str) or schema.get("pattern") not in (NUMBER, INTEGER):
         return value
     return int(value) if schema["pattern"] == INTEGER else float(value)
@@ -230,7 +230,7 @@ def _shown_key(key: str) -> str:
     return repr(key if len(key) <= 60 else f"{key[:57]}...")
 
 
-def _is(value: Any, name: str) -> bool:
+def _is(value: object, name: str) -> bool:
     return isinstance(value, JSON_TYPES[name]) and (name == "boolean" or not isinstance(value, bool))
 
 
@@ -238,6 +238,6 @@ def _listing(names: list[Any], between: str = ", ") -> str:
     return between.join(map(str, names))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import ModelConfig
 
 from hf_ext.guards.models import loading_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_ext.trainers.consensus.config import ConsensusConfig
 
 IGNORED = -100
 # What is classified -> its column by default.
@@ -26,7 +31,9 @@ class Inputs:
         ValueError: if a column, the number of classes or the model is missing.
     """
 
-    def __init__(self, script_args: Any, training_args: Any, model_args: ModelConfig, rows: Any) -> None:
+    def __init__(
+        self, script_args: Any, training_args: ConsensusConfig, model_args: ModelConfig, rows: Dataset
+    ) -> None:
         from hf_ext.data.relabeling.class_names import check_class_count
         from hf_ext.rounds.consensus_rows import class_names_of, label_column_of, labels_of
         from hf_ext.trainers.consensus.labels import checked_rows
@@ -89,7 +96,7 @@ class Inputs:
                 ignore_mismatched_sizes=True,  # a head of other classes is replaced
             )
 
-    def prepare(self, rows: Any) -> Any:
+    def prepare(self, rows: Dataset) -> Dataset:
         """
         Rows as the trainer reads them; the ledger and ids stay beside.
 
