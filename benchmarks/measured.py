@@ -63,7 +63,7 @@ MEASURED = {
     "preference_reasoning": ["hf_ext/_upstream", "hf_ext/evaluation", "hf_ext/losses", "trainers/infopo"],
     "pruning_generation": PICKS,
     "pruning_robustness": PICKS,
-    "rare_retrieval": ["hf_ext/data/exemplars", "hf_ext/retrieval/pooling.py", "trainers/rare"],
+    "rare_retrieval": ["hf_ext/data/exemplars", "hf_ext/retrieval/vectors.py", "trainers/rare"],
     "step_cost": [
         "hf_ext/_upstream",
         "hf_ext/data/sft_rows.py",
