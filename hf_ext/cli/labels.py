@@ -118,13 +118,13 @@ def run_privatize(options: argparse.Namespace) -> int:
 
 def _privatize(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel, privatize
-    from hf_ext.data.relabeling.keys import HOW, weakness_of
+    from hf_ext.data.relabeling.keys import REMEDY, weakness_of
     from hf_ext.data.relabeling.releases import RECORD_ENV, record_path
 
     key = KeyRef(env=options.key_env, file=options.key_file)
     # key and record first: both are refused before any row is read
     if weakness_of(key.read()) is not None:
-        raise ValueError(f"the key is a stand-in that anybody can guess. {HOW}")
+        raise ValueError(f"the key is a stand-in that anybody can guess. {REMEDY}")
     record = record_path(key)
     if record is not None and output.resolve() == record.resolve():
         raise ValueError(f"--output {str(output)!r} is the record of what was released under the key; name another")

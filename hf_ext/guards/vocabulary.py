@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.row_errors import RowError
@@ -20,7 +20,7 @@ BATCH_SIZE = 10_000
 
 
 def require_embedded(
-    dataset: object,
+    dataset: Dataset | IterableDataset,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dataset_name: str = "train",
@@ -29,7 +29,7 @@ def require_embedded(
     Refuse tokenised rows with a token that the model has no embedding for.
 
     Args:
-        dataset (`Dataset`, or anything else):
+        dataset (`Dataset` or `IterableDataset`):
             Tokenised rows; rows without token ids and streams pass.
         model (`PreTrainedModel` or `PeftModel`):
             The model that is to read them.

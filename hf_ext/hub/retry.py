@@ -11,12 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from hf_ext.guards.yaml_file import YamlError
-
-if TYPE_CHECKING:
-    from httpx import Request
 
 __all__ = ["ATTEMPTS", "BACKOFF", "PushError", "Retry"]
 
@@ -185,7 +182,7 @@ def _bounded_requests(seconds: float) -> Iterator[None]:
     """Inside, the Hub's shared client gives up on a request that would wait for an answer without limit."""
     from huggingface_hub import get_session
 
-    def bound(request: Request) -> None:
+    def bound(request: Any) -> None:
         timeouts = request.extensions.get("timeout") or {}
         kinds = ("connect", "read", "write", "pool")
         request.extensions["timeout"] = {kind: timeouts.get(kind) or seconds for kind in kinds}

@@ -128,7 +128,9 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
 
 def _restore(module: nn.Module, arguments: tuple[Any, ...], output: object) -> Any:
     """After pooling: the batch as it was, with the vectors."""
-    features = output.pop(_WHOLE_BATCH, None) if isinstance(output, dict) else None
+    if not isinstance(output, dict):
+        return output
+    features = output.pop(_WHOLE_BATCH, None)
     return output if features is None else {**features, "sentence_embedding": output["sentence_embedding"]}
 
 

@@ -170,7 +170,7 @@ def _folds(rows: Dataset, column: str) -> NDArray[Any]:
     return folds
 
 
-def _trained(trainer: Trainer | Callable[[Dataset, Any], Trainer], rows: Dataset, fold: int | str) -> Trainer:
+def _trained(trainer: Any, rows: Dataset, fold: int | str) -> Trainer:
     """A trainer fitted to `rows` from fresh weights."""
     if not hasattr(trainer, "predict"):
         return trainer(rows, fold)
@@ -224,7 +224,7 @@ def _predict(
 
 def _in_order(trainer: Trainer, inputs: Dataset) -> Any:
     """Predictions in the order of the rows: under grouping by length the trainer gives them in that of its batches."""
-    args = getattr(trainer, "args", None)  # whatever predicts will do
+    args: Any = getattr(trainer, "args", None)  # whatever predicts will do
     if getattr(args, "train_sampling_strategy", None) != "group_by_length":
         return trainer.predict(inputs).predictions
     args.train_sampling_strategy = "sequential"
