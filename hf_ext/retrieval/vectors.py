@@ -126,7 +126,7 @@ def _narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | 
     return (narrowed, *arguments[1:])
 
 
-def _restore(module: nn.Module, arguments: tuple[Any, ...], output: object) -> Any:
+def _restore(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     """After pooling: the batch as it was, with the vectors."""
     if not isinstance(output, dict):
         return output
