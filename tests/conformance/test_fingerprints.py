@@ -40,7 +40,7 @@ RECORDED = {
     "ExtractPrompt": "22be1376c6a22497",
     "RemovePadding": "afd06be7256ff8c7",
     "AddInContextExamples": "69a46366f92fc6f1",
-    "EmbedRows": "7837e805c4d12e7f",
+    "EmbedRows": "903e29a665c3e566",
     "RandomizedResponse": "6107996e39e03221",
     "RandomizedResponse_tokens": "6107996e39e03221",
     "RandomizedResponse_prior": "445083fb528d93ac",

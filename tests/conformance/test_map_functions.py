@@ -304,6 +304,7 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
     }
     on_raw_rows = {  # only ever called behind `unformatted`, and tested with the rows they make
         "FormatRows",
+        "RenamedColumns",
         "ShareGPTMessages",
         "WithoutFilledNulls",
     }

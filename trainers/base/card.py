@@ -109,6 +109,6 @@ class TrainerCard:
         """The tags of the caller, and those of this kind of model."""
         return [*tags, *(self.trainer.model.model_tags or [])]
 
-    def usage(self, model_name: str) -> dict[str, str | None]:
+    def usage(self, model_name: str) -> dict[str, Any]:
         """What [`~hf_ext.hub.cards.write_model_card`] is told of the use: any of `usage`, `task` and `library`."""
         return {}

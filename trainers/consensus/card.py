@@ -46,7 +46,7 @@ class ClassifierCard(TrainerCard):
         """The tags of the caller after that of the method."""
         return [*METHOD.card_tags, *tags]
 
-    def usage(self, model_name: str) -> dict[str, str | None]:
+    def usage(self, model_name: str) -> dict[str, Any]:
         """The pipeline of the model's task, or what a head of ours says of itself."""
         model = self._model()
         kind = next((end for end in TASKS if type(model).__name__.endswith(end)), None)

@@ -112,7 +112,7 @@ class PreferenceMethod(BaseTrainer, PreferenceTrainerHooks):
     @staticmethod
     def _refuse_other_adapters(model: AnyModel, args: InfoPOArguments) -> None:
         """The host makes the reference of the adapter "default", whichever is trained (trl 1.16)."""
-        if not is_peft(model, "PeftModel"):
+        if isinstance(model, str) or not is_peft(model, "PeftModel"):
             return
         is_other = model.active_adapters != ["default"] and not args.reference_free
         if is_other or "default" not in model.peft_config:
@@ -308,7 +308,9 @@ def _count_empty(dataset: Dataset, columns: tuple[str, ...]) -> int:
 @contextmanager
 def _flags_kept(model: AnyModel | None) -> Iterator[None]:
     """Inside, the host puts a copy of a trained adapter into `model` as reference, which unfreezes it (peft 0.21)."""
-    parameters = list(model.parameters()) if is_peft(model, "PeftModel") else []
+    parameters: list[Any] = []
+    if model is not None and not isinstance(model, str) and is_peft(model, "PeftModel"):
+        parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
     try:
         yield

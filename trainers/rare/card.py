@@ -56,7 +56,7 @@ class RetrieverCard(TrainerCard):
         """The tags of the caller after those of the encoder's kind."""
         return ["sparse-encoder" if self._is_sparse() else "sentence-transformers", "in-context-retrieval", *tags]
 
-    def usage(self, model_name: str) -> dict[str, str | None]:
+    def usage(self, model_name: str) -> dict[str, Any]:
         """How to encode bare queries and, with a dense encoder, queries with exemplars."""
         name = python_literal(model_name)
         usage = USAGE.format(encoder=self.trainer.encoder_class.__name__, model_name=name)

@@ -176,9 +176,10 @@ def loss_of(loss: Loss | None, name: str) -> OneLoss | None:
 
 def reads_labels(loss: OneLoss | None) -> bool:
     """Whether a loss of sentence-transformers (6.2) reads labels; the default does not, a wrapper as what it wraps."""
-    while isinstance(getattr(loss, "loss", None), Module):
-        loss = loss.loss
-    name = getattr(loss, "__name__", type(loss).__name__)
+    innermost: Any = loss
+    while isinstance(getattr(innermost, "loss", None), Module):
+        innermost = innermost.loss
+    name = getattr(innermost, "__name__", type(innermost).__name__)
     return loss is not None and RANKING.search(name) is None
 
 

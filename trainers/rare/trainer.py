@@ -97,7 +97,7 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
         name = type(self).__name__
         args = self.own_config(args, f"{name.removesuffix('Trainer').lower()}_output")
         args = copy.copy(args)  # filled in below, and not for the caller
-        model = self._encoder(model)
+        encoder = self._encoder(model)
         if train_dataset is None:
             raise ValueError(f"{name} needs a train_dataset: its rows are trained on, and are the pool of exemplars.")
         if data_collator is not None:
@@ -105,19 +105,19 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
                 f"{name} puts exemplars into batches with a data collator of its own: leave data_collator out."
             )
         if peft_config is not None:
-            model.add_adapter(peft_config)
-        read_texts_as_they_are(model, args.text_only)
-        self.max_query_tokens = set_lengths(model, args.max_query_tokens, args.max_document_tokens)
-        self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(model)
-        prepared = prepare(model, args, train_dataset, eval_dataset, exemplars, loss)
+            encoder.add_adapter(peft_config)
+        read_texts_as_they_are(encoder, args.text_only)
+        self.max_query_tokens = set_lengths(encoder, args.max_query_tokens, args.max_document_tokens)
+        self.pool_examples = getattr(args, "pool_examples", True) or not leave_exemplars_out(encoder)
+        prepared = prepare(encoder, args, train_dataset, eval_dataset, exemplars, loss)
         self.pools = prepared.pools
         self.given_loss = loss
         args.prompts = prepared.prompts
         args.router_mapping = prepared.router_mapping
-        keep_prompts(model, prepared.pools)
+        keep_prompts(encoder, prepared.pools)
         evaluation = as_given(prepared.eval) if prepared.eval else eval_dataset
         super().__init__(
-            model=model,
+            model=encoder,
             args=args,
             train_dataset=as_given(prepared.train),
             eval_dataset=evaluation,
@@ -125,8 +125,8 @@ class RareMethod(BaseTrainer, RetrievalTrainerHooks):
             **kwargs,
         )
         self.add_callback(TellEpoch(self.data_collator))
-        if getattr(model, "save_exemplars", False):
-            model.save_exemplars = False
+        if getattr(encoder, "save_exemplars", False):
+            encoder.save_exemplars = False
             logger.info(
                 "What this trainer saves and pushes holds no rows of the exemplars, which are training text in clear. "
                 "model.push_to_hub(..., include_exemplars=True) publishes them."
@@ -339,7 +339,7 @@ class RareTrainer(RareMethod, SentenceTransformerTrainerHooks):
         super().write_card(folder, **names)
         sources = (getattr(self.model, name, None) for name in ("exemplars", "exemplars_source"))
         if all(source is None for source in sources):  # a RareEncoder with a pool writes its own
-            write_exemplars(folder, None, self.encoder_settings())
+            write_exemplars(folder, None, self.encoder_settings().to_dict())
 
     def get_default_loss(self, model: SentenceTransformer) -> Module:
         """In-batch negatives over cosine, in mini-batches of a budget of tokens, over all processes."""
