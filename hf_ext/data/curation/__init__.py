@@ -1,0 +1,1 @@
+"""Curation as DCLM does it: steps that drop, rewrite and deduplicate documents, with a reason for each drop."""

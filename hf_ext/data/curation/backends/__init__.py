@@ -1,0 +1,1 @@
+"""Curation on many machines: Ray Data, and a step for datatrove."""

@@ -1,0 +1,1 @@
+"""Duplicates: exact, near (MinHash) and by paragraph (Bloom)."""

@@ -1,0 +1,1 @@
+"""Settings of `hf-ext data curate`."""
