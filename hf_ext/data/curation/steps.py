@@ -133,6 +133,11 @@ class RowStep(ABC):
     def rules(self) -> tuple[Rule, ...]:
         """Its rules, in the order in which they are asked."""
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries, models and tables that decide its output, by name: part of a fingerprint."""
+        return {}
+
     @abstractmethod
     def measure(self, texts: list[str], batch: Batch) -> tuple[dict[str, list[Any]], dict[str, Values]]:
         """
@@ -267,6 +272,11 @@ class SetStep(ABC):
     @abstractmethod
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its drops name."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries, models and tables that decide its output, by name: part of a fingerprint."""
+        return {}
 
     @abstractmethod
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
