@@ -97,9 +97,10 @@ class RowStep(ABC):
     Base of the steps that judge each document by itself: `dataset.map(step, batched=True)`.
 
     A subclass sets `name`, lists its `rules` and overrides [`measure`]; a document goes at the first rule, in their
-    order, that its value breaks. As a map-function it rewrites its columns and fills `drop_reason`, `drop_value` and
-    `drop_threshold`; rows that already have a reason are left alone, so steps can follow each other. `curate` calls
-    [`judge`], which needs no such columns. With `with_indices=True` errors name the row's position in the dataset.
+    order, that its value breaks. One that reads pages or addresses sets `column_field` and `document_types`, too. As a
+    map-function it rewrites its columns and fills `drop_reason`, `drop_value` and `drop_threshold`; rows that already
+    have a reason are left alone, so steps can follow each other. `curate` calls [`judge`], which needs no such columns.
+    With `with_indices=True` errors name the row's position in the dataset.
 
     Args:
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -121,12 +122,19 @@ class RowStep(ABC):
     revision: str = field(default="1", repr=False)
 
     name: ClassVar[str]
+    column_field: ClassVar[str] = "text_column"  # the field that names the column of what `measure` gets
+    document_types: ClassVar[tuple[type, ...]] = (str,)
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("raise", "drop"):
             raise ValueError(f'on_bad_row must be "raise" or "drop", got {self.on_bad_row!r}.')
         if self.max_chars < 1:
             raise ValueError(f"max_chars must be at least 1, got {self.max_chars!r}.")
+
+    @property
+    def read_column(self) -> str:
+        """Column of what [`measure`] gets: the text, a page, an address."""
+        return getattr(self, self.column_field)
 
     @property
     @abstractmethod
@@ -170,12 +178,12 @@ class RowStep(ABC):
             indices (`Sequence[int]`, *optional*):
                 Positions of the rows in the dataset, for errors.
         """
-        if self.text_column not in batch:
+        if self.read_column not in batch:
             raise ValueError(
-                f"{type(self).__name__} needs a column {self.text_column!r}; this dataset has {sorted(batch)}. Rename "
-                "yours with dataset.rename_column, or pass text_column=."
+                f"{type(self).__name__} needs a column {self.read_column!r}; this dataset has {sorted(batch)}. Rename "
+                f"yours with dataset.rename_column, or pass {self.column_field}=."
             )
-        documents = batch[self.text_column]
+        documents = batch[self.read_column]
         drops: list[Drop | None] = []
         for position, document in enumerate(documents):
             drops.append(self._unreadable(document, position if indices is None else indices[position]))
@@ -218,15 +226,16 @@ class RowStep(ABC):
         return columns | {DROP_REASON: reasons, DROP_VALUE: drop_values, DROP_THRESHOLD: thresholds}
 
     def _unreadable(self, document: object, row_index: int) -> Drop | None:
-        if isinstance(document, str | bytes):
+        if isinstance(document, self.document_types):
             return self.problem_of(document)
         if self.on_bad_row == "drop":
             return Drop(f"error:{type(document).__name__}")
+        expected = "a string or bytes" if bytes in self.document_types else "a string"
         raise RowError(
-            f"row {row_index:,}, column {self.text_column!r}: expected a string, found {describe(document)}.\n"
+            f"row {row_index:,}, column {self.read_column!r}: expected {expected}, found {describe(document)}.\n"
             '  Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" (its reason is then written down).',
             row_index,
-            self.text_column,
+            self.read_column,
         )
 
 

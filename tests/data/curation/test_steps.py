@@ -71,6 +71,11 @@ def test_a_missing_column_is_named_with_a_remedy():
         Shorten().judge({"body": ["abc"]})
 
 
+def test_bytes_are_no_text():
+    with pytest.raises(RowError, match=r"row 0, column 'text': expected a string, found bytes"):
+        Shorten().judge({"text": [b"abc"]})
+
+
 def test_an_empty_batch_and_a_batch_of_dropped_rows_pass():
     assert Shorten()({"text": []})["drop_reason"] == []
     out = Shorten()({"text": ["a"], "drop_reason": ["x:y"], "drop_value": [None], "drop_threshold": [None]})
