@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
         ("rule", pa.string()),
         ("value", pa.float64()),
         ("threshold", pa.float64()),
+        ("detail", pa.string()),
     ]
 )
 
@@ -39,6 +40,8 @@ class DropRecord(NamedTuple):
             What it went by.
         value, threshold (`float`, *optional*):
             What was measured, and the bound that it is beyond.
+        detail (`str`, *optional*):
+            What the document was compared with: the one that it repeats, or the benchmark's row.
     """
 
     id: str
@@ -48,6 +51,7 @@ class DropRecord(NamedTuple):
     rule: str
     value: float | None = None
     threshold: float | None = None
+    detail: str | None = None
 
 
 def drop_table(records: Iterable[DropRecord]) -> pa.Table:

@@ -66,11 +66,22 @@ class Rule:
 
 
 class Drop(NamedTuple):
-    """Why a document goes: the rule, what was measured and the bound it is beyond, where the rule measures."""
+    """
+    Why a document goes.
+
+    Args:
+        rule (`str`):
+            Name of the rule.
+        value, threshold (`float`, *optional*):
+            What was measured and the bound it is beyond, where the rule measures.
+        detail (`str`, *optional*):
+            What it was compared with, such as the document that it repeats or the benchmark's row; none of its text.
+    """
 
     rule: str
     value: float | None = None
     threshold: float | None = None
+    detail: str | None = None
 
 
 class Judgement(NamedTuple):

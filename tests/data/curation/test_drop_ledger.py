@@ -12,7 +12,7 @@ from hf_ext.data.curation.drop_ledger import DropLedger, DropRecord, drop_table
 RECORDS = [
     DropRecord("a", "x.jsonl", 0, "gopher_quality", "word_count", 3.0, 50.0),
     DropRecord("b", "x.jsonl", 4, "gopher_quality", "empty"),
-    DropRecord("a", "y ü/..z.jsonl", 2, "bloom", "duplicate", 0.9, 0.8),
+    DropRecord("a", "y ü/..z.jsonl", 2, "bloom", "duplicate", 0.9, 0.8, "b"),
 ]
 
 
