@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Sequence[Any]]
 Values = npt.NDArray[np.float64]  # (rows,); NaN where a rule says nothing of a row
+Notes = dict[str, float | str]  # figures of a whole step, for the report
 
 DROP_REASON = "drop_reason"  # "step:rule", or None for a row that stays
 DROP_VALUE = "drop_value"
@@ -103,15 +104,94 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowStep(ABC):
+class _DocumentStep(ABC):
+    """What every step knows of its documents: where they are, and which of them cannot be read."""
+
+    text_column: str = "text"
+    on_bad_row: str = "raise"
+    max_chars: int = 50_000_000
+    revision: str = field(default="1", repr=False)
+
+    name: ClassVar[str]
+    column_field: ClassVar[str] = "text_column"  # the field that names the column of what the step reads
+    document_types: ClassVar[tuple[type, ...]] = (str,)
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ("raise", "drop"):
+            raise ValueError(f'on_bad_row must be "raise" or "drop", got {self.on_bad_row!r}.')
+        if self.max_chars < 1:
+            raise ValueError(f"max_chars must be at least 1, got {self.max_chars!r}.")
+
+    @property
+    def read_column(self) -> str:
+        """Column of what the step reads: the text, a page, an address."""
+        return getattr(self, self.column_field)
+
+    @property
+    @abstractmethod
+    def rules(self) -> tuple[Rule, ...]:
+        """Its rules, in the order in which they are asked."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries, models and tables that decide its output, by name: part of a fingerprint."""
+        return {}
+
+    def problem_of(self, value: str | bytes) -> Drop | None:
+        """What keeps a document from being read, besides its type: nothing is in it, or too much."""
+        length = len(value)
+        if length > self.max_chars:
+            return Drop("too_long", float(length), float(self.max_chars))
+        return None if length and not value.isspace() else Drop("empty")
+
+    def unreadable(self, batch: Batch, indices: Sequence[int] | None = None) -> list[Drop | None]:
+        """
+        The reason for which each row of a batch goes unread, `None` where it can be read.
+
+        Args:
+            batch (`Mapping[str, Sequence]`):
+                Columns of rows.
+            indices (`Sequence[int]`, *optional*):
+                Positions of the rows in the dataset, for errors.
+
+        Raises:
+            ValueError: if there is no column of documents.
+            RowError: if a row is no document and `on_bad_row` is `"raise"`.
+        """
+        if self.read_column not in batch:
+            raise ValueError(
+                f"{type(self).__name__} needs a column {self.read_column!r}; this dataset has {sorted(batch)}. Rename "
+                f"yours with dataset.rename_column, or pass {self.column_field}=."
+            )
+        drops: list[Drop | None] = []
+        for position, document in enumerate(batch[self.read_column]):
+            drops.append(self._unreadable(document, position if indices is None else indices[position]))
+        return drops
+
+    def _unreadable(self, document: object, row_index: int) -> Drop | None:
+        if isinstance(document, self.document_types):
+            return self.problem_of(document)
+        if self.on_bad_row == "drop":
+            return Drop(f"error:{type(document).__name__}")
+        expected = "a string or bytes" if bytes in self.document_types else "a string"
+        raise RowError(
+            f"row {row_index:,}, column {self.read_column!r}: expected {expected}, found {describe(document)}.\n"
+            '  Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" (its reason is then written down).',
+            row_index,
+            self.read_column,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStep(_DocumentStep):
     """
     Base of the steps that judge each document by itself: `dataset.map(step, batched=True)`.
 
     A subclass sets `name`, lists its `rules` and overrides [`measure`]; a document goes at the first rule, in their
     order, that its value breaks. One that reads pages or addresses sets `column_field` and `document_types`, too. As a
     map-function it rewrites its columns and fills `drop_reason`, `drop_value` and `drop_threshold`; rows that already
-    have a reason are left alone, so steps can follow each other. `curate` calls [`judge`], which needs no such columns.
-    With `with_indices=True` errors name the row's position in the dataset.
+    have a reason are left alone, so steps can follow each other. `curate` calls [`judge`], which needs no such
+    columns. With `with_indices=True` errors name the row's position in the dataset.
 
     Args:
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -126,36 +206,6 @@ class RowStep(ABC):
     Raises:
         RowError: if a row is no document and `on_bad_row` is `"raise"`.
     """
-
-    text_column: str = "text"
-    on_bad_row: str = "raise"
-    max_chars: int = 50_000_000
-    revision: str = field(default="1", repr=False)
-
-    name: ClassVar[str]
-    column_field: ClassVar[str] = "text_column"  # the field that names the column of what `measure` gets
-    document_types: ClassVar[tuple[type, ...]] = (str,)
-
-    def __post_init__(self) -> None:
-        if self.on_bad_row not in ("raise", "drop"):
-            raise ValueError(f'on_bad_row must be "raise" or "drop", got {self.on_bad_row!r}.')
-        if self.max_chars < 1:
-            raise ValueError(f"max_chars must be at least 1, got {self.max_chars!r}.")
-
-    @property
-    def read_column(self) -> str:
-        """Column of what [`measure`] gets: the text, a page, an address."""
-        return getattr(self, self.column_field)
-
-    @property
-    @abstractmethod
-    def rules(self) -> tuple[Rule, ...]:
-        """Its rules, in the order in which they are asked."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries, models and tables that decide its output, by name: part of a fingerprint."""
-        return {}
 
     @abstractmethod
     def measure(self, texts: list[str], batch: Batch) -> tuple[dict[str, list[Any]], dict[str, Values]]:
@@ -172,13 +222,6 @@ class RowStep(ABC):
             Columns rewritten or added, and the values of each rule, all of the length of `texts`.
         """
 
-    def problem_of(self, value: str | bytes) -> Drop | None:
-        """What keeps a document from being read, besides its type: nothing is in it, or too much."""
-        length = len(value)
-        if length > self.max_chars:
-            return Drop("too_long", float(length), float(self.max_chars))
-        return None if length and not value.isspace() else Drop("empty")
-
     def judge(self, batch: Batch, indices: Sequence[int] | None = None) -> Judgement:
         """
         What becomes of each row of a batch.
@@ -189,15 +232,8 @@ class RowStep(ABC):
             indices (`Sequence[int]`, *optional*):
                 Positions of the rows in the dataset, for errors.
         """
-        if self.read_column not in batch:
-            raise ValueError(
-                f"{type(self).__name__} needs a column {self.read_column!r}; this dataset has {sorted(batch)}. Rename "
-                f"yours with dataset.rename_column, or pass {self.column_field}=."
-            )
+        drops = self.unreadable(batch, indices)
         documents = batch[self.read_column]
-        drops: list[Drop | None] = []
-        for position, document in enumerate(documents):
-            drops.append(self._unreadable(document, position if indices is None else indices[position]))
         readable = [position for position, drop in enumerate(drops) if drop is None]
         nothing = [None] * len(documents)
         texts = [documents[position] for position in readable]
@@ -236,19 +272,6 @@ class RowStep(ABC):
         columns = {name: _spread(c, staying, batch.get(name, empty)) for name, c in judgement.columns.items()}
         return columns | {DROP_REASON: reasons, DROP_VALUE: drop_values, DROP_THRESHOLD: thresholds}
 
-    def _unreadable(self, document: object, row_index: int) -> Drop | None:
-        if isinstance(document, self.document_types):
-            return self.problem_of(document)
-        if self.on_bad_row == "drop":
-            return Drop(f"error:{type(document).__name__}")
-        expected = "a string or bytes" if bytes in self.document_types else "a string"
-        raise RowError(
-            f"row {row_index:,}, column {self.read_column!r}: expected {expected}, found {describe(document)}.\n"
-            '  Fix the row, drop it with dataset.filter, or pass on_bad_row="drop" (its reason is then written down).',
-            row_index,
-            self.read_column,
-        )
-
 
 class Decision(NamedTuple):
     """
@@ -269,41 +292,25 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetStep(ABC):
+class SetStep(_DocumentStep):
     """
     Base of the steps that need every document: duplicates, a share to keep.
 
     [`features`] reads documents one by one, so that processes can share them and a killed run resumes; their tables
-    are kept on disk. [`decide`] then goes through the tables, in the order of the documents, in one process.
+    are kept on disk. [`decide`] then goes through the tables, in the order of the documents, in one process. Rows that
+    are [`unreadable`] take part in neither.
 
     Args:
-        text_column (`str`, *optional*, defaults to `"text"`):
-            Column of the document.
-        revision (`str`):
-            Changes whenever the output would.
+        text_column, on_bad_row, max_chars, revision:
+            As of [`RowStep`].
     """
-
-    text_column: str = "text"
-    revision: str = field(default="1", repr=False)
-
-    name: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def rules(self) -> tuple[Rule, ...]:
-        """The rules that its drops name."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries, models and tables that decide its output, by name: part of a fingerprint."""
-        return {}
 
     @abstractmethod
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
         """What the decision needs of each document: a table with a row a document."""
 
     @abstractmethod
-    def decide(self, tables: Sequence[pa.Table]) -> Iterator[list[Decision]]:
+    def decide(self, tables: Sequence[pa.Table], notes: Notes | None = None) -> Iterator[list[Decision]]:
         """
         Decide of every document.
 
@@ -311,6 +318,9 @@ class SetStep(ABC):
             tables (`Sequence[pa.Table]`):
                 The features, in the order of the documents; each is read from disk when it is asked for, so that it
                 may be gone through more than once.
+            notes (`dict`, *optional*):
+                Filled with what the step has to say of the whole set, such as a filter's measured rate of errors;
+                complete once the last decisions are out.
 
         Returns:
             The decisions on the documents of each table in turn.
