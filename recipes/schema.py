@@ -12,8 +12,9 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
+from pathlib import PurePath
 from typing import Any, Literal, Union
 
 from hf_ext.guards.numbers import TextOrNumber
@@ -69,13 +70,30 @@ def config_schema(dataclass_types: Iterable[type], title: str) -> dict[str, Any]
     for kind in dataclass_types:
         properties |= _properties(kind)
     schema = {"type": ["object"], "additionalProperties": False, "properties": {**properties, "env": ENVIRONMENT}}
-    return {"$schema": DRAFT, "title": title, **_tidy(schema)}
+    return {"$schema": DRAFT, "title": title, **tidy(schema)}
 
 
-def _tidy(schema: object) -> Any:
+def fields_schema(kind: type, skipped: Collection[str] = ()) -> dict[str, Any]:
+    """
+    The schema of a mapping that gives fields of a dataclass, as [`problem_of`] takes it.
+
+    Args:
+        kind (`type`):
+            The dataclass.
+        skipped (`Collection[str]`, *optional*):
+            Fields that no file sets.
+    """
+    fields = [field for field in dataclasses.fields(kind) if field.init and field.name not in skipped]
+    required = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    properties = {name: schema for name, schema in _properties(kind).items() if name not in skipped}
+    schema: dict[str, Any] = {"type": ["object"], "properties": properties, "additionalProperties": False}
+    return schema | ({"required": required} if required else {})
+
+
+def tidy(schema: object) -> Any:
     """The schema with `"type": "string"` in place of `"type": ["string"]`."""
     if isinstance(schema, dict):
-        return {key: _only(value) if key == "type" else _tidy(value) for key, value in schema.items()}
+        return {key: _only(value) if key == "type" else tidy(value) for key, value in schema.items()}
     return schema
 
 
@@ -100,6 +118,7 @@ def _field(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
         schema = _with_null(schema)
     if default is not dataclasses.MISSING:
         default = default.value if isinstance(default, Enum) else default
+        default = [*default] if isinstance(default, tuple) else default
         schema["default"] = default
         if "enum" in schema and default not in schema["enum"]:
             schema["enum"] = [*schema["enum"], default]
@@ -117,7 +136,7 @@ def _type(hint: Any) -> dict[str, Any]:
         return dict(SCALARS[bool]) if all(isinstance(choice, bool) for choice in arguments) else {"enum": [*arguments]}
     if origin is list and arguments == (str,):  # `lora_target_modules: all-linear`: one name needs no brackets
         return {"type": ["array", "string"], "items": _type(str)}
-    if origin is list:
+    if origin in (list, tuple):
         return {"type": ["array"], "items": _type(arguments[0])}
     if origin is dict:
         return {**SCALARS[dict], **({"additionalProperties": further} if (further := _type(arguments[1])) else {})}
@@ -126,9 +145,9 @@ def _type(hint: Any) -> dict[str, Any]:
     if hint in SCALARS:
         return dict(SCALARS[hint])
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and hint.__module__.startswith("trl."):
-        required = [f.name for f in dataclasses.fields(hint) if f.default is f.default_factory is dataclasses.MISSING]
-        members = {"properties": _properties(hint), "additionalProperties": False}
-        return {"type": ["object"], **members, **({"required": required} if required else {})}
+        return fields_schema(hint)
+    if isinstance(hint, type) and (issubclass(hint, PurePath) or hasattr(hint, "load")):  # YAML names its place
+        return dict(SCALARS[str])
     return dict(SCALARS[type(None)])
 
 

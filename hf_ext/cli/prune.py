@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_ext.cli.config_file import read_config
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
-from hf_ext.guards.numbers import COUNT, SEED, SHARE, SIZE, Bounds
+from hf_ext.guards.numbers import COUNT, SEED, SHARE, SIZE
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -62,7 +63,10 @@ def run_prune(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     Raises:
         ValueError: if an argument, a column, a row or the encoder cannot be used.
     """
-    _read_config(options, parser)
+    has_size = options.k is not None or options.fraction is not None  # either replaces the file's size
+    read_config(options, parser, skipped=("k", "fraction") if has_size else ())
+    if isinstance(options.option, dict):
+        options.option = [f"{name}={value}" for name, value in options.option.items()]
     missing = [name for name in ("dataset", "output") if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing: name it on the command line or in --config")
@@ -105,53 +109,6 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
     if options.report is not None:
         print(f"report: {report.save(options.report)}")
     return 0
-
-
-def _read_config(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Fill options that the command line left at their default from the YAML file."""
-    if options.config is None:
-        return
-    from hf_ext.recipes.files import did_you_mean, read_settings
-    from hf_ext.recipes.schema import problem_of
-
-    _, values = read_settings(options.config)
-    actions = {action.dest: action for action in parser._actions}
-    schemas = {name: _schema_of(action) for name, action in actions.items() if name not in ("config", "help")}
-    has_size = options.k is not None or options.fraction is not None  # either replaces the file's size
-    for name, value in values.items():
-        if name not in schemas:
-            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{did_you_mean(name, schemas)}")
-        problem = problem_of(value, schemas[name])
-        if problem:
-            raise ValueError(f"--config {options.config}: {name}: {problem}")
-        if has_size and name in ("k", "fraction"):
-            continue
-        if getattr(options, name) == parser.get_default(name):
-            setattr(options, name, _checked(value, actions[name], f"--config {options.config}: {name}"))
-    if isinstance(options.option, dict):
-        options.option = [f"{name}={value}" for name, value in options.option.items()]
-
-
-def _checked(value: Any, action: argparse.Action, name: str) -> Any:
-    """A value of the YAML file as the command line would have it: within its bounds; YAML reads 1e-1 as text."""
-    if not isinstance(action.type, Bounds) or value is None:
-        return value
-    try:
-        return action.type(str(value))
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{name} {error}") from error
-
-
-def _schema_of(action: argparse.Action) -> dict[str, Any]:
-    """What a YAML file may hold for an option of the command line."""
-    from hf_ext.recipes.schema import SCALARS
-
-    if action.dest == "option":  # NAME=VALUE several times, or a mapping
-        scalars = {"type": ["string", "number", "boolean", "null"]}
-        return {"type": ["object", "array"], "items": SCALARS[str], "additionalProperties": scalars}
-    schema = SCALARS[action.type.kind if isinstance(action.type, Bounds) else str]
-    names = ["array", *schema["type"]] if action.nargs == "+" else schema["type"]
-    return {**schema, "type": [*names, "null"] if action.default is None else names, "items": SCALARS[str]}
 
 
 def _named_value(text: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 
-__all__ = ["Markdown", "code", "escape", "fenced", "python_literal", "unescape", "well_formed"]
+__all__ = ["Markdown", "code", "escape", "fenced", "one_line", "python_literal", "unescape", "well_formed"]
 
 # A tab, and the joiners of Persian, Indic scripts and emoji. All else of their kind cannot be seen, or turns the line.
 _VISIBLE_CONTROLS = "\t\u200c\u200d"
@@ -42,7 +42,7 @@ def escape(value: object) -> str:
     """
     if isinstance(value, Markdown):
         return value
-    text = _one_line(str(value))
+    text = one_line(str(value))
     text = re.sub(r"&(?=[#\w])", "&amp;", text)
     text = _SPECIAL.sub(lambda match: f"\\{match[0]}", text)
     return Markdown(text.replace("<", "&lt;").replace(">", "&gt;"))
@@ -76,7 +76,7 @@ def code(value: object) -> str:
     Returns:
         `str`: one line of Markdown.
     """
-    text = _one_line(str(value))
+    text = one_line(str(value))
     return Markdown(f"`{text}`" if _PLAIN.fullmatch(text) else escape(text))
 
 
@@ -119,7 +119,7 @@ def fenced(text: str, language: str = "") -> str:
     """
     runs = [len(run) for run in re.findall(r"`+", text)]
     fence = "`" * max(3, 1 + max(runs, default=0))
-    lines = "\n".join(_one_line(line, squeeze=False) for line in text.splitlines())
+    lines = "\n".join(one_line(line, squeeze=False) for line in text.splitlines())
     return Markdown(f"{fence}{language}\n{lines}\n{fence}")
 
 
@@ -137,7 +137,19 @@ def well_formed(text: str) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", text).replace("\0", "")
 
 
-def _one_line(text: str, squeeze: bool = True) -> str:
+def one_line(text: str, squeeze: bool = True) -> str:
+    """
+    Text without line ends, and without characters that cannot be seen or that turn the direction of a line.
+
+    Args:
+        text (`str`):
+            Any.
+        squeeze (`bool`, *optional*, defaults to `True`):
+            Whether runs of white space become one space.
+
+    Returns:
+        `str`: one line; no markup is escaped in it.
+    """
     text = well_formed(text)
     if not squeeze:
         return "".join(filter(_is_visible, text))

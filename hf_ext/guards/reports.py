@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from hf_ext.guards.disk import write_figure, write_whole, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
-from hf_ext.guards.markdown import escape
+from hf_ext.guards.markdown import escape, well_formed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ class SavedReport(ABC):
 
     def files(self) -> dict[str, str]:
         """What `save` writes beside the plot: names and texts."""
-        values = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        values = well_formed(json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
         return {f"{self.file_name}.json": values + "\n", f"{self.file_name}.md": self.to_markdown()}
 
     def save(self, folder: str | Path, plot: bool = True) -> Path:
