@@ -112,7 +112,7 @@ class _Sample:
             columns, values, drops = _decide(step, batch)
         seconds_a_row = (time.perf_counter() - start) / max(len(places), 1)
         for verdict in self._verdicts(step, places, values, drops):
-            self._add_examples(step, verdict, {place: drop for place, drop in zip(places, drops, strict=True) if drop})
+            self._add_examples(step, verdict, dict(zip(places.tolist(), drops, strict=True)))
             counts.rules[verdict.counts.rule.name] = verdict.counts
             self.verdicts.append(verdict)
             self.is_in &= ~verdict.goes
@@ -168,12 +168,12 @@ class _Sample:
             verdict.counts.dropped = int(verdict.goes.sum())
         return list(verdicts.values())
 
-    def _add_examples(self, step: Step, verdict: _Verdict, drops: Mapping[int, Drop]) -> None:
+    def _add_examples(self, step: Step, verdict: _Verdict, drops: Mapping[int, Drop | None]) -> None:
         texts = self.columns.get(step.text_column, self.ids)
         for place in np.flatnonzero(verdict.goes)[:EXAMPLES_PER_RULE]:
             text = texts[place]
             text = text[:EXCERPT_LENGTH].decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-            rule, value, threshold = drops[place]
+            rule, value, threshold = drops[int(place)] or Drop(verdict.counts.rule.name)
             excerpt = text[:EXCERPT_LENGTH]
             self.examples.append(DropExample(self.ids[place], step.name, rule, value, threshold, excerpt))
 

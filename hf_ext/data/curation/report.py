@@ -330,11 +330,16 @@ def _bounds(rule: Rule) -> str:
 
 def _other_rules(rule: Rule) -> Iterator[tuple[str, list[tuple[float, Rule]]]]:
     """Each bound of a rule in words, and other values for it with the rule that has them."""
-    for side, word in (("minimum", "min"), ("maximum", "max")):
-        bound = getattr(rule, side)
-        if bound:  # nothing is a multiple of 0
-            values = [float(f"{factor * bound:.2g}") for factor in _OTHER_BOUNDS]
-            yield f"{word} {_number(bound)}", [(value, replace(rule, **{side: value})) for value in values]
+    if rule.minimum:  # nothing is a multiple of 0
+        others = [(value, replace(rule, minimum=value)) for value in _other_bounds(rule.minimum)]
+        yield f"min {_number(rule.minimum)}", others
+    if rule.maximum:
+        others = [(value, replace(rule, maximum=value)) for value in _other_bounds(rule.maximum)]
+        yield f"max {_number(rule.maximum)}", others
+
+
+def _other_bounds(bound: float) -> list[float]:
+    return [float(f"{factor * bound:.2g}") for factor in _OTHER_BOUNDS]
 
 
 def _number(value: float | None) -> str:
