@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def _edges() -> Values:
 EDGES = _edges()
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True)
+class Bin:
     """Of a histogram: values from `low` (with it) up to `high` (without it), and how many of them are `low` itself."""
 
     low: float
@@ -87,21 +88,22 @@ class Histogram:
         Exact for bounds of two significant digits; for others, values in the same bin as the bound count as within.
         """
         count = 0
-        for low, high, bin_count, count_at_low in self.bins():
+        for entry in self.bins():
+            count_above_low = entry.count - entry.count_at_low
             if rule.maximum is not None:
-                is_over = low > rule.maximum or (rule.exclusive and low == rule.maximum)
-                count += count_at_low * is_over + (bin_count - count_at_low) * (low >= rule.maximum)
+                is_over = entry.low > rule.maximum or (rule.exclusive and entry.low == rule.maximum)
+                count += entry.count_at_low * is_over + count_above_low * (entry.low >= rule.maximum)
             if rule.minimum is not None:
-                is_under = low < rule.minimum or (rule.exclusive and low == rule.minimum)
-                count += count_at_low * is_under + (bin_count - count_at_low) * (high <= rule.minimum)
+                is_under = entry.low < rule.minimum or (rule.exclusive and entry.low == rule.minimum)
+                count += entry.count_at_low * is_under + count_above_low * (entry.high <= rule.minimum)
         return count
 
-    def to_list(self) -> list[list[float]]:
+    def to_list(self) -> list[list[int]]:
         """For JSON: index of the edge, how many values are at it, how many between it and the next."""
         return [[place, *counts] for place, counts in sorted(self._counts.items())]
 
     @classmethod
-    def from_list(cls, entries: Iterable[Iterable[int]]) -> Histogram:
+    def from_list(cls, entries: Iterable[Sequence[int]]) -> Histogram:
         """What [`to_list`] gave."""
         histogram = cls()
         for place, *counts in entries:

@@ -90,7 +90,7 @@ class DropLedger:
         return sum(pq.read_metadata(file).num_rows for file in self.files)
 
     def __iter__(self) -> Iterator[DropRecord]:
-        """Every record, in the order of the steps, then of the documents."""
+        """Every record, in the order of the documents."""
         for table in self.tables():
             yield from _records(table)
 

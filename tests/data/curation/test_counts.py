@@ -52,9 +52,9 @@ def test_histograms_of_parts_add_up_and_survive_json(values, cut):
     parts.merge(Histogram.from_list(json.loads(json.dumps(histogram_of(values[:cut]).to_list()))))
     assert parts.to_list() == whole.to_list()
     assert whole.total == sum(entry.count for entry in whole.bins()) == int(np.sum(~np.isnan(values)))
-    for low, high, count, count_at_low in whole.bins():
-        assert sum(low <= value < high for value in values) == count
-        assert sum(value == low for value in values) == count_at_low
+    for entry in whole.bins():
+        assert sum(entry.low <= value < entry.high for value in values) == entry.count
+        assert sum(value == entry.low for value in values) == entry.count_at_low
 
 
 def test_infinite_and_tiny_values_have_a_bin():

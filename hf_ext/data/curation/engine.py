@@ -1,0 +1,216 @@
+"""A curation in a folder: phase by phase what is not on the disk yet, put together to the result at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from hf_ext.data.curation.chunks import (
+    ChunkStore,
+    Committed,
+    fitted,
+    read_counts,
+    read_drops,
+    read_rows,
+    schema_of,
+    write_shards,
+)
+from hf_ext.data.curation.counts import FILE_NAME as COUNTS_NAME
+from hf_ext.data.curation.counts import CurationCounts
+from hf_ext.data.curation.drop_ledger import FOLDER as DROPS_FOLDER
+from hf_ext.data.curation.drop_ledger import SCHEMA as DROPS_SCHEMA
+from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
+from hf_ext.data.curation.manifest import key_of, reading_record, step_record
+from hf_ext.data.curation.phases import (
+    SetPhase,
+    decision_tasks,
+    feature_tasks,
+    phases_of,
+    reading_tasks,
+    remaining,
+)
+from hf_ext.data.curation.running import Reading, step_names
+from hf_ext.data.curation.sources import Shard
+from hf_ext.data.curation.steps import Step
+from hf_ext.data.curation.workers import Task, peak_bytes, run_tasks
+from hf_ext.guards.disk import flush, write_whole
+
+CHUNKS_FOLDER = ".hf-ext-chunks"  # no push takes `.hf-ext*` along, and `datasets` reads no hidden folder
+_DATA_FOLDER = "data"
+_STAGING = "publishing"
+
+
+@dataclass(frozen=True)
+class Curation:
+    """
+    A curation in a folder.
+
+    Args:
+        shards (`list[Shard]`):
+            What is curated.
+        steps (`tuple[Step, ...]`):
+            The chain.
+        reading ([`Reading`]):
+            How documents are named and counted.
+        on_bad_row (`str`):
+            `"raise"` or `"drop"`.
+        folder (`Path`):
+            Of the chunks.
+        num_proc (`int`):
+            Processes.
+        show_progress (`bool`):
+            Whether to show a bar a phase.
+    """
+
+    shards: list[Shard]
+    steps: tuple[Step, ...]
+    reading: Reading
+    on_bad_row: str
+    folder: Path
+    num_proc: int
+    show_progress: bool
+
+    def plan(self) -> dict[str, Any]:
+        """All that the result depends on, in plain values for the manifest."""
+        pairs = zip(self.steps, step_names(self.steps), strict=True)
+        return {
+            **reading_record(self.reading),
+            "on_bad_row": self.on_bad_row,
+            "steps": [step_record(step, name) for step, name in pairs],
+            "shards": [{"name": shard.name, "identity": shard.identity()} for shard in self.shards],
+        }
+
+    def run(self, plan: dict[str, Any]) -> list[list[ChunkStore]]:
+        """
+        Do what is not on the disk yet.
+
+        Args:
+            plan (`dict`):
+                What [`plan`] gave.
+
+        Returns:
+            `list[list[ChunkStore]]`: for each phase the chunks of every shard.
+        """
+        phases = phases_of(self.steps, step_names(self.steps), self.reading, self.on_bad_row)
+        settings = {name: value for name, value in plan.items() if name not in ("steps", "shards")}
+        records = {record["name"]: record for record in plan["steps"]}
+        keys = [key_of(settings, shard) for shard in plan["shards"]]
+        stores: list[list[ChunkStore]] = []
+        for number, phase in enumerate(phases):
+            label = f"Phase {number + 1} of {len(phases)}"
+            if isinstance(phase, SetPhase):
+                keys = [key_of(keys, records[phase.name], place) for place in range(len(keys))]
+                features = self.folder / f"features-{key_of(keys)}"
+                stores.append([ChunkStore(self.folder / key) for key in keys])
+                self._decide(phase, stores[-2], stores[-1], features, label)
+                continue
+            keys = [key_of(key, [records[name] for name in phase.names]) for key in keys]
+            stores.append([ChunkStore(self.folder / key) for key in keys])
+            if number == 0:
+                tasks = (
+                    task for s, store in zip(self.shards, stores[0], strict=True) for task in reading_tasks(s, store)
+                )
+                self._run(phase.read, tasks, label)
+            else:
+                self._run(phase.go_on, self._remaining(stores[-2], stores[-1]), label)
+        return stores
+
+    def _decide(
+        self, phase: SetPhase, former: list[ChunkStore], stores: list[ChunkStore], folder: Path, label: str
+    ) -> None:
+        if next(self._remaining(former, stores), None) is None:
+            return
+        folder.mkdir(exist_ok=True)
+        places = []
+        for number, store in enumerate(former):
+            (folder / f"{number:07d}").mkdir(exist_ok=True)
+            places.append((store, self.shards[number].name, folder / f"{number:07d}"))
+        tasks = (task for place in places for task in feature_tasks(*place))
+        self._run(phase.write_features, tasks, f"{label}, features of {phase.name}")
+        features = [directory / f"{path.name}.parquet" for store, _, directory in places for path in store.paths()]
+        chunks = (
+            (source, shard.name, store.path(int(source.name)), place, store.committed(int(source.name)) is not None)
+            for shard, former_store, store in zip(self.shards, former, stores, strict=True)
+            for source in former_store.paths()
+            if (place := former_store.committed(int(source.name))) is not None
+        )
+        self._run(phase.decided, decision_tasks(phase.step, features, chunks), f"{label}, {phase.name}")
+
+    def _remaining(
+        self, former: list[ChunkStore], stores: list[ChunkStore]
+    ) -> Iterator[tuple[Path, str, Path, Committed]]:
+        for shard, former_store, store in zip(self.shards, former, stores, strict=True):
+            yield from remaining(former_store, shard.name, store)
+
+    def _run(self, function: Callable[..., int], tasks: Iterator[Task], label: str) -> None:
+        with tqdm(desc=label, unit="row", disable=not self.show_progress) as bar:
+            run_tasks(function, tasks, self.num_proc, bar.update)
+
+
+def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts, plan: dict[str, Any]) -> None:
+    """
+    Put the chunks together and the result in place, the manifest last: with it the result is whole.
+
+    Args:
+        output (`Path`):
+            The folder; the caller holds it.
+        stores (`list[list[ChunkStore]]`):
+            What [`Curation.run`] gave.
+        counts ([`CurationCounts`]):
+            What [`counts_of`] gave of them.
+        plan (`dict`):
+            What [`Curation.plan`] gave.
+    """
+    folder = output / CHUNKS_FOLDER
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    last = [path for store in stores[-1] for path in store.paths()]
+    schema = schema_of(last)
+    tables = (table for path in last if len(table := fitted(read_rows(path), schema)))
+    num_rows = write_shards(staging / _DATA_FOLDER, "train-{number:05d}-of-{total:05d}.parquet", tables, schema)
+    drops = (table for table in _drops(stores) if len(table))
+    num_drops = write_shards(staging / DROPS_FOLDER, "drops-{number:05d}.parquet", drops, DROPS_SCHEMA)
+    if num_rows + num_drops != counts.rows_read or num_rows != counts.rows_kept:
+        raise RuntimeError(
+            f"{counts.rows_read:,} documents were read, but {num_rows:,} are left and {num_drops:,} in the drop "
+            f"ledger: a fault of hf-ext. Delete {folder} and run again."
+        )
+    flush(staging)
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in (_DATA_FOLDER, DROPS_FOLDER):
+        if (output / name).exists():
+            os.replace(output / name, staging / f"former-{name}")  # a folder with something in it is not replaced
+        os.replace(staging / name, output / name)
+    write_whole(output / COUNTS_NAME, json.dumps(counts.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    manifest = {"plan": plan, "rows_read": counts.rows_read, "rows_kept": num_rows}
+    write_whole(output / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    in_use = {store.folder for phase_stores in stores for store in phase_stores}
+    for path in folder.iterdir():
+        if path not in in_use:
+            shutil.rmtree(path)
+
+
+def _drops(stores: list[list[ChunkStore]]) -> Iterator[pa.Table]:
+    """The drop ledger in the order of the documents: a table for each chunk, of all phases."""
+    for shard_stores in zip(*stores, strict=True):
+        for paths in zip(*(store.paths() for store in shard_stores), strict=True):
+            yield pa.concat_tables([read_drops(path) for path in paths]).sort_by("row")
+
+
+def counts_of(stores: list[list[ChunkStore]], reading: Reading) -> CurationCounts:
+    """What was counted in the chunks of all phases."""
+    counts = CurationCounts(reading.unit)
+    for phase_stores in stores:
+        for store in phase_stores:
+            for path in store.paths():
+                counts.merge(read_counts(path))
+    counts.peak_bytes = max(counts.peak_bytes, peak_bytes())
+    return counts

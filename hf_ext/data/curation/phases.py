@@ -1,0 +1,215 @@
+"""The phases of a curation: runs of steps that judge each document by itself, and steps over the whole set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_ext.data.curation.chunks import ChunkStore, Committed, commit, numbered, read_rows
+from hf_ext.data.curation.running import Reading, Rows, decided_chunk, read_counts, run_chunk, texts_of
+from hf_ext.data.curation.sources import Chunk, Shard
+from hf_ext.data.curation.steps import Decision, RowStep, SetStep, Step
+from hf_ext.data.curation.workers import Task, peak_bytes
+from hf_ext.guards.disk import parquet_sink, replacing
+
+_SECONDS = b"hf_ext_seconds"
+
+
+@dataclass(frozen=True)
+class RowPhase:
+    """
+    Consecutive steps that judge each document by itself.
+
+    Args:
+        steps (`tuple[RowStep, ...]`):
+            The steps; none where the first step of all is one over the whole set.
+        names (`tuple[str, ...]`):
+            Of the steps.
+        reading ([`Reading`]):
+            How documents are named and counted.
+    """
+
+    steps: tuple[RowStep, ...]
+    names: tuple[str, ...]
+    reading: Reading
+
+    def read(self, chunk: Chunk, shard: str, target: Path, is_last: bool, seconds: float) -> int:
+        """Do with documents as they were read, and write them; `seconds` is what the reading took."""
+        rows = numbered(chunk.rows, chunk.row_numbers)
+        first = read_counts(rows, chunk.drops, shard, self.reading)
+        first.counts.steps[0].seconds = seconds
+        self._commit(rows, shard, target, Committed(chunk.end, is_last), first)
+        return len(chunk.row_numbers) + len(chunk.drops)
+
+    def go_on(self, source: Path, shard: str, target: Path, place: Committed) -> int:
+        """Do with documents that an earlier phase has left."""
+        rows = read_rows(source)
+        self._commit(rows, shard, target, place, None)
+        return len(rows)
+
+    def _commit(self, rows: Rows, shard: str, target: Path, place: Committed, first: Any) -> None:
+        result = run_chunk(rows, self.steps, shard=shard, names=self.names, reading=self.reading)
+        drops = result.drops
+        if first is not None:
+            drops = first.drops + drops
+            first.counts.merge(result.counts)
+            result = result._replace(counts=first.counts)
+        result.counts.peak_bytes = peak_bytes()
+        commit(target, rows, result, drops, place)
+
+
+@dataclass(frozen=True)
+class SetPhase:
+    """
+    A step over the whole set: features chunk by chunk, one pass of decisions, and what follows from them.
+
+    Args:
+        step ([`SetStep`]):
+            The step.
+        name (`str`):
+            Its name.
+        reading ([`Reading`]):
+            How documents are named and counted.
+        on_bad_row (`str`):
+            What to do with a row that is no document.
+    """
+
+    step: SetStep
+    name: str
+    reading: Reading
+    on_bad_row: str
+
+    def write_features(self, source: Path, shard: str, target: Path) -> int:
+        """Write what the decision needs of a chunk."""
+        rows = read_rows(source)
+        begin = time.perf_counter()
+        texts, _, columns = texts_of(rows, self.step, shard, self.on_bad_row)
+        table = self.step.features(texts, columns)
+        if len(table) != len(texts):
+            raise ValueError(f"{type(self.step).__name__}.features gave {len(table)} rows for {len(texts)} documents.")
+        seconds = time.perf_counter() - begin
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SECONDS: str(seconds)})
+        with replacing(target) as temporary, parquet_sink(temporary) as sink:
+            pq.write_table(table, sink)
+        return len(rows)
+
+    def decided(
+        self, source: Path, shard: str, target: Path, place: Committed, decisions: list[Decision], seconds: float
+    ) -> int:
+        """Do with a chunk what was decided."""
+        rows = read_rows(source)
+        _, drops, _ = texts_of(rows, self.step, shard, self.on_bad_row)
+        whole = [Decision(bad) if bad is not None else d for bad, d in zip(drops, decisions, strict=True)]
+        result = decided_chunk(
+            rows, self.step, whole, name=self.name, shard=shard, seconds=seconds, reading=self.reading
+        )
+        result.counts.peak_bytes = peak_bytes()
+        commit(target, rows, result, result.drops, place)
+        return len(rows)
+
+
+class FeatureTables(Sequence[pa.Table]):
+    """Tables of features, each read from the disk when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return FeatureTables(self.paths[place])
+        return pq.read_table(self.paths[place], partitioning=None)
+
+
+def phases_of(
+    steps: Sequence[Step], names: Sequence[str], reading: Reading, on_bad_row: str
+) -> list[RowPhase | SetPhase]:
+    """The phases of a chain; the first is always one of row steps, for it reads."""
+    phases: list[RowPhase | SetPhase] = [RowPhase((), (), reading)]
+    for step, name in zip(steps, names, strict=True):
+        last = phases[-1]
+        if isinstance(step, SetStep):
+            phases.append(SetPhase(step, name, reading, on_bad_row))
+        elif isinstance(last, RowPhase):
+            phases[-1] = RowPhase((*last.steps, step), (*last.names, name), reading)
+        else:
+            phases.append(RowPhase((step,), (name,), reading))
+    return phases
+
+
+def reading_tasks(shard: Shard, store: ChunkStore) -> Iterator[Task]:
+    """Tasks of [`RowPhase.read`] for the chunks of a shard that are not on the disk yet."""
+    number = row = 0
+    chunks: Iterator[Chunk] | None = None
+    following: Chunk | None = None
+    while True:
+        committed = store.committed(number)
+        if committed is not None:
+            if committed.is_last:
+                return
+            number, row, chunks = number + 1, committed.end, None
+            continue
+        begin = time.perf_counter()
+        if chunks is None:
+            chunks = shard.chunks(row)
+            following = next(chunks, None)
+        chunk = following or Chunk({}, [], [], row)  # a shard without documents has one chunk, too
+        following = next(chunks, None)
+        yield chunk, shard.name, store.path(number), following is None, time.perf_counter() - begin
+        if following is None:
+            return
+        number, row = number + 1, chunk.end
+
+
+def remaining(former: ChunkStore, shard: str, store: ChunkStore) -> Iterator[tuple[Path, str, Path, Committed]]:
+    """Chunks of the phase before that have no counterpart yet: source, shard, target and where it ends."""
+    for source in former.paths():
+        number = int(source.name)
+        if store.committed(number) is None:
+            place = former.committed(number)
+            if place is not None:
+                yield source, shard, store.path(number), place
+
+
+def feature_tasks(former: ChunkStore, shard: str, folder: Path) -> Iterator[Task]:
+    """Tasks of [`SetPhase.write_features`] for chunks that have none yet."""
+    for source in former.paths():
+        target = folder / f"{source.name}.parquet"
+        if not target.is_file():
+            yield source, shard, target
+
+
+def decision_tasks(
+    step: SetStep, features: Sequence[Path], chunks: Iterable[tuple[Path, str, Path, Committed, bool]]
+) -> Iterator[Task]:
+    """
+    Tasks of [`SetPhase.decided`]; the decisions are made in the order of the documents, while tasks are taken.
+
+    Args:
+        step ([`SetStep`]):
+            The step.
+        features (`Sequence[Path]`):
+            Its tables, in order.
+        chunks:
+            A chunk for each of them: source, shard, target, where it ends, and whether it is on the disk already.
+    """
+    begin = time.perf_counter()
+    decisions = step.decide(FeatureTables(features))
+    for path, (source, shard, target, place, is_done) in zip(features, chunks, strict=True):
+        chunk_decisions = next(decisions)
+        seconds = time.perf_counter() - begin + _feature_seconds(path)
+        if not is_done:
+            yield source, shard, target, place, chunk_decisions, seconds
+        begin = time.perf_counter()
+
+
+def _feature_seconds(path: Path) -> float:
+    return float((pq.read_schema(path).metadata or {}).get(_SECONDS, b"0"))
