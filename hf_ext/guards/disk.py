@@ -201,17 +201,30 @@ def publishing(
 
 def _move_model(staging: Path, folder: Path) -> None:
     names = {file.name for file in staging.iterdir()}
-    kinds = {match[1] for name in names if (match := _WEIGHTS.fullmatch(name))}
-    for file in sorted(staging.iterdir(), key=lambda file: bool(_WEIGHTS.fullmatch(file.name))):
+    matches = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
+    kinds = {match[1] for match in matches}
+    former_weights = ((file, _WEIGHTS.fullmatch(file.name)) for file in folder.iterdir())
+    former_files = [file for file, match in former_weights if match and match[1] in kinds]
+    if any(match[2] or match[3] for match in matches):
+        # Shards cannot be replaced all at once, and old ones beside new ones would load without an error: the former
+        # model goes first, its index before all, without which transformers loads no shard.
+        for file in sorted(former_files, key=_weights_order, reverse=True):
+            file.unlink()
+    for file in sorted(staging.iterdir(), key=_weights_order):
         target = folder / file.name
         if file.is_dir():
             shutil.rmtree(target, ignore_errors=True)
         os.replace(file, target)
-    for file in list(folder.iterdir()):
-        match = _WEIGHTS.fullmatch(file.name)
-        if match and match[1] in kinds and file.name not in names:
-            file.unlink()
+    for file in former_files:
+        if file.name not in names:
+            file.unlink(missing_ok=True)
     shutil.rmtree(staging)
+
+
+def _weights_order(file: Path) -> int:
+    """Weights come behind everything else, and their index, which makes shards a model, behind them."""
+    match = _WEIGHTS.fullmatch(file.name)
+    return 0 if match is None else 2 if match[3] else 1
 
 
 class _Sink(io.RawIOBase):

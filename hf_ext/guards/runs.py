@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from hf_ext.guards.disk import is_refused, publishing, unwritable, write_whole
+from hf_ext.guards.inside import read_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -149,7 +150,7 @@ def is_lock(name: str) -> bool:
 def _claimed(lock: Path, place: Path, waits: bool, remedy: str) -> Iterator[None]:
     from filelock import FileLock  # imported here: `hf-ext --help` does without
 
-    key = str(lock.resolve()), threading.get_ident()
+    key = os.path.realpath(lock), threading.get_ident()  # Path.resolve raises a RuntimeError for links in a circle
     if key in _claims:
         yield
         return
@@ -296,19 +297,28 @@ class RunFolder:
             changes += _changed_rows(former["rows"], content["rows"], row_change)
             refuse_changes(self.folder, changes, self.remedy)
         elif self.processes.is_main_process:
-            write_whole(self.record, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            write_whole(self.record, _json_text(content))
         self.processes.wait_for_everyone()
 
     def results(self, step: str) -> dict[str, Any] | None:
-        """What a finished step left behind, or `None` where it is still to do."""
+        """
+        What a finished step left behind, or `None` where it is still to do.
+
+        Raises:
+            ValueError: if its file is damaged; nothing here writes one by halves, so somebody else has.
+        """
         path = self.folder / f"{step}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return read_json(path, subject="the record of a finished step")
+        except ValueError as error:
+            raise ValueError(f"{error} Remove it, and the step is done again.") from error
 
     def mark_done(self, step: str, results: Mapping[str, Any]) -> None:
         """Write down, by the main process, that a step is over: all else of it must be on the disk by now."""
         if self.processes.is_main_process:
-            text = json.dumps(results, indent=1, ensure_ascii=False)
-            write_whole(self.folder / f"{step}.json", text + "\n")
+            write_whole(self.folder / f"{step}.json", _json_text(results))
 
     def publish(self, model: Path) -> None:
         """
@@ -328,9 +338,12 @@ class RunFolder:
             refuse_strangers(self.record, remedy, parts)
             return None
         try:
-            former = json.loads(self.record.read_text(encoding="utf-8"))
+            former = read_json(self.record)
             revision = former.get("format_revision")
-        except (ValueError, AttributeError, RecursionError) as error:
+            parts_compared = (former.get("settings"), former.get("rows"))
+            if revision == FORMAT_REVISION and not all(isinstance(part, dict) for part in parts_compared):
+                raise ValueError("it holds no settings, or nothing on rows")
+        except ValueError as error:
             raise ValueError(f"{self.record} is damaged ({error}): the run cannot go on. {remedy}") from error
         if revision != FORMAT_REVISION:
             raise ValueError(
@@ -339,6 +352,11 @@ class RunFolder:
                 f"{self.remedy}, or delete this one."
             )
         return former
+
+
+def _json_text(values: Mapping[str, Any]) -> str:
+    # All in ASCII: a path that is no UTF-8 has characters in Python that UTF-8 cannot write.
+    return json.dumps(values, indent=1) + "\n"
 
 
 def refuse_strangers(record: Path, remedy: str, parts: str = "*") -> None:
@@ -369,8 +387,13 @@ def changed_settings(former: Mapping[str, Any], current: Mapping[str, Any]) -> l
     return [
         f"{name} was {_shown(former, name)}, is {_shown(current, name)}"
         for name in {**former, **current}
-        if name not in former or name not in current or former[name] != current[name]
+        if name not in former or name not in current or _differs(former[name], current[name])
     ]
+
+
+def _differs(value: Any, other: Any) -> bool:
+    # By their text as well: no NaN equals another, and a run with one among its settings could never go on.
+    return value != other and repr(value) != repr(other)
 
 
 def refuse_changes(place: str | os.PathLike[str], changes: list[str], remedy: str) -> None:

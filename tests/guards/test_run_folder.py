@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_ext.guards.disk import DiskFullError
 from hf_ext.guards.runs import RunFolder
@@ -69,6 +75,9 @@ def test_files_that_match_no_part_of_a_run_may_lie_there(tmp_path: Path) -> None
     [
         ("{", "is damaged"),
         ("[1]", "is damaged"),
+        ('{"format_revision": 2}', "is damaged"),
+        ('{"format_revision": 2, "settings": [], "rows": {}}', "is damaged"),
+        ('{"format_revision": 2, "settings": {}, "rows": null}', "is damaged"),
         ('{"format_revision": 1}', "another version of hf-ext"),
         ('{"seed": 0}', "another version of hf-ext"),  # the demo's settings as they were written before
     ],
@@ -93,6 +102,88 @@ def test_a_step_is_done_once_its_results_are_written_by_the_main_process(tmp_pat
     assert main.results("round-1/round") is None
     main.mark_done("round-1/round", {"loss": 0.5})
     assert second.results("round-1/round") == {"loss": 0.5}
+
+
+def test_a_step_whose_record_is_damaged_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "round.json").write_text('{"loss": ')
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'round.json'))} is not .*Remove it"):
+        RunFolder(tmp_path).results("round")
+
+
+def test_a_run_goes_on_where_a_setting_is_nan_or_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+    path = os.fsdecode(b"mod\xffel")
+    settings = {"threshold": math.nan, "bounds": [math.nan, math.inf], "model": path}
+    run = RunFolder(tmp_path)
+    run.begin(settings)
+    run.begin(settings)
+    with pytest.raises(ValueError, match=r"other settings: threshold was nan, is 0\.5\. Run"):
+        run.begin(settings | {"threshold": 0.5})
+    run.mark_done("scored", {"model": path})
+    assert os.fsencode(run.results("scored")["model"]) == b"mod\xffel"
+
+
+class Killed(BaseException):
+    """No `except Exception` sees it, as none sees a kill."""
+
+
+@pytest.mark.parametrize(("former_shards", "shards"), [(1, 1), (1, 3), (3, 1), (3, 3), (2, 3)])
+def test_whenever_it_is_killed_what_loads_is_the_former_model_the_new_one_or_none(
+    tmp_path: Path, former_shards: int, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value, count in (("former", 1.0, former_shards), ("new", 2.0, shards)):
+        save_sharded(tmp_path / name, value, count)
+    was_published = False
+    for step in itertools.count():
+        out = tmp_path / f"out-{step}"
+        shutil.copytree(tmp_path / "former", out)
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            with contextlib.suppress(Killed):
+                RunFolder(out).publish(tmp_path / "new")
+                was_published = True
+        values = loaded(out)
+        assert values in (None, {1.0}, {2.0}), f"killed at step {step}: {sorted(os.listdir(out))}"
+        if step == 0:
+            assert values == {1.0}
+        if was_published:
+            break
+    assert values == {2.0}
+    assert step > shards
+
+
+def save_sharded(folder: Path, value: float, shards: int) -> None:
+    """A tiny model of equal weights, in that many files."""
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=1, vocab_size=11, n_positions=7))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    model.save_pretrained(folder, max_shard_size={1: 8_000, 2: 5_000, 3: 3_500}[shards])  # of 7,616 bytes
+    assert len(list(folder.glob("*.safetensors"))) == shards
+
+
+def kill_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the process go on for so many moves and removals, no further."""
+    calls = itertools.count()
+
+    def counted(call: Callable) -> Callable:
+        def counting(*args: object, **kwargs: object) -> object:
+            if next(calls) == step:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return counting
+
+    patch.setattr(os, "replace", counted(os.replace))
+    patch.setattr(Path, "unlink", counted(Path.unlink))
+
+
+def loaded(folder: Path) -> set[float] | None:
+    """The values of the weights that transformers loads from the folder, or `None` where it finds no model."""
+    try:
+        model = GPT2LMHeadModel.from_pretrained(folder)
+    except OSError:
+        return None
+    return {value for parameter in model.parameters() for value in parameter.unique().tolist()}
 
 
 def test_a_model_is_published_with_its_folders_and_the_weights_it_replaces_go(tmp_path: Path) -> None:
