@@ -7,6 +7,7 @@ A [`RowStep`] looks at one document at a time: it measures, rewrites, and its ru
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,10 @@ Batch = Mapping[str, Sequence[Any]]
 Values = npt.NDArray[np.float64]  # (rows,); NaN where a rule says nothing of a row
 Notes = dict[str, float | str]  # figures of a whole step, for the report
 
-DROP_REASON = "drop_reason"  # "step:rule", or None for a row that stays
+DROP_REASON = "drop_reason"  # "step:rule"; empty for a row that stays
 DROP_VALUE = "drop_value"
 DROP_THRESHOLD = "drop_threshold"
+_NUMBERS = (DROP_VALUE, DROP_THRESHOLD)
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,10 @@ class RowStep(_DocumentStep):
 
     A subclass sets `name`, lists its `rules` and overrides [`measure`]; a document goes at the first rule, in their
     order, that its value breaks. One that reads pages or addresses sets `column_field` and `document_types`, too. As a
-    map-function it rewrites its columns and fills `drop_reason`, `drop_value` and `drop_threshold`; rows that already
-    have a reason are left alone, so steps can follow each other. `curate` calls [`judge`], which needs no such
-    columns. With `with_indices=True` errors name the row's position in the dataset.
+    map-function it rewrites its columns and fills `drop_reason` (empty where a row stays), `drop_value` and
+    `drop_threshold` (NaN where there is none); rows that already have a reason are left alone, so steps can follow each
+    other. `curate` calls [`judge`], which needs no such columns. With `with_indices=True` errors name the row's
+    position in the dataset.
 
     Args:
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -257,17 +260,18 @@ class RowStep(_DocumentStep):
     def __call__(self, batch: Batch, indices: Sequence[int] | None = None) -> dict[str, list[Any]]:
         """The batch's rewritten columns and reasons, for `Dataset.map(step, batched=True)`."""
         num_rows = len(next(iter(batch.values()), ()))
-        earlier = [list(batch.get(name, [None] * num_rows)) for name in (DROP_REASON, DROP_VALUE, DROP_THRESHOLD)]
-        reasons, drop_values, thresholds = earlier
-        staying = [position for position in range(num_rows) if reasons[position] is None]
+        # Neither None nor null: `Dataset.map` types a column by its first batch, in which no row may go.
+        reasons = [reason or "" for reason in batch.get(DROP_REASON, [""] * num_rows)]
+        drop_values, thresholds = ([_number(v) for v in batch.get(name, [None] * num_rows)] for name in _NUMBERS)
+        staying = [position for position in range(num_rows) if not reasons[position]]
         rows = {name: [column[position] for position in staying] for name, column in batch.items()}
         positions = staying if indices is None else [indices[position] for position in staying]
         judgement = self.judge(rows, positions)
         for position, drop in zip(staying, judgement.drops, strict=True):
             if drop is not None:
                 reasons[position] = f"{self.name}:{drop.rule}"
-                drop_values[position] = drop.value
-                thresholds[position] = drop.threshold
+                drop_values[position] = _number(drop.value)
+                thresholds[position] = _number(drop.threshold)
         empty = [None] * num_rows
         columns = {name: _spread(c, staying, batch.get(name, empty)) for name, c in judgement.columns.items()}
         return columns | {DROP_REASON: reasons, DROP_VALUE: drop_values, DROP_THRESHOLD: thresholds}
@@ -332,6 +336,10 @@ class SetStep(_DocumentStep):
 
 
 Step = RowStep | SetStep
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _spread(column: Sequence[Any], positions: Sequence[int], base: Sequence[Any]) -> list[Any]:

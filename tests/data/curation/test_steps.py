@@ -30,9 +30,9 @@ class Shorten(RowStep):
 
 def test_a_document_at_a_bound_stays_and_one_beyond_goes_with_value_and_bound():
     rows = Dataset.from_dict({"text": ["ab", "abc", "abcdef", "abcdefg"]}).map(Shorten(), batched=True)
-    assert rows["drop_reason"] == ["shorten:short", None, None, "shorten:long"]
-    assert rows["drop_value"] == [2.0, None, None, 7.0]
-    assert rows["drop_threshold"] == [3.0, None, None, 6.0]
+    assert rows["drop_reason"] == ["shorten:short", "", "", "shorten:long"]
+    np.testing.assert_array_equal(rows["drop_value"], [2.0, np.nan, np.nan, 7.0])
+    np.testing.assert_array_equal(rows["drop_threshold"], [3.0, np.nan, np.nan, 6.0])
     assert rows["text"][1:3] == ["abc", "abcd"]
 
 
@@ -47,11 +47,16 @@ def test_rule(bound, value, exclusive, is_broken):
     assert rule.broken_bound(value) == (3.0 if is_broken else None)
 
 
+def test_the_first_row_to_go_may_come_in_any_batch():
+    rows = Dataset.from_dict({"text": ["abcd", "abcd", "a", "abcd"]}).map(Shorten(), batched=True, batch_size=1)
+    assert rows["drop_reason"] == ["", "", "shorten:short", ""]
+
+
 def test_a_row_with_a_reason_is_left_alone_and_the_first_reason_stays():
     rows = {"text": ["a", "abcde"], "drop_reason": ["url:banned", None], "drop_value": [1.0, None]}
     out = Shorten()(rows | {"drop_threshold": [0.0, None]})
-    assert out["drop_reason"] == ["url:banned", None]
-    assert (out["drop_value"], out["drop_threshold"]) == ([1.0, None], [0.0, None])
+    assert out["drop_reason"] == ["url:banned", ""]
+    np.testing.assert_array_equal([out["drop_value"], out["drop_threshold"]], [[1.0, np.nan], [0.0, np.nan]])
     assert out["text"] == ["a", "abcd"]
 
 
