@@ -26,7 +26,7 @@ export HF_EXT_REQUIRE_REAL ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest test-newest mutation bench lint lock clean
+.PHONY: help install demo test test-slow test-lowest test-newest test-peers mutation bench lint lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make test-slow   the slow tests: timings, more seeds, a fresh install"
 	@echo "make test-lowest the contract with the host libraries on the oldest versions accepted, in $(VENV)-lowest"
 	@echo "make test-newest the same on the newest versions there are, in $(VENV)-newest; deprecations are errors in both"
+	@echo "make test-peers  curation beside the tools of others and on Ray, in $(VENV)-peers"
 	@echo "make mutation    how many small errors planted in hf_ext/losses the tests notice"
 	@echo "make bench       the table of benchmark results"
 	@echo "make lint        ruff, mypy on the installed wheel, the floors of the import graph"
@@ -104,6 +105,20 @@ test-newest:
 	$(NO_PINS) $(if $(FLOORS),-c $(FLOORS_FILE),--upgrade --upgrade-strategy eager) "$(TORCH)" -e ".[peft,retrieval,test]"
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(CONTRACT_TESTS) $(PYTEST_ARGS)
 
+# Beside the tools of others, and on Ray: tests/peers, which `make test` leaves out, as nothing else needs their packages.
+test-peers:
+	$(MAKE) VENV=$(VENV)-peers .peers
+
+.PHONY: .peers
+.peers: $(VENV)/.stamp-peers
+	HF_EXT_PEERS=1 $(BIN)/python -m pytest tests/peers $(PYTEST_ARGS)
+
+$(VENV)/.stamp-peers: pyproject.toml constraints.txt tests/peers/requirements.txt | $(VENV)/.stamp-venv
+	$(PIP) "$(TORCH)"
+	$(PIP) -e ".[data,fast,fasttext,ray,retrieval,test]"
+	$(PIP) -r tests/peers/requirements.txt
+	@touch $@
+
 # How many of the small errors planted in hf_ext/losses the tests notice; the figure goes to tests/reliability.
 mutation: $(VENV)/.stamp-dev
 	$(BIN)/python tools/mutate.py
@@ -119,5 +134,5 @@ lock: $(VENV)/.stamp-dev
 	$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ EXTRAS = {
     "mteb": "mteb",
     "numba": "fast",
     "peft": "peft",
+    "ray": "ray",
     "rensa": "data",
     "scipy": "data",
     "sentence_transformers": "retrieval",

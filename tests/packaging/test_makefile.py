@@ -137,3 +137,16 @@ def test_the_ends_of_the_accepted_versions_have_environments_of_their_own(tmp_pa
     assert "-m pytest" in tests
     assert "-p tests.reliability.deprecations" in tests
     assert "tests/test_upstream.py" in tests
+
+
+def test_the_tools_of_others_have_an_environment_of_their_own(tmp_path):
+    log, env = tmp_path / "log", tmp_path / "env-peers"
+    script(env / "bin" / "python", f'echo "$HF_EXT_PEERS $*" >> {log}')
+    (env / ".stamp-venv").touch()
+    done = make("test-peers", f"VENV={tmp_path / 'env'}", "TORCH=a.whl")
+    assert done.returncode == 0, done.stderr
+    torch, ours, peers, tests = log.read_text().splitlines()
+    assert torch.endswith(" a.whl")
+    assert "ray" in ours.partition(" -e ")[2]
+    assert peers.endswith("-r tests/peers/requirements.txt")
+    assert tests == "1 -m pytest tests/peers"
