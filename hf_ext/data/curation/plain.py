@@ -1,0 +1,159 @@
+"""
+The counts behind the rules without numba: several times slower than [`hf_ext.data.curation.kernel`], the same numbers.
+
+Words are found by one regular expression over the characters' classes, a letter a class, in place of a loop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+
+import numpy as np
+
+from hf_ext.data.curation.text_counts import (
+    NGRAM_SIZES,
+    TOP_NGRAM_SIZES,
+    LineCounts,
+    PieceCounts,
+    QualityCounts,
+    RepetitionCounts,
+    Spans,
+)
+from hf_ext.data.curation.unicode_tables import IS_ALNUM, IS_PICTOGRAPH, code_points, unicode_tables
+
+# A letter for each class of unicode_tables.WORD_BREAK_CLASSES, in lower case if the character is a pictograph, too.
+_CLASS_LETTERS = np.frombuffer(b"OCLWEFZAHNKUSBMIDRG", np.uint8)
+_LOWER = 32
+# What follows decides whether a character joins the next: so no alternative is ever taken back, and the possessive +
+# keeps memory flat on a word of millions of letters.
+_SEGMENT = r"""
+    CL | [CLW]  # WB3, WB3a, WB3b
+    | <joined>*+ <last>
+      (?: (?<=Z) (?-i:(?=[a-z])) <joined>*+ <last> )*+  # WB3c: a pictograph after ZWJ
+"""
+_JOINED = r"""(?:
+      [AH]+<x> (?=[AHNU])                        # WB5, WB9, WB13a
+    | [AH]<x> [SBM]<x> (?=[AH])                  # WB6, WB7
+    | H<x> D<x> (?=H)                            # WB7b, WB7c
+    | N+<x> (?=[NAHU])                           # WB8, WB10, WB13a
+    | N<x> [SBI]<x> (?=N)                        # WB11, WB12
+    | K<x> (?=[KU])                              # WB13, WB13a
+    | U<x> (?=[AHNKU])                           # WB13a, WB13b
+)"""
+_LAST = r"""(?:
+      H<x> S<x>                                  # WB7a
+    | R<x> R<x>                                  # WB15, WB16
+    | G+ <x>                                     # WB3d
+    | [^CLW] <x>                                 # WB999
+)"""
+_FT_WORD = re.compile(r"[^ \n\r\t\v\f\0]+")
+_SYMBOLS = ("#", "...", ". . .", "…")
+_BULLETS = ("●", "•", "*", "-")
+_ELLIPSES = ("...", ". . .", "…")
+
+
+@cache
+def _segment_pattern() -> re.Pattern[str]:
+    pattern = _SEGMENT.replace("<joined>", _JOINED).replace("<last>", _LAST).replace("<x>", "[EFZ]*")  # WB4
+    return re.compile(pattern, re.VERBOSE | re.IGNORECASE)
+
+
+def segment_spans(text: str, *, words_only: bool) -> Spans:
+    """Where the segments of a text lie; see [`hf_ext.data.curation.words`]."""
+    tables = unicode_tables()
+    points = code_points(text)
+    traits = tables.traits[points]
+    letters = _CLASS_LETTERS[tables.word_break[points]] + np.where(traits & IS_PICTOGRAPH, _LOWER, 0).astype(np.uint8)
+    matches = _segment_pattern().finditer(letters.tobytes().decode("ascii"))
+    spans = np.array([match.span() for match in matches], np.int32).reshape(-1, 2)
+    if words_only:
+        spans = spans[traits[spans[:, 0]] & IS_ALNUM != 0]
+    return spans[:, 0], spans[:, 1]
+
+
+def count_quality(text: str, stop_words: frozenset[str]) -> QualityCounts:
+    """What the rules of quality go by; stop words are up to eight ASCII letters long."""
+    words = text.split()
+    lines = _stripped(text.split("\n"))
+    return QualityCounts(
+        ft_words=count_ft_words(text),
+        words=len(words),
+        word_chars=sum(map(len, words)),
+        non_alpha=sum(not any(map(str.isalpha, word)) for word in words),
+        stop_words=sum(word in stop_words for word in text.lower().split()),
+        symbols=sum(map(text.count, _SYMBOLS)),
+        lines=len(lines),
+        bullets=sum(line.startswith(_BULLETS) for line in lines),
+        ellipses=sum(line.endswith(_ELLIPSES) for line in lines),
+    )
+
+
+def _stripped(pieces: list[str]) -> list[str]:
+    return [stripped for piece in pieces if (stripped := piece.strip())]
+
+
+def _count_pieces(pieces: list[str]) -> PieceCounts:
+    if len(pieces) < 2:
+        return PieceCounts(len(pieces), 0, 0, 0)
+    repeated = [(piece, count) for piece, count in Counter(pieces).items() if count > 1]
+    return PieceCounts(
+        pieces=len(pieces),
+        chars=sum(map(len, pieces)),
+        repeated=sum(count for _, count in repeated),
+        repeated_chars=sum(len(piece) * count for piece, count in repeated),
+    )
+
+
+def count_repetition(text: str) -> RepetitionCounts:
+    """What the rules of repetition go by."""
+    starts, ends = segment_spans(text, words_only=True)
+    words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    lines = _count_pieces(_stripped(text.split("\n")))
+    return RepetitionCounts(lines, _count_pieces(_stripped(text.split("\n\n"))), _ngram_chars(words))
+
+
+def _ngram_chars(words: list[str]) -> tuple[int, ...]:
+    """See the compiled function of the same name: a round goes only by what repeats in the round before."""
+    chars_before = np.cumsum([0, *map(len, words)]).tolist()  # of the words before each
+    totals = [chars_before[-1]] + [0] * len(NGRAM_SIZES)
+    counts = Counter[object](words)
+    grams: dict[int, object] = {position: word for position, word in enumerate(words) if counts[word] > 1}
+    for size in NGRAM_SIZES:
+        numbers: dict[object, int] = {}
+        longer: dict[int, object] = {}
+        for position, gram in grams.items():
+            if position + 1 in grams:
+                pair = (gram, grams[position + 1])
+                longer[position] = numbers.setdefault(pair, len(numbers))
+        counts = Counter(longer.values())
+        grams = {position: number for position, number in longer.items() if counts[number] > 1}
+        if not grams:
+            break
+        lengths = {position: chars_before[position + size] - chars_before[position] for position in grams}
+        if size in TOP_NGRAM_SIZES:
+            highest = max(counts.values())
+            longest = max(length for position, length in lengths.items() if counts[grams[position]] == highest)
+            totals[size - 1] = highest * longest
+        else:
+            covered_end = 0
+            for position in grams:
+                totals[size - 1] += chars_before[position + size] - chars_before[max(position, covered_end)]
+                covered_end = position + size
+    return tuple(totals)
+
+
+def count_lines(text: str) -> LineCounts:
+    """What the rules of lines go by."""
+    lines = text.split("\n")
+    return LineCounts(
+        upper=[sum(map(str.isupper, line)) for line in lines],
+        digits=[sum(map(str.isdigit, line)) for line in lines],
+        words=[len(line.split()) for line in lines],
+    )
+
+
+def count_ft_words(text: str) -> int:
+    """How many words [`words_ft`] would give."""
+    return sum(token[0].isalnum() for token in _FT_WORD.findall(text))

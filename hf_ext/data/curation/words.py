@@ -1,0 +1,67 @@
+"""Words as the rules count them: by Unicode's word boundaries (UAX#29), and as fastText splits them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+from types import ModuleType
+
+from hf_ext.data.curation.text_counts import Spans
+
+logger = logging.getLogger(__name__)
+
+_FT_WORD = re.compile(r"[^ \n\r\t\v\f\0]+")
+
+
+@cache
+def counters() -> ModuleType:
+    """What counts: the compiled functions, or the plain ones, with the same results, where numba cannot be used."""
+    try:
+        from hf_ext.data.curation import kernel
+
+        kernel.count_repetition("a b")  # a cache that cannot be written, on a full disk, shows here
+    except (ImportError, OSError) as error:
+        logger.info("numba cannot be used (%s): plain Python. Install hf-ext[fast] for many times the speed.", error)
+        from hf_ext.data.curation import plain
+
+        return plain
+    return kernel
+
+
+def segment_spans(text: str, *, words_only: bool = False) -> Spans:
+    """
+    Where the segments between word boundaries lie.
+
+    Args:
+        text (`str`):
+            Any text; lone surrogates are characters like others.
+        words_only (`bool`, *optional*, defaults to `False`):
+            Whether to leave out segments that begin with neither a letter nor a digit.
+
+    Returns:
+        Starts and ends, two arrays of shape `(segments,)`, in characters.
+
+    Reference: Unicode Standard Annex #29, section 4, rules WB1 to WB999.
+    """
+    return counters().segment_spans(text, words_only=words_only)
+
+
+def segments_uax(text: str) -> list[str]:
+    """All segments between word boundaries, white space and punctuation too: together they are the text."""
+    starts, ends = segment_spans(text)
+    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def words_uax(text: str) -> list[str]:
+    """The segments between word boundaries that begin with a letter or a digit: DCLM's words for n-grams."""
+    starts, ends = segment_spans(text, words_only=True)
+    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def words_ft(text: str) -> list[str]:
+    """
+    The words that fastText splits at ASCII white space and NUL, without those that begin with punctuation: `"(one` is
+    no word. These are what DCLM counts.
+    """
+    return [word for word in _FT_WORD.findall(text) if word[0].isalnum()]
