@@ -127,12 +127,11 @@ class _Reader:
         if len(page) > self.max_page_bytes:
             size = max(float(declared_size), float(len(page)))
             return self._dropped(Drop("too_long", size, float(self.max_page_bytes)), offset, **facts)
-        facts |= {
-            "html": page,
-            "charset": record.http_charset,
-            "language": record.http_headers.get("Content-Language"),
-        }
-        return _blank_row() | facts
+        row: dict[str, Any] = _blank_row() | facts
+        row["html"] = page
+        row["charset"] = record.http_charset
+        row["language"] = record.http_headers.get("Content-Language")
+        return row
 
     def _dropped(self, drop: Drop, offset: int, **facts: str | None) -> dict[str, Any]:
         row = _blank_row() | {"id": f"{self.file_name}:{offset}"} | facts

@@ -77,7 +77,7 @@ def test_what_is_no_page_says_why(tmp_path):
     rows = rows_of(tmp_path, data + record(b"<p>" + b"z" * 98, 3), max_page_bytes=100)
     assert [row["drop_reason"] for row in rows] == [
         "read_warc:not_html",
-        None,
+        "",
         "read_warc:not_http",
         "read_warc:too_long",
     ]
