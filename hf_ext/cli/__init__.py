@@ -22,7 +22,7 @@ from hf_ext.guards.streams import printing
 VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
     "train": "train with a method (hf-ext methods names them)",
-    "data": "weight, sample, prune, privatize or relabel rows (flow-weights, context-free, prune ...)",
+    "data": "curate, weight, sample, prune, privatize or relabel rows (curate, flow-weights, prune ...)",
     "eval": "measure what a tuned model learned, forgot (forgetting) and prefers (preference)",
     "methods": "list what hf-ext can do, with the command and the paper of each",
     "recipes": "list, show or copy the recipes that come with the package",

@@ -10,7 +10,10 @@ from hf_ext.guards.numbers import Bounds
 
 
 def read_config(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, skipped: Collection[str] = ()
+    options: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    skipped: Collection[str] = (),
+    other_keys: Collection[str] = (),
 ) -> dict[str, Any]:
     """
     Fill options that the command line left at their default from the YAML file of `options.config`.
@@ -22,6 +25,8 @@ def read_config(
             That parsed them.
         skipped (`Collection[str]`, *optional*):
             Options of the file that are checked and not taken.
+        other_keys (`Collection[str]`, *optional*):
+            Keys of the file that are no options; the caller reads them.
 
     Returns:
         `dict`: the file's values.
@@ -38,8 +43,11 @@ def read_config(
     schemas = option_schemas(parser)
     actions = {action.dest: action for action in parser._actions}
     for name, value in values.items():
+        if name in other_keys:
+            continue
         if name not in schemas:
-            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{did_you_mean(name, schemas)}")
+            close_names = did_you_mean(name, [*schemas, *other_keys])
+            raise ValueError(f"--config {options.config}: no option {name[:80]!r}{close_names}")
         problem = problem_of(value, schemas[name])
         if problem:
             raise ValueError(f"--config {options.config}: {name}: {problem}")

@@ -1,4 +1,4 @@
-"""`hf-ext data flow-weights|context-free|prune|privatize|relabel|exemplars`: make the data methods train on."""
+"""`hf-ext data flow-weights|context-free|curate|prune|privatize|relabel|exemplars`: make the data methods train on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli import exemplars, labels, prune
+from hf_ext.cli import curate, exemplars, labels, prune
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -31,10 +31,11 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext data`."""
-    parser = subparsers.add_parser("data", help="weight, sample, prune, privatize or relabel rows")
+    parser = subparsers.add_parser("data", help="curate, weight, sample, prune, privatize or relabel rows")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     _add_flow_weights(actions)
     _add_context_free(actions)
+    curate.add_parser(actions)
     prune.add_parser(actions)
     labels.add_parsers(actions)
     exemplars.add_data_parser(actions)

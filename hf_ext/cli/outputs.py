@@ -112,6 +112,41 @@ def store_output(
         yield folder
 
 
+@contextmanager
+def resumed_output(options: argparse.Namespace) -> Iterator[Path]:
+    """
+    The folder of `--output` for work that goes on where it stopped and looks itself at what is there; held meanwhile.
+
+    Raises:
+        ValueError: if it is a file, or a place that is read.
+        InUseError: if another process writes there.
+        NotWritableError: if it cannot be written.
+    """
+    folder = Path(options.output)
+    _refuse_what_is_read(options, "output")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {str(folder)!r} is a file, and a folder is to be written; name another")
+    with claimed_folder(folder):
+        yield folder
+
+
+@contextmanager
+def report_output(options: argparse.Namespace, files: Sequence[str]) -> Iterator[Path]:
+    """
+    The folder of `--report` where nothing else is written, held for this process.
+
+    Raises:
+        ValueError: if one of its files is there and `--overwrite` is not given, or the place is one that is read.
+        InUseError: if another process writes there.
+        NotWritableError: if it cannot be written.
+    """
+    folder = Path(options.report)
+    _refuse_what_is_read(options, "report")
+    _refuse_files_in(options, "report", files)
+    with claimed_folder(folder):
+        yield folder
+
+
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()

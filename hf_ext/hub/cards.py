@@ -24,6 +24,7 @@ from hf_ext.method import Method, method_named, method_of_models
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+    from hf_ext.data.curation.report import CurationReport
     from hf_ext.data.pruning.report import PruneReport
 
 __all__ = [
@@ -174,7 +175,7 @@ def write_dataset_card(
     data_files: Mapping[str, str] | None = None,
     splits: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
-    report: PruneReport | None = None,
+    report: PruneReport | CurationReport | None = None,
     label_privacy: Iterable[tuple[str, str]] = (),
     tags: str | Iterable[str] = (),
     overwrite: bool = False,
@@ -202,8 +203,8 @@ def write_dataset_card(
             Split to its number of rows.
         settings (`Mapping[str, Any]`, *optional*):
             Facts about how the rows were made, name to value.
-        report ([`PruneReport`], *optional*):
-            How the rows were pruned: a section with its numbers, and its plot if `report/pruning.png` is there.
+        report ([`PruneReport`] or [`CurationReport`], *optional*):
+            How the rows were pruned or curated: a section with its numbers, and its plot if that is in `report/`.
         label_privacy (`Iterable[tuple[str, str]]`, *optional*):
             What randomised labels cost, from [`~hf_ext.hub.labels.label_privacy_facts`]: a section with these rows.
         tags (`str` or `Iterable[str]`, *optional*):
@@ -227,10 +228,11 @@ def write_dataset_card(
     sampled = kind == "context_free"
     files = [{"split": split, "path": pattern} for split, pattern in (data_files or {}).items()]
     privacy = list(label_privacy)
-    made_by = method_named("context_free") if sampled else method_named("pruning") if report is not None else None
+    made_by = method_named("context_free") if sampled else None if report is None else method_named(report.file_name)
+    plot = None if report is None else f"report/{report.file_name}.png"
     kind_tags = [*made_by.card_tags] if made_by is not None else []
     kind_tags += method_named("label_privacy").card_tags if privacy else ()
-    has_paper = sampled or (report is not None and report.method in ("gm", "gm_official"))
+    has_paper = sampled or (report is not None and report.follows_paper)
     data = DatasetCardData(
         **_licence(license, inherited if sampled else {}),
         tags=list(dict.fromkeys(["hf-ext", *kind_tags, *strings(tags, "tags")])),
@@ -246,9 +248,10 @@ def write_dataset_card(
         license_inherited=bool(sampled and inherited.get("license") and not license),
         splits=list((splits or {}).items()),
         settings=[(name, value) for name, value in (settings or {}).items()],
-        pruning=[(name, value) for name, value in report.summary()] if report is not None else [],
-        pruned_by=report.by if report is not None and report.by else "",
-        plot="report/pruning.png" if (folder / "report" / "pruning.png").is_file() and report is not None else "",
+        report_kind="" if report is None else report.file_name,
+        summary=[(name, value) for name, value in report.summary()] if report is not None else [],
+        pruned_by=getattr(report, "by", None) or "",
+        plot=plot if plot is not None and (folder / plot).is_file() else "",
         paper=_paper(made_by) if made_by is not None and has_paper else None,
         label_privacy=[(name, value) for name, value in privacy],
         versions=_versions(),

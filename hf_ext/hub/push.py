@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
     from hf_ext.data.context_free import ContextFreeStore
+    from hf_ext.data.curation.report import CurationReport
     from hf_ext.data.pruning.report import PruneReport
 
 __all__ = ["PushError", "create_repo", "files_to_push", "push_dataset", "push_folder"]
 
 logger = logging.getLogger(__name__)
+
+# Of a folder that `curate` wrote: ids of dropped documents, and paths of this machine. The report has the counts.
+CURATION_STAYS = ("drops", "counts.json", "manifest.json")
 
 
 def push_folder(
@@ -267,7 +271,7 @@ def push_dataset(
     folder: str | Path | None = None,
     license: str | None = None,
     source_model: str | Path | None = None,
-    report: PruneReport | None = None,
+    report: PruneReport | CurationReport | None = None,
     private: bool | None = None,
     commit_message: str = "Upload dataset with hf-ext",
     public_columns: str | Sequence[str] = (),
@@ -293,9 +297,10 @@ def push_dataset(
             Hub licence key; for a store that of the source model, if its card is on this machine.
         source_model (`str` or `Path`, *optional*):
             Hub id or folder of the model that wrote the rows.
-        report ([`PruneReport`], *optional*):
-            How rows in memory were pruned, from `prune(..., return_report=True)`: pushed as `report/`, shown in the
-            card. Rows that were not kept are left out of it.
+        report ([`PruneReport`] or [`CurationReport`], *optional*):
+            How rows in memory were pruned, from `prune(..., return_report=True)`, or curated: pushed as `report/`,
+            shown in the card. Rows that were not kept are left out of it. A folder that `curate` wrote has its own;
+            its drop ledger and manifest, with ids of what was dropped and names of files here, are not pushed.
         private (`bool`, *optional*):
             Whether a repository made here is private; by default only a store's is.
         public_columns (`str` or `Sequence[str]`, *optional*):
@@ -329,7 +334,12 @@ def push_dataset(
             card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
             card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
             private = True if private is None else private
-        writes_card = store is not None or not (push_path / CARD).exists()
+        elif (push_path / "drops").is_dir() and (push_path / "counts.json").is_file():
+            report = _curation_report(push_path, report)
+            card |= {"data_files": {"train": "data/train-*.parquet"}, "report": report}
+            card["splits"] = {"train": report.counts.rows_kept}
+            kwargs["ignore"] = (*strings(kwargs.get("ignore"), "ignore"), *CURATION_STAYS)
+        writes_card = store is not None or "report" in card or not (push_path / CARD).exists()
         if writes_card:
             write_dataset_card(push_path, overwrite=overwrite_card, **card)
     else:
@@ -359,3 +369,18 @@ def _folder_and_store(dataset: str | Path | ContextFreeStore) -> tuple[Path, Con
         raise NotADirectoryError(f"{dataset} is no folder: pass a folder of files, a store, or rows.")
     is_store = any(folder.glob("shard-*.arrow")) and (folder / "manifest.json").is_file()
     return folder, ContextFreeStore(folder) if is_store else None
+
+
+def _curation_report(folder: Path, report: PruneReport | CurationReport | None) -> CurationReport:
+    """The report to push with a folder that `curate` wrote, in its place there."""
+    from hf_ext.data.curation.report import CurationReport
+
+    if report is not None and not isinstance(report, CurationReport):
+        raise TypeError(f"{folder} was written by curate, whose report is a CurationReport, not {report!r:.80}.")
+    curation_report = (report or CurationReport.of_folder(folder)).without_dropped_rows()
+    place = folder / "report"
+    files = curation_report.files()
+    # a plot is never the same bytes twice: a report that is there is left alone, so that a second push has no change
+    if not all((place / name).is_file() and (place / name).read_text("utf-8") == text for name, text in files.items()):
+        curation_report.save(place)
+    return curation_report

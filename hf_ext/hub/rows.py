@@ -18,6 +18,7 @@ from hf_ext.hub.files import files_that_could_go
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_ext.data.curation.report import CurationReport
     from hf_ext.data.pruning.report import PruneReport
 
 __all__ = ["refuse_unlike", "splits_of", "write_rows_folder"]
@@ -28,7 +29,9 @@ PROBED_ROWS = 100
 SHARD_BYTES = 500 * 1000**2
 CARD = "README.md"
 STAGING = "_data"  # everything is written there first; no push takes it along
-REPORT = frozenset(f"report/pruning.{suffix}" for suffix in ("json", "md", "svg", "png"))
+REPORT = frozenset(
+    f"report/{name}.{suffix}" for name in ("pruning", "curation") for suffix in ("json", "md", "html", "svg", "png")
+)
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # what `datasets` takes for one, when it reads a repository
 
 
@@ -97,7 +100,7 @@ def write_rows_folder(
     splits: Mapping[str, Dataset],
     folder: Path,
     card: dict[str, Any],
-    report: PruneReport | None = None,
+    report: PruneReport | CurationReport | None = None,
     overwrite_card: bool = False,
 ) -> None:
     """
@@ -110,7 +113,7 @@ def write_rows_folder(
             Made if it is not there; otherwise it holds nothing that would be pushed along.
         card (`dict`):
             Arguments of [`~hf_ext.hub.cards.write_dataset_card`].
-        report ([`PruneReport`], *optional*):
+        report ([`PruneReport`] or [`CurationReport`], *optional*):
             Written to `report/`, without the rows that were dropped.
         overwrite_card (`bool`, *optional*, defaults to `False`):
             Whether a card there is replaced; one that hf-ext did not write is refused otherwise, and what somebody
@@ -201,11 +204,11 @@ def _publish(staging: Path, folder: Path) -> None:
 
 def _changed_report(new_folder: Path, old_folder: Path) -> list[Path]:
     """The report's files to replace: none if its numbers are the same, for a plot is never the same bytes twice."""
-    numbers = "pruning.json"
     paths = list(new_folder.glob("*"))
     if not paths or not all((old_folder / path.name).is_file() for path in paths):
         return paths
-    return [] if (new_folder / numbers).read_bytes() == (old_folder / numbers).read_bytes() else paths
+    numbers = [path for path in paths if path.suffix == ".json"]
+    return [] if all(path.read_bytes() == (old_folder / path.name).read_bytes() for path in numbers) else paths
 
 
 def _hold_the_same(new_folder: Path, old_folder: Path) -> bool:

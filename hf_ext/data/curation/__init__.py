@@ -1,1 +1,29 @@
 """Curation as DCLM does it: steps that drop, rewrite and deduplicate documents, with a reason for each drop."""
+
+from hf_ext.data.curation.counts import CurationCounts
+from hf_ext.data.curation.decontaminate import Decontaminate
+from hf_ext.data.curation.deduplication.dataset import deduplicate
+from hf_ext.data.curation.deduplication.exact import ExactDeduplication
+from hf_ext.data.curation.drop_ledger import DropLedger
+from hf_ext.data.curation.dry_run import dry_run
+from hf_ext.data.curation.lines import LineRules
+from hf_ext.data.curation.ngram_index import NGramIndex
+from hf_ext.data.curation.pipeline import curate
+from hf_ext.data.curation.quality import GopherQuality
+from hf_ext.data.curation.repetition import GopherRepetition
+from hf_ext.data.curation.report import CurationReport
+
+__all__ = [
+    "CurationCounts",
+    "CurationReport",
+    "Decontaminate",
+    "DropLedger",
+    "ExactDeduplication",
+    "GopherQuality",
+    "GopherRepetition",
+    "LineRules",
+    "NGramIndex",
+    "curate",
+    "deduplicate",
+    "dry_run",
+]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.counts import CurationCounts, RuleCounts, SourceCounts, StepCounts
-from hf_ext.data.curation.report import DropExample
+from hf_ext.data.curation.document_sample import DocumentSample, draw_documents
+from hf_ext.data.curation.report import CurationReport, DropExample, SampleFacts
+from hf_ext.data.curation.running import document_name, step_names
+from hf_ext.data.curation.sources import DatasetShard, Shard, StreamShard, shards_of
 from hf_ext.data.curation.steps import Drop, RowStep, Rule, SetStep, Step, Values
+from hf_ext.data.curation.workers import peak_bytes
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 Mask = npt.NDArray[np.bool_]  # (documents,)
 Columns = dict[str, list[Any]]
@@ -32,13 +41,87 @@ class JudgedSample(NamedTuple):
             say, and `dropped_alone` counts documents that no other rule of any step drops.
         examples (`list[DropExample]`):
             A few documents of each rule.
-        seconds_a_row (`dict[str, float]`):
-            Time of each step for a document that comes to it.
     """
 
     counts: CurationCounts
     examples: list[DropExample]
-    seconds_a_row: dict[str, float]
+
+
+def dry_run(
+    dataset: Dataset | IterableDataset | str | os.PathLike[str],
+    steps: Sequence[Step],
+    *,
+    sample: int = 2000,
+    seed: int = 0,
+    id_column: str | None = None,
+    source_column: str | None = None,
+    on_bad_row: str = "raise",
+) -> CurationReport:
+    """
+    Judge a sample of documents by every step, and write nothing.
+
+    Args:
+        dataset (`Dataset`, `IterableDataset`, `str` or `os.PathLike`):
+            As of [`~hf_ext.data.curation.curate`].
+        steps (`Sequence[Step]`):
+            The chain.
+        sample (`int`, *optional*, defaults to 2,000):
+            Documents to draw from all shards.
+        seed (`int`, *optional*, defaults to 0):
+            Of the draw.
+        id_column, source_column, on_bad_row:
+            As of [`~hf_ext.data.curation.curate`].
+
+    Returns:
+        [`CurationReport`]: with examples, and with what the sample says of the whole set. Of duplicates a sample shows
+        too few: a document and its copy are rarely both in it.
+
+    Raises:
+        ValueError: if there is no document, or a setting or a shard cannot be used.
+        RowError: if a document of the sample is none, and `on_bad_row` is `"raise"`.
+    """
+    shards = _shards(dataset, on_bad_row)
+    drawn = draw_documents(shards, sample, seed)
+    if not drawn.documents:
+        raise ValueError(f"There is no document to draw a sample from in {dataset!s:.80}.")
+    names = dict.fromkeys(name for document in drawn.documents for name in document.row)
+    columns = {name: [document.row.get(name) for document in drawn.documents] for name in names}
+    for setting, name in (("id_column", id_column), ("source_column", source_column)):
+        if name is not None and name not in columns:
+            raise ValueError(f"{setting}={name!r} is no column of the documents; they have {sorted(columns)}.")
+    ids = [
+        document_name(document.shard, document.row_number, document.row[id_column] if id_column else None)
+        for document in drawn.documents
+    ]
+    if on_bad_row == "drop":
+        steps = [replace(step, on_bad_row="drop") for step in steps]
+    judged = judge_sample(columns, ids, steps, source_column)
+    judged.counts.peak_bytes = peak_bytes()
+    return CurationReport(judged.counts, judged.examples, _facts(drawn, judged, seed), _notes(drawn, steps))
+
+
+def _shards(dataset: Dataset | IterableDataset | str | os.PathLike[str], on_bad_row: str) -> list[Shard]:
+    if isinstance(dataset, str | os.PathLike):
+        return [*shards_of(dataset, on_bad_row == "drop")]
+    return [DatasetShard(dataset) if hasattr(dataset, "num_rows") else StreamShard(dataset)]
+
+
+def _facts(drawn: DocumentSample, judged: JudgedSample, seed: int) -> SampleFacts:
+    """What the sample says of the whole set."""
+    num_rows = len(drawn.documents)
+    seconds = sum(step.seconds for step in judged.counts.steps)
+    expected = None if drawn.rows_of_set is None else seconds * drawn.rows_of_set / num_rows
+    return SampleFacts(num_rows, drawn.num_shards, seed, drawn.rows_of_set, expected, {})
+
+
+def _notes(drawn: DocumentSample, steps: Sequence[Step]) -> list[str]:
+    names = [step.name for step in steps if isinstance(step, SetStep)]
+    if not names:
+        return drawn.notes
+    return [
+        *drawn.notes,
+        f"{', '.join(names)}: of the whole set more goes, for a sample rarely has both of two copies.",
+    ]
 
 
 def judge_sample(
@@ -63,9 +146,9 @@ def judge_sample(
         RowError: if a document is none, and its step raises for such.
     """
     sample = _Sample({name: list(values) for name, values in columns.items()}, list(ids), steps[-1].text_column)
-    for step in steps:
-        sample.judge(step)
-    return JudgedSample(sample.counts(source_column), sample.examples, sample.seconds_a_row)
+    for step, name in zip(steps, step_names(steps), strict=True):
+        sample.judge(step, name)
+    return JudgedSample(sample.counts(source_column), sample.examples)
 
 
 class _Verdict(NamedTuple):
@@ -87,7 +170,6 @@ class _Sample:
         self.verdicts: list[_Verdict] = []
         self.steps = [StepCounts("read", len(ids), len(ids), self.num_words(), self.num_words())]
         self.examples: list[DropExample] = []
-        self.seconds_a_row: dict[str, float] = {}
 
     def num_words(self) -> int | None:
         """Words between white space of the documents that are in; `None` where there is no text yet."""
@@ -96,11 +178,11 @@ class _Sample:
             return None
         return sum(len(text.split()) for text, is_in in zip(texts, self.is_in, strict=True) if is_in and text)
 
-    def judge(self, step: Step) -> None:
+    def judge(self, step: Step, name: str) -> None:
         """One step: verdicts, examples, and the columns that it rewrites."""
         places = np.flatnonzero(self.is_in if isinstance(step, SetStep) else self.is_in | self._can_be_read(step))
         batch: Columns = {name: [column[place] for place in places] for name, column in self.columns.items()}
-        counts = StepCounts(step.name, int(self.is_in.sum()), tokens_in=self.num_words())
+        counts = StepCounts(name, int(self.is_in.sum()), tokens_in=self.num_words())
         if isinstance(step, RowStep) and len(places):
             step.judge(
                 {name: column[:_WARM_UP_ROWS] for name, column in batch.items()}, places[:_WARM_UP_ROWS].tolist()
@@ -109,24 +191,23 @@ class _Sample:
         if isinstance(step, RowStep):
             columns, values, drops = step.judge(batch, places.tolist())
         else:
-            columns, values, drops = _decide(step, batch)
+            columns, values, drops = _decide(step, batch, places.tolist())
         seconds_a_row = (time.perf_counter() - start) / max(len(places), 1)
         for verdict in self._verdicts(step, places, values, drops):
-            self._add_examples(step, verdict, dict(zip(places.tolist(), drops, strict=True)))
+            self._add_examples(step, name, verdict, dict(zip(places.tolist(), drops, strict=True)))
             counts.rules[verdict.counts.rule.name] = verdict.counts
             self.verdicts.append(verdict)
             self.is_in &= ~verdict.goes
             for place in np.flatnonzero(verdict.goes):
-                self.reasons[place] = step.name
-        for name, column in columns.items():
-            merged = self.columns.setdefault(name, [None] * len(self.ids))
+                self.reasons[place] = name
+        for column_name, column in columns.items():
+            merged = self.columns.setdefault(column_name, [None] * len(self.ids))
             for place, value in zip(places, column, strict=True):
                 merged[place] = value
         counts.rows_out = int(self.is_in.sum())
         counts.tokens_out = self.num_words()
         counts.seconds = seconds_a_row * counts.rows_in
         self.steps.append(counts)
-        self.seconds_a_row[step.name] = seconds_a_row
 
     def counts(self, source_column: str | None) -> CurationCounts:
         """The counts, once every step has judged."""
@@ -141,7 +222,7 @@ class _Sample:
 
     def _can_be_read(self, step: Step) -> Mask:
         """Documents that the step can judge though they are out: those that an earlier one left something of."""
-        texts = self.columns.get(step.text_column, self.ids)
+        texts = self.columns.get(step.read_column, self.ids)
         is_document = [isinstance(text, str | bytes) and bool(text) and not text.isspace() for text in texts]
         return self.is_legible & np.array(is_document, dtype=bool)
 
@@ -168,26 +249,33 @@ class _Sample:
             verdict.counts.dropped = int(verdict.goes.sum())
         return list(verdicts.values())
 
-    def _add_examples(self, step: Step, verdict: _Verdict, drops: Mapping[int, Drop | None]) -> None:
-        texts = self.columns.get(step.text_column, self.ids)
+    def _add_examples(self, step: Step, name: str, verdict: _Verdict, drops: Mapping[int, Drop | None]) -> None:
+        texts = self.columns.get(step.read_column, self.ids)
         for place in np.flatnonzero(verdict.goes)[:EXAMPLES_PER_RULE]:
             text = texts[place]
             text = text[:EXCERPT_LENGTH].decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-            rule, value, threshold = drops[int(place)] or Drop(verdict.counts.rule.name)
+            drop = drops[int(place)] or Drop(verdict.counts.rule.name)
             excerpt = text[:EXCERPT_LENGTH]
-            self.examples.append(DropExample(self.ids[place], step.name, rule, value, threshold, excerpt))
+            self.examples.append(DropExample(self.ids[place], name, drop.rule, drop.value, drop.threshold, excerpt))
 
 
-def _decide(step: SetStep, batch: Columns) -> tuple[Columns, dict[str, Values], list[Drop | None]]:
+def _decide(
+    step: SetStep, batch: Columns, places: Sequence[int]
+) -> tuple[Columns, dict[str, Values], list[Drop | None]]:
     """What a step that needs every document does with those at hand: columns, measurements and drops."""
-    texts = batch[step.text_column]
-    decisions = list(chain.from_iterable(step.decide([step.features(texts, batch)])))
-    columns: Columns = {
-        step.text_column: [
-            text if decision.kept_pieces is None else step.rewrite(text, decision.kept_pieces)
-            for text, decision in zip(texts, decisions, strict=True)
-        ]
+    drops = step.unreadable(batch, places)
+    readable = [place for place, drop in enumerate(drops) if drop is None]
+    readable_batch = {name: [column[place] for place in readable] for name, column in batch.items()}
+    texts = readable_batch[step.read_column]
+    decisions = list(chain.from_iterable(step.decide([step.features(texts, readable_batch)])))
+    columns: Columns = {step.read_column: list(batch[step.read_column])}
+    for place, text, decision in zip(readable, texts, decisions, strict=True):
+        drops[place] = decision.drop
+        if decision.drop is None and decision.kept_pieces is not None:
+            columns[step.read_column][place] = step.rewrite(text, decision.kept_pieces)
+        for name, value in decision.columns.items():
+            columns.setdefault(name, [None] * len(drops))[place] = value
+    numbers = {
+        rule.name: [None if d is None or d.rule != rule.name else d.value for d in drops] for rule in step.rules
     }
-    for name in {name for decision in decisions for name in decision.columns}:
-        columns[name] = [decision.columns.get(name) for decision in decisions]
-    return columns, {}, [decision.drop for decision in decisions]
+    return columns, {name: np.array(column, dtype=float) for name, column in numbers.items()}, drops

@@ -99,6 +99,11 @@ class CurationReport(SavedReport):
         """
         return cls(CurationCounts.read(folder))
 
+    @property
+    def follows_paper(self) -> bool:
+        """Whether rules of the method's paper were among the steps."""
+        return any(step.name.startswith("gopher_") for step in self.counts.steps)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values that `json` takes; `from_dict` reads it back."""
         return {
@@ -202,9 +207,11 @@ class CurationReport(SavedReport):
             for bound, other_rules in _other_rules(counts.rule):
                 cells = [f"{counts.values.num_beyond(rule):,} ({_number(value)})" for value, rule in other_rules]
                 current = f"{counts.values.num_beyond(counts.rule):,} ({bound})"
-                rows.append([step, counts.rule.name, current, *cells])
+                if any(not cell.startswith("0 ") for cell in (current, *cells)):
+                    rows.append([step, counts.rule.name, current, *cells])
         names = ("step", "rule", "beyond the bound", *(f"{factor:g} times it" for factor in _OTHER_BOUNDS))
-        note = "Of the documents that came to the step, how many are beyond each bound, whatever other rules say."
+        seen = "in the sample" if self.sample is not None else "that came to the step"
+        note = f"Documents {seen} that are beyond each bound, whatever other rules say. Rows of zeros are left out."
         return Table("Other bounds", names, rows, note, num_texts=2)
 
     def _sources_table(self) -> Table:
@@ -310,7 +317,7 @@ class CurationReport(SavedReport):
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("left after the step, of all that were read")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
 
 
 def _rule_name(step: str, counts: RuleCounts) -> str:

@@ -61,10 +61,10 @@ class Chart(NamedTuple):
 
 
 def histogram_chart(title: str, counts: RuleCounts) -> Chart | None:
-    """The chart of what a rule measured; `None` where it measured nothing."""
+    """The chart of what a rule measured; `None` where it measured nothing, or of every document the same."""
     bins = counts.values.bins()
     bounds = [bound for bound in (counts.rule.minimum, counts.rule.maximum) if bound is not None]
-    if not bins or not bounds:
+    if not bins or not bounds or counts.values.total in (bins[0].count_at_low, bins[-1].count_at_low):
         return None
     low, high = _span(bins, bounds)
     is_log = low > 0 and high / low > _LOG_SPAN

@@ -128,6 +128,11 @@ class PruneReport(SavedReport):
     plot_size = (10.5, 4.4)
 
     @property
+    def follows_paper(self) -> bool:
+        """Whether the rows were picked as the method's paper says."""
+        return self.method in ("gm", "gm_official")
+
+    @property
     def verdict(self) -> str:
         """`"matched"`, `"target unreachable"` (for how many labels), or `"no target"`."""
         verdicts = [group.verdict for group in self.groups if group.kept]

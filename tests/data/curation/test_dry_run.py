@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import scipy.stats
+from datasets import Dataset
 
-from hf_ext.data.curation.dry_run import EXAMPLES_PER_RULE, judge_sample
-from hf_ext.data.curation.steps import Batch, Decision, Drop, RowStep, Rule, SetStep, Values
+from hf_ext.data.curation.document_sample import draw_documents
+from hf_ext.data.curation.dry_run import EXAMPLES_PER_RULE, dry_run, judge_sample
+from hf_ext.data.curation.sources import shards_of
+from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, RowStep, Rule, SetStep, Values
 from hf_ext.guards.rows import RowError
 
 
@@ -60,7 +67,7 @@ class Unique(SetStep):
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
         return pa.table({"text": texts})
 
-    def decide(self, tables: Sequence[pa.Table]) -> Iterator[list[Decision]]:
+    def decide(self, tables: Sequence[pa.Table], notes: Notes | None = None) -> Iterator[list[Decision]]:
         texts: set[str] = set()
         for table in tables:
             decisions = []
@@ -169,3 +176,88 @@ def test_a_document_that_is_none_is_an_error_or_counted():
         judge_sample({"text": ["a b", None]}, ["0", "1"], [Words()])
     counts = judge_sample({"text": ["a b", None]}, ["0", "1"], [Words(on_bad_row="drop"), Letters()]).counts
     assert {rule.rule.name: rule.dropped for _, rule in counts.rules()}["error:NoneType"] == 1
+
+
+# --- the sample ------------------------------------------------------------------------------------------------------
+
+
+def write_shards(folder, sizes: dict[str, int]) -> None:
+    """Files whose documents say which they are."""
+    folder.mkdir(exist_ok=True)
+    for name, size in sizes.items():
+        rows = [{"text": f"{name} {i}"} for i in range(size)]
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(rows, pa.schema([("text", pa.string())])), folder / name)
+            continue
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(folder / name, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def draw(folder, size: int, seed: int = 0):
+    return draw_documents(shards_of(folder, False), size, seed)
+
+
+def test_a_sample_is_of_all_shards_without_a_document_twice_and_its_numbers_are_true(tmp_path):
+    write_shards(tmp_path / "s", {"a.jsonl": 90, "b.parquet": 80, "c.jsonl.gz": 3, "d.jsonl": 0})
+    sample = draw(tmp_path / "s", 60)
+    assert [document.row["text"] for document in sample.documents] == [
+        f"{document.shard} {document.row_number}" for document in sample.documents
+    ]
+    counts = Counter(document.shard for document in sample.documents)
+    assert len({document.row["text"] for document in sample.documents}) == sum(counts.values()) == 60
+    assert counts["c.jsonl.gz"] == 3
+    assert min(counts["a.jsonl"], counts["b.parquet"]) >= 15
+    assert (sample.rows_of_set, sample.num_shards, sample.notes) == (173, 3, [])
+    assert draw(tmp_path / "s", 60) == sample
+    assert draw(tmp_path / "s", 60, seed=1) != sample
+
+
+def test_every_document_has_the_same_chance(tmp_path):
+    write_shards(tmp_path / "s", {"a.jsonl": 40})
+    counts = Counter(d.row_number for seed in range(400) for d in draw(tmp_path / "s", 10, seed).documents)
+    expected = 400 * 10 / 40
+    # each count is binomial with 400 draws of probability 1/4; chi-square of 40 cells, fixed total
+    statistic = sum((counts[i] - expected) ** 2 / (expected * 0.75) for i in range(40))
+    assert scipy.stats.chi2.sf(statistic, 39) > 1e-4
+
+
+def test_of_long_files_a_part_is_read_and_the_number_of_documents_reckoned(tmp_path):
+    write_shards(tmp_path / "s", {"a.jsonl": 9000, "b.jsonl.gz": 9000, "c.parquet": 9000})
+    sample = draw(tmp_path / "s", 30)
+    assert sample.rows_of_set == pytest.approx(27_000, rel=0.5)
+    assert sorted(note.split()[1] for note in sample.notes) == ["a.jsonl", "b.jsonl.gz"]
+    assert {d.row_number < 2000 for d in sample.documents if d.shard != "c.parquet"} == {True}
+    places = [
+        d.row_number for seed in range(20) for d in draw(tmp_path / "s", 30, seed).documents if d.shard[0] == "c"
+    ]
+    assert min(places) < 2000 < 7000 < max(places)
+
+
+def test_with_more_shards_than_documents_wanted_the_shards_are_drawn(tmp_path):
+    write_shards(tmp_path / "s", {f"{i:02d}.jsonl": 5 for i in range(20)})
+    sample = draw(tmp_path / "s", 8)
+    assert len({document.shard for document in sample.documents}) == len(sample.documents) == 8
+    assert sample.rows_of_set == pytest.approx(100, rel=0.1)
+
+
+def test_a_dry_run_of_files_and_of_a_dataset_is_the_same_and_says_what_to_expect(tmp_path, texts):
+    (tmp_path / "s").mkdir()
+    with open(tmp_path / "s" / "a.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    reports = [
+        dry_run(tmp_path / "s", STEPS, sample=50),
+        dry_run(Dataset.from_dict({"text": texts}), STEPS, sample=50),
+    ]
+    funnels = [[step.rows_out for step in report.counts.steps] for report in reports]
+    assert funnels[0] == funnels[1]
+    facts = reports[0].sample
+    seconds = sum(step.seconds for step in reports[0].counts.steps)
+    assert facts.seconds == pytest.approx(seconds * len(texts) / 50)
+    assert "unique: of the whole set more goes" in reports[0].warnings()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+    with pytest.raises(ValueError, match="id_column='key' is no column of the documents"):
+        dry_run(tmp_path / "s", STEPS, id_column="key")
+    write_shards(tmp_path / "none", {"a.jsonl": 0})
+    with pytest.raises(ValueError, match="no document to draw a sample from"):
+        dry_run(tmp_path / "none", STEPS)

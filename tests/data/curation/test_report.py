@@ -111,7 +111,7 @@ def test_a_histogram_counts_every_document_once_and_parts_them_at_the_bound():
 @pytest.mark.parametrize("rule", [Rule("r", minimum=0.0), Rule("r", maximum=5.0), Rule("r", 1.0, 100000.0)])
 def test_a_histogram_of_odd_values_is_drawn_inside_its_chart(values, rule):
     chart = histogram_chart("r", rule_counts(rule, values))
-    if np.isnan(values).all():
+    if np.isnan(values).all() or len(set(values)) == 1:
         assert chart is None
     else:
         assert all(0 <= bar.left <= 100 and 0 < bar.height <= 100 for bar in chart.bars)
