@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hf_ext.data.curation.steps import Batch, Decision, Drop, RowStep, Rule, SetStep, Values
+from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, RowStep, Rule, SetStep, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class FirstOfEach(SetStep):
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
         return pa.table({"word": [text.split(" ")[0] for text in texts], "id": ["a name of ours"] * len(texts)})
 
-    def decide(self, tables: Sequence[pa.Table]) -> Iterator[list[Decision]]:
+    def decide(self, tables: Sequence[pa.Table], notes: Notes | None = None) -> Iterator[list[Decision]]:
         counts: dict[str, int] = {}
         for table in tables:
             decisions = []

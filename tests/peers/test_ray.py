@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
 ray = pytest.importorskip("ray")
 
+from datasets import Dataset, load_dataset  # noqa: E402
+
 from hf_ext.data.curation.backends.ray import curate_on_ray  # noqa: E402
+from hf_ext.data.curation.drop_ledger import DropLedger  # noqa: E402
+from hf_ext.data.curation.pipeline import curate  # noqa: E402
 from hf_ext.data.vectors.embedding import EmbedBatches  # noqa: E402
 from tests.peers.steps import Fatal, FirstOfEach, Shorten  # noqa: E402
 
@@ -16,6 +22,7 @@ from tests.peers.steps import Fatal, FirstOfEach, Shorten  # noqa: E402
 def cluster():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     yield
     ray.shutdown()
 
@@ -60,8 +67,26 @@ def test_rows_and_drops_are_those_of_a_loop_and_a_killed_worker_changes_nothing(
     curation = curate_on_ray(shuffled(rows, 6), steps, key="id")
     assert (tmp_path / "killed").exists()
     assert curation.rows.take_all() == kept
-    assert curation.drops.take_all() == drops
+    assert [{name: row[name] for name in drops[0]} for row in curation.drops.take_all()] == drops
     assert len(kept) + len(drops) == len(rows)
+
+
+def test_rows_and_drops_are_those_of_curate(tmp_path):
+    rows = documents(400)
+    rows = [{**row, "id": f"{row['id']:05d}"} for row in rows]
+    rows[7]["text"] = None
+    for row in rows[100:200]:
+        row["text"] = ""
+    steps = [Shorten(on_bad_row="drop"), FirstOfEach(on_bad_row="drop")]
+    curation = curate_on_ray(ray.data.from_items(rows, override_num_blocks=4), steps, key="id")
+    curate(Dataset.from_list(rows), steps, output=tmp_path / "out", id_column="id")
+    kept = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert curation.rows.take_all() == kept
+    drops = [record._asdict() for record in DropLedger.read(tmp_path / "out")]
+    assert curation.drops.take_all() == [
+        {name: value for name, value in drop.items() if name not in ("shard", "row")} for drop in drops
+    ]
+    assert {drop["rule"] for drop in drops} >= {"empty", "error:NoneType", "again"}
 
 
 def test_a_missing_key_a_repeated_one_and_a_taken_name_are_refused():
@@ -70,8 +95,8 @@ def test_a_missing_key_a_repeated_one_and_a_taken_name_are_refused():
         curate_on_ray(rows, [Shorten()], key="key")
     with pytest.raises(ValueError, match="two rows have the value 1"):
         curate_on_ray(rows, [FirstOfEach()], key="id")
-    with pytest.raises(ValueError, match="has a column 'drop_value'"):
-        curate_on_ray(rows.add_column("drop_value", lambda batch: [0.0] * len(batch)), [Shorten()], key="id")
+    with pytest.raises(ValueError, match="has a column 'curation_drop'"):
+        curate_on_ray(rows.add_column("curation_drop", lambda batch: [0.0] * len(batch)), [Shorten()], key="id")
 
 
 def test_an_error_names_the_row_by_its_key():

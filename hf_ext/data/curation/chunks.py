@@ -95,7 +95,7 @@ def commit(path: Path, rows: Rows, result: ChunkResult, drops: Sequence[DropReco
     """
     with replacing(path) as temporary:
         temporary.mkdir()
-        _write_table(temporary / _ROWS, _assembled(rows, result.positions, result.columns))
+        _write_table(temporary / _ROWS, assembled(rows, result.positions, result.columns))
         _write_table(temporary / _DROPS, drop_table(drops))
         content = {**place._asdict(), "counts": result.counts.to_dict()}
         (temporary / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
@@ -213,10 +213,10 @@ def _write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, sink)
 
 
-def _assembled(rows: Rows, positions: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def assembled(rows: Rows, positions: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """The rows in these positions, with columns rewritten or added."""
     if isinstance(rows, pa.Table):
-        table = rows if len(positions) == len(rows) else rows.take(positions)
+        table = rows if len(positions) == len(rows) else rows.take(pa.array(positions, pa.int64()))
     else:
         unchanged = {name: values for name, values in rows.items() if name not in columns}
         table = pa.table({name: _array(name, [v[p] for p in positions]) for name, v in unchanged.items()})

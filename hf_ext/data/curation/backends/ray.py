@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_ext.data.curation.steps import (
-    DROP_REASON,
-    DROP_THRESHOLD,
-    DROP_VALUE,
-    Decision,
-    RowStep,
-    SetStep,
-    Step,
-)
+from hf_ext.data.curation.chunks import assembled
+from hf_ext.data.curation.drop_ledger import SCHEMA
+from hf_ext.data.curation.phases import FeatureTables, RowPhase, SetPhase, phases_of
+from hf_ext.data.curation.running import ChunkResult, Reading, decided_chunk, run_chunk, step_names
+from hf_ext.data.curation.steps import Decision, Drop, Step
 from hf_ext.guards.extras import naming_extras
 from hf_ext.guards.row_errors import RowError
 
 if TYPE_CHECKING:
     import ray.data
 
-DROP_TYPES = {DROP_REASON: pa.string(), DROP_VALUE: pa.float64(), DROP_THRESHOLD: pa.float64()}
+DROP = "curation_drop"  # what the drop ledger has of a row that goes, beside its id and place
 KEY = "curation_key"  # the key beside a step's features, whose columns may have any name
+DROP_TYPE = pa.struct([field for field in SCHEMA if field.name not in ("id", "shard", "row")])
+PIECES = "kept_pieces"
 BATCH_ROWS = 1000
 
 
@@ -40,7 +38,7 @@ class RayCuration(NamedTuple):
         rows (`ray.data.Dataset`):
             The documents that stay.
         drops (`ray.data.Dataset`):
-            The others: `id` (the key), `step`, `rule`, `value`, `threshold`; no text.
+            The others: `id` (the key) and the columns of [`DropLedger`] but `shard` and `row`; no text.
     """
 
     rows: ray.data.Dataset
@@ -77,31 +75,17 @@ def curate_on_ray(rows: ray.data.Dataset, steps: Sequence[Step], *, key: str) ->
     names = rows.columns() or []
     if key not in names:
         raise ValueError(f"key={key!r}: the dataset has no such column (it has {names}).")
-    taken = [name for name in DROP_TYPES if name in names]
-    if taken:
-        raise ValueError(f"The dataset has a column {taken[0]!r}, which the reasons need. Rename it first.")
-    rows = rows.map_batches(_with_reasons, batch_format="pyarrow", batch_size=BATCH_ROWS)
-    for phase in _phases(steps):
-        if isinstance(phase, SetStep):
+    if DROP in names:
+        raise ValueError(f"The dataset has a column {DROP!r}, which the reasons need. Rename it first.")
+    rows = rows.map_batches(_without_drops, batch_format="pyarrow", batch_size=BATCH_ROWS)
+    reading = Reading(id_column=key, text_column=DROP)  # no text: nothing is counted here
+    for phase in phases_of(steps, step_names(steps), reading, "raise"):
+        if isinstance(phase, SetPhase):
             rows = _decided(rows.materialize(), phase, key)  # read twice: for the features, then for the decisions
-        else:
-            rows = _mapped(rows, _judged, steps=phase, key=key)
+        elif phase.steps:
+            rows = _mapped(rows, _judged, phase=phase, key=key)
     rows = rows.materialize()
     return RayCuration(_mapped(rows, _staying).sort(key), _mapped(rows, _drops, key=key).sort("id"))
-
-
-def _phases(steps: Sequence[Step]) -> Iterator[SetStep | list[RowStep]]:
-    run: list[RowStep] = []
-    for step in steps:
-        if isinstance(step, RowStep):
-            run.append(step)
-            continue
-        if run:
-            yield run
-        yield step
-        run = []
-    if run:
-        yield run
 
 
 def _mapped(rows: ray.data.Dataset, function: Any, **arguments: Any) -> ray.data.Dataset:
@@ -111,160 +95,121 @@ def _mapped(rows: ray.data.Dataset, function: Any, **arguments: Any) -> ray.data
 # --- on the workers ----------------------------------------------------------------------------------------------
 
 
-def _with_reasons(table: pa.Table) -> pa.Table:
-    """With empty reasons, of a type that every batch shares."""
-    for name, kind in DROP_TYPES.items():
-        table = table.append_column(name, pa.nulls(len(table), kind))
-    return table
-
-
-def _judged(table: pa.Table, steps: list[RowStep], key: str) -> pa.Table:
-    """After steps that look at each document by itself."""
-    batch = table.to_pydict()
-    for step in steps:
-        try:
-            batch |= step(batch)
-        except RowError as error:
-            place = f"the row whose {key} is {batch[key][error.row_index]!r}"
-            raise RowError(f"{place}, in its batch {error}", error.row_index, error.column) from None
-    return _emptied(_table(batch, table.schema), key)
-
-
-def _table(batch: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
-    """Columns keep their types: a batch of empty values tells none."""
-    types = dict(zip(schema.names, schema.types, strict=True))
-    return pa.table({name: pa.array(values, types.get(name)) for name, values in batch.items()})
-
-
-def _emptied(table: pa.Table, key: str) -> pa.Table:
-    """Nothing but key and reason of the rows that go: their text need not travel on."""
-    stays = pc.is_null(table[DROP_REASON])
-    for place, name in enumerate(table.column_names):
-        if name != key and name not in DROP_TYPES:
-            nothing = pa.scalar(None, table.schema.field(name).type)
-            table = table.set_column(place, name, pc.if_else(stays, table[name], nothing))
-    return table
-
-
-def _features(table: pa.Table, step: SetStep, key: str) -> pa.Table:
-    """What a step needs of the documents that stay."""
-    table = table.filter(pc.is_null(table[DROP_REASON]))
-    batch = table.to_pydict()
-    return step.features(batch[step.text_column], batch).append_column(KEY, table[key])
-
-
-def _changed(table: pa.Table, step: SetStep, key: str, changes: list[ray.ObjectRef]) -> pa.Table:
-    """After the decisions of a step, which are listed for the documents that they change."""
-    import ray
-
-    decisions: pa.Table = ray.get(changes[0])
-    batch = table.to_pydict()
-    fixed = (KEY, *DROP_TYPES, "kept_pieces")
-    added = [name for name in decisions.column_names if name not in fixed]
-    batch |= {name: batch.get(name, [None] * len(table)) for name in added}
-    places = pc.index_in(table[key], value_set=decisions[KEY].combine_chunks()).to_pylist()
-    for row, place in enumerate(places):
-        if place is None:
-            continue
-        decision = {name: decisions[name][place].as_py() for name in decisions.column_names}
-        for name in (*DROP_TYPES, *added):
-            batch[name][row] = decision[name]
-        if decision["kept_pieces"] is not None:
-            text = batch[step.text_column][row]
-            batch[step.text_column][row] = step.rewrite(text, tuple(decision["kept_pieces"]))
-    types = [*table.schema, *(decisions.schema.field(name) for name in added if name not in table.column_names)]
-    return _emptied(_table(batch, pa.schema(types)), key)
+def _without_drops(table: pa.Table) -> pa.Table:
+    return table.append_column(DROP, pa.nulls(len(table), DROP_TYPE))
 
 
 def _staying(table: pa.Table) -> pa.Table:
-    return table.filter(pc.is_null(table[DROP_REASON])).drop_columns(list(DROP_TYPES))
+    return table.filter(pc.is_null(table[DROP])).drop_columns([DROP])
+
+
+def _gone(table: pa.Table, key: str) -> pa.Table:
+    """The rows that have gone, of which nothing but the reason travels on."""
+    return table.filter(pc.is_valid(table[DROP])).select([key, DROP])
+
+
+def _judged(table: pa.Table, phase: RowPhase, key: str) -> pa.Table:
+    """After steps that look at each document by itself."""
+    rows = _staying(table)
+    try:
+        result = run_chunk(rows, phase.steps, names=phase.names, reading=phase.reading)
+    except RowError as error:
+        raise _named(error, rows, key) from None
+    return _after(rows, result, _gone(table, key), key)
+
+
+def _named(error: RowError, rows: pa.Table, key: str) -> RowError:
+    """The error with the key: the number of a row in its batch says nothing."""
+    message = f"the row whose {key} is {rows[key][error.row_index].as_py()!r}: {error}"
+    return RowError(message, error.row_index, error.column)
+
+
+def _after(rows: pa.Table, result: ChunkResult, gone: pa.Table, key: str) -> pa.Table:
+    """Rows as a phase left them, and behind them those that went in it or before."""
+    kept = _without_drops(assembled(rows, result.positions, result.columns))
+    names = [field.name for field in DROP_TYPE]
+    reasons = [{name: getattr(record, name) for name in names} for record in result.drops]
+    keys = rows[key].take(pa.array([record.row for record in result.drops], pa.int64()))
+    dropped = pa.table({key: keys, DROP: pa.array(reasons, DROP_TYPE)})
+    return pa.concat_tables([kept, dropped, gone], promote_options="default")
+
+
+def _features(table: pa.Table, phase: SetPhase, key: str) -> pa.Table:
+    """What a step needs of the documents that stay; of those that are none, nothing."""
+    rows = _staying(table)
+    batch = rows.to_pydict()
+    try:
+        drops = phase.step.unreadable(batch, range(len(rows)))
+    except RowError as error:
+        raise _named(error, rows, key) from None
+    rows = rows.take(pa.array([place for place, drop in enumerate(drops) if drop is None], pa.int64()))
+    batch = rows.to_pydict()
+    return phase.step.features(batch[phase.step.read_column], batch).append_column(KEY, rows[key])
+
+
+def _changed(table: pa.Table, phase: SetPhase, key: str, changes: list[ray.ObjectRef]) -> pa.Table:
+    """After the decisions of a step, which are listed for the documents that they change."""
+    import ray
+
+    rows = _staying(table)
+    decisions = [Decision()] * len(rows)
+    for listed in ray.get(changes):
+        added = [name for name in listed.column_names if name not in (KEY, DROP, PIECES)]
+        places = pc.index_in(rows[key], value_set=listed[KEY].combine_chunks())
+        for row, change in enumerate(listed.take(places).to_pylist()):
+            drop = change[DROP] and Drop(**{name: change[DROP][name] for name in Drop._fields})
+            pieces = None if change[PIECES] is None else tuple(change[PIECES])
+            decisions[row] = Decision(drop, pieces, {name: change[name] for name in added})
+    unreadable = phase.step.unreadable(rows.to_pydict(), range(len(rows)))
+    whole = [d if drop is None else Decision(drop) for d, drop in zip(decisions, unreadable, strict=True)]
+    result = decided_chunk(rows, phase.step, whole, name=phase.name, reading=phase.reading)
+    return _after(rows, result, _gone(table, key), key)
 
 
 def _drops(table: pa.Table, key: str) -> pa.Table:
-    table = table.filter(pc.is_valid(table[DROP_REASON]))
-    steps_and_rules = [reason.split(":", 1) for reason in table[DROP_REASON].to_pylist()]
-    columns = {
-        "id": table[key],
-        "step": pa.array([step for step, _ in steps_and_rules], pa.string()),
-        "rule": pa.array([rule for _, rule in steps_and_rules], pa.string()),
-        "value": table[DROP_VALUE],
-        "threshold": table[DROP_THRESHOLD],
-    }
-    return pa.table(columns)
+    gone = _gone(table, key)
+    columns = {field.name: pc.struct_field(gone[DROP], field.name) for field in DROP_TYPE}
+    return pa.table({"id": gone[key], **columns})
 
 
 # --- the one ordered pass ----------------------------------------------------------------------------------------
 
 
-class _TableFiles(Sequence[pa.Table]):
-    """Tables in files of a folder, each read when it is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files: list[Path] = []
-        self.folder = folder
-
-    def append(self, table: pa.Table) -> None:
-        self.files.append(self.folder / f"{len(self.files):08d}.parquet")
-        pq.write_table(table, self.files[-1])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @overload
-    def __getitem__(self, place: int) -> pa.Table: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[pa.Table]: ...
-    def __getitem__(self, place: int | slice) -> pa.Table | list[pa.Table]:
-        if isinstance(place, slice):
-            return [pq.read_table(file) for file in self.files[place]]
-        return pq.read_table(self.files[place])
-
-
-def _decided(rows: ray.data.Dataset, step: SetStep, key: str) -> ray.data.Dataset:
+def _decided(rows: ray.data.Dataset, phase: SetPhase, key: str) -> ray.data.Dataset:
     """Rows after a step that needs every document."""
     import ray
 
-    features = _mapped(rows, _features, step=step, key=key).sort(KEY)
+    features = _mapped(rows, _features, phase=phase, key=key).sort(KEY)
     with TemporaryDirectory() as folder:
-        keys = _TableFiles(Path(folder, "keys"))
-        tables = _TableFiles(Path(folder, "features"))
-        for files in (keys, tables):
-            files.folder.mkdir()
-        last = None
+        paths: list[Path] = []
+        keys: list[pa.ChunkedArray] = []
         for table in features.iter_batches(batch_format="pyarrow", batch_size=BATCH_ROWS):
-            last = _unique(table[KEY], last, key)
-            keys.append(table.select([KEY]))
-            tables.append(table.drop_columns([KEY]))
-        changes = [
-            _change_table(key_table[KEY], decisions, step.name)
-            for key_table, decisions in zip(keys, step.decide(tables), strict=True)
-        ]
-    if not changes:  # nothing came to it
-        return rows
-    whole = pa.concat_tables(changes, promote_options="default")
-    return _mapped(rows, _changed, step=step, key=key, changes=[ray.put(whole)])
+            keys.append(table[KEY])
+            paths.append(Path(folder, f"{len(paths):08d}.parquet"))
+            pq.write_table(table.drop_columns([KEY]), paths[-1])
+        _require_unique(keys, key)
+        decisions = phase.step.decide(FeatureTables(paths))
+        changes = [_change_table(*pair) for pair in zip(keys, decisions, strict=True)]
+    listed = [pa.concat_tables(changes, promote_options="default")] if changes else []
+    return _mapped(rows, _changed, phase=phase, key=key, changes=[ray.put(table) for table in listed])
 
 
-def _unique(keys: pa.ChunkedArray, last: Any, key: str) -> Any:
-    """The last of sorted keys, where each stands once."""
-    values = [last, *keys.to_pylist()]
+def _require_unique(keys: list[pa.ChunkedArray], key: str) -> None:
+    """Of sorted keys: each stands once."""
+    values = (value for array in keys for value in array.to_pylist())
     for first, second in pairwise(values):
         if first == second:
             raise ValueError(f"key={key!r}: two rows have the value {second!r}. The key must tell every row apart.")
-    return values[-1]
 
 
-def _change_table(keys: pa.ChunkedArray, decisions: list[Decision], step_name: str) -> pa.Table:
+def _change_table(keys: pa.ChunkedArray, decisions: list[Decision]) -> pa.Table:
     """The decisions that change something, under their keys."""
     places = [i for i, d in enumerate(decisions) if d.drop or d.kept_pieces is not None or d.columns]
     changes = [decisions[place] for place in places]
-    drops = [change.drop for change in changes]
     columns: dict[str, Any] = {
         KEY: keys.take(pa.array(places, pa.int64())),
-        DROP_REASON: pa.array([drop and f"{step_name}:{drop.rule}" for drop in drops], pa.string()),
-        DROP_VALUE: pa.array([drop and drop.value for drop in drops], pa.float64()),
-        DROP_THRESHOLD: pa.array([drop and drop.threshold for drop in drops], pa.float64()),
-        "kept_pieces": pa.array([change.kept_pieces for change in changes], pa.list_(pa.int64())),
+        DROP: pa.array([change.drop and change.drop._asdict() for change in changes], DROP_TYPE),
+        PIECES: pa.array([change.kept_pieces for change in changes], pa.list_(pa.int64())),
     }
     for name in {name: None for change in changes for name in change.columns}:
         columns[name] = pa.array([change.columns.get(name) for change in changes])
