@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_ext.data.curation.steps import Rule, Values
+from hf_ext.data.curation.steps import Notes, Rule, Values
 from hf_ext.guards.inside import read_as
 
 MOST_SOURCES = 1000
@@ -168,6 +168,8 @@ class StepCounts:
             Time in the step, summed over the processes.
         rules (`dict[str, RuleCounts]`):
             By the rule's name, in the order in which they are asked.
+        notes (`dict[str, float | str]`):
+            What a step over the whole set has to say of it, such as a filter's measured rate of errors.
     """
 
     name: str
@@ -177,6 +179,7 @@ class StepCounts:
     tokens_out: int | None = 0
     seconds: float = 0.0
     rules: dict[str, RuleCounts] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
     def merge(self, other: StepCounts) -> None:
         """Add the counts of other documents."""
@@ -187,6 +190,7 @@ class StepCounts:
         self.seconds += other.seconds
         for name, counts in other.rules.items():
             self.rules.setdefault(name, RuleCounts(counts.rule)).merge(counts)
+        self.notes |= other.notes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -198,6 +202,7 @@ class StepCounts:
             "tokens_out": self.tokens_out,
             "seconds": self.seconds,
             "rules": {name: counts.to_dict() for name, counts in self.rules.items()},
+            "notes": self.notes,
         }
 
     @classmethod

@@ -24,7 +24,7 @@ from hf_ext.data.curation.chunks import (
     write_shards,
 )
 from hf_ext.data.curation.counts import FILE_NAME as COUNTS_NAME
-from hf_ext.data.curation.counts import CurationCounts
+from hf_ext.data.curation.counts import CurationCounts, StepCounts
 from hf_ext.data.curation.drop_ledger import FOLDER as DROPS_FOLDER
 from hf_ext.data.curation.drop_ledger import SCHEMA as DROPS_SCHEMA
 from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
@@ -39,13 +39,14 @@ from hf_ext.data.curation.phases import (
 )
 from hf_ext.data.curation.running import Reading, step_names
 from hf_ext.data.curation.sources import Shard
-from hf_ext.data.curation.steps import Step
+from hf_ext.data.curation.steps import Notes, Step
 from hf_ext.data.curation.workers import Task, peak_bytes, run_tasks
 from hf_ext.guards.disk import flush, write_whole
 
 CHUNKS_FOLDER = ".hf-ext-chunks"  # no push takes `.hf-ext*` along, and `datasets` reads no hidden folder
 _DATA_FOLDER = "data"
 _STAGING = "publishing"
+NOTES_SUFFIX = ".notes.json"  # of a step over the whole set, beside the chunks of the first shard
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Curation:
         Returns:
             `list[list[ChunkStore]]`: for each phase the chunks of every shard.
         """
-        phases = phases_of(self.steps, step_names(self.steps), self.reading, self.on_bad_row)
+        phases = phases_of(self.steps, step_names(self.steps), self.reading)
         settings = {name: value for name, value in plan.items() if name not in ("steps", "shards")}
         records = {record["name"]: record for record in plan["steps"]}
         keys = [key_of(settings, shard) for shard in plan["shards"]]
@@ -126,7 +127,8 @@ class Curation:
     def _decide(
         self, phase: SetPhase, former: list[ChunkStore], stores: list[ChunkStore], folder: Path, label: str
     ) -> None:
-        if next(self._remaining(former, stores), None) is None:
+        notes_file = stores[0].folder.with_suffix(NOTES_SUFFIX)
+        if notes_file.is_file():  # written when every chunk was
             return
         folder.mkdir(exist_ok=True)
         places = []
@@ -142,7 +144,9 @@ class Curation:
             for source in former_store.paths()
             if (place := former_store.committed(int(source.name))) is not None
         )
-        self._run(phase.decided, decision_tasks(phase.step, features, chunks), f"{label}, {phase.name}")
+        notes: Notes = {}
+        self._run(phase.decided, decision_tasks(phase.step, features, chunks, notes), f"{label}, {phase.name}")
+        write_whole(notes_file, json.dumps({"step": phase.name, "notes": notes}) + "\n")
 
     def _remaining(
         self, former: list[ChunkStore], stores: list[ChunkStore]
@@ -192,10 +196,12 @@ def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts
     write_whole(output / COUNTS_NAME, json.dumps(counts.to_dict(), indent=1, ensure_ascii=False) + "\n")
     manifest = {"plan": plan, "rows_read": counts.rows_read, "rows_kept": num_rows}
     write_whole(output / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    in_use = {store.folder for phase_stores in stores for store in phase_stores}
+    in_use = {store.folder.name for phase_stores in stores for store in phase_stores}
     for path in folder.iterdir():
-        if path not in in_use:
+        if path.is_dir() and path.name not in in_use:
             shutil.rmtree(path)
+        elif path.name.removesuffix(NOTES_SUFFIX) not in in_use:
+            path.unlink()
 
 
 def _drops(stores: list[list[ChunkStore]]) -> Iterator[pa.Table]:
@@ -212,5 +218,9 @@ def counts_of(stores: list[list[ChunkStore]], reading: Reading) -> CurationCount
         for store in phase_stores:
             for path in store.paths():
                 counts.merge(read_counts(path))
+        notes_file = phase_stores[0].folder.with_suffix(NOTES_SUFFIX)
+        if notes_file.is_file():
+            values = json.loads(notes_file.read_text(encoding="utf-8"))
+            counts.merge(CurationCounts(steps=[StepCounts(values["step"], notes=values["notes"])]))
     counts.peak_bytes = max(counts.peak_bytes, peak_bytes())
     return counts

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_ext.data.curation.chunks import ChunkStore, Committed, commit, numbered, read_rows
-from hf_ext.data.curation.running import Reading, Rows, decided_chunk, read_counts, run_chunk, texts_of
+from hf_ext.data.curation.running import Reading, Rows, decided_chunk, read_counts, readable_rows, run_chunk
 from hf_ext.data.curation.sources import Chunk, Shard
-from hf_ext.data.curation.steps import Decision, RowStep, SetStep, Step
+from hf_ext.data.curation.steps import Decision, Notes, RowStep, SetStep, Step
 from hf_ext.data.curation.workers import Task, peak_bytes
 from hf_ext.guards.disk import parquet_sink, replacing
 
@@ -42,10 +42,10 @@ class RowPhase:
     def read(self, chunk: Chunk, shard: str, target: Path, is_last: bool, seconds: float) -> int:
         """Do with documents as they were read, and write them; `seconds` is what the reading took."""
         rows = numbered(chunk.rows, chunk.row_numbers)
-        first = read_counts(rows, chunk.drops, shard, self.reading)
+        first = read_counts(rows, chunk.unread, shard, self.reading)
         first.counts.steps[0].seconds = seconds
         self._commit(rows, shard, target, Committed(chunk.end, is_last), first)
-        return len(chunk.row_numbers) + len(chunk.drops)
+        return len(chunk.row_numbers) + len(chunk.unread)
 
     def go_on(self, source: Path, shard: str, target: Path, place: Committed) -> int:
         """Do with documents that an earlier phase has left."""
@@ -76,21 +76,19 @@ class SetPhase:
             Its name.
         reading ([`Reading`]):
             How documents are named and counted.
-        on_bad_row (`str`):
-            What to do with a row that is no document.
     """
 
     step: SetStep
     name: str
     reading: Reading
-    on_bad_row: str
 
     def write_features(self, source: Path, shard: str, target: Path) -> int:
         """Write what the decision needs of a chunk."""
         rows = read_rows(source)
         begin = time.perf_counter()
-        texts, _, columns = texts_of(rows, self.step, shard, self.on_bad_row)
-        table = self.step.features(texts, columns)
+        batch, _ = readable_rows(rows, self.step, shard)
+        texts = list(batch[self.step.read_column])
+        table = self.step.features(texts, batch)
         if len(table) != len(texts):
             raise ValueError(f"{type(self.step).__name__}.features gave {len(table)} rows for {len(texts)} documents.")
         seconds = time.perf_counter() - begin
@@ -104,10 +102,8 @@ class SetPhase:
     ) -> int:
         """Do with a chunk what was decided."""
         rows = read_rows(source)
-        _, drops, _ = texts_of(rows, self.step, shard, self.on_bad_row)
-        whole = [Decision(bad) if bad is not None else d for bad, d in zip(drops, decisions, strict=True)]
         result = decided_chunk(
-            rows, self.step, whole, name=self.name, shard=shard, seconds=seconds, reading=self.reading
+            rows, self.step, decisions, name=self.name, shard=shard, seconds=seconds, reading=self.reading
         )
         result.counts.peak_bytes = peak_bytes()
         commit(target, rows, result, result.drops, place)
@@ -129,15 +125,13 @@ class FeatureTables(Sequence[pa.Table]):
         return pq.read_table(self.paths[place], partitioning=None)
 
 
-def phases_of(
-    steps: Sequence[Step], names: Sequence[str], reading: Reading, on_bad_row: str
-) -> list[RowPhase | SetPhase]:
+def phases_of(steps: Sequence[Step], names: Sequence[str], reading: Reading) -> list[RowPhase | SetPhase]:
     """The phases of a chain; the first is always one of row steps, for it reads."""
     phases: list[RowPhase | SetPhase] = [RowPhase((), (), reading)]
     for step, name in zip(steps, names, strict=True):
         last = phases[-1]
         if isinstance(step, SetStep):
-            phases.append(SetPhase(step, name, reading, on_bad_row))
+            phases.append(SetPhase(step, name, reading))
         elif isinstance(last, RowPhase):
             phases[-1] = RowPhase((*last.steps, step), (*last.names, name), reading)
         else:
@@ -188,7 +182,7 @@ def feature_tasks(former: ChunkStore, shard: str, folder: Path) -> Iterator[Task
 
 
 def decision_tasks(
-    step: SetStep, features: Sequence[Path], chunks: Iterable[tuple[Path, str, Path, Committed, bool]]
+    step: SetStep, features: Sequence[Path], chunks: Iterable[tuple[Path, str, Path, Committed, bool]], notes: Notes
 ) -> Iterator[Task]:
     """
     Tasks of [`SetPhase.decided`]; the decisions are made in the order of the documents, while tasks are taken.
@@ -200,15 +194,19 @@ def decision_tasks(
             Its tables, in order.
         chunks:
             A chunk for each of them: source, shard, target, where it ends, and whether it is on the disk already.
+        notes (`dict`):
+            Filled with what the step has to say of the whole set, by the time that the last task was taken.
     """
     begin = time.perf_counter()
-    decisions = step.decide(FeatureTables(features))
+    decisions = step.decide(FeatureTables(features), notes)
     for path, (source, shard, target, place, is_done) in zip(features, chunks, strict=True):
         chunk_decisions = next(decisions)
         seconds = time.perf_counter() - begin + _feature_seconds(path)
         if not is_done:
             yield source, shard, target, place, chunk_decisions, seconds
         begin = time.perf_counter()
+    if next(decisions, None) is not None:  # goes through to the end of its code, where notes are complete
+        raise ValueError(f"{type(step).__name__}.decide gave decisions on more than {len(features)} tables.")
 
 
 def _feature_seconds(path: Path) -> float:

@@ -94,9 +94,8 @@ def curate(
         DiskFullError: if there is no room; the chunks so far are kept.
     """
     steps = _checked_steps(steps, on_bad_row, num_proc)
-    reading = Reading(id_column, source_column, _counted_column(steps), tokenizer)
-    texts = sorted({step.text_column for step in steps})
-    if id_column in texts:
+    reading = Reading(id_column, source_column, steps[-1].text_column, tokenizer)
+    if id_column in {step.text_column for step in steps}:
         raise ValueError(f"id_column={id_column!r} is a column of documents; the drop ledger holds no text.")
     if isinstance(dataset, str | os.PathLike):
         if output is None:
@@ -220,10 +219,4 @@ def _checked_steps(steps: Sequence[Step], on_bad_row: str, num_proc: int) -> tup
         raise ValueError("steps is empty: pass at least one, or dclm_baseline().")
     if on_bad_row == "raise":
         return tuple(steps)
-    return tuple(replace(step, on_bad_row="drop") if isinstance(step, RowStep) else step for step in steps)
-
-
-def _counted_column(steps: Sequence[Step]) -> str:
-    """The column whose tokens are counted: `text` where a step reads it, or what the last one reads."""
-    columns = [step.text_column for step in steps]
-    return "text" if "text" in columns else columns[-1]
+    return tuple(replace(step, on_bad_row="drop") for step in steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -15,7 +16,6 @@ from hf_ext.data.curation.counts import CurationCounts, RuleCounts, SourceCounts
 from hf_ext.data.curation.drop_ledger import DropRecord
 from hf_ext.data.curation.steps import Batch, Decision, Drop, Judgement, RowStep, Rule, SetStep, Step
 from hf_ext.guards.row_errors import RowError
-from hf_ext.guards.row_text import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,10 +157,8 @@ def run_chunk(
             chunk.counts.steps.append(StepCounts(name, rules={rule.name: RuleCounts(rule) for rule in step.rules}))
             continue
         begin = time.perf_counter()
-        try:
+        with _naming(shard):
             judgement = step.judge(columns, chunk.row_numbers())
-        except RowError as error:
-            raise RowError(f"shard {shard!r}, {error}", error.row_index, error.column) from error
         seconds = time.perf_counter() - begin
         chunk.step(name, step.rules, judgement, seconds)
     return chunk.result()
@@ -185,7 +183,7 @@ def decided_chunk(
         step ([`SetStep`]):
             The step.
         decisions (`Sequence[Decision]`):
-            One a document.
+            One a document that takes part, in the order of the rows.
         name (`str`):
             Of the step.
         seconds (`float`, *optional*):
@@ -194,12 +192,15 @@ def decided_chunk(
     begin = time.perf_counter()
     columns = _Columns(rows)
     chunk = _ChunkCounts(columns, shard, reading)
+    unread = readable_rows(rows, step, shard)[1]
+    remaining_decisions = iter(decisions)
+    decisions = [next(remaining_decisions) if drop is None else Decision(drop) for drop in unread]
     added = dict.fromkeys(column for decision in decisions for column in decision.columns)
     written: dict[str, list[Any]] = {column: [d.columns.get(column) for d in decisions] for column in added}
     if any(decision.kept_pieces is not None for decision in decisions):
-        texts = columns[step.text_column]
+        texts = columns[step.read_column]
         pairs = zip(texts, decisions, strict=True)
-        written[step.text_column] = [
+        written[step.read_column] = [
             text if d.drop is not None or d.kept_pieces is None else step.rewrite(text, d.kept_pieces)
             for text, d in pairs
         ]
@@ -212,37 +213,21 @@ def decided_chunk(
     return chunk.result()
 
 
-def texts_of(rows: Rows, step: SetStep, shard: str, on_bad_row: str) -> tuple[list[str], list[Drop | None], Batch]:
+def readable_rows(rows: Rows, step: SetStep, shard: str) -> tuple[Batch, list[Drop | None]]:
     """
-    The documents that a step over the whole set reads; an empty one, with its reason to go, in place of what is none.
+    The rows that take part in a step over the whole set, and for every row the reason why it does not, or `None`.
 
     Raises:
         ValueError: if there is no such column.
-        RowError: if a row is no document and `on_bad_row` is `"raise"`.
+        RowError: if a row is no document and the step was not told to drop such.
     """
     columns = _Columns(rows)
     if not columns.positions:  # a chunk of which nothing is left may lack the column
-        return [], [], columns
-    if step.text_column not in columns:
-        raise ValueError(
-            f"{type(step).__name__} needs a column {step.text_column!r}; at this step there are {sorted(columns)}. "
-            "Pass text_column=."
-        )
-    values = columns[step.text_column]
-    texts: list[str] = []
-    drops: list[Drop | None] = []
-    for value, row in zip(values, _row_numbers(columns), strict=True):
-        is_text = isinstance(value, str | bytes)
-        if not is_text and on_bad_row == "raise":
-            raise RowError(
-                f"shard {shard!r}, row {row:,}, column {step.text_column!r}: expected a string, found "
-                f'{describe(value)}.\n  Fix the row, or pass on_bad_row="drop".',
-                row,
-                step.text_column,
-            )
-        texts.append(value if is_text else "")
-        drops.append(None if is_text else Drop(f"error:{type(value).__name__}"))
-    return texts, drops, columns
+        return {step.read_column: []}, []
+    with _naming(shard):
+        drops = step.unreadable(columns, _row_numbers(columns))
+    columns.keep([place for place, drop in enumerate(drops) if drop is None], {})
+    return columns, drops
 
 
 class _ChunkCounts:
@@ -322,12 +307,39 @@ class _ChunkCounts:
         return tokens
 
 
+@contextmanager
+def _naming(shard: str) -> Iterator[None]:
+    """Name the shard in the error of a bad row."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(f"shard {shard!r}, {error}", error.row_index, error.column) from error
+
+
 def document_name(shard: str, row: int, document_id: object = None) -> str:
     """The id of a document in the drop ledger: its own, or where it stands."""
     return f"{shard}:{row}" if document_id is None else str(document_id)
 
 
-def read_counts(rows: Rows, drops: Sequence[tuple[int, Drop]], shard: str, reading: Reading) -> ChunkResult:
+class Unread(NamedTuple):
+    """
+    A record that could not be read.
+
+    Args:
+        row (`int`):
+            Its position in the shard.
+        drop ([`Drop`]):
+            Why.
+        facts (`Mapping`):
+            What is known of it, such as its id.
+    """
+
+    row: int
+    drop: Drop
+    facts: Mapping[str, Any] = {}
+
+
+def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Reading) -> ChunkResult:
     """What the reading of a chunk counts: rows of each source, and the records that could not be read."""
     columns = _Columns(rows)
     num_rows = len(columns.positions)
@@ -338,15 +350,21 @@ def read_counts(rows: Rows, drops: Sequence[tuple[int, Drop]], shard: str, readi
             raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {present}.")
     texts = columns.get(reading.text_column)
     num_tokens = sum(reading.count(texts)) if texts is not None else None if num_rows else 0
-    counts = StepCounts("read", num_rows + len(drops), num_rows, num_tokens, num_tokens)
-    records = [DropRecord(document_name(shard, row), shard, row, "read", *drop) for row, drop in drops]
-    for record in records:
-        rule_counts = counts.rules.setdefault(record.rule, RuleCounts(Rule(record.rule)))
+    counts = StepCounts("read", num_rows + len(unread), num_rows, num_tokens, num_tokens)
+    sources: dict[str, SourceCounts] = {}
+    records = []
+    for row, drop, facts in unread:
+        document_id = document_name(shard, row, None if reading.id_column is None else facts.get(reading.id_column))
+        records.append(DropRecord(document_id, shard, row, "read", *drop))
+        rule_counts = counts.rules.setdefault(drop.rule, RuleCounts(Rule(drop.rule)))
         rule_counts.dropped += 1
         rule_counts.dropped_alone += 1
-    sources: dict[str, SourceCounts] = {}
-    for source in columns[reading.source_column] if reading.source_column and num_rows else []:
-        sources.setdefault(str(source), SourceCounts()).rows_read += 1
+    if reading.source_column is not None:
+        for source in columns[reading.source_column] if num_rows else []:
+            sources.setdefault(str(source), SourceCounts()).rows_read += 1
+        for _, _, facts in unread:
+            source_counts = sources.setdefault(str(facts.get(reading.source_column)), SourceCounts())
+            source_counts.merge(SourceCounts(1, {"read": 1}))
     return ChunkResult(columns.positions, {}, records, CurationCounts(reading.unit, [counts], sources))
 
 

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from hf_ext.data.curation.steps import Drop
+from hf_ext.data.curation.running import Unread
+from hf_ext.data.curation.steps import DROP_REASON, DROP_THRESHOLD, DROP_VALUE, Drop
 from hf_ext.data.row_digest import rows_digest
 from hf_ext.guards.inside import require_file
 from hf_ext.guards.row_errors import RowError
@@ -45,15 +46,15 @@ class Chunk(NamedTuple):
             Those that could be read.
         row_numbers (`list[int]`):
             Their positions in the shard.
-        drops (`list[tuple[int, Drop]]`):
-            Positions of those that could not, with the reason.
+        unread (`list[Unread]`):
+            Those that could not.
         end (`int`):
             Position at which the next chunk begins.
     """
 
     rows: pa.Table | dict[str, list[Any]]
     row_numbers: list[int]
-    drops: list[tuple[int, Drop]]
+    unread: list[Unread]
     end: int
 
 
@@ -159,7 +160,7 @@ class FileShard(Shard):
             raise ValueError(f"shard {self.name!r} cannot be read: {error.strerror or error}.") from error
         return _hash(f"{status.st_size} {status.st_mtime_ns}".encode() + head + tail)
 
-    def refuse_or_drop(self, row: int, error: Exception) -> Drop:
+    def refuse_or_drop(self, row: int, error: Exception) -> Unread:
         """
         What becomes of a record that cannot be read.
 
@@ -167,7 +168,7 @@ class FileShard(Shard):
             RowError: if such are not dropped.
         """
         if self.drops_bad:
-            return Drop(f"error:{type(error).__name__}")
+            return Unread(row, Drop(f"error:{type(error).__name__}"))
         raise RowError(
             f"shard {self.name!r}, row {row:,}: {str(error).splitlines()[0]}.\n  Mend the file, or pass "
             'on_bad_row="drop" (its reason is then written into the drop ledger).',
@@ -212,7 +213,7 @@ class LinesShard(FileShard):
         """See [`Shard.chunks`]; earlier lines are passed over."""
         return _cut_records(self._records(start), start)
 
-    def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any] | Drop]]:
+    def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any] | Unread]]:
         row = 0
         try:
             with self._opened() as file:
@@ -225,7 +226,7 @@ class LinesShard(FileShard):
         except (EOFError, OSError, pa.ArrowException) as error:  # a packing that is cut, or none
             raise self.cut_off(error) from error
 
-    def _record(self, line: bytes | None, row: int) -> dict[str, Any] | Drop:
+    def _record(self, line: bytes | None, row: int) -> dict[str, Any] | Unread:
         try:
             if line is None:
                 raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
@@ -242,6 +243,26 @@ class LinesShard(FileShard):
         if self.path.suffix == ".zst":  # Python reads zstd itself from 3.14 on
             return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(self.path)), "zstd"))
         return open(self.path, "rb")
+
+
+class WarcShard(FileShard):
+    """A WARC file; what is no page of HTML, or broken, costs that record alone and is written down."""
+
+    def chunks(self, start: int) -> Iterator[Chunk]:
+        """See [`Shard.chunks`]; earlier records are passed over."""
+        return _cut_records(self._records(start), start)
+
+    def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any] | Unread]]:
+        from hf_ext.data.curation.warc import read_warc  # needs an extra
+
+        try:
+            for row, page in enumerate(read_warc(self.path)):
+                reason = page.pop(DROP_REASON)
+                drop = Drop(str(reason).rpartition(":")[2], page.pop(DROP_VALUE), page.pop(DROP_THRESHOLD))
+                if row >= start:
+                    yield row, page if reason is None else Unread(row, drop, page)
+        except OSError as error:
+            raise self.cut_off(error) from error
 
 
 def shards_of(place: str | os.PathLike[str], drops_bad: bool) -> list[FileShard]:
@@ -295,6 +316,8 @@ def require_same_columns(shards: Iterable[Shard]) -> None:
 def _shard(name: str, path: Path, drops_bad: bool) -> FileShard:
     if path.name.endswith(".parquet"):
         return ParquetShard(name, path, drops_bad)
+    if path.name.endswith((".warc", ".warc.gz")):
+        return WarcShard(name, path, drops_bad)
     return LinesShard(name, path, drops_bad)
 
 
@@ -364,26 +387,26 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
     return sizes
 
 
-def _cut_records(records: Iterable[tuple[int, dict[str, Any] | Drop]], start: int) -> Iterator[Chunk]:
+def _cut_records(records: Iterable[tuple[int, dict[str, Any] | Unread]], start: int) -> Iterator[Chunk]:
     """Records as chunks: one ends with the record that fills it."""
     rows: list[dict[str, Any]] = []
     row_numbers: list[int] = []
-    drops: list[tuple[int, Drop]] = []
+    unread: list[Unread] = []
     num_bytes = 0
     end = start
     for row, record in records:
         end = row + 1
-        if isinstance(record, Drop):
-            drops.append((row, record))
+        if isinstance(record, Unread):
+            unread.append(record)
         else:
             rows.append(record)
             row_numbers.append(row)
             num_bytes += sum(len(value) for value in record.values() if isinstance(value, str | bytes))
-        if len(rows) + len(drops) == CHUNK_ROWS or num_bytes >= CHUNK_BYTES:
-            yield Chunk(_columns(rows), row_numbers, drops, end)
-            rows, row_numbers, drops, num_bytes = [], [], [], 0
-    if rows or drops:
-        yield Chunk(_columns(rows), row_numbers, drops, end)
+        if len(rows) + len(unread) == CHUNK_ROWS or num_bytes >= CHUNK_BYTES:
+            yield Chunk(_columns(rows), row_numbers, unread, end)
+            rows, row_numbers, unread, num_bytes = [], [], [], 0
+    if rows or unread:
+        yield Chunk(_columns(rows), row_numbers, unread, end)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

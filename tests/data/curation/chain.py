@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hf_ext.data.curation.steps import Batch, Decision, Drop, RowStep, Rule, SetStep, Values
+from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, RowStep, Rule, SetStep, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class FirstLines(SetStep):
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
         return pa.table({"lines": pa.array([text.split("\n") for text in texts], pa.list_(pa.string()))})
 
-    def decide(self, tables: Sequence[pa.Table]) -> Iterator[list[Decision]]:
+    def decide(self, tables: Sequence[pa.Table], notes: Notes | None = None) -> Iterator[list[Decision]]:
         lines_so_far: set[str] = set()
         for table in tables:
             decisions = []
@@ -53,6 +53,8 @@ class FirstLines(SetStep):
                 drop = None if places else Drop("repeated", 1.0, 0.99)
                 decisions.append(Decision(drop, pieces, {"num_lines": len(places)}))
             yield decisions
+        if notes is not None:
+            notes["lines"] = len(lines_so_far)
 
     def rewrite(self, text: str, kept_pieces: tuple[int, ...]) -> str:
         lines = text.split("\n")

@@ -99,6 +99,8 @@ def test_a_folder_of_shards_of_every_kind_gives_rows_reasons_and_counts_of_a_pla
     for source, source_counts in counts.sources.items():
         steps = Counter(GONE[row][0] for row in GONE if row % 100 % 3 == int(source[1:]))
         assert source_counts.dropped == steps
+    through = [text.strip() for row, text in enumerate(TEXTS) if GONE.get(row, ("",))[0] != "words"]
+    assert counts.steps[2].notes == {"lines": len({line for text in through for line in text.split("\n")})}
 
 
 def test_every_value_that_came_to_a_rule_is_in_its_histogram(tmp_path):
