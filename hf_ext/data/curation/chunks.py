@@ -25,6 +25,10 @@ _DROPS = "drops.parquet"
 _COUNTS = "counts.json"
 
 
+class ColumnError(ValueError):
+    """Values of a column are of types that do not go together."""
+
+
 class Committed(NamedTuple):
     """
     Of a chunk that is on the disk.
@@ -233,7 +237,7 @@ def _array(name: str, values: Sequence[Any], kind: pa.DataType | None = None) ->
     Values of a column, of its former type where they fit into it.
 
     Raises:
-        ValueError: if they are of types that do not go together.
+        ColumnError: if they are of types that do not go together.
     """
     try:
         return pa.array(values, kind)
@@ -243,7 +247,7 @@ def _array(name: str, values: Sequence[Any], kind: pa.DataType | None = None) ->
         if kind is not None:
             return _array(name, values)
         reason = str(error).splitlines()[0]
-        raise ValueError(f"column {name!r} has values of types that do not go together: {reason}.") from error
+        raise ColumnError(f"column {name!r}: values of types that do not go together: {reason}.") from error
 
 
 def _mended(value: object) -> object:

@@ -89,6 +89,9 @@ def _plain(value: object) -> Any:
     if isinstance(value, np.ndarray):
         digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).tobytes())
         return [str(value.dtype), list(value.shape), digest]
+    fingerprint = getattr(value, "fingerprint", None)  # as a classifier or an index has
+    if isinstance(fingerprint, str):
+        return fingerprint
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, **fields}

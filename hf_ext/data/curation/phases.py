@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_ext.data.curation.chunks import ChunkStore, Committed, commit, numbered, read_rows
+from hf_ext.data.curation.chunks import ChunkStore, ColumnError, Committed, commit, numbered, read_rows
 from hf_ext.data.curation.running import Reading, Rows, decided_chunk, read_counts, readable_rows, run_chunk
 from hf_ext.data.curation.sources import Chunk, Shard
 from hf_ext.data.curation.steps import Decision, Notes, RowStep, SetStep, Step
@@ -61,7 +61,10 @@ class RowPhase:
             first.counts.merge(result.counts)
             result = result._replace(counts=first.counts)
         result.counts.peak_bytes = peak_bytes()
-        commit(target, rows, result, drops, place)
+        try:
+            commit(target, rows, result, drops, place)
+        except ColumnError as error:
+            raise ColumnError(f"shard {shard!r}, {error}") from error
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ def curate(
     if isinstance(dataset, str | os.PathLike):
         if output is None:
             raise ValueError("Files are curated into a folder: pass output=.")
+        if Path(output).resolve().is_relative_to(Path(dataset).resolve()):
+            raise ValueError(f"output {os.fspath(output)!r} lies in the folder that is read: {_REMEDY}.")
         shards: list[Shard] = [*shards_of(dataset, on_bad_row == "drop")]
         return _curated_into(Path(output), shards, steps, reading, on_bad_row, num_proc, show_progress)
     rows: Any = dataset

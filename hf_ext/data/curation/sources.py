@@ -291,7 +291,9 @@ def shards_of(place: str | os.PathLike[str], drops_bad: bool) -> list[FileShard]
     readable = sorted((path for path in paths if path.name.endswith(KINDS)), key=lambda path: path.as_posix())
     if not readable:
         raise ValueError(f"{place} holds no file that is read: {', '.join(KINDS)}.")
-    return [_shard(path.relative_to(root).as_posix(), path, drops_bad) for path in readable]
+    # a name need be no UTF-8 on Linux, and the drop ledger's must be
+    names = [os.fsencode(path.relative_to(root).as_posix()).decode(errors="backslashreplace") for path in readable]
+    return [_shard(name, path, drops_bad) for name, path in zip(names, readable, strict=True)]
 
 
 def require_same_columns(shards: Iterable[Shard]) -> None:
@@ -333,14 +335,11 @@ def _rows_from(file: pq.ParquetFile, start: int) -> Iterator[pa.Table]:
     """Tables of a Parquet file from row `start`; row groups before it are not read."""
     if file.metadata.num_rows == 0:
         yield file.schema_arrow.empty_table()
-    first = 0
-    groups = []
-    for group in range(file.metadata.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        if first + count <= start:
-            first += count
-        else:
-            groups.append(group)
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    ends = np.cumsum(sizes)
+    first_group = int(np.searchsorted(ends, start, side="right"))
+    first = int(ends[first_group - 1]) if first_group else 0
+    groups = list(range(first_group, len(sizes)))
     for batch in file.iter_batches(batch_size=_READ_ROWS, row_groups=groups):
         skipped = min(max(0, start - first), len(batch))
         first += len(batch)
