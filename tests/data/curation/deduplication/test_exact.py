@@ -7,7 +7,12 @@ import random
 import pytest
 from datasets import Dataset, DatasetDict, Value
 
-from hf_ext.data.curation.deduplication import ExactDeduplication, deduplicate
+from hf_ext.data.curation.deduplication import (
+    BloomDeduplication,
+    ExactDeduplication,
+    MinHashDeduplication,
+    deduplicate,
+)
 from hf_ext.data.curation.steps import Drop
 from hf_ext.guards.rows import RowError
 
@@ -51,7 +56,7 @@ def test_a_drop_names_the_document_that_stays():
     assert notes == {"clusters_of_several": 1, "largest_cluster": 2, "largest_cluster_example": "first"}
 
 
-STEPS = [ExactDeduplication()]
+STEPS = [ExactDeduplication(), MinHashDeduplication(), BloomDeduplication(), BloomDeduplication(mode="both")]
 LINE = " ".join(f"word{n}" for n in range(20))
 
 
@@ -62,7 +67,7 @@ def test_rows_keep_their_order_columns_and_types_and_the_result_no_trace_of_proc
     rows = Dataset.from_dict({"n": range(6), "text": texts}).cast_column("n", features["n"])
     rows = rows.cast_column("text", features["text"])
     result = deduplicate(rows, step)
-    assert result["n"] == ([0, 1, 3, 5])
+    assert result["n"] == ([0, 1, 3, 4, 5] if isinstance(step, BloomDeduplication) else [0, 1, 3, 5])
     assert {name: result.features[name] for name in features} == features
     assert result.to_dict() == deduplicate(rows, step, num_proc=2).to_dict()
     splits = deduplicate(DatasetDict(a=rows, b=rows), step, split="a")
