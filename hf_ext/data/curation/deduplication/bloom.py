@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -271,7 +271,7 @@ def _lists(rows: list[npt.NDArray[np.generic]], dtype: type[np.generic]) -> pa.A
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _flat(table: pa.Table, name: str) -> tuple[npt.NDArray[np.generic], list[int]]:
+def _flat(table: pa.Table, name: str) -> tuple[npt.NDArray[Any], list[int]]:
     """A column of lists as its values and where each row's begin and end."""
     column = table[name].combine_chunks()
     offsets = column.offsets.to_numpy()

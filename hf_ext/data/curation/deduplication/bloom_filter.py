@@ -125,7 +125,8 @@ class BloomFilter:
     def measured_fp_rate(self, seed: int) -> float:
         """Share of random hashes, which are not in it, that it takes for its own."""
         start = mixed(np.array([seed], np.uint64))
-        return self.count(mixed(start + np.arange(_PROBES, dtype=np.uint64))) / _PROBES
+        probes = mixed(start + np.arange(_PROBES, dtype=np.uint64))
+        return self.count(probes) / _PROBES
 
     def _places(self, hashes: Hashes) -> Hashes:
         """The bits of each hash; `(hashes, num_hashes)`."""
