@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
+from hf_ext.data.curation import datatrove_rules
 from hf_ext.data.curation.steps import Batch, Judgement, RowStep, Rule, Values
 from hf_ext.data.curation.unicode_tables import unicode_versions
 
@@ -17,12 +21,20 @@ class GopherStep(RowStep):
     Base of [`GopherQuality`] and [`GopherRepetition`].
 
     Args:
+        profile (`str`, *optional*, defaults to `"dclm"`):
+            `"dclm"`, or `"datatrove"`: its rules by their names, on spaCy's words, which must be installed.
         annotate (`bool`, *optional*, defaults to `False`):
             Write what each rule measures as a column `<step>_<rule>` and drop nothing. Where a document is empty, too
             long or no string, the columns hold `None`.
     """
 
+    profile: str = "dclm"
     annotate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.profile not in ("dclm", "datatrove"):
+            raise ValueError(f'profile must be "dclm" or "datatrove", got {self.profile!r}.')
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -31,7 +43,10 @@ class GopherStep(RowStep):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the tables of characters."""
+        """Of the tables of characters, and of spaCy where its words count."""
+        if self.profile == "datatrove":
+            datatrove_rules.spacy_english()  # says what is missing
+            return unicode_versions() | {"spacy": version("spacy")}
         return unicode_versions()
 
     @abstractmethod
@@ -53,3 +68,8 @@ class GopherStep(RowStep):
         """See [`RowStep`]."""
         judgement = super().judge(batch, indices)
         return judgement._replace(drops=[None] * len(judgement.drops)) if self.annotate else judgement
+
+
+def columns_of(rows: Sequence[tuple[float, ...]], names: Sequence[str]) -> dict[str, Values]:
+    """Rows of values as one array for each name."""
+    return dict(zip(names, np.array(rows, np.float64).reshape(-1, len(names)).T, strict=True))

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_ext.data.curation.gopher import GopherStep
+from hf_ext.data.curation import datatrove_rules
+from hf_ext.data.curation.gopher import GopherStep, columns_of
 from hf_ext.data.curation.steps import Rule, Values
 from hf_ext.data.curation.text_counts import NGRAM_SIZES, REPEATED_NGRAM_SIZES, TOP_NGRAM_SIZES, PieceCounts
 from hf_ext.data.curation.words import counters
@@ -34,6 +35,8 @@ class GopherRepetition(GopherStep):
     Column in: the text. No column is rewritten.
 
     Args:
+        profile (`str`, *optional*, defaults to `"dclm"`):
+            `"datatrove"` counts as datatrove 0.10 does, under its names of the rules; needs spaCy.
         annotate (`bool`, *optional*, defaults to `False`):
             Write what each rule measures as `gopher_repetition_<rule>` and drop nothing.
         max_line_share, max_paragraph_share, max_line_char_share, max_paragraph_char_share (`float`):
@@ -68,32 +71,40 @@ class GopherRepetition(GopherStep):
             object.__setattr__(self, name, shares)
 
     def _bounds(self) -> tuple[Rule, ...]:
-        bounds = {
-            "line_count": self.max_line_share,
-            "paragraph_count": self.max_paragraph_share,
-            "line_chars": self.max_line_char_share,
-            "paragraph_chars": self.max_paragraph_char_share,
-        }
         shares = self.max_top_ngram_shares + self.max_repeated_ngram_shares
-        bounds |= {_ngram_rule(size): share for size, share in zip(NGRAM_SIZES, shares, strict=True)}
+        if self.profile == "datatrove":
+            bounds = {
+                "dup_para_frac": self.max_paragraph_share,
+                "dup_para_char_frac": self.max_paragraph_char_share,
+                "dup_line_frac": self.max_line_share,
+                "dup_line_char_frac": self.max_line_char_share,
+            }
+        else:
+            bounds = {
+                "line_count": self.max_line_share,
+                "paragraph_count": self.max_paragraph_share,
+                "line_chars": self.max_line_char_share,
+                "paragraph_chars": self.max_paragraph_char_share,
+            }
+        bounds |= {self._ngram_rule(size): share for size, share in zip(NGRAM_SIZES, shares, strict=True)}
         return tuple(Rule(name, maximum=bound) for name, bound in bounds.items())
 
+    def _ngram_rule(self, size: int) -> str:
+        if size in TOP_NGRAM_SIZES:
+            return f"top_{size}_gram"
+        return f"duplicated_{size}_n_grams" if self.profile == "datatrove" else f"repeated_{size}_gram"
+
     def _statistics(self, texts: list[str]) -> dict[str, Values]:
+        if self.profile == "datatrove":
+            rows = [datatrove_rules.repetition_values(text, datatrove_rules.spacy_words(text)) for text in texts]
+            return columns_of(rows, [rule.name for rule in self._bounds()])
         counts = list(map(counters().count_repetition, texts))
         lines = _shares([count.lines for count in counts])
         paragraphs = _shares([count.paragraphs for count in counts])
         chars = np.array([count.ngram_chars for count in counts], np.float64).reshape(-1, 1 + len(NGRAM_SIZES))
         ngrams = chars[:, 1:] / np.maximum(chars[:, :1], 1)  # without words nothing repeats
-        return {
-            "line_count": lines[0],
-            "paragraph_count": paragraphs[0],
-            "line_chars": lines[1],
-            "paragraph_chars": paragraphs[1],
-        } | {_ngram_rule(size): ngrams[:, column] for column, size in enumerate(NGRAM_SIZES)}
-
-
-def _ngram_rule(size: int) -> str:
-    return f"top_{size}_gram" if size in TOP_NGRAM_SIZES else f"repeated_{size}_gram"
+        values = [lines[0], paragraphs[0], lines[1], paragraphs[1], *ngrams.T]
+        return dict(zip([rule.name for rule in self._bounds()], values, strict=True))
 
 
 def _shares(counts: list[PieceCounts]) -> tuple[Values, Values]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import json
 
 import pytest
 
 from hf_ext.data.curation import words
+from tests.data.curation import documents
 
 
 @pytest.fixture(scope="session")
 def text_docs(real_data):
     """The 600 documents of web_docs, with what DCLM's own mappers and datatrove said of each."""
-    folder = real_data / "web_docs"
-    with gzip.open(folder / "text_docs.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    with gzip.open(folder / "peer_verdicts.jsonl.gz", "rt", encoding="utf-8") as lines:
-        verdicts = {row["id"]: row for row in map(json.loads, lines)}
-    return [row | verdicts[row["id"]] for row in rows]
+    return documents.text_docs(real_data)
 
 
 @pytest.fixture(params=["kernel", "plain"])

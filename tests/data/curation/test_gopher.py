@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from hf_ext.data.curation.quality import GopherQuality
 from hf_ext.data.curation.repetition import GopherRepetition
 from hf_ext.data.curation.words import words_uax
 from tests.data.curation import slow_rules
+from tests.data.curation.documents import html_texts
 
 
 def rules_broken(step, texts):
@@ -26,12 +26,6 @@ def values_of(step, text):
     """Each rule's value of one document."""
     _, values = step.measure([text], {"text": [text]})
     return {rule: numbers.item() for rule, numbers in values.items()}
-
-
-def pages(real_data):
-    """Every eighth of the HTML pages with its tags cut out, in 26 languages."""
-    html = Dataset.from_parquet(str(real_data / "web_docs" / "html_docs.parquet"), keep_in_memory=True)["html"][::8]
-    return [re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", page, flags=re.DOTALL) for page in html]
 
 
 @pytest.mark.real
@@ -46,7 +40,7 @@ def test_verdict_and_rule_are_those_of_dclms_own_mappers(counters, text_docs):
 
 @pytest.mark.real
 def test_values_of_real_documents_are_those_of_the_slow_rules(text_docs, real_data):
-    texts = [row["text"] for row in text_docs] + pages(real_data)
+    texts = [row["text"] for row in text_docs] + html_texts(real_data)[::8]
     quality_values = GopherQuality().measure(texts, {})[1]
     repetition_values = GopherRepetition().measure(texts, {})[1]
     quality_rules = rules_broken(GopherQuality(), texts)

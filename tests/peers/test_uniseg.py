@@ -1,0 +1,38 @@
+"""Words by UAX#29 against uniseg's, on real documents in many languages and on random strings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+uniseg = pytest.importorskip("uniseg.wordbreak")
+
+from hf_ext.data.curation.unicode_tables import WORD_BREAK_CLASSES, unicode_tables  # noqa: E402
+from hf_ext.data.curation.words import segments_uax  # noqa: E402
+from tests.data.curation.documents import html_texts, text_docs  # noqa: E402
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_segments_of_documents_are_unisegs(real_data):
+    for text in [row["text"] for row in text_docs(real_data)] + html_texts(real_data)[::5]:
+        assert segments_uax(text) == list(uniseg.words(text))
+
+
+def test_segments_of_random_strings_of_all_classes_are_unisegs():
+    """Characters that either Unicode version lacks are left out: the two tables may be of different years."""
+    generator = np.random.default_rng(1)
+    classes = unicode_tables().word_break
+    names = {name.replace("_", "").lower(): number for number, name in enumerate(WORD_BREAK_CLASSES)}
+    members: list[list[str]] = [[] for _ in WORD_BREAK_CLASSES]
+    for number in range(len(WORD_BREAK_CLASSES)):
+        for point in generator.permutation(np.flatnonzero(classes == number))[:400]:
+            peer_class = uniseg.word_break(chr(point)).name.replace("_", "").lower()
+            if names.get(peer_class, 0) == number:
+                members[number].append(chr(point))
+    assert all(members)
+    members.append(["\u2139", "\u24c2", "\U0001f600", "\u00a9"])  # pictographs, some of them letters
+    for _ in range(30_000):
+        pools = generator.integers(len(members), size=generator.integers(1, 14))
+        text = "".join(members[pool][generator.integers(len(members[pool]))] for pool in pools)
+        assert segments_uax(text) == list(uniseg.words(text)), ascii(text)
