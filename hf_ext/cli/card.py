@@ -87,6 +87,7 @@ def run_render(options: argparse.Namespace) -> int:
         tags=[tag for tag in tags if tag not in method_names],
         usage=_usage(body) if has_own_usage else None,
         model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),
+        # --force gives up a card that is not ours; one of ours is merged all the same, with what was added to it.
         overwrite=options.force and "hf-ext" not in tags,
     )
     new_metadata = read_card(folder).metadata

@@ -105,6 +105,7 @@ def requirements(extra: str | None = None) -> list[Requirement]:
 
 def _fits(requirement: Requirement) -> bool:
     version = installed_version(requirement.name)
+    # Without the local part: a specifier may take 2.13.0+cpu for another version than 2.13.0.
     return version is not None and requirement.specifier.contains(Version(version).public, prereleases=True)
 
 
@@ -189,6 +190,7 @@ def _accelerators(torch: ModuleType) -> list[dict[str, Any]]:
         for index, row in enumerate(rows):
             properties = torch.cuda.get_device_properties(index)
             row |= {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+            # Ampere or newer, or ROCm; torch.cuda.is_bf16_supported (torch 2.13) also says yes where it is emulated.
             row["bf16"] = properties.major >= 8 or torch.version.hip is not None
     return rows
 

@@ -117,7 +117,7 @@ def run_preference(options: argparse.Namespace) -> int:
     if options.plot and options.output is None:
         raise ValueError("--plot needs --output, the folder to draw into")
     if options.plot:
-        require_extra("matplotlib")
+        require_extra("matplotlib")  # now, and not after two models have scored every pair
     _require_folder(options.output)
     pairs = rows_of(options, options.dataset)
     model, tokenizer = _policy(options)
@@ -259,7 +259,7 @@ def _fresh_samples(original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         original,
         tokenizer,
         options.num_tokens,
-        output_dir=Path(options.output) / "fresh_samples",
+        output_dir=Path(options.output) / "fresh_samples",  # kept: the same report again samples nothing
         seed=options.seed,
     )
 

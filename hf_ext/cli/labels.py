@@ -145,7 +145,7 @@ def _privatize(options: argparse.Namespace, output: Path) -> int:
     )
     noisy_rows = privatize(rows, mechanism)
     write_rows(noisy_rows, output, options.overwrite)
-    epsilons = noisy_rows["label_dp_epsilon"][:]
+    epsilons = noisy_rows["label_dp_epsilon"][:]  # a row's may be more than this draw's: budgets are added up
     most = f"{max(epsilons):g}" if len(epsilons) else "0"
     print(f"channel {mechanism.channel_id}: epsilon {options.epsilon:g} a label, {most} nats in the ledger at most")
     if options.prior_column is None:

@@ -68,7 +68,7 @@ def rows_output(options: argparse.Namespace, report: Sequence[str] | None = None
                 claims.enter_context(claimed_file(Path(options.report)))
             else:
                 _refuse_files_in(options, "report", report)
-                claims.callback(_remove_if_empty, Path(options.report))
+                claims.callback(_remove_if_empty, Path(options.report))  # the claims make it, and the work may fail
                 for name in report:
                     claims.enter_context(claimed_file(Path(options.report) / name))
         yield output
@@ -182,7 +182,7 @@ def _refuse_what_is_read(options: argparse.Namespace, name: str) -> None:
 def _same(path: Path, other: Path) -> bool:
     """Whether two paths are one place: by another spelling, a link or a hard link too."""
     if path.exists() and other.exists():
-        return path.samefile(other)
+        return path.samefile(other)  # by inode, so that a hard link and another case of letters count too
     return path.resolve() == other.resolve()
 
 
@@ -206,7 +206,7 @@ def _refuse_folder(
     path = Path(getattr(options, name))
     if path.exists() and not path.is_dir():
         raise ValueError(f"--{name} {str(path)!r} is a file, and a folder is to be written; name another")
-    if path.is_symlink():
+    if path.is_symlink():  # it would be the link that the new folder replaces, and the old rows would stay
         raise ValueError(f"--{name} {str(path)!r} is a link; name the folder itself, or another")
     if not path.is_dir():
         return

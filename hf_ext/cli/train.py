@@ -57,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run `hf-ext train`."""
     prog = f"hf-ext train {options.method}"
+    # No abbreviations: `--num` would be taken from the recipe, which may have an option that begins so.
     launch = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     launch.add_argument("--accelerate_config", "--accelerate-config")
     launch.add_argument("--num_processes", "--num-processes", type=SIZE)

@@ -32,7 +32,7 @@ def without_keys(text: str) -> str:
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
     """Inside, SIGTERM ends the process with status 143 by an exception, as Ctrl-C does: what is half-written goes."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other one set a handler
         yield
         return
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_STATUS))

@@ -262,7 +262,7 @@ def write_dataset_card(
 def _licence(license: str | list[str] | None, inherited: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of the licence: the one asked for, else the inherited one with its name and link."""
     if license and license != inherited.get("license"):
-        return {"license": license}
+        return {"license": license}  # without the name and link that stand beside the base model's
     return {"license": "unknown"} | {key: inherited[key] for key in LICENSE_KEYS if key in inherited}
 
 
@@ -357,7 +357,7 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader([*templates]),
         autoescape=False,  # noqa: S701  that is for HTML, and would write &quot; into code
         finalize=escape,  # every text that is not Markdown of ours
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a name that a template has and this call lacks is an error, not a blank
         trim_blocks=True,
         lstrip_blocks=True,
     )

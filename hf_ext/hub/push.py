@@ -112,7 +112,7 @@ def push_folder(
 
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"create_pr opens a pull request against main: leave one out, create_pr or {revision=}.")
-    to_delete = strings(delete, "delete")
+    to_delete = strings(delete, "delete")  # a lone text is one pattern, not a pattern a letter
     files = files_to_push(folder, ignore, repo_type)
     check_label_privacy_of_files(files, strings(public_columns, "public_columns"))
     retry = Retry(f"{repo_type} {repo_id}", folder, attempts=attempts, backoff=backoff, timeout=timeout)

@@ -125,7 +125,7 @@ def _json_rows(file: io.TextIOWrapper, name: str) -> Iterator[Any]:
                 return
             try:
                 entry, end = decoder.raw_decode(buffer, place)
-                if end == len(buffer):
+                if end == len(buffer):  # a number at the end of what was read may have more digits
                     raise ValueError("an entry that may go on")
             except (ValueError, RecursionError):
                 more = file.read(1 << 20)
@@ -268,6 +268,6 @@ def _dialect(lines: list[str], suffix: str) -> type[csv.Dialect] | None:
 def _parted_by(cell_delimiter: str) -> type[csv.Dialect]:
     class Cells(csv.excel):
         delimiter = cell_delimiter
-        strict = False
+        strict = False  # a quote in the wrong place is read as it stands, and the rows behind it are looked at
 
     return Cells

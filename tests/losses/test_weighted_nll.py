@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl import SFTTrainer
 
-from hf_ext.losses.weighted_nll import weighted_nll
+from hf_ext.losses.weighted_nll import at_least_float32, divided, weighted_nll
 from tests.losses.properties import EXAMPLES, central_difference, gradient_of, permutations, tensors
 
 batches = tensors((-20, 0), (0, 8))  # log-probabilities and weights, float64
@@ -71,6 +71,31 @@ def test_equals_a_loop(batch: tuple[Tensor, Tensor], denominator: float) -> None
         for log_prob, weight in zip(row, row_weights, strict=True):
             total -= weight * log_prob
     assert float(weighted_nll(log_probs, weights, denominator)) == pytest.approx(total / denominator, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sum_is_divided_down_to_the_least_normal_number_and_no_further(dtype: type) -> None:
+    tiny = np.finfo(dtype).tiny
+    total = torch.tensor(3 * tiny)
+    assert divided(total, float(tiny)).numpy() == 3
+    for smaller in (tiny / 2, dtype(0)):
+        assert divided(total, float(smaller)).numpy() == 3 * tiny
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_halves_become_float32_and_wider_numbers_stay(dtype: torch.dtype, wide: torch.dtype) -> None:
+    values = torch.tensor([0.1, -3.0, 1e-4], dtype=dtype)
+    widened = at_least_float32(values)
+    assert widened.dtype == wide
+    assert widened.tolist() == values.tolist()
 
 
 @given(batches, st.floats(0.01, 100))

@@ -99,6 +99,7 @@ def curve(groups: list[Measured]) -> list[dict[str, float]]:
     At each point every group has the same share of its picks.
     """
     most = max(len(group.picks) for group in groups)
+    # By rows, not by picks: with equal budgets a small label would count as much as a large one.
     weights = np.array([len(group.index) for group in groups], dtype=np.float64)
     weights /= weights.sum()
     points = []
@@ -126,7 +127,7 @@ def histogram(groups: list[Measured]) -> dict[str, list[float]]:
         np.concatenate([getattr(group, name) / (group.typical or 1.0) for group in groups])
         for name in ("distances", "picked")
     )
-    end = 1.05 * float(np.quantile(of_rows, 0.995)) or 1.0
+    end = 1.05 * float(np.quantile(of_rows, 0.995)) or 1.0  # a single far row would squeeze all others into one bin
     edges = np.linspace(0, end, _BINS + 1)
     counts = [np.histogram(np.minimum(values, end), edges)[0] for values in (of_rows, of_picks)]
     limit = float(np.mean([g.limit / (g.typical or 1.0) for g in groups]))

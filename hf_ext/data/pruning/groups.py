@@ -31,7 +31,7 @@ def split_groups(groups: Sequence[Label] | np.ndarray | None, n: int) -> dict[La
         raise ValueError(f"groups must hold one label a row: {len(labels):,} labels, {n:,} rows.")
     places: dict[Label, list[int]] = {}
     for row, label in enumerate(labels):
-        if label is None or label != label:
+        if label is None or label != label:  # a NaN equals nothing: each would be a group of its own
             raise ValueError(f"Row {row:,} has no label ({label!r}). Give every row a label, or drop the row.")
         places.setdefault(label, []).append(row)
     return {label: np.array(places[label], dtype=np.int64) for label in in_order(places)}
@@ -57,7 +57,7 @@ def number_of_rows(k: int | None, fraction: float | None, n: int, budget: Budget
             raise ValueError(
                 f"fraction must be a share of the {n:,} rows in (0, 1], got {fraction!r}. Pass k for rows."
             )
-        return max(1, int(fraction * n + 0.5))
+        return max(1, int(fraction * n + 0.5))  # round() takes half of 5 rows for 2, half of 7 for 4
     if k is None:
         if isinstance(budget, Mapping):
             return None
@@ -172,6 +172,7 @@ def _shared_out(
         fair = {label: remaining * shares[label] for label in free}  # in units of 1 / total, so no rounding yet
         small = [label for label in free if fair[label] > sizes[label] * total]
         poor = [label for label in free if fair[label] < min(at_least, sizes[label]) * total]
+        # Small ones first: what they cannot take goes to the others, and may lift a poor one to its least number.
         for label in small or poor:
             fixed_counts[label] = sizes[label] if small else min(at_least, sizes[label])
             if small:

@@ -59,6 +59,7 @@ class Matching:
         """Label of each pick's group, shape `(k,)`; `None` without labels."""
         if not self.grouped:
             return None
+        # Filled, not made of the list: of tuples NumPy makes a matrix, of numbers beside texts it makes texts.
         labels = np.empty(len(self.indices), dtype=object)
         labels[:] = [label for label, part in self.groups.items() for _ in part.indices]
         return labels
@@ -275,6 +276,7 @@ def _run(
 
         def run(item: tuple[int, Label]) -> GroupMatching:
             number, label = item
+            # The file of picks knows a group by its number: a label may hold the slash that parts it from a field.
             return run_group(
                 selections[label], counts[label], aims[label], settings, inside, resume_file, str(number), bar.update
             )

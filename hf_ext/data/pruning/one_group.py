@@ -1,4 +1,4 @@
-"""One group's matching, from its centre to its last pick, in pieces that can be resume_file."""
+"""One group's matching, from its centre to its last pick, in pieces, so that a killed one can go on."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _trimmed(selection: Selection, center: FloatArray, share: float) -> Selectio
 
 
 class _Group:
-    """The state of a group's run, as it is resume_file."""
+    """The state of a group's run, as the file of picks keeps it."""
 
     def __init__(
         self, selection: Selection, aim: Aim, settings: Settings, threads: int, name: str, resume_file: Saved

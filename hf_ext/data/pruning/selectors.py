@@ -183,7 +183,7 @@ def _checked_places(picks: ArrayLike, k: int, n: int, method: str) -> IntArray:
 
 def _random(selection: Selection | None, k: int, scores: FloatArray | None, rng: np.random.Generator) -> IntArray:
     n = len(selection) if selection is not None else len(scores if scores is not None else ())
-    return rng.permutation(n)[:k]
+    return rng.permutation(n)[:k]  # not a draw of k: a smaller number keeps the first picks of a larger one
 
 
 def _easy(selection: Selection, k: int, *_: object) -> IntArray:

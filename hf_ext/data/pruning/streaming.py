@@ -255,7 +255,7 @@ def _second_pass(
             "filter at random after pruning."
         )
     joined = np.concatenate(indices)
-    order = np.argsort(joined)
+    order = np.argsort(joined)  # picks come label by label, and the rows are to stay in the stream's order
     return joined[order], np.concatenate(ranks)[order].astype(np.int32)
 
 
@@ -299,6 +299,7 @@ def _stream_of(stream: IterableDataset, indices: IntArray, ranks: np.ndarray) ->
     features = stream.features
     if features is not None:
         features = Features({**{n: f for n, f in features.items() if n != RANK}, RANK: Value("int32")})
+    # Arrays and no lists: datasets (5.2) takes each entry of a list for a shard, which it deals out among workers.
     kwargs = {"stream": stream, "indices": indices, "ranks": ranks}
     return IterableDataset.from_generator(_ranked_rows, gen_kwargs=kwargs, features=features)
 

@@ -18,7 +18,7 @@ from hf_ext.guards.threads import torch_threads_kept
 
 _MARGIN = 1.0 + 1e-9  # over the roundings of the bounds themselves
 _TINY = 2.0**-53
-_FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a is_taken row
+_FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a row that was picked
 
 
 # Four rows at a time, far apart: one stream of memory does not fill the bus. Measured with one thread at 1e5 x 384:
