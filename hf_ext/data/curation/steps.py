@@ -192,8 +192,8 @@ class RowStep(_DocumentStep):
     A subclass sets `name`, lists its `rules` and overrides [`measure`]; a document goes at the first rule, in their
     order, that its value breaks. One that reads pages or addresses sets `column_field` and `document_types`. As a
     map-function it rewrites its columns and fills `drop_reason` (empty where a row stays), `drop_value` and
-    `drop_threshold` (NaN where there is none); rows that already have a reason are left alone, so steps can follow each
-    other. `curate` calls [`judge`], which needs no such columns. With `with_indices=True` errors name the row's
+    `drop_threshold` (NaN where there is none); rows that already have a reason are left alone, so steps can follow
+    each other. `curate` calls [`judge`], which needs no such columns. With `with_indices=True` errors name the row's
     position in the dataset.
 
     Args:
