@@ -16,11 +16,6 @@ _BASE = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
-def code_points(text: str) -> Points:
-    """Code points of a text, `(len(text),)`; lone surrogates are code points like others."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
 def word_spans(is_word: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
     """Starts and ends of the runs of characters that belong to words; each `(words,)`."""
     edges = np.diff(is_word.astype(np.int8), prepend=0, append=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +70,12 @@ class NGramIndex:
             Words of the shortest record that is looked for: one with fewer than `ngram` is one n-gram as a whole,
             one with fewer than this is left out, for it would be found everywhere.
 
+    Attributes:
+        num_too_short (`int`):
+            Records that were left out.
+        fingerprint (`str`):
+            The same for indexes that find the same.
+
     Raises:
         ValueError: if no record is long enough, or a number is out of bounds.
 
@@ -90,6 +95,11 @@ class NGramIndex:
         self.records = list(dict.fromkeys(records))  # a row whose columns say the same has it once
         self.num_too_short = 0
         self._index()
+        digest = hashlib.sha256(json.dumps([ngram, shortest]).encode())
+        for record in self.records:
+            digest.update(json.dumps(record).encode())
+        # made here, not when it is asked for: a pickled index must not depend on whether it was
+        self.fingerprint = digest.hexdigest()[:32]
         if not len(self.hashes):
             raise ValueError(
                 f"None of {len(self.records):,} records has {shortest} words: there is nothing to look for. Name more "
@@ -176,14 +186,6 @@ class NGramIndex:
             raise ValueError(f"The indexes must be of one ngram and shortest, got {sorted(lengths)}.")
         ngram, shortest = lengths.pop()
         return cls((record for index in indexes for record in index.records), ngram=ngram, shortest=shortest)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The same for indexes that find the same."""
-        digest = hashlib.sha256(json.dumps([self.ngram, self.shortest]).encode())
-        for record in self.records:
-            digest.update(json.dumps(record).encode())
-        return digest.hexdigest()[:32]
 
     def __len__(self) -> int:
         """Distinct n-grams."""

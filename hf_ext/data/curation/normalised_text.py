@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hf_ext.data.curation.hashing import Hashes, Positions, code_points, word_hashes, word_spans
+from hf_ext.data.curation.hashing import Hashes, Positions, word_hashes, word_spans
+from hf_ext.data.curation.unicode_tables import code_points
 
 _COMPOSING = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")
 

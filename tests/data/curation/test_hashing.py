@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ext.data.curation.hashing import code_points, ngram_hashes, word_hashes, word_spans
+from hf_ext.data.curation.hashing import ngram_hashes, word_hashes, word_spans
+from hf_ext.data.curation.unicode_tables import code_points
 
 
 def hashes_of(text, seed=0):
