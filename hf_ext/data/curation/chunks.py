@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_ext._columns import ROW_INDEX
 from hf_ext.data.curation.counts import CurationCounts
-from hf_ext.data.curation.drop_ledger import DropRecord, drop_table
+from hf_ext.data.curation.drop_ledger import drop_table
 from hf_ext.data.curation.running import ChunkResult, Rows
 from hf_ext.guards.disk import flush_folder, parquet_sink, replacing
 from hf_ext.guards.runs import remove_leftovers
@@ -81,7 +81,7 @@ class ChunkStore:
                 return
 
 
-def commit(path: Path, rows: Rows, result: ChunkResult, drops: Sequence[DropRecord], place: Committed) -> None:
+def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> None:
     """
     Write a chunk.
 
@@ -92,15 +92,13 @@ def commit(path: Path, rows: Rows, result: ChunkResult, drops: Sequence[DropReco
             The rows that the steps were given.
         result ([`ChunkResult`]):
             What they made of them.
-        drops (`Sequence[DropRecord]`):
-            Every document of the chunk that goes.
         place ([`Committed`]):
             Where it ends.
     """
     with replacing(path) as temporary:
         temporary.mkdir()
         _write_table(temporary / _ROWS, assembled(rows, result.positions, result.columns))
-        _write_table(temporary / _DROPS, drop_table(drops))
+        _write_table(temporary / _DROPS, drop_table(result.drops))
         content = {**place._asdict(), "counts": result.counts.to_dict()}
         (temporary / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
 

@@ -12,7 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_ext.data.curation.chunks import ChunkStore, ColumnError, Committed, commit, numbered, read_rows
-from hf_ext.data.curation.running import Reading, Rows, decided_chunk, read_counts, readable_rows, run_chunk
+from hf_ext.data.curation.running import (
+    ChunkResult,
+    Reading,
+    Rows,
+    decided_chunk,
+    num_tokens,
+    read_counts,
+    readable_rows,
+    run_chunk,
+)
 from hf_ext.data.curation.sources import Chunk, Shard
 from hf_ext.data.curation.steps import Decision, Notes, RowStep, SetStep, Step
 from hf_ext.data.curation.workers import Task, peak_bytes
@@ -42,29 +51,25 @@ class RowPhase:
     def read(self, chunk: Chunk, shard: str, target: Path, is_last: bool, seconds: float) -> int:
         """Do with documents as they were read, and write them; `seconds` is what the reading took."""
         rows = numbered(chunk.rows, chunk.row_numbers)
-        first = read_counts(rows, chunk.unread, shard, self.reading)
+        result = self._run(rows, shard)
+        steps = result.counts.steps
+        # counted already where there is a step; a page has none before it is extracted
+        tokens = steps[0].tokens_in if steps else num_tokens(rows, self.reading)
+        first = read_counts(rows, chunk.unread, shard, self.reading, tokens)
         first.counts.steps[0].seconds = seconds
-        self._commit(rows, shard, target, Committed(chunk.end, is_last), first)
+        first.counts.merge(result.counts)
+        drops = first.drops + result.drops
+        _commit(target, rows, result._replace(counts=first.counts, drops=drops), shard, Committed(chunk.end, is_last))
         return len(chunk.row_numbers) + len(chunk.unread)
 
     def go_on(self, source: Path, shard: str, target: Path, place: Committed) -> int:
         """Do with documents that an earlier phase has left."""
         rows = read_rows(source)
-        self._commit(rows, shard, target, place, None)
+        _commit(target, rows, self._run(rows, shard), shard, place)
         return len(rows)
 
-    def _commit(self, rows: Rows, shard: str, target: Path, place: Committed, first: Any) -> None:
-        result = run_chunk(rows, self.steps, shard=shard, names=self.names, reading=self.reading)
-        drops = result.drops
-        if first is not None:
-            drops = first.drops + drops
-            first.counts.merge(result.counts)
-            result = result._replace(counts=first.counts)
-        result.counts.peak_bytes = peak_bytes()
-        try:
-            commit(target, rows, result, drops, place)
-        except ColumnError as error:
-            raise ColumnError(f"shard {shard!r}, {error}") from error
+    def _run(self, rows: Rows, shard: str) -> ChunkResult:
+        return run_chunk(rows, self.steps, shard=shard, names=self.names, reading=self.reading)
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,7 @@ class SetPhase:
         result = decided_chunk(
             rows, self.step, decisions, name=self.name, shard=shard, seconds=seconds, reading=self.reading
         )
-        result.counts.peak_bytes = peak_bytes()
-        commit(target, rows, result, result.drops, place)
+        _commit(target, rows, result, shard, place)
         return len(rows)
 
 
@@ -210,6 +214,14 @@ def decision_tasks(
         begin = time.perf_counter()
     if next(decisions, None) is not None:  # goes through to the end of its code, where notes are complete
         raise ValueError(f"{type(step).__name__}.decide gave decisions on more than {len(features)} tables.")
+
+
+def _commit(path: Path, rows: Rows, result: ChunkResult, shard: str, place: Committed) -> None:
+    result.counts.peak_bytes = peak_bytes()
+    try:
+        commit(path, rows, result, place)
+    except ColumnError as error:
+        raise ColumnError(f"shard {shard!r}, {error}") from error
 
 
 def _feature_seconds(path: Path) -> float:

@@ -239,6 +239,11 @@ class _ChunkCounts:
         self.reading = reading
         self.counts = CurationCounts(reading.unit)
         self.drops: list[DropRecord] = []
+        for setting in ("id_column", "source_column"):
+            name = getattr(reading, setting)
+            if columns.positions and name is not None and name not in columns:
+                present = sorted(column for column in columns if column != ROW_INDEX)
+                raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {present}.")
         self.tokens = self._count(reading.count)
 
     def row_numbers(self) -> list[int]:
@@ -339,18 +344,16 @@ class Unread(NamedTuple):
     facts: Mapping[str, Any] = {}
 
 
-def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Reading) -> ChunkResult:
+def num_tokens(rows: Rows, reading: Reading) -> int | None:
+    """Tokens of the rows; `None` where there is no text yet."""
+    return _total(_ChunkCounts(_Columns(rows), "", reading).tokens)
+
+
+def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Reading, tokens: int | None) -> ChunkResult:
     """What the reading of a chunk counts: rows of each source, and the records that could not be read."""
     columns = _Columns(rows)
     num_rows = len(columns.positions)
-    for setting in ("id_column", "source_column"):
-        name = getattr(reading, setting)
-        if num_rows and name is not None and name not in columns:
-            present = sorted(column for column in columns if column != ROW_INDEX)
-            raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {present}.")
-    texts = columns.get(reading.text_column)
-    num_tokens = sum(reading.count(texts)) if texts is not None else None if num_rows else 0
-    counts = StepCounts("read", num_rows + len(unread), num_rows, num_tokens, num_tokens)
+    counts = StepCounts("read", num_rows + len(unread), num_rows, tokens, tokens)
     sources: dict[str, SourceCounts] = {}
     records = []
     for row, drop, facts in unread:

@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -258,9 +259,17 @@ class WarcShard(FileShard):
         try:
             for row, page in enumerate(read_warc(self.path)):
                 reason = page.pop(DROP_REASON)
-                drop = Drop(str(reason).rpartition(":")[2], page.pop(DROP_VALUE), page.pop(DROP_THRESHOLD))
-                if row >= start:
-                    yield row, page if reason is None else Unread(row, drop, page)
+                value = _measured(page.pop(DROP_VALUE))
+                threshold = _measured(page.pop(DROP_THRESHOLD))
+                if row < start:
+                    continue
+                if reason:
+                    yield (
+                        row,
+                        Unread(row, Drop(reason.rpartition(":")[2], value, threshold), page),
+                    )
+                else:
+                    yield row, page
         except OSError as error:
             raise self.cut_off(error) from error
 
@@ -321,6 +330,10 @@ def _shard(name: str, path: Path, drops_bad: bool) -> FileShard:
     if path.name.endswith((".warc", ".warc.gz")):
         return WarcShard(name, path, drops_bad)
     return LinesShard(name, path, drops_bad)
+
+
+def _measured(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _is_hidden(path: Path) -> bool:

@@ -48,9 +48,9 @@ def commits(monkeypatch):
     written = []
     commit = phases.commit
 
-    def noting(path, rows, result, drops, end):
+    def noting(path, *content):
         written.append((path.parent.name, path.name))
-        commit(path, rows, result, drops, end)
+        commit(path, *content)
 
     monkeypatch.setattr(phases, "commit", noting)
     return written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import sys
 from itertools import chain
 
@@ -17,8 +18,11 @@ from datasets import Dataset, load_dataset
 from hf_ext.data.curation import sources
 from hf_ext.data.curation.counts import CurationCounts
 from hf_ext.data.curation.drop_ledger import DropLedger
+from hf_ext.data.curation.extract import HtmlToText
 from hf_ext.data.curation.pipeline import curate
+from hf_ext.data.curation.quality import GopherQuality
 from hf_ext.data.curation.sources import DatasetShard, StreamShard, shards_of
+from hf_ext.data.curation.warc import read_warc
 from tests.data.curation.chain import FirstLines, Words
 from tests.data.curation.test_pipeline import QUIET, lines_of, rows_of
 
@@ -60,6 +64,30 @@ def test_surrogates_and_nul_and_a_line_of_twenty_megabytes_are_documents(tmp_pat
     curate(tmp_path / "a.jsonl", [FirstLines()], output=tmp_path / "out", **QUIET)
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["text"][:] == ["half \ufffd of a pair", "\0 and a word", long]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_pages_of_a_warc_file_are_texts_and_a_broken_record_costs_that_record_alone(tmp_path, real_data, num_proc):
+    content = (real_data / "web_docs" / "sample.warc.gz").read_bytes()
+    starts = [match.start() for match in re.finditer(rb"\x1f\x8b\x08", content)]
+    damaged = bytearray(content)
+    damaged[starts[50] + 200 : starts[50] + 260] = bytes(60)
+    (tmp_path / "a.warc.gz").write_bytes(damaged)
+    steps = [HtmlToText(), GopherQuality()]
+    counts = curate(tmp_path / "a.warc.gz", steps, output=tmp_path / "out", id_column="id", num_proc=num_proc, **QUIET)
+    ledger = list(DropLedger.read(tmp_path / "out"))
+    assert (counts.rows_read, counts.steps[0].rows_out) == (120, 119)
+    assert [record.row for record in ledger if record.step == "read"] == [50]
+    assert ledger[0].id.startswith("urn:uuid:")
+    rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    pages = list(read_warc(real_data / "web_docs" / "sample.warc.gz"))
+    judgement = HtmlToText().judge({name: [page[name] for page in pages] for name in ("html", "charset")})
+    texts = {page["id"]: text for page, text in zip(pages, judgement.columns["text"], strict=True)}
+    assert rows["text"][:] == [texts[document_id] for document_id in rows["id"]]
+    assert {*rows["id"]} | {record.id for record in ledger} >= {page["id"] for page in pages} - {pages[50]["id"]}
+    assert counts.steps[1].tokens_in is None
+    assert counts.rows_kept > 60
 
 
 def test_a_column_that_some_rows_lack_is_null_there(tmp_path):

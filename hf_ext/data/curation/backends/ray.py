@@ -79,7 +79,7 @@ def curate_on_ray(rows: ray.data.Dataset, steps: Sequence[Step], *, key: str) ->
         raise ValueError(f"The dataset has a column {DROP!r}, which the reasons need. Rename it first.")
     rows = rows.map_batches(_without_drops, batch_format="pyarrow", batch_size=BATCH_ROWS)
     reading = Reading(id_column=key, text_column=DROP)  # no text: nothing is counted here
-    for phase in phases_of(steps, step_names(steps), reading, "raise"):
+    for phase in phases_of(steps, step_names(steps), reading):
         if isinstance(phase, SetPhase):
             rows = _decided(rows.materialize(), phase, key)  # read twice: for the features, then for the decisions
         elif phase.steps:
@@ -161,8 +161,8 @@ def _changed(table: pa.Table, phase: SetPhase, key: str, changes: list[ray.Objec
             pieces = None if change[PIECES] is None else tuple(change[PIECES])
             decisions[row] = Decision(drop, pieces, {name: change[name] for name in added})
     unreadable = phase.step.unreadable(rows.to_pydict(), range(len(rows)))
-    whole = [d if drop is None else Decision(drop) for d, drop in zip(decisions, unreadable, strict=True)]
-    result = decided_chunk(rows, phase.step, whole, name=phase.name, reading=phase.reading)
+    decisions = [decision for decision, drop in zip(decisions, unreadable, strict=True) if drop is None]
+    result = decided_chunk(rows, phase.step, decisions, name=phase.name, reading=phase.reading)
     return _after(rows, result, _gone(table, key), key)
 
 
