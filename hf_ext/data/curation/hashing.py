@@ -1,4 +1,4 @@
-"""Words and word n-grams of a text as 64-bit numbers, in numpy: for the classifier and the search for benchmarks."""
+"""Words and word n-grams of a text as 64-bit numbers, in numpy: for classifiers, benchmarks' rows and duplicates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 Points = npt.NDArray[np.uint32]  # code points
 Hashes = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.intp]
+Positions = npt.NDArray[np.integer]
 
 _PERIOD = 4096  # of the powers below: a longer word takes them anew, so that no text needs a longer table
+_BLOCK = 1 << 18  # characters taken at once, so that a long line needs little memory
 _BASE = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -35,13 +36,22 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
             Another seed gives other numbers.
     """
     lengths = ends - starts
-    firsts = np.cumsum(lengths) - lengths  # of each word among the characters of all words
-    if not len(lengths):
-        return np.zeros(0, np.uint64)
-    offsets = np.arange(firsts[-1] + lengths[-1]) - np.repeat(firsts, lengths)
-    # one more than the code point: otherwise NUL at the end of a word would not count
-    characters = points[offsets + np.repeat(starts, lengths)].astype(np.uint64) + np.uint64(1)
-    return _mixed(np.add.reduceat(characters * _powers()[offsets % _PERIOD], firsts) + np.uint64(seed))
+    lasts = np.cumsum(lengths)  # where each word ends among the characters of all words
+    total = int(lasts[-1]) if len(lasts) else 0
+    sums = np.full(len(lengths), seed, np.uint64)
+    for begin in range(0, total, _BLOCK):
+        end = min(begin + _BLOCK, total)
+        first = int(np.searchsorted(lasts, begin, side="right"))
+        last = int(np.searchsorted(lasts, end, side="left"))
+        words = slice(first, last + 1)
+        word_begins = lasts[words] - lengths[words]
+        counts = np.minimum(lasts[words], end) - np.maximum(word_begins, begin)  # of each, in this block
+        offsets = np.arange(begin, end) - np.repeat(word_begins, counts)
+        # one more than the code point: otherwise NUL at the end of a word would not count
+        characters = points[offsets + np.repeat(starts[words], counts)].astype(np.uint64) + np.uint64(1)
+        characters *= _powers()[offsets % _PERIOD]
+        sums[words] += np.add.reduceat(characters, np.maximum(word_begins - begin, 0))
+    return mixed(sums)
 
 
 def ngram_hashes(words: Hashes, length: int) -> Hashes:
@@ -52,7 +62,7 @@ def ngram_hashes(words: Hashes, length: int) -> Hashes:
     total = np.full(count, length, np.uint64)
     for offset in range(length):
         total += words[offset : offset + count] * _powers()[offset + 1]
-    return _mixed(total)
+    return mixed(total)
 
 
 @cache
@@ -63,8 +73,8 @@ def _powers() -> Hashes:
     return np.array(powers, np.uint64)
 
 
-def _mixed(values: Hashes) -> Hashes:
-    """Spread over all bits: the last step of splitmix64 (Steele, Lea and Flood 2014, figure 16)."""
+def mixed(values: Hashes) -> Hashes:
+    """Spread over all bits, one to one: the last step of splitmix64 (Steele, Lea and Flood 2014, figure 16)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

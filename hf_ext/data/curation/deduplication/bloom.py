@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.bloom_filter import BloomFilter, OverfullError, bloom_size
-from hf_ext.data.curation.deduplication.span_hashes import Hashes, segment_hashes, span_hashes
+from hf_ext.data.curation.hashing import Hashes, code_points, ngram_hashes, word_hashes
 from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, Rule, SetStep
-from hf_ext.data.curation.unicode_tables import code_points, unicode_versions
+from hf_ext.data.curation.unicode_tables import unicode_versions
 from hf_ext.data.curation.words import segment_spans
 
 if TYPE_CHECKING:
@@ -219,32 +219,45 @@ class BloomDeduplication(SetStep):
         # a segment that starts and ends white is white: a mark after a space would be its end
         is_token = ~(_is_white(points[starts]) & _is_white(points[ends - 1]))
         starts, ends = starts[is_token], ends[is_token]
-        tokens = segment_hashes(points, starts, ends, self.seed)
+        tokens = word_hashes(points, starts, ends, self.seed)
         newlines = np.flatnonzero(points == _NEWLINE)
         num_pieces = len(newlines) + 1
         piece_of_token = np.searchsorted(newlines, starts, side="right")
         token_counts = np.bincount(piece_of_token, minlength=num_pieces)
-        first = np.arange(max(0, len(tokens) - self.ngram + 1))
-        last = first + self.ngram - 1
-        if self.mode == "both":
-            if not len(first) and len(tokens) >= self.min_ngram:
-                first, last = np.array([0]), np.array([len(tokens) - 1])
-            is_within = piece_of_token[first] == piece_of_token[last]
-            if len(tokens) < self.ngram:
-                is_within[:] = False  # a short document is one n-gram, of no piece
-        else:
-            first = first[piece_of_token[first] == piece_of_token[last]]
-            is_short = (token_counts >= self.min_ngram) & (token_counts < self.ngram)
-            piece_starts = np.cumsum(token_counts) - token_counts
-            first = np.sort(np.concatenate((first, piece_starts[is_short])))
-            last = first + np.minimum(token_counts[piece_of_token[first]], self.ngram) - 1
-            is_within = np.ones(len(first), bool)
-        hashes = span_hashes(tokens, first, last + 1)
-        piece_sizes = np.bincount(piece_of_token[first[is_within]], minlength=num_pieces)
-        piece_sizes[token_counts == 0] = _NO_TOKEN
-        first_pieces = piece_of_token[first[~is_within]]
-        last_pieces = piece_of_token[last[~is_within]]
-        return _Ngrams(hashes[is_within], piece_sizes, hashes[~is_within], first_pieces, last_pieces)
+        hashes = ngram_hashes(tokens, self.ngram)
+        first_pieces = piece_of_token[: len(hashes)]
+        last_pieces = piece_of_token[self.ngram - 1 :]
+        is_within = first_pieces == last_pieces
+        sizes = np.maximum(token_counts - self.ngram + 1, 0)
+        no_bridges = _Ngrams(hashes[is_within], np.where(token_counts, sizes, _NO_TOKEN))
+        if self.mode == "old-both":
+            is_short = (token_counts >= self.min_ngram) & (sizes == 0)
+            return (
+                self._with_short_pieces(no_bridges, tokens, token_counts, is_short) if is_short.any() else no_bridges
+            )
+        if not len(hashes) and len(tokens) >= self.min_ngram:  # a short document is one n-gram, of no piece
+            whole = ngram_hashes(tokens, len(tokens))
+            return no_bridges._replace(bridges=whole, first_pieces=piece_of_token[:1], last_pieces=piece_of_token[-1:])
+        return no_bridges._replace(
+            bridges=hashes[~is_within], first_pieces=first_pieces[~is_within], last_pieces=last_pieces[~is_within]
+        )
+
+    def _with_short_pieces(
+        self,
+        document: _Ngrams,
+        tokens: Hashes,
+        token_counts: npt.NDArray[np.integer],
+        is_short: npt.NDArray[np.bool_],
+    ) -> _Ngrams:
+        """With an n-gram of all tokens of each short piece, in its place among the others."""
+        sizes = np.maximum(document.piece_sizes, 0)
+        places = (np.cumsum(sizes) - sizes)[is_short]
+        ends = np.cumsum(token_counts)[is_short].tolist()
+        spans = zip(ends, token_counts[is_short].tolist(), strict=True)
+        short = [ngram_hashes(tokens[end - count : end], count) for end, count in spans]
+        return _Ngrams(
+            np.insert(document.ngrams, places, np.concatenate(short)), np.where(is_short, 1, document.piece_sizes)
+        )
 
 
 class _Ngrams(NamedTuple):

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from hf_ext.data.curation.deduplication.span_hashes import Hashes, mixed
+from hf_ext.data.curation.hashing import Hashes, mixed
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,7 @@ class BloomFilter:
 
     def measured_fp_rate(self, seed: int) -> float:
         """Share of random hashes, which are not in it, that it takes for its own."""
-        start = mixed(np.array([seed], np.uint64))
-        probes = mixed(start + np.arange(_PROBES, dtype=np.uint64))
+        probes = np.random.default_rng(seed).integers(0, 1 << 64, _PROBES, dtype=np.uint64)
         return self.count(probes) / _PROBES
 
     def _places(self, hashes: Hashes) -> Hashes:

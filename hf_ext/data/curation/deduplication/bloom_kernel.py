@@ -11,7 +11,7 @@ from hf_ext.guards.compiling import compiled
 
 @compiled
 def _step(value):
-    """An odd number mixed from a hash, as [`span_hashes.mixed`] does it."""
+    """An odd number mixed from a hash, as [`hf_ext.data.curation.hashing.mixed`] does it."""
     value ^= value >> np.uint64(30)
     value *= np.uint64(0xBF58476D1CE4E5B9)
     value ^= value >> np.uint64(27)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.clusters import Clusters, ClusterStep, Rows, equal_runs
-from hf_ext.data.curation.deduplication.span_hashes import Hashes, mixed, ngram_hashes, segment_hashes
+from hf_ext.data.curation.hashing import Hashes, code_points, mixed, ngram_hashes, word_hashes
 from hf_ext.data.curation.steps import Batch, Decision, Notes, Rule
-from hf_ext.data.curation.unicode_tables import code_points, unicode_versions
+from hf_ext.data.curation.unicode_tables import unicode_versions
 from hf_ext.data.curation.words import segment_spans
 from hf_ext.guards.extras import naming_extras
 
@@ -150,7 +150,8 @@ class MinHashDeduplication(ClusterStep):
         if not text.isascii():
             text = _ACCENT.sub("", unicodedata.normalize("NFKD", text))
         starts, ends = segment_spans(text, words_only=True)
-        return ngram_hashes(segment_hashes(code_points(text), starts, ends, self.seed), self.ngram)
+        words = word_hashes(code_points(text), starts, ends, self.seed)
+        return ngram_hashes(words, min(self.ngram, max(1, len(words))))
 
     def _signatures(self, shingles: list[Hashes], counts: Hashes) -> Signatures:
         """The least of each hash function over the n-grams of each document."""
