@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.bloom_filter import BloomFilter, OverfullError, bloom_size
-from hf_ext.data.curation.hashing import Hashes, code_points, ngram_hashes, word_hashes
+from hf_ext.data.curation.hashing import Hashes, ngram_hashes, word_hashes
 from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, Rule, SetStep
-from hf_ext.data.curation.unicode_tables import unicode_versions
+from hf_ext.data.curation.unicode_tables import code_points, unicode_versions
 from hf_ext.data.curation.words import segment_spans
 
 if TYPE_CHECKING:

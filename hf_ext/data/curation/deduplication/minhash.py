@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.clusters import Clusters, ClusterStep, Rows, equal_runs
-from hf_ext.data.curation.hashing import Hashes, code_points, mixed, ngram_hashes, word_hashes
+from hf_ext.data.curation.hashing import Hashes, mixed, ngram_hashes, word_hashes
 from hf_ext.data.curation.steps import Batch, Decision, Notes, Rule
-from hf_ext.data.curation.unicode_tables import unicode_versions
+from hf_ext.data.curation.unicode_tables import code_points, unicode_versions
 from hf_ext.data.curation.words import segment_spans
 from hf_ext.guards.extras import naming_extras
 
