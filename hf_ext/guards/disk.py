@@ -189,7 +189,7 @@ def publishing(
         DiskFullError: if there is no room; what was in the folder is intact.
     """
     staging = folder / STAGING
-    remove = lambda: shutil.rmtree(staging, ignore_errors=True)  # noqa: E731  named for what it does, twice
+    remove = lambda: _remove(staging)  # noqa: E731  named for what it does, twice
     with writing("the model", folder, num_bytes=num_bytes, advice=advice, clean_up=remove):
         if is_writer:
             remove()  # left by a killed run
@@ -201,6 +201,9 @@ def publishing(
 
 def _move_model(staging: Path, folder: Path) -> None:
     names = {file.name for file in staging.iterdir()}
+    in_the_way = [name for name in sorted(names) if (folder / name).is_dir() and not (staging / name).is_dir()]
+    if in_the_way:  # said before the first file moves: half of a model would be in the folder
+        raise IsADirectoryError(errno.EISDIR, "a folder is in the way", str(folder / in_the_way[0]))
     matches = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
     kinds = {match[1] for match in matches}
     former_weights = ((file, _WEIGHTS.fullmatch(file.name)) for file in folder.iterdir())
@@ -213,12 +216,20 @@ def _move_model(staging: Path, folder: Path) -> None:
     for file in sorted(staging.iterdir(), key=_weights_order):
         target = folder / file.name
         if file.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
+            _remove(target)  # a folder is renamed onto nothing but an empty one
         os.replace(file, target)
     for file in former_files:
         if file.name not in names:
             file.unlink(missing_ok=True)
     shutil.rmtree(staging)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, whose target stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _weights_order(file: Path) -> int:

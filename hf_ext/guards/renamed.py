@@ -14,13 +14,21 @@ Returned = TypeVar("Returned")
 
 
 def renamed_parameter(**names: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
-    """Let a function take a keyword under its old name too: `@renamed_parameter(arm="run")`."""
+    """
+    Let a function take a keyword under its old name too: `@renamed_parameter(arm="run")`.
+
+    The function raises a TypeError if both names are given.
+    """
 
     def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
         @functools.wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
             for old_name, new_name in names.items():
                 if old_name in kwargs:
+                    if new_name in kwargs:
+                        raise TypeError(
+                            f"{function.__name__} got {old_name}= and {new_name}=, two names of one argument"
+                        )
                     _warn(f"{function.__name__}({old_name}=...)", f"{new_name}=")
                     kwargs[new_name] = kwargs.pop(old_name)
             return function(*args, **kwargs)

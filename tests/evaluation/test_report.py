@@ -131,3 +131,5 @@ def test_the_names_with_arm_work_and_give_the_new_ones(report: ForgettingReport)
         assert report.arm("FLOW") is report.runs[1]
     with pytest.warns(FutureWarning, match=r"eval_results\(arm=\.\.\.\) is now called run="):
         assert report.eval_results(arm="FLOW") == report.eval_results(run="FLOW")
+    with pytest.raises(TypeError, match="two names of one argument"):
+        report.eval_results(arm="SFT", run="FLOW")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_ext.guards.disk import DiskFullError
+from hf_ext.guards.disk import DiskFullError, NotWritableError
 from hf_ext.guards.runs import RunFolder
 
 SETTINGS = {"seed": 0, "model": {"config": {"dropout": 0.1}}, "stop": ["a"]}
@@ -184,6 +184,37 @@ def loaded(folder: Path) -> set[float] | None:
     except OSError:
         return None
     return {value for parameter in model.parameters() for value in parameter.unique().tolist()}
+
+
+def test_links_in_the_folder_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "1_Pooling").mkdir(parents=True)
+    (model / "model.safetensors").write_text("new")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("all of it")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("_saving", "1_Pooling"):
+        (out / name).symlink_to(precious)
+    RunFolder(out).publish(model)
+    assert os.listdir(precious) == ["thesis.tex"]
+    assert sorted(os.listdir(out)) == ["1_Pooling", "model.safetensors"]
+    assert not (out / "1_Pooling").is_symlink()
+
+
+def test_a_folder_under_the_name_of_a_file_is_refused_before_anything_moves(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (model / name).write_text("new")
+    out = tmp_path / "out"
+    (out / "config.json").mkdir(parents=True)
+    for name in ("README.md", "model.safetensors"):
+        (out / name).write_text("former")
+    with pytest.raises(NotWritableError, match=r"a folder is in the way: .*config\.json"):
+        RunFolder(out).publish(model)
+    assert (out / "README.md").read_text() == (out / "model.safetensors").read_text() == "former"
 
 
 def test_a_model_is_published_with_its_folders_and_the_weights_it_replaces_go(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 import hf_ext.recipes
 from hf_ext.recipes.files import find_recipe
 from hf_ext.recipes.flow.train import RECIPE, make_parser
-from hf_ext.recipes.keywords import check_optimizer_words, check_scheduler
+from hf_ext.recipes.launch import check_optimizer_words, check_scheduler
 from tests.recipes.work import SMALL
 
 

@@ -137,10 +137,12 @@ def embed_rows(
 
     Raises:
         RowError: if a row has no text or image.
-        ValueError: if there is no column to read, or the encoder cannot be used.
+        ValueError: if there is no row or no column to read, or the encoder cannot be used.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not len(dataset):
+        raise ValueError("The dataset is empty: there is no row to encode. Check its filters and split.")
     columns, images = input_columns(dataset.features, input_column, encoder)
     wrapped = as_encoder(encoder, images)
     path = cache_folder(cache_dir) / f"{_key(dataset, columns, wrapped, batch_size)}.npy"
@@ -253,8 +255,7 @@ def _fill(
                 if d is None:
                     d = vectors.shape[1]
                     header(file, n, d)
-                if vectors.shape[1] != d:
-                    raise ValueError(f"The encoder gave vectors of {vectors.shape[1]} numbers after those of {d}.")
+                _refuse_width(vectors, d)
                 file.write(vectors.data)
                 file.flush()
                 os.fsync(file.fileno())  # after a power cut a length must not stand for numbers that never came
@@ -291,14 +292,25 @@ def _encoded(
     values = encoder_input(batch, encoder.reads, columns, first)
     slices = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
     if encoder.reads == "batch":
-        return np.concatenate([encoder(_part(values, place), len(range(*place.indices(count)))) for place in slices])
+        return _joined([encoder(_part(values, place), len(range(*place.indices(count)))) for place in slices])
     order = np.arange(count)
     if encoder.reads == "text":  # texts of like length together need the least padding
         order = np.argsort([-len(text) for text in values], kind="stable")
-    vectors = np.concatenate([encoder([values[i] for i in order[place]], len(order[place])) for place in slices])
+    vectors = _joined([encoder([values[i] for i in order[place]], len(order[place])) for place in slices])
     in_row_order = np.empty_like(vectors)
     in_row_order[order] = vectors
     return in_row_order
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    for part in parts:
+        _refuse_width(part, parts[0].shape[1])
+    return np.concatenate(parts)
+
+
+def _refuse_width(vectors: np.ndarray, d: int) -> None:
+    if vectors.shape[1] != d:
+        raise ValueError(f"The encoder gave vectors of {vectors.shape[1]} numbers after those of {d}.")
 
 
 def _part(values: Mapping[str, Any] | list, place: slice) -> Mapping[str, Any] | list:

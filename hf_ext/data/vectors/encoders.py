@@ -45,7 +45,10 @@ class Encoder:
         vectors = self.encode(values)
         if hasattr(vectors, "detach"):
             vectors = vectors.detach().float().cpu().numpy()
-        array = np.asarray(vectors)
+        try:
+            array = np.asarray(vectors)
+        except ValueError as error:
+            raise ValueError(f"The encoder must return vectors of one length for {rows} rows: {error}") from error
         if array.ndim != 2 or len(array) != rows or array.shape[1] == 0 or array.dtype.kind != "f":
             raise ValueError(
                 f"The encoder must return floating point vectors of shape ({rows}, d) for {rows} rows, got "

@@ -304,6 +304,8 @@ def test_a_row_without_an_image_is_named():
         (lambda b: np.ones((3, 2)), {}, r"shape \(11, d\) for 11 rows, got float64 of shape \(3, 2\)"),
         (lambda b: np.ones((11, 2), dtype=int), {}, "must return floating point vectors"),
         (lambda b: np.ones(11), {}, r"of shape \(11,\)"),
+        (lambda b: [[1.0, 2.0], *[[1.0]] * 10], {}, "must return vectors of one length for 11 rows"),
+        (lambda b: np.ones((len(b["text"]), len(b["text"]))), {"batch_size": 6}, "of 5 numbers after those of 6"),
         (5, {}, "encoder=5 is no encoder"),
         (torch.nn.Linear(2, 2), {}, r"encoder=Linear needs what prepares its input: pass \(model, tokenizer\)"),
         ((1, 2), {}, r"encoder=\(int, int\) is no pair"),
@@ -314,6 +316,12 @@ def test_a_row_without_an_image_is_named():
 def test_an_encoder_that_cannot_be_used_is_refused(encoder, options, words):
     with pytest.raises(ValueError, match=words):
         embed_rows(texts(), encoder, **options)
+
+
+def test_no_rows_are_refused_and_leave_no_file(cache):
+    with pytest.raises(ValueError, match="The dataset is empty"):
+        embed_rows(texts().select([]), lengths)
+    assert not cache.exists() or not list(cache.iterdir())
 
 
 def test_the_column_to_read_must_be_clear_and_fit_the_processor():
