@@ -1,5 +1,6 @@
 """Curation as DCLM does it: steps that drop, rewrite and deduplicate documents, with a reason for each drop."""
 
+from hf_ext.data.curation.baseline import dclm_baseline
 from hf_ext.data.curation.counts import CurationCounts
 from hf_ext.data.curation.decontaminate import Decontaminate
 from hf_ext.data.curation.deduplication.dataset import deduplicate
@@ -24,6 +25,7 @@ __all__ = [
     "LineRules",
     "NGramIndex",
     "curate",
+    "dclm_baseline",
     "deduplicate",
     "dry_run",
 ]
