@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from hf_ext.guards.disk import is_refused, publishing, unwritable, write_whole
+from hf_ext.guards.disk import is_refused, publishing, unwritable, write_whole, writing
 from hf_ext.guards.inside import read_json
 
 if TYPE_CHECKING:
@@ -283,6 +283,7 @@ class RunFolder:
                 is there, the folder holds a run of unknown settings, or something else. Hidden files do not count.
 
         Raises:
+            DiskFullError: if there is no room for the record.
             ValueError: if the run was begun with other settings or rows, or if the folder holds something else.
         """
         content = {
@@ -297,7 +298,7 @@ class RunFolder:
             changes += _changed_rows(former["rows"], content["rows"], row_change)
             refuse_changes(self.folder, changes, self.remedy)
         elif self.processes.is_main_process:
-            write_whole(self.record, _json_text(content))
+            _write_record(self.record, content)
         self.processes.wait_for_everyone()
 
     def results(self, step: str) -> dict[str, Any] | None:
@@ -316,9 +317,14 @@ class RunFolder:
             raise ValueError(f"{error} Remove it, and the step is done again.") from error
 
     def mark_done(self, step: str, results: Mapping[str, Any]) -> None:
-        """Write down, by the main process, that a step is over: all else of it must be on the disk by now."""
+        """
+        Write down, by the main process, that a step is over: all else of it must be on the disk by now.
+
+        Raises:
+            DiskFullError: if there is no room; a step that was marked before stays so.
+        """
         if self.processes.is_main_process:
-            write_whole(self.folder / f"{step}.json", _json_text(results))
+            _write_record(self.folder / f"{step}.json", results)
 
     def publish(self, model: Path) -> None:
         """
@@ -354,9 +360,12 @@ class RunFolder:
         return former
 
 
-def _json_text(values: Mapping[str, Any]) -> str:
-    # All in ASCII: a path that is no UTF-8 has characters in Python that UTF-8 cannot write.
-    return json.dumps(values, indent=1) + "\n"
+def _write_record(path: Path, values: Mapping[str, Any]) -> None:
+    with writing(
+        "the record of a run", path, advice="Free some space and run again: what is marked as done stays so."
+    ):
+        # All in ASCII: a path that is no UTF-8 has characters in Python that UTF-8 cannot write.
+        write_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 def refuse_strangers(record: Path, remedy: str, parts: str = "*") -> None:

@@ -28,6 +28,7 @@ from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.original_cache import save_scores
 from hf_ext.guards.disk import is_disk_full, replacing, write_figure, write_whole, writing
 from hf_ext.guards.rows import check_sft_rows
+from hf_ext.guards.runs import RunFolder
 from tests.tiny import tiny_model
 from tests.trainers.runs import TOKENIZER
 
@@ -94,13 +95,27 @@ def save_states(path: Path) -> None:
 def main() -> None:
     """Every case, in a folder of its own."""
     root = Path(sys.argv[1])
-    names = ("store", "cache", "bad_rows", "jsonl", "parquet", "vectors", "folder", "pool", "figure", "torch", "text")
+    names = (
+        "store",
+        "cache",
+        "bad_rows",
+        "jsonl",
+        "parquet",
+        "vectors",
+        "folder",
+        "pool",
+        "figure",
+        "torch",
+        "text",
+        "run",
+    )
     folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir(parents=True)
     sample(folders["store"], 100)
     drop(folders["bad_rows"], 4)
     write_whole(folders["text"] / "report.json", "the report before")
+    RunFolder(folders["run"]).mark_done("round-1/round", {"losses": [0.5]})
     save_pool(folders["pool"], 5)
     draw(folders["figure"] / "plot.svg", 5)
     numbers = np.random.default_rng(0).random((2000, 200), dtype=np.float32)  # of many pages, which abort pyarrow
@@ -118,6 +133,7 @@ def main() -> None:
         "figure": (40_000, lambda: draw(folders["figure"] / "plot.svg", 2000)),
         "torch": (10_000, lambda: save_states(folders["torch"] / "states.pt")),
         "folder": (10_000, lambda: write_rows(rows.select(range(len(rows))), folders["folder"] / "rows")),
+        "run": (1000, lambda: RunFolder(folders["run"]).mark_done("round-1/round", {"losses": [0.5] * 1000})),
         "text": (100, lambda: write_whole(folders["text"] / "report.json", "the new report" * 100)),
     }
     found = {name: in_full_disk(folders[name], *case) for name, case in cases.items()}

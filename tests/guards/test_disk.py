@@ -21,7 +21,20 @@ from tests.recipes.work import SMALL, make_work_folder
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 ROOT = Path(__file__).parents[2]
-CASES = ("store", "cache", "bad_rows", "jsonl", "parquet", "vectors", "folder", "pool", "figure", "torch", "text")
+CASES = (
+    "store",
+    "cache",
+    "bad_rows",
+    "jsonl",
+    "parquet",
+    "vectors",
+    "folder",
+    "pool",
+    "figure",
+    "torch",
+    "text",
+    "run",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,7 @@ def test_without_room_the_files_are_as_before_and_with_room_the_call_succeeds(na
         ("folder", ("the rows", "folder/rows")),
         ("pool", ("the exemplars", "former store is as it was")),
         ("torch", ("the states", "states.pt")),
+        ("run", ("the record of a run", "round-1/round.json", "marked as done stays so")),
         ("store", ("the context-free rows", "store", "Whole shards are intact")),
     ],
 )
