@@ -48,7 +48,7 @@ def step_record(step: Step, name: str) -> dict[str, Any]:
 
 def reading_record(reading: Reading) -> dict[str, Any]:
     """What the names and counts of documents depend on."""
-    tokenizer = None if reading.tokenizer is None else _tokenizer_key(reading.tokenizer)
+    tokenizer = None if reading.tokenizer is None else tokenizer_key(reading.tokenizer)
     return {
         "format": FORMAT,
         "unicode": unicodedata.unidata_version,
@@ -68,7 +68,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What decides how a tokenizer cuts texts, hashed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     return key_of(type(tokenizer).__name__, content)
