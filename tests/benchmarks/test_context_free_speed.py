@@ -38,7 +38,7 @@ def test_headline_follows_from_its_rows():
             for row in rows
             if (row["part"], row["sampler"]) == ("sweep", name)
         }
-        assert set(swept) == {16, 32, 64, 96}
+        assert set(swept) == {16, 32, 64, 96, 128, 192, 256}
         assert headline[key] == sorted(swept, key=swept.get)[-1]
     for part, suffix in (("natural", ""), ("uniform", "_uniform")):
         of = {
@@ -50,6 +50,8 @@ def test_headline_follows_from_its_rows():
         assert headline[f"bound{suffix}"] == pytest.approx(bound, abs=6e-4)
         for name in of:
             assert {row["rows"] for row in of[name]} == {of["peer"][0]["rows"]}
+            if part == "uniform":
+                assert all(row["rows"] >= 2 * row["batch_size"] for row in of[name]), "no slot would be refilled"
             assert {row["batch_size"] for row in of[name]} == {
                 headline["batch_size" if name == "ours" else "peer_batch_size"]
             }
