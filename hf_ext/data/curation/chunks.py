@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -97,7 +97,7 @@ def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> Non
     """
     with replacing(path) as temporary:
         temporary.mkdir()
-        _write_table(temporary / _ROWS, assembled(rows, result.positions, result.columns))
+        _write_table(temporary / _ROWS, assembled(rows, result))
         _write_table(temporary / _DROPS, drop_table(result.drops))
         content = {**place._asdict(), "counts": result.counts.to_dict()}
         (temporary / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
@@ -215,12 +215,15 @@ def _write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, sink)
 
 
-def assembled(rows: Rows, positions: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """The rows in these positions, with columns rewritten or added."""
+def assembled(rows: Rows, result: ChunkResult) -> pa.Table:
+    """The rows that are left of these, with columns rewritten, added and left out."""
+    positions = result.positions
+    columns = {name: values for name, values in result.columns.items() if name not in result.consumed}
     if isinstance(rows, pa.Table):
-        table = rows if len(positions) == len(rows) else rows.take(pa.array(positions, pa.int64()))
+        table = rows.drop_columns([name for name in rows.column_names if name in result.consumed])
+        table = table if len(positions) == len(rows) else table.take(pa.array(positions, pa.int64()))
     else:
-        unchanged = {name: values for name, values in rows.items() if name not in columns}
+        unchanged = {name: v for name, v in rows.items() if name not in columns and name not in result.consumed}
         table = pa.table({name: _array(name, [v[p] for p in positions]) for name, v in unchanged.items()})
     for name, values in columns.items():
         place = table.schema.get_field_index(name)

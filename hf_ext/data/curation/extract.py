@@ -49,7 +49,8 @@ class HtmlToText(RowStep):
 
     Bytes are decoded with the charset of the HTTP header, then with what the page says of itself or resiliparse
     detects; where none fits every byte, as UTF-8 with replacement, which `decode_fallback` says. Pages are parsed in a
-    process of their own, bounded in time and memory: a page that kills the parser costs that page alone.
+    process of their own, bounded in time and memory: a page that kills the parser costs that page alone. `curate` does
+    not keep the pages beside their texts; with `dataset.map` pass `remove_columns=["html"]`.
 
     | column in | type | column out | type |
     |---|---|---|---|
@@ -87,6 +88,11 @@ class HtmlToText(RowStep):
         super().__post_init__()
         if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
             raise ValueError(f"max_seconds must be a positive, finite number of seconds, got {self.max_seconds!r}.")
+
+    @property
+    def consumed_columns(self) -> tuple[str, ...]:
+        """The pages."""
+        return (self.html_column,) if self.html_column != self.text_column else ()
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -135,7 +135,8 @@ class RunSteps:
         """The rows of a batch that are left."""
         result = run_chunk({**batch, ROW_INDEX: indices}, self.steps)
         unchanged = {name: [values[p] for p in result.positions] for name, values in batch.items()}
-        return unchanged | result.columns
+        columns = unchanged | result.columns
+        return {name: values for name, values in columns.items() if name not in result.consumed}
 
 
 def _curated_stream(rows: IterableDataset, steps: tuple[Step, ...]) -> IterableDataset:

@@ -71,12 +71,15 @@ class ChunkResult(NamedTuple):
             The others, step by step.
         counts ([`CurationCounts`]):
             Of this chunk.
+        consumed (`frozenset[str]`):
+            Columns that are left out.
     """
 
     positions: list[int]
     columns: dict[str, list[Any]]
     drops: list[DropRecord]
     counts: CurationCounts
+    consumed: frozenset[str] = frozenset()
 
 
 class _Columns(Mapping[str, list[Any]]):
@@ -161,7 +164,8 @@ def run_chunk(
             judgement = step.judge(columns, chunk.row_numbers())
         seconds = time.perf_counter() - begin
         chunk.step(name, step.rules, judgement, seconds)
-    return chunk.result()
+    consumed = frozenset(column for step in steps for column in step.consumed_columns)
+    return chunk.result()._replace(consumed=consumed)
 
 
 def decided_chunk(

@@ -130,6 +130,11 @@ class _DocumentStep(ABC):
         return getattr(self, self.column_field)
 
     @property
+    def consumed_columns(self) -> tuple[str, ...]:
+        """Columns of no further use after it, which `curate` leaves out: raw pages, once there is their text."""
+        return ()
+
+    @property
     @abstractmethod
     def rules(self) -> tuple[Rule, ...]:
         """Its rules, in the order in which they are asked."""
@@ -171,7 +176,7 @@ class _DocumentStep(ABC):
         return drops
 
     def _unreadable(self, document: object, row_index: int) -> Drop | None:
-        if isinstance(document, self.document_types):
+        if isinstance(document, str | bytes) and isinstance(document, self.document_types):
             return self.problem_of(document)
         if self.on_bad_row == "drop":
             return Drop(f"error:{type(document).__name__}")

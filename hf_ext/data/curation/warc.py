@@ -43,8 +43,8 @@ def read_warc(path: str | os.PathLike[str], *, max_page_bytes: int = 50_000_000)
 
     Returns:
         Rows with `id` (of the record; of a broken one the file's name and the offset in bytes), `url`, `html` (bytes
-        after transfer and content encodings), `charset` and `language` of the HTTP header, `date` (of the record), all
-        strings or null but `html`, and `drop_reason` (empty for a page), `drop_value`, `drop_threshold`.
+        after transfer and content encodings), `charset` and `content_language` of the HTTP header, `date` (of the
+        record), all strings or null but `html`, and `drop_reason` (empty for a page), `drop_value`, `drop_threshold`.
 
     Raises:
         MissingExtraError: if fastwarc is not installed.
@@ -130,7 +130,7 @@ class _Reader:
         row: dict[str, Any] = _blank_row() | facts
         row["html"] = page
         row["charset"] = record.http_charset
-        row["language"] = record.http_headers.get("Content-Language")
+        row["content_language"] = record.http_headers.get("Content-Language")
         return row
 
     def _dropped(self, drop: Drop, offset: int, **facts: str | None) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class _Reader:
 
 
 def _blank_row() -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("id", "url", "html", "charset", "language", "date"))
+    row: dict[str, Any] = dict.fromkeys(("id", "url", "html", "charset", "content_language", "date"))
     return row | {DROP_REASON: "", DROP_VALUE: math.nan, DROP_THRESHOLD: math.nan}
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, load_dataset
 
 from hf_ext.data.curation import extract
 from hf_ext.data.curation.extract import HtmlToText
+from hf_ext.data.curation.pipeline import curate
 from hf_ext.data.curation.steps import Drop
 from hf_ext.guards.rows import RowError
 
@@ -110,6 +112,17 @@ def test_a_folder_of_the_user_that_shadows_a_library_changes_nothing(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert extracted("<p>a") == ("a", False)
     assert Path("struct.py").exists()
+
+
+def test_curate_keeps_the_text_alone_of_datasets_files_and_streams(tmp_path):
+    pages = Dataset.from_dict({"html": ["<p>some words", "<html></html>", "<p>more words"], "n": [1, 2, 3]})
+    rows = {"text": ["some words", "more words"], "n": [1, 3], "decode_fallback": [False, False]}
+    assert curate(pages, [HtmlToText()], num_proc=1).to_dict() == rows
+    stream = curate(pages.to_iterable_dataset(), [HtmlToText()])
+    assert list(stream) == [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    pages.to_parquet(tmp_path / "pages.parquet")
+    curate(tmp_path / "pages.parquet", [HtmlToText()], output=tmp_path / "output")
+    assert load_dataset(str(tmp_path / "output"), split="train").to_dict() == rows
 
 
 def test_what_is_neither_text_nor_bytes_is_named():

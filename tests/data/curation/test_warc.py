@@ -56,7 +56,7 @@ def test_the_sample_gives_the_pages_it_was_made_from(real_data):
     for row in rows:
         assert row["drop_reason"] == ""
         assert row["html"] == page_of[row["url"]]["html"].encode()
-        assert (row["charset"], row["language"]) == ("utf-8", page_of[row["url"]]["lang"])
+        assert (row["charset"], row["content_language"]) == ("utf-8", page_of[row["url"]]["lang"])
     assert len({row["id"] for row in rows}) == 120
 
 
@@ -65,8 +65,8 @@ def test_a_row_has_the_headers_and_only_responses_are_rows(tmp_path):
     (row,) = rows_of(tmp_path, others[0] + others[1] + record(b"<p>caf\xe9", 3) + others[2] + others[3])
     assert (row.pop("drop_value"), row.pop("drop_threshold")) == (pytest.approx(math.nan, nan_ok=True),) * 2
     assert row == {
-        "id": "urn:x:3", "url": "http://a.b/3", "html": b"<p>caf\xe9", "charset": "windows-1252", "language": "fr",
-        "date": "2020-02-03T04:05:06Z", "drop_reason": "",
+        "id": "urn:x:3", "url": "http://a.b/3", "html": b"<p>caf\xe9", "charset": "windows-1252",
+        "content_language": "fr", "date": "2020-02-03T04:05:06Z", "drop_reason": "",
     }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _named(error: RowError, rows: pa.Table, key: str) -> RowError:
 
 def _after(rows: pa.Table, result: ChunkResult, gone: pa.Table, key: str) -> pa.Table:
     """Rows as a phase left them, and behind them those that went in it or before."""
-    kept = _without_drops(assembled(rows, result.positions, result.columns))
+    kept = _without_drops(assembled(rows, result))
     names = [field.name for field in DROP_TYPE]
     reasons = [{name: getattr(record, name) for name in names} for record in result.drops]
     keys = rows[key].take(pa.array([record.row for record in result.drops], pa.int64()))
