@@ -7,12 +7,17 @@ from hf_ext.data.curation.deduplication.dataset import deduplicate
 from hf_ext.data.curation.deduplication.exact import ExactDeduplication
 from hf_ext.data.curation.drop_ledger import DropLedger
 from hf_ext.data.curation.dry_run import dry_run
+from hf_ext.data.curation.extract import HtmlToText
+from hf_ext.data.curation.language import LanguageFilter
 from hf_ext.data.curation.lines import LineRules
 from hf_ext.data.curation.ngram_index import NGramIndex
 from hf_ext.data.curation.pipeline import curate
 from hf_ext.data.curation.quality import GopherQuality
+from hf_ext.data.curation.remove_urls import RemoveUrls
 from hf_ext.data.curation.repetition import GopherRepetition
 from hf_ext.data.curation.report import CurationReport
+from hf_ext.data.curation.urls import UrlRules
+from hf_ext.data.curation.warc import read_warc
 
 __all__ = [
     "CurationCounts",
@@ -22,10 +27,15 @@ __all__ = [
     "ExactDeduplication",
     "GopherQuality",
     "GopherRepetition",
+    "HtmlToText",
+    "LanguageFilter",
     "LineRules",
     "NGramIndex",
+    "RemoveUrls",
+    "UrlRules",
     "curate",
     "dclm_baseline",
     "deduplicate",
     "dry_run",
+    "read_warc",
 ]
