@@ -69,6 +69,13 @@ make_parser = RECIPE.make_parser
 """
 
 
+@every_trained_method
+def test_a_tag_of_a_trainer_spells_no_method_in_another_way(method: Method) -> None:
+    tags = getattr(getattr(hf_ext, method.trainer), "_tag_names", [])
+    names = {record.name for record in known_methods()}
+    assert not [tag for tag in tags if tag not in names and tag.replace("-", "_") in names]
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Method]:
     """A method whose two folders lie elsewhere; nothing else in the package knows of it."""

@@ -114,7 +114,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     Reference: Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
 
-    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "context-free"]
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext"]
     _name = "ContextFree"
     _paper: ClassVar[dict[str, str]] = METHOD.paper_words
     config_class = ContextFreeSFTConfig

@@ -53,7 +53,7 @@ class InfoPOUnpairedTrainer(PreferenceMethod, KTOTrainerHooks):
     Reference: Xiao et al. 2025 (arXiv 2505.08507), in the NWJ reading; unpaired rows are an extension of it.
     """
 
-    _tag_names: ClassVar[list[str]] = ["trl", "kto", "hf-ext", "infopo", "infopo-unpaired"]
+    _tag_names: ClassVar[list[str]] = ["trl", "kto", "hf-ext", "infopo"]
     _name = "InfoPOUnpaired"
     _paper: ClassVar[dict[str, str]] = UNPAIRED.paper_words
     method = "infopo_unpaired"

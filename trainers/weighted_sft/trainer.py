@@ -78,7 +78,7 @@ class WeightedSFTTrainer(BaseTrainer, SFTTrainerHooks):
     adds rows sampled from it.
     """
 
-    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext", "weighted-sft"]
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "hf-ext"]  # the card adds the name of the method
     _name = "WeightedSFT"
     method = "weighted_sft"
     config_class: ClassVar[type[WeightedSFTConfig]] = WeightedSFTConfig
