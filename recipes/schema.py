@@ -146,7 +146,7 @@ def _type(hint: Any) -> dict[str, Any]:
         return dict(SCALARS[hint])
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and hint.__module__.startswith("trl."):
         return fields_schema(hint)
-    if isinstance(hint, type) and (issubclass(hint, PurePath) or hasattr(hint, "load")):  # YAML names its place
+    if isinstance(hint, type) and issubclass(hint, PurePath):
         return dict(SCALARS[str])
     return dict(SCALARS[type(None)])
 

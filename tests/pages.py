@@ -6,24 +6,24 @@ import gzip
 import random
 from pathlib import Path
 
-NOUNS = [
-    "river", "stone", "garden", "letter", "window", "bridge", "market", "doctor", "music", "paper", "winter",
-    "kitchen", "harbour", "teacher", "story",
-]  # fmt: skip
-VERBS = ["keeps", "finds", "carries", "remembers", "watches", "follows", "builds", "answers", "paints", "repairs"]
-ADJECTIVES = ["quiet", "old", "narrow", "bright", "heavy", "distant", "careful", "green", "wooden", "early"]
-ENDS = ["near the harbour", "after the rain", "with some patience", "for the first time", "to this day", "in the end"]
+_TEXT = (
+    "river stone garden letter window bridge market doctor music paper winter kitchen harbour teacher story quiet old "
+    "narrow bright heavy distant careful green wooden early keeps finds carries remembers watches follows builds "
+    "answers paints repairs slowly often never rather almost people houses hills boats lamps songs maps clouds bread "
+    "salt wheels"
+)
+WORDS = _TEXT.split()
+COMMON = ("the", "of", "and", "to", "that", "with", "have", "be", "in", "a")
 
 
-def article(seed: int, num_sentences: int = 14) -> str:
-    """English of no sense that the rules of Gopher take: common words, no line and no longer phrase twice."""
+def article(seed: int, num_sentences: int = 12) -> str:
+    """English of no sense that the rules of Gopher take: common words, and no phrase twice."""
     generator = random.Random(seed)
-    pick = generator.choice
-    sentences = [
-        f"The {pick(ADJECTIVES)} {pick(NOUNS)} {pick(VERBS)} {generator.randint(2, 99)} and a {pick(ADJECTIVES)} "
-        f"{pick(NOUNS)} of the {pick(NOUNS)} that we have {pick(ENDS)}."
-        for _ in range(num_sentences)
-    ]
+    sentences = []
+    for _ in range(num_sentences):
+        length = generator.randint(9, 15)
+        words = [generator.choice(COMMON if place % 3 == 0 else WORDS) for place in range(length)]
+        sentences.append(" ".join(words).capitalize() + ".")
     return "\n".join(" ".join(sentences[start : start + 4]) for start in range(0, num_sentences, 4))
 
 

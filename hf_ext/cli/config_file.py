@@ -61,6 +61,21 @@ def option_schemas(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]
     return {action.dest: _schema_of(action) for action in parser._actions if action.dest not in ("config", "help")}
 
 
+def named_value(text: str) -> tuple[str, Any]:
+    """
+    The name and the value of a `--option NAME=VALUE`, as YAML reads the value.
+
+    Raises:
+        ValueError: if it is no name with a value.
+    """
+    from hf_ext.guards.yaml_file import parse_yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as trim=0.1")
+    return name, parse_yaml(value, f"--option {name[:80]}", exponents_from=0)
+
+
 def _checked(value: Any, action: argparse.Action, name: str) -> Any:
     """A value of the YAML file as the command line would have it: within its bounds; YAML reads 1e-1 as text."""
     if not isinstance(action.type, Bounds) or value is None:

@@ -53,7 +53,7 @@ def add_curation_options(parser: argparse.ArgumentParser) -> None:
     option(parser, "--split", metavar="NAME", help="split of a Hub dataset or saved folder (default: the only one)")
     option(parser, "--output", metavar="FOLDER", help="where rows, drop ledger and report are written")
     option(parser, "--report", metavar="FOLDER", help="of a report elsewhere (default: OUTPUT/report, OUTPUT-dry-run)")
-    option(parser, "--overwrite", action="store_true", help="replace the report of an earlier dry run")
+    option(parser, "--overwrite", action="store_true", help="replace a dry run's report, a classifier, an index")
     option(parser, "--num-proc", type=SIZE, default=1, metavar="N", help="processes; same result (default: 1)")
     option(parser, "--id-column", metavar="NAME", help="ids in the drop ledger (default: none, file:row)")
     option(parser, "--source-column", metavar="NAME", help="count drops by this column too (default: none)")

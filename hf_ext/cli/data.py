@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli import curate, exemplars, labels, prune
+from hf_ext.cli import curate, curation_verbs, exemplars, labels, prune
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_flow_weights(actions)
     _add_context_free(actions)
     curate.add_parser(actions)
+    curation_verbs.add_parsers(actions)
     prune.add_parser(actions)
     labels.add_parsers(actions)
     exemplars.add_data_parser(actions)

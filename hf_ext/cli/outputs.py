@@ -15,7 +15,7 @@ ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.
 INPUT_OPTIONS = (
     "dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
-    "key_file", "config", "context_free",
+    "key_file", "config", "context_free", "positives", "negatives", "classifier", "index", "benchmark",
 )  # fmt: skip
 RESUMED_OPTIONS = ("cache_dir", "resume_path")
 _SAVED_DATASET = ("dataset_info.json", "state.json")
@@ -130,6 +130,17 @@ def resumed_output(options: argparse.Namespace) -> Iterator[Path]:
         yield folder
 
 
+def check_folder_output(options: argparse.Namespace, name: str, marks: Sequence[str], content: str) -> None:
+    """
+    Refuse the folder of an option where something else is, or without `--overwrite` `content`, of which `marks` tell.
+
+    Raises:
+        ValueError: if something is there that may not be replaced, or it is a place that is read.
+    """
+    _refuse_what_is_read(options, name)
+    _refuse_folder(options, name, marks, content)
+
+
 @contextmanager
 def report_output(options: argparse.Namespace, files: Sequence[str]) -> Iterator[Path]:
     """
@@ -160,8 +171,10 @@ def _refuse_what_is_read(options: argparse.Namespace, name: str) -> None:
     output = Path(getattr(options, name))
     if not output.name or output.name == "..":
         raise ValueError(f"--{name} {str(output)!r} names no file or folder; give it a name of its own")
-    for other in (*INPUT_OPTIONS, *RESUMED_OPTIONS):
-        value = getattr(options, other, None)
+    options_read = [(other, getattr(options, other, None)) for other in (*INPUT_OPTIONS, *RESUMED_OPTIONS)]
+    for other, value in [
+        (o, v) for o, values in options_read for v in (values if isinstance(values, list) else [values])
+    ]:
         if not isinstance(value, str) or not Path(value).exists():  # a Hub name, or nothing yet
             if other in RESUMED_OPTIONS and isinstance(value, str) and _same(Path(value), output):
                 raise ValueError(f"--{name} {str(output)!r} is the --{_hyphened(other)} too; name another")

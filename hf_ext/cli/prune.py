@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from hf_ext.cli.config_file import read_config
+from hf_ext.cli.config_file import named_value, read_config
 from hf_ext.cli.options import add_rows_options, check_columns, option, rows_of, write_rows
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
@@ -78,7 +77,7 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
     from hf_ext.data.pruning import load_encoder, prune
     from hf_ext.data.pruning.selectors import check_method
 
-    method_options = dict(_named_value(text) for text in options.option)
+    method_options = dict(named_value(text) for text in options.option)
     method = check_method(options.method, method_options)  # now, and not after the rows are read
     if options.resume_path is not None:
         method_options["resume_path"] = options.resume_path
@@ -109,12 +108,3 @@ def _prune(options: argparse.Namespace, output: Path) -> int:
     if options.report is not None:
         print(f"report: {report.save(options.report)}")
     return 0
-
-
-def _named_value(text: str) -> tuple[str, Any]:
-    from hf_ext.guards.yaml_file import parse_yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--option {text!r}: expected NAME=VALUE, such as trim=0.1")
-    return name, parse_yaml(value, f"--option {name[:80]}", exponents_from=0)

@@ -25,7 +25,7 @@ METHODS = (
     Method(
         name="curation",
         summary="DCLM's curation: raw pages to a training set, with a reason for every document that goes",
-        commands=("data curate",),
+        commands=("data curate", "data dedup", "data classify", "data decontaminate"),
         card_tags=("curated",),
         paper=Paper(
             title="DataComp-LM: In search of the next generation of training sets for language models",

@@ -53,7 +53,7 @@ def read_steps(entries: object, place: str) -> list[Step]:
 
 def steps_schema() -> dict[str, Any]:
     """The JSON schema of the list of steps."""
-    fields = {name: fields_schema(kind, NOT_IN_FILES) for name, kind in step_types().items()}
+    fields = {name: _fields_schema(kind) for name, kind in step_types().items()}
     one_of_them = {"type": ["object"], "properties": fields, "additionalProperties": False, "maxProperties": 1}
     entry = {"anyOf": [{"enum": [*fields]}, one_of_them]}
     return {"type": ["array"], "items": entry, "minItems": 1, "description": "What is done with each document."}
@@ -84,7 +84,7 @@ def _named_fields(entry: object, place: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _make(kind: type[Step], fields: Mapping[str, Any], place: str) -> Step:
-    schema = fields_schema(kind, NOT_IN_FILES)
+    schema = _fields_schema(kind)
     problem = problem_of(dict(fields), schema)
     if problem is not None:
         raise ValueError(f"{place}: {problem}")
@@ -96,12 +96,26 @@ def _make(kind: type[Step], fields: Mapping[str, Any], place: str) -> Step:
         raise ValueError(f"{place}: {error}") from error
 
 
+def _fields_schema(kind: type[Step]) -> dict[str, Any]:
+    """The schema of a step's fields; an index or a classifier is written as the place that it was saved to."""
+    schema = fields_schema(kind, NOT_IN_FILES)
+    for field in schema["properties"].values():
+        if field.get("type") == ["null"]:
+            field["type"] = ["string"]
+    return schema
+
+
 def _value(value: Any, hint: Any) -> Any:
-    """A value of YAML as the field has it: no list where a tuple belongs, and what a path names, loaded."""
+    """A value of YAML as the field has it: no list where a tuple belongs, and what was saved in a place, loaded."""
     members = [hint, *typing.get_args(hint)]
     if isinstance(value, list) and any(typing.get_origin(member) is tuple for member in members):
         return tuple(value)
-    if isinstance(value, str) and str not in members:
-        loaders = [member.load for member in members if hasattr(member, "load")]
-        return loaders[0](value) if loaders else value
-    return value
+    is_text = str in members or typing.get_origin(hint) is typing.Literal
+    if not isinstance(value, str) or is_text:
+        return value
+    loaders = [member.load for member in members if hasattr(member, "load")]
+    if loaders:
+        return loaders[0](value)
+    from hf_ext.data.curation.quality_filter import load_classifier
+
+    return load_classifier(value)

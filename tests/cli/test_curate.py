@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hf_ext.cli import main
 from hf_ext.data.curation import CurationReport, DropLedger, GopherQuality, LineRules, curate
 from hf_ext.recipes.curation.settings import file_schema, read_steps, step_types, steps_schema
 from hf_ext.recipes.files import find_recipe
-from tests.pages import pages
+from tests.pages import pages, write_warc
 
 STEPS = "steps:\n- GopherQuality: {min_words: 60}\n- LineRules\n"
 
@@ -94,6 +95,24 @@ def test_why_a_document_is_missing_is_printed(texts, capsys):
     assert run("--output", "out", "--explain", "p0") == 2
     assert "no document 'p0' is in the drop ledger of out" in capsys.readouterr().err
     assert run("--output", "nowhere", "--explain", "p0") == 2
+
+
+def test_pages_of_a_warc_file_go_through_the_recipe_of_the_package(texts, tmp_path):
+    write_warc(tmp_path / "pages.warc.gz", pages())
+    with open("pages.warc.gz", "ab") as file:
+        file.write(gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 9\r\n\r\nno page\r\n"))
+    words = ["--config", "curation/dclm_baseline.yaml", "--dataset", "pages.warc.gz", "--output", "out"]
+    assert run(*words, "--id-column", "url") == 0
+    report = CurationReport.load("out/report")
+    assert report.counts.rows_read == len(pages()) + 1
+    assert report.counts.rows_kept == 30
+    reasons = {record.id: f"{record.step}:{record.rule}" for record in DropLedger.read("out")}
+    assert reasons["https://shop.example/short"] == "gopher_quality:word_count"
+    assert reasons["https://shop.example/list"].startswith("gopher_repetition:")
+    assert reasons["https://mirror.example/2"].startswith("bloom:")
+    assert "read:not_http" in reasons.values()
+    rows = load_dataset("out", split="train")
+    assert set(rows["url"]) == {f"https://news.example/{number}" for number in range(30)}
 
 
 def test_a_dataset_that_was_saved_is_read_too(texts):

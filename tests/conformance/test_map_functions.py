@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import os
 import pickle
+import shutil
+import tempfile
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,20 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
+from hf_ext.data.curation import (
+    Decontaminate,
+    GopherQuality,
+    GopherRepetition,
+    HtmlToText,
+    LanguageFilter,
+    LineRules,
+    NGramIndex,
+    QualityClassifier,
+    QualityFilter,
+    RemoveUrls,
+    UrlRules,
+    fit_quality_classifier,
+)
 from hf_ext.data.exemplars import AddInContextExamples, ExampleDraw, ExemplarStore, RareFormatter
 from hf_ext.data.preference import ExtractPrompt, PairsToUnpaired
 from hf_ext.data.relabeling import HashColumn, KeyRef, RandomizedResponse, RRChannel
@@ -23,12 +42,13 @@ from hf_ext.data.weighting import FlowWeights
 from hf_ext.guards.rows import AddRowIndex
 from hf_ext.guards.tokens import RemovePadding
 from hf_ext.trainers.context_free.trainer import CutRows
+from tests.pages import pages
 
 N = 25
 TEXTS = {"kind", "words", "text", "prompt", "completion", "chosen", "rejected", "query", "positive", "id", "shown"} | {
     "__hf_ext_problem__"
 }
-TEXTS |= {"label_dp_channel", "other"}
+TEXTS |= {"label_dp_channel", "other", "html", "drop_reason", "contamination", "url", "language"}
 
 
 def tokens(seed: int = 0, with_list_weights: bool = False) -> dict[str, list]:
@@ -137,6 +157,39 @@ def letters(texts: list[str]) -> np.ndarray:
     return np.array([[len(text), text.count("1"), 0.5] for text in texts], dtype=np.float32)
 
 
+def web_texts() -> dict[str, list]:
+    """Articles, and at the end texts that rules drop."""
+    return {"text": [*pages().values()][-N:]}
+
+
+def web_pages() -> dict[str, list]:
+    return {"html": [f"<html><body><main><p>{text}</p></main></body></html>" for text in web_texts()["text"]]}
+
+
+def web_addresses() -> dict[str, list]:
+    return {"url": [*pages()][-N:]}
+
+
+@cache
+def domain_list() -> str:
+    """A file, for the workers too."""
+    path = Path(tempfile.mkdtemp(prefix="hf-ext-test-"), "domains.txt")
+    atexit.register(shutil.rmtree, path.parent)
+    path.write_text("shop.example\n")
+    return str(path)
+
+
+def classifier() -> QualityClassifier:
+    texts = web_texts()["text"]
+    return fit_quality_classifier(texts[:8], texts[-4:], folds=2)
+
+
+def benchmark() -> NGramIndex:
+    """The beginning of the articles."""
+    rows = [{"question": text[:200]} for text in web_texts()["text"][:3]]
+    return NGramIndex.from_dataset(rows, ["question"], task="beginnings")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A callable, the columns it reads, and a field whose change must show in the fingerprint."""
@@ -182,6 +235,15 @@ CALLABLES = [
         labelled(text=[f"t {i}" for i in range(N)], other=["x"] * N),
         {"column": "other"},
     ),
+    Entry("GopherQuality", GopherQuality(), web_texts(), {"min_words": 60, "annotate": True}),
+    Entry("GopherRepetition", GopherRepetition(), web_texts(), {"max_line_share": 0.5}),
+    Entry("RemoveUrls", RemoveUrls(), web_texts(), {"replicate_bugs": True}),
+    Entry("UrlRules", UrlRules(domains=domain_list()), web_addresses(), {"max_soft_words": 2}),
+    Entry("LanguageFilter", LanguageFilter(), web_texts(), {"language": "de"}),
+    Entry("QualityFilter", QualityFilter(classifier=classifier(), threshold=0.5), web_texts(), {"threshold": 0.6}),
+    Entry("LineRules", LineRules(), web_texts(), {"replicate_bugs": True}),
+    Entry("HtmlToText", HtmlToText(), web_pages(), {"text_column": "extract"}),
+    Entry("Decontaminate", Decontaminate(index=benchmark()), web_texts(), {"mode": "report"}),
 ]
 every_callable = pytest.mark.parametrize("entry", CALLABLES, ids=lambda entry: entry.name)
 
@@ -195,8 +257,8 @@ def dataset_of(entry: Entry) -> Dataset:
 
 
 def rows_of(dataset: Any) -> list[dict[str, Any]]:
-    """Rows as plain values: a stream passes a callable's arrays on, a dataset writes and reads them."""
-    plain = lambda value: value.tolist() if isinstance(value, np.ndarray) else value  # noqa: E731
+    """Rows as plain values: a stream passes a callable's arrays on, a dataset writes and reads them; NaN as text."""
+    plain = lambda value: value.tolist() if isinstance(value, np.ndarray) else "NaN" if value != value else value  # noqa: E731
     return [{name: plain(value) for name, value in row.items()} for row in dataset]
 
 
@@ -245,6 +307,8 @@ def test_a_formatted_dataset_gives_the_same_rows_and_keeps_its_format(entry: Ent
         for name, value in expected.items():
             if name in TEXTS:
                 assert row[name] == value
+            elif value == "NaN":
+                assert np.isnan(row[name])
             else:
                 np.testing.assert_allclose(row[name], value, rtol=1e-6)  # torch's default float has 32 bits
 
@@ -313,12 +377,13 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
         for entry in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             try:
                 module = importlib.import_module(entry.name)
-            except ModuleNotFoundError as error:
+            except ImportError as error:
                 if str(error.name).startswith("hf_ext"):
                     raise
-                continue  # an extra that is not installed
+                continue  # an extra, or a peer, that is not installed
             for name, value in vars(module).items():
-                callable_ = inspect.isclass(value) and dataclasses.is_dataclass(value) and "__call__" in vars(value)
+                is_ours = inspect.isclass(value) and dataclasses.is_dataclass(value) and not inspect.isabstract(value)
+                callable_ = is_ours and any("__call__" in vars(base) for base in value.__mro__)
                 if callable_ and "revision" in {field.name for field in dataclasses.fields(value)}:
                     found.add(name)
     assert found - filters - on_raw_rows == {type(entry.make).__name__ for entry in CALLABLES}

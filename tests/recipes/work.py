@@ -7,6 +7,7 @@ import random
 import shlex
 from pathlib import Path
 
+from tests.pages import pages, write_warc
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset, tiny_tokenizer
 
 # What makes a recipe small enough for a test; the CLI wins over the YAML.
@@ -21,7 +22,8 @@ def make_work_folder(folder: Path) -> Path:
     Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer); of
     preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label); of retrieval
     `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form; of classification
-    `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label).
+    `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label); and of curation
+    `pages.warc.gz`.
     """
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "original")
@@ -41,6 +43,7 @@ def make_work_folder(folder: Path) -> Path:
     _write(folder / "feedback.jsonl", [row for i, row in enumerate(feedback) if i % 4 != 1])  # two good rows, one bad
     _write_retrieval(folder)
     _write_classification(folder)
+    write_warc(folder / "pages.warc.gz", pages())
     return folder
 
 

@@ -1,18 +1,25 @@
 """Curation as DCLM does it: steps that drop, rewrite and deduplicate documents, with a reason for each drop."""
 
 from hf_ext.data.curation.baseline import dclm_baseline
+from hf_ext.data.curation.classifier import QualityClassifier, fit_quality_classifier
 from hf_ext.data.curation.counts import CurationCounts
 from hf_ext.data.curation.decontaminate import Decontaminate
-from hf_ext.data.curation.deduplication.dataset import deduplicate
-from hf_ext.data.curation.deduplication.exact import ExactDeduplication
+from hf_ext.data.curation.deduplication import (
+    BloomDeduplication,
+    ExactDeduplication,
+    MinHashDeduplication,
+    deduplicate,
+)
 from hf_ext.data.curation.drop_ledger import DropLedger
 from hf_ext.data.curation.dry_run import dry_run
 from hf_ext.data.curation.extract import HtmlToText
 from hf_ext.data.curation.language import LanguageFilter
 from hf_ext.data.curation.lines import LineRules
+from hf_ext.data.curation.mixing import mix
 from hf_ext.data.curation.ngram_index import NGramIndex
 from hf_ext.data.curation.pipeline import curate
 from hf_ext.data.curation.quality import GopherQuality
+from hf_ext.data.curation.quality_filter import QualityFilter, QualityShare, find_cut, load_classifier
 from hf_ext.data.curation.remove_urls import RemoveUrls
 from hf_ext.data.curation.repetition import GopherRepetition
 from hf_ext.data.curation.report import CurationReport
@@ -20,6 +27,7 @@ from hf_ext.data.curation.urls import UrlRules
 from hf_ext.data.curation.warc import read_warc
 
 __all__ = [
+    "BloomDeduplication",
     "CurationCounts",
     "CurationReport",
     "Decontaminate",
@@ -30,12 +38,20 @@ __all__ = [
     "HtmlToText",
     "LanguageFilter",
     "LineRules",
+    "MinHashDeduplication",
     "NGramIndex",
+    "QualityClassifier",
+    "QualityFilter",
+    "QualityShare",
     "RemoveUrls",
     "UrlRules",
     "curate",
     "dclm_baseline",
     "deduplicate",
     "dry_run",
+    "find_cut",
+    "fit_quality_classifier",
+    "load_classifier",
+    "mix",
     "read_warc",
 ]

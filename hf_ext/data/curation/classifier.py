@@ -127,6 +127,16 @@ class QualityClassifier:
         digest.update(json.dumps([self.intercept, self.longest_ngram, self.seed, REVISION]).encode())
         return digest.hexdigest()[:32]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QualityClassifier):
+            return NotImplemented
+        return (self.fingerprint, self.threshold, self.keep_share) == (
+            other.fingerprint, other.threshold, other.keep_share,
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.threshold, self.keep_share))
+
     def __getstate__(self) -> dict[str, Any]:
         # without the fingerprint: what datasets hashes must not depend on whether somebody asked for it
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}

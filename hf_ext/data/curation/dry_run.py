@@ -17,7 +17,7 @@ from hf_ext.data.curation.document_sample import DocumentSample, draw_documents
 from hf_ext.data.curation.report import CurationReport, DropExample, SampleFacts
 from hf_ext.data.curation.running import document_name, step_names
 from hf_ext.data.curation.sources import DatasetShard, Shard, StreamShard, shards_of
-from hf_ext.data.curation.steps import Drop, RowStep, Rule, SetStep, Step, Values
+from hf_ext.data.curation.steps import Drop, Notes, RowStep, Rule, SetStep, Step, Values
 from hf_ext.data.curation.workers import peak_bytes
 
 if TYPE_CHECKING:
@@ -110,8 +110,13 @@ def _facts(drawn: DocumentSample, judged: JudgedSample, seed: int) -> SampleFact
     """What the sample says of the whole set."""
     num_rows = len(drawn.documents)
     seconds = sum(step.seconds for step in judged.counts.steps)
-    expected = None if drawn.rows_of_set is None else seconds * drawn.rows_of_set / num_rows
-    return SampleFacts(num_rows, drawn.num_shards, seed, drawn.rows_of_set, expected, {})
+    if drawn.rows_of_set is None:
+        return SampleFacts(num_rows, drawn.num_shards, seed)
+    scale = drawn.rows_of_set / num_rows
+    # a filter is sized by the n-grams, of which a larger set has more in proportion
+    sizes = {step.name: round(float(step.notes.get("filter_bytes", 0)) * scale) for step in judged.counts.steps}
+    bloom_bytes = {name: size for name, size in sizes.items() if size}
+    return SampleFacts(num_rows, drawn.num_shards, seed, drawn.rows_of_set, seconds * scale, bloom_bytes)
 
 
 def _notes(drawn: DocumentSample, steps: Sequence[Step]) -> list[str]:
@@ -191,7 +196,7 @@ class _Sample:
         if isinstance(step, RowStep):
             columns, values, drops = step.judge(batch, places.tolist())
         else:
-            columns, values, drops = _decide(step, batch, places.tolist())
+            columns, values, drops = _decide(step, batch, places.tolist(), counts.notes)
         seconds_a_row = (time.perf_counter() - start) / max(len(places), 1)
         for verdict in self._verdicts(step, places, values, drops):
             self._add_examples(step, name, verdict, dict(zip(places.tolist(), drops, strict=True)))
@@ -260,14 +265,14 @@ class _Sample:
 
 
 def _decide(
-    step: SetStep, batch: Columns, places: Sequence[int]
+    step: SetStep, batch: Columns, places: Sequence[int], notes: Notes
 ) -> tuple[Columns, dict[str, Values], list[Drop | None]]:
     """What a step that needs every document does with those at hand: columns, measurements and drops."""
     drops = step.unreadable(batch, places)
     readable = [place for place, drop in enumerate(drops) if drop is None]
     readable_batch = {name: [column[place] for place in readable] for name, column in batch.items()}
     texts = readable_batch[step.read_column]
-    decisions = list(chain.from_iterable(step.decide([step.features(texts, readable_batch)])))
+    decisions = list(chain.from_iterable(step.decide([step.features(texts, readable_batch)], notes)))
     columns: Columns = {step.read_column: list(batch[step.read_column])}
     for place, text, decision in zip(readable, texts, decisions, strict=True):
         drops[place] = decision.drop

@@ -191,6 +191,12 @@ class NGramIndex:
         """Distinct n-grams."""
         return len(self.hashes)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NGramIndex) and other.fingerprint == self.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def __repr__(self) -> str:
         return f"NGramIndex({self.fingerprint!r}, {len(self):,} n-grams of {self.ngram} words)"
 

@@ -173,7 +173,7 @@ class CurationReport(SavedReport):
     def tables(self) -> list[Table]:
         """The tables of Markdown and page: steps, rules, other bounds, sources, examples; those with a row."""
         tables = [self._steps_table(), self._rules_table(), self._bounds_table()]
-        tables += [self._sources_table(), self._examples_table()]
+        tables += [self._notes_table(), self._sources_table(), self._examples_table()]
         return [table for table in tables if table.rows]
 
     # --- the tables --------------------------------------------------------------------------------------------------
@@ -213,6 +213,15 @@ class CurationReport(SavedReport):
         seen = "in the sample" if self.sample is not None else "that came to the step"
         note = f"Documents {seen} that are beyond each bound, whatever other rules say. Rows of zeros are left out."
         return Table("Other bounds", names, rows, note, num_texts=2)
+
+    def _notes_table(self) -> Table:
+        """What steps over the whole set say of it: sizes of clusters, a filter's rate of errors, a threshold."""
+        rows = [
+            [step.name, name.replace("_", " "), value if isinstance(value, str) else _number(value)]
+            for step in self.counts.steps
+            for name, value in step.notes.items()
+        ]
+        return Table("Of the whole set", ("step", "what", "value"), rows, num_texts=2)
 
     def _sources_table(self) -> Table:
         sources = sorted(self.counts.sources.items(), key=lambda item: -item[1].rows_read)

@@ -344,7 +344,7 @@ Step = RowStep | SetStep
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    return math.nan if value is None else float(value)  # a bound may be a whole number
 
 
 def _spread(column: Sequence[Any], positions: Sequence[int], base: Sequence[Any]) -> list[Any]:

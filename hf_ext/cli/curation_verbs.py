@@ -1,0 +1,169 @@
+"""`hf-ext data dedup|classify|decontaminate`: one step of curation by itself, with the options that it needs most."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_ext.cli.config_file import named_value
+from hf_ext.cli.curate import add_curation_options, curate_documents, require_options
+from hf_ext.cli.options import option
+from hf_ext.cli.outputs import check_folder_output, file_output
+from hf_ext.guards.exits import exit_status
+from hf_ext.guards.numbers import PROBABILITY, SHARE
+
+METHODS = {"exact": "ExactDeduplication", "minhash": "MinHashDeduplication", "bloom": "BloomDeduplication"}
+
+
+def add_parsers(actions: argparse._SubParsersAction) -> None:
+    """Add the parsers of the three verbs."""
+    parser = actions.add_parser(
+        "dedup",
+        help="drop documents, or cut paragraphs, that repeat earlier ones",
+        description="Drop documents that repeat an earlier one: exactly, nearly (MinHash of word 5-grams), or by "
+        "paragraph (a Bloom filter of 13-grams, as for DCLM-Baseline). The first of several stays.",
+    )
+    option(parser, "--method", choices=[*METHODS], default="minhash", help="what counts as one (default: minhash)")
+    _add_field_option(parser, "bands=93, threshold=0.7 or mode=both")
+    add_curation_options(parser)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_dedup(o), "hf-ext data dedup"))
+
+    parser = actions.add_parser(
+        "classify",
+        help="train a quality classifier, or keep the documents that it scores highest",
+        description="With --positives and --negatives, train a classifier and save it. With --dataset, keep the "
+        "documents that --classifier (or the one just trained) scores highest.",
+    )
+    option(parser, "--positives", metavar="DATA", help="good documents: a file, a folder or a Hub name")
+    option(parser, "--negatives", metavar="DATA", help="other documents, such as random pages")
+    option(parser, "--text-column", default="text", metavar="NAME", help="of all documents (default: text)")
+    option(parser, "--save", metavar="FOLDER", help="where a trained classifier goes: a new folder")
+    option(parser, "--classifier", metavar="PATH", help="a saved classifier: a folder, or a fastText .bin file")
+    option(parser, "--keep-share", type=SHARE, metavar="SHARE", help="of the words to keep, in (0, 1]")
+    option(parser, "--threshold", type=PROBABILITY, metavar="SCORE", help="keep documents from this score on, 0 to 1")
+    add_curation_options(parser)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_classify(o), "hf-ext data classify"))
+
+    parser = actions.add_parser(
+        "decontaminate",
+        help="find rows of benchmarks in documents, and drop these or cut the rows out",
+        description="Look for the word 13-grams of benchmarks in documents. The drop ledger names the benchmark's row "
+        "and where it stands. With --save-index the n-grams are kept for the next time.",
+    )
+    option(parser, "--benchmark", nargs="+", metavar="DATA", help="benchmarks: files, folders or Hub names")
+    option(parser, "--columns", nargs="+", metavar="NAME", help="their columns of questions, contexts and answers")
+    option(parser, "--index", metavar="FILE", help="an index that --save-index wrote, in place of --benchmark")
+    option(parser, "--save-index", metavar="FILE", help="where to keep the index, a .parquet file with their texts")
+    option(
+        parser,
+        "--mode",
+        choices=["drop", "mask_span", "report"],
+        default="drop",
+        help="drop the document, cut the span out, or write it down alone (default: drop)",
+    )
+    add_curation_options(parser)
+    parser.set_defaults(run=lambda o: exit_status(lambda: run_decontaminate(o), "hf-ext data decontaminate"))
+
+
+def run_dedup(options: argparse.Namespace) -> int:
+    """
+    Drop duplicates.
+
+    Raises:
+        ValueError: if an argument or a document cannot be used.
+    """
+    from hf_ext.recipes.curation.settings import read_steps
+
+    require_options(options, "dataset", "output")
+    fields = dict(named_value(text) for text in options.option)
+    return curate_documents(options, read_steps([{METHODS[options.method]: fields}], "--option"))
+
+
+def run_classify(options: argparse.Namespace) -> int:
+    """
+    Train a classifier, or filter by one, or both.
+
+    Raises:
+        ValueError: if an argument or a document cannot be used.
+    """
+    is_training = options.positives is not None or options.negatives is not None
+    if is_training == (options.classifier is not None):
+        raise ValueError("give --positives and --negatives to train a classifier, or --classifier, a saved one")
+    if options.dataset is not None and (options.keep_share is None) == (options.threshold is None):
+        raise ValueError("with --dataset give one of --keep-share and --threshold")
+    require_options(options, *(("positives", "negatives", "save") if is_training else ("dataset",)))
+    if options.dataset is not None:
+        require_options(options, "output")
+    from hf_ext.data.curation.quality_filter import QualityFilter, QualityShare, load_classifier
+
+    classifier = _trained(options) if is_training else load_classifier(options.classifier)
+    if options.dataset is None:
+        return 0
+    settings: dict[str, Any] = {"classifier": classifier, "text_column": options.text_column}
+    if options.threshold is not None:
+        return curate_documents(options, [QualityFilter(threshold=options.threshold, **settings)])
+    return curate_documents(options, [QualityShare(keep_share=options.keep_share, **settings)])
+
+
+def run_decontaminate(options: argparse.Namespace) -> int:
+    """
+    Look for benchmarks in documents.
+
+    Raises:
+        ValueError: if an argument, a benchmark or a document cannot be used.
+    """
+    require_options(options, "dataset", "output")
+    if (options.benchmark is None) == (options.index is None):
+        raise ValueError("give --benchmark with --columns, or --index")
+    from hf_ext.data.curation.decontaminate import Decontaminate
+    from hf_ext.data.curation.ngram_index import NGramIndex
+
+    if options.index is not None:
+        index = NGramIndex.load(options.index)
+    else:
+        require_options(options, "columns")
+        index = NGramIndex.joined([_benchmark_index(name, options.columns) for name in options.benchmark])
+    print(f"{len(index.records):,} texts of benchmarks, {index.num_too_short:,} of them too short to be looked for")
+    if options.save_index is not None:
+        with file_output(options, "save_index") as path:
+            index.save(path)
+    return curate_documents(options, [Decontaminate(index=index, mode=options.mode)])
+
+
+def _add_field_option(parser: argparse.ArgumentParser, examples: str) -> None:
+    option(
+        parser,
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a field of the step, such as {examples}; may be repeated",
+    )
+
+
+def _trained(options: argparse.Namespace) -> Any:
+    """The classifier of `--positives` and `--negatives`, saved; what is known of it is printed."""
+    from hf_ext.data.curation.classifier import fit_quality_classifier
+    from hf_ext.data.loading import load_rows
+
+    check_folder_output(options, "save", ("classifier.json", "classifier.safetensors"), "a classifier")
+    positives, negatives = (load_rows(name) for name in (options.positives, options.negatives))
+    classifier = fit_quality_classifier(positives, negatives, text_column=options.text_column)
+    classifier.save(options.save)
+    report = classifier.report
+    print(f"trained on {report.num_positives:,} good and {report.num_negatives:,} other documents")
+    if report.auc is not None:
+        print(f"held-out AUC {report.auc:.3f}; of the length alone {report.length_auc:.3f}")
+    for warning in report.warnings:
+        print(f"note: {warning}")
+    print(f"classifier: {options.save}")
+    return classifier
+
+
+def _benchmark_index(name: str, columns: Sequence[str]) -> Any:
+    from hf_ext.data.curation.ngram_index import NGramIndex
+    from hf_ext.data.loading import load_rows
+
+    return NGramIndex.from_dataset(load_rows(name), columns, task=Path(name).name)
