@@ -2,6 +2,7 @@
 
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free
+from hf_ext.data.curation.baseline import dclm_baseline as dclm_baseline
 from hf_ext.data.curation.classifier import QualityClassifier as QualityClassifier
 from hf_ext.data.curation.classifier import fit_quality_classifier as fit_quality_classifier
 from hf_ext.data.curation.counts import CurationCounts as CurationCounts

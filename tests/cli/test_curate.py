@@ -10,7 +10,15 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from hf_ext.cli import main
-from hf_ext.data.curation import CurationReport, DropLedger, GopherQuality, LineRules, curate
+from hf_ext.data.curation import (
+    BloomDeduplication,
+    CurationReport,
+    DropLedger,
+    GopherQuality,
+    LineRules,
+    curate,
+    dclm_baseline,
+)
 from hf_ext.recipes.curation.settings import file_schema, read_steps, step_types, steps_schema
 from hf_ext.recipes.files import find_recipe
 from tests.pages import pages, write_warc
@@ -186,7 +194,7 @@ def test_the_schema_takes_the_recipes_of_the_package_and_refuses_the_mistakes(ca
     validator = jsonschema.Draft202012Validator(schema)
     recipe = yaml.safe_load(find_recipe("curation/dclm_baseline").read_text())
     assert validator.is_valid(recipe)
-    read_steps(recipe["steps"], "recipe")
+    assert read_steps(recipe["steps"], "") == [*dclm_baseline(extract=True, bloom=BloomDeduplication())]
     for text, _ in MISTAKES[:-5]:  # the others are not about what the file may hold
         assert not validator.is_valid(yaml.safe_load(text)), text
 
