@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
@@ -97,7 +98,11 @@ def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: s
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
     """Remove what killed processes left of writing files of that name; who calls holds the claim to write them."""
-    for leftover in folder.glob(f".{pattern}.*.tmp"):
+    for leftover in folder.glob(".*.tmp"):
+        # Without what tells the call: `.rows.parquet.12-ab.tmp` is of `rows.parquet`, which another process may write
+        # while this one holds `rows`.
+        if not fnmatchcase(leftover.name.rsplit(".", 2)[0], f".{pattern}"):
+            continue
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 

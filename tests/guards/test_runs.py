@@ -124,6 +124,14 @@ def test_a_claimed_name_is_cleared_of_what_killed_processes_left_and_of_nothing_
     assert names == {".rows[1].14-ab.tmp"}
 
 
+def test_a_claim_leaves_alone_what_is_being_written_under_a_longer_name(tmp_path: Path) -> None:
+    with claimed_file(tmp_path / "rows.parquet"), replacing(tmp_path / "rows.parquet") as temporary:
+        temporary.write_text("the rows")
+        with claimed_file(tmp_path / "rows"):
+            assert temporary.exists()
+    assert (tmp_path / "rows.parquet").read_text() == "the rows"
+
+
 @pytest.mark.parametrize("claim", [claimed_file, claimed_folder])
 @pytest.mark.parametrize("place", ["file/a", "file/a/b", "x" * 300 + "/a"])
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, claim: Callable, place: str) -> None:
