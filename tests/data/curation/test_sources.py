@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import re
 import sys
 from itertools import chain
@@ -55,6 +56,15 @@ def test_chunks_are_the_same_wherever_reading_begins(tmp_path, monkeypatch, kind
         sizes = np.cumsum([len(text) for text in texts])
         assert len(texts) == 60 or sizes[-1] >= 5000 > sizes[-2]
         assert [plain(chunk) for chunk in shard.chunks(end)] == [later for later in chunks if later[2] > end]
+
+
+def test_a_chunk_goes_to_another_process_without_the_rows_around_it(tmp_path):
+    texts = ["x" * 1_000_000] * 40  # nine fill a chunk
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    for shard in (DatasetShard(Dataset.from_dict({"text": texts})), *shards_of(tmp_path, False)):
+        chunks = list(shard.chunks(0))
+        assert [chunk.rows.num_rows for chunk in chunks] == [9, 9, 9, 9, 4]
+        assert all(len(pickle.dumps(chunk)) < 9_100_000 for chunk in chunks)
 
 
 def test_surrogates_and_nul_and_a_line_of_twenty_megabytes_are_documents(tmp_path):
