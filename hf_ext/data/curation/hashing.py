@@ -56,12 +56,15 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
 
 def ngram_hashes(words: Hashes, length: int) -> Hashes:
     """A number for each run of `length` words, `(words - length + 1,)`, from the words' own."""
-    count = len(words) - length + 1
-    if count < 1:
-        return np.zeros(0, np.uint64)
-    total = np.full(count, length, np.uint64)
+    return hashes_from(words, slice(0, max(len(words) - length + 1, 0)), length)
+
+
+def hashes_from(words: Hashes, starts: Positions | slice, length: int) -> Hashes:
+    """What [`ngram_hashes`] gives at some positions; none is so late that the words end before the n-gram does."""
+    # every offset looks at its own words: those from the first start on, shifted by the offset
+    total = np.full_like(words[starts], length)
     for offset in range(length):
-        total += words[offset : offset + count] * _powers()[offset + 1]
+        total += words[offset:][starts] * _powers()[offset + 1]
     return mixed(total)
 
 

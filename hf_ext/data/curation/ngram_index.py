@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_ext.data.curation.hashing import Hashes, Positions, ngram_hashes
+from hf_ext.data.curation.hashing import Hashes, hashes_from, ngram_hashes
 from hf_ext.data.curation.normalised_text import normalised
 from hf_ext.guards.disk import parquet_sink, replacing, writing
 from hf_ext.guards.inside import require_file
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _SETTINGS = b"hf-ext n-gram index"
+_SPARSE = 64  # places of the table of beginnings for each n-gram
+_MOST_BITS = 26  # 64 MB
 _LENGTH = Bounds(int, 2, 100, "a whole number from 2 to 100")
 
 
@@ -109,35 +112,44 @@ class NGramIndex:
     def _index(self) -> None:
         """Sort the n-grams by their hashes, of equal ones the first alone."""
         self.texts: list[str] = []
-        parts: list[tuple[Hashes, Positions, Positions, int]] = []
-        for record in self.records:
-            text = normalised(record.text)
-            length = min(len(text.hashes), self.ngram)
-            self.texts.append(text.words)
+        hashes = [np.zeros(0, np.uint64)]
+        spans = [np.zeros((0, 2), np.int32)]
+        sources = [np.zeros(0, np.int32)]
+        texts = [normalised(record.text) for record in self.records]
+        lengths = [min(len(text.hashes), self.ngram) for text in texts]
+        self.lengths = sorted({length for length in lengths if length >= self.shortest})
+        prefixes = [np.zeros(0, np.uint64)]
+        for number, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+            self.texts.append(text.words(0, len(text.hashes)))
             if length < self.shortest:
                 self.num_too_short += 1
-                length = 0
-            hashes = ngram_hashes(text.hashes, length) if length else np.zeros(0, np.uint64)
-            starts = text.offsets[: len(hashes)]
-            parts.append((hashes, starts, text.offsets[length : length + len(hashes)], length))
-        hashes = np.concatenate([np.zeros(0, np.uint64), *(part[0] for part in parts)])
-        starts = np.concatenate([np.zeros(0, np.intp), *(part[1] for part in parts)])
-        ends = np.concatenate([np.zeros(0, np.intp), *(part[2] for part in parts)])
-        sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-        order = np.argsort(hashes, kind="stable")
-
-        def ngram_at(place: int) -> str:
-            return self.texts[sources[place]][starts[place] : ends[place]]
-
+                continue
+            hashes.append(ngram_hashes(text.hashes, length))
+            offsets = np.cumsum([0, *(text.bounds[:, 1] - text.bounds[:, 0] + 1)])
+            spans.append(np.stack([offsets[:-length], offsets[length:]], axis=1).astype(np.int32))
+            sources.append(np.full(len(hashes[-1]), number, np.int32))
+            prefixes.append(ngram_hashes(text.hashes, self.lengths[0])[: len(hashes[-1])])
+        self.hashes = np.concatenate(hashes)
+        self.spans = np.concatenate(spans)
+        self.sources = np.concatenate(sources)
+        order = np.argsort(self.hashes, kind="stable")
         is_first = np.ones(len(order), dtype=bool)
-        for number in np.flatnonzero(np.diff(hashes[order]) == 0).tolist():
-            here, there = order[number + 1], order[number]
-            is_first[number + 1] = ngram_at(here) != ngram_at(there)
+        for place in np.flatnonzero(np.diff(self.hashes[order]) == 0).tolist():
+            is_first[place + 1] = self._ngram(order[place]) != self._ngram(order[place + 1])
         order = order[is_first]
-        self.hashes = hashes[order]
-        self.sources = sources[order].astype(np.int32)
-        self.spans = np.stack([starts[order], ends[order]], axis=1).astype(np.int32)
-        self.lengths = sorted({part[3] for part in parts} - {0})
+        self.hashes = self.hashes[order]
+        self.spans = self.spans[order]
+        self.sources = self.sources[order]
+        # One look at a table tells of nearly every position of a document that no n-gram, of any length, begins there.
+        num_bits = min(_MOST_BITS, (_SPARSE * len(order)).bit_length())
+        self.shift = np.uint64(64 - num_bits)
+        self.begins = np.zeros(2**num_bits, dtype=bool)
+        self.prefixes = np.unique(np.concatenate(prefixes))
+        self.begins[self.prefixes >> self.shift] = True
+
+    def _ngram(self, place: int) -> str:
+        start, end = self.spans[place].tolist()
+        return self.texts[self.sources[place]][start:end]
 
     @classmethod
     def from_dataset(
@@ -203,14 +215,19 @@ class NGramIndex:
     def find(self, text: str) -> list[Span]:
         """The spans of a text that are in a benchmark, in their order; spans that overlap are one."""
         document = normalised(text)
+        num_words = len(document.hashes)
+        prefixes = ngram_hashes(document.hashes, self.lengths[0])
+        candidates = np.flatnonzero(self.begins[prefixes >> self.shift])
+        candidates = candidates[_are_in(prefixes[candidates], self.prefixes)[0]]
+        if not len(candidates):
+            return []
         matches: list[tuple[int, int, int]] = []  # first word, last word, record
         for length in self.lengths:
-            hashes = ngram_hashes(document.hashes, length)
-            places = np.searchsorted(self.hashes, hashes)
-            places[places == len(self.hashes)] = 0
-            for start in np.flatnonzero(self.hashes[places] == hashes).tolist():
-                ngram = document.words[document.offsets[start] : document.offsets[start + length]]
-                record = self._record_of(ngram, int(places[start]))
+            starts = candidates[candidates <= num_words - length]
+            is_known, places = _are_in(hashes_from(document.hashes, starts, length), self.hashes)
+            for number in np.flatnonzero(is_known).tolist():
+                start = int(starts[number])
+                record = self._record_of(document.words(start, start + length), int(places[number]))
                 if record is not None:
                     matches.append((start, start + length - 1, record))
         spans: list[Span] = []
@@ -227,10 +244,8 @@ class NGramIndex:
         """The record with that very n-gram, among those with its hash."""
         value = self.hashes[place]
         while place < len(self.hashes) and self.hashes[place] == value:
-            start, end = self.spans[place]
-            record = int(self.sources[place])
-            if self.texts[record][start:end] == ngram:
-                return record
+            if self._ngram(place) == ngram:
+                return int(self.sources[place])
             place += 1
         return None
 
@@ -273,6 +288,13 @@ class NGramIndex:
             return cls(records, ngram=settings["ngram"], shortest=settings["shortest"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not an index of n-grams: {type(error).__name__}: {error}.") from error
+
+
+def _are_in(hashes: Hashes, known: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+    """Which hashes are among sorted ones, and where the first equal one stands."""
+    places = np.searchsorted(known, hashes)
+    places[places == len(known)] = 0
+    return known[places] == hashes, places
 
 
 def _records(dataset: Any, columns: Sequence[str], task: str, id_column: str | None) -> Iterator[Record]:

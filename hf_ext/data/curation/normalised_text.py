@@ -23,21 +23,25 @@ class NormalisedText(NamedTuple):
     A text as it is compared, and where its words lie in the text as it was.
 
     Args:
-        words (`str`):
-            Its words in lower case, in compatible characters (NFKC), each followed by a space.
-        offsets (`np.ndarray` of shape `(words + 1,)`):
-            Where each word begins in `words`.
+        text (`str`):
+            In folded case and compatible characters (NFKC).
+        bounds (`np.ndarray` of shape `(words, 2)`):
+            Where each word begins and ends in `text`.
         starts, ends (`np.ndarray` of shape `(words,)`):
-            Characters of the text itself from which the word comes.
+            Characters of the text as it was from which the word comes.
         hashes (`np.ndarray` of shape `(words,)`):
             A number for each word.
     """
 
-    words: str
-    offsets: Positions
+    text: str
+    bounds: npt.NDArray[np.intp]
     starts: Positions
     ends: Positions
     hashes: Hashes
+
+    def words(self, start: int, end: int) -> str:
+        """The words from one to another, each followed by a space."""
+        return "".join([f"{self.text[first:last]} " for first, last in self.bounds[start:end].tolist()])
 
 
 def normalised(text: str) -> NormalisedText:
@@ -48,11 +52,10 @@ def normalised(text: str) -> NormalisedText:
     `well known` is. A language that is written without spaces has few, long ones.
     """
     compatible, first, last = _compatible(text)
-    starts, ends = word_spans(_word_characters()[code_points(compatible)])
-    hashes = word_hashes(code_points(compatible), starts, ends)
-    words = "".join([f"{compatible[start:end]} " for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
-    offsets = np.concatenate([[0], np.cumsum(ends - starts + 1)])
-    return NormalisedText(words, offsets, first[starts], last[ends - 1] + 1, hashes)
+    points = code_points(compatible)
+    starts, ends = word_spans(_word_characters()[points])
+    hashes = word_hashes(points, starts, ends)
+    return NormalisedText(compatible, np.stack([starts, ends], axis=1), first[starts], last[ends - 1] + 1, hashes)
 
 
 def _compatible(text: str) -> tuple[str, Positions, Positions]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-import time
 import unicodedata
 
 import numpy as np
@@ -53,19 +52,20 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 def test_words_are_those_of_the_whole_text_and_come_from_where_they_say(text):
     document = normalised(text)
-    assert document.words.split() == [word for word in plain_words(text) if word]
+    words = [word for word in plain_words(text) if word]
+    assert document.words(0, len(document.hashes)) == "".join(f"{word} " for word in words)
     for number, (start, end) in enumerate(zip(document.starts, document.ends, strict=True)):
-        word = document.words[document.offsets[number] : document.offsets[number + 1] - 1]
+        word = document.words(number, number + 1)[:-1]
         assert 0 <= start < end <= len(text)
         # what it came from has the word in it, and is no longer than what composes with it
         assert word in unicodedata.normalize("NFKC", text[start:end]).casefold()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from("ab"), max_size=30), st.lists(st.lists(st.sampled_from("ab"), max_size=8), min_size=1))
 def test_what_is_found_is_what_a_search_of_every_ngram_finds(words, benchmark):
     records = [Record("t", str(number), " ".join(row)) for number, row in enumerate([["a", "b", "c"], *benchmark])]
@@ -201,9 +201,7 @@ def test_rows_of_core_planted_in_web_pages_are_found_and_nothing_else_is(real_da
     index = NGramIndex.joined(indexes)
     with gzip.open(real_data / "web_docs" / "text_docs.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
-    start = time.process_time()
     clean = [index.find(text) for text in texts]
-    print(f"{len(texts) / (time.process_time() - start):,.0f} documents a second against {len(index):,} n-grams")
     generator = np.random.default_rng(0)
     num_planted = 0
     for number, text in enumerate(texts[:200]):
