@@ -13,10 +13,12 @@ from hf_ext.data.curation.deduplication import (
 from hf_ext.data.curation.drop_ledger import DropLedger
 from hf_ext.data.curation.dry_run import dry_run
 from hf_ext.data.curation.extract import HtmlToText
+from hf_ext.data.curation.fasttext_file import FastTextClassifier
 from hf_ext.data.curation.language import LanguageFilter
 from hf_ext.data.curation.lines import LineRules
-from hf_ext.data.curation.mixing import mix
+from hf_ext.data.curation.mixing import MixManifest, mix
 from hf_ext.data.curation.ngram_index import NGramIndex
+from hf_ext.data.curation.packing import PackedSet, pack
 from hf_ext.data.curation.pipeline import curate
 from hf_ext.data.curation.quality import GopherQuality
 from hf_ext.data.curation.quality_filter import QualityFilter, QualityShare, find_cut, load_classifier
@@ -33,13 +35,16 @@ __all__ = [
     "Decontaminate",
     "DropLedger",
     "ExactDeduplication",
+    "FastTextClassifier",
     "GopherQuality",
     "GopherRepetition",
     "HtmlToText",
     "LanguageFilter",
     "LineRules",
     "MinHashDeduplication",
+    "MixManifest",
     "NGramIndex",
+    "PackedSet",
     "QualityClassifier",
     "QualityFilter",
     "QualityShare",
@@ -53,5 +58,6 @@ __all__ = [
     "fit_quality_classifier",
     "load_classifier",
     "mix",
+    "pack",
     "read_warc",
 ]
