@@ -47,10 +47,10 @@ class HtmlToText(RowStep):
     """
     Extract the main text of HTML pages, with resiliparse as DCLM calls it.
 
-    Bytes are decoded with the charset of the HTTP header, then with what the page says of itself or resiliparse
-    detects; where none fits every byte, as UTF-8 with replacement, which `decode_fallback` says. Pages are parsed in a
-    process of their own, bounded in time and memory: a page that kills the parser costs that page alone. `curate` does
-    not keep the pages beside their texts; with `dataset.map` pass `remove_columns=["html"]`.
+    Bytes are decoded with the charset of the HTTP header, then as UTF-8, then with what the page says of itself or
+    resiliparse detects; where none fits every byte, as UTF-8 with replacement, which `decode_fallback` says. Pages
+    are parsed in a process of their own, bounded in time and memory: a page that kills the parser costs that page
+    alone. `curate` does not keep the pages beside their texts; with `dataset.map` pass `remove_columns=["html"]`.
 
     | column in | type | column out | type |
     |---|---|---|---|
@@ -142,7 +142,7 @@ class HtmlToText(RowStep):
         surrogates: list[bool] = []
         for page, charset in zip(pages, charsets, strict=True):
             encoded_page, has_surrogates = _encoded(page)
-            label = (charset or "").strip().encode("ascii", "replace")[:100]
+            label = charset.strip().encode("ascii", "replace")[:100] if isinstance(charset, str) else b""
             requests += (html_worker.REQUEST.pack(isinstance(page, str), len(label), len(encoded_page)), label)
             requests.append(encoded_page)
             surrogates.append(has_surrogates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Iterator
 from typing import BinaryIO
 
 REQUEST = struct.Struct("<?HQ")  # is_text, bytes of the charset, bytes of the page
@@ -21,19 +22,28 @@ def decode(page: bytes, charset: str) -> tuple[str, bool]:
     """
     A page's characters, and whether some had to be replaced.
 
-    The charset of the HTTP header is tried first, then what the page or its bytes say. Each must fit every byte, as
-    pages often declare a charset that they do not keep to.
+    The charset of the HTTP header is tried first, then UTF-8, then what the page or its bytes say. Each must fit every
+    byte, as pages often declare a charset that they do not keep to.
     """
-    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-
-    encodings = [map_encoding_to_html5(charset, fallback_utf8=False)] if charset else []
-    encodings += [detect_encoding(page, from_html_meta=True), detect_encoding(page)]
-    for encoding in encodings:
+    for encoding in _encodings(page, charset):
         try:
             return page.decode(encoding or "utf-8").removeprefix("\ufeff"), False
         except (UnicodeDecodeError, LookupError):
             continue
     return page.decode("utf-8", "replace").removeprefix("\ufeff"), True
+
+
+def _encodings(page: bytes, charset: str) -> Iterator[str | None]:
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    if charset and (encoding := map_encoding_to_html5(charset, fallback_utf8=False)):
+        yield encoding
+    # of a short page detection takes UTF-8 for something else, but what fits UTF-8 by chance is next to nothing;
+    # bytes below 128 alone may be ISO-2022-JP or UTF-16
+    if not page.isascii():
+        yield "utf-8"
+    yield detect_encoding(page, from_html_meta=True)
+    yield detect_encoding(page)
 
 
 def outcome_of(page: bytes, charset: str, is_text: bool, strict: bool) -> tuple[int, str]:

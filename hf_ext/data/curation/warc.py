@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_ext.data.curation.steps import DROP_REASON, DROP_THRESHOLD, DROP_VALUE, Drop
 from hf_ext.guards.extras import naming_extras
+from hf_ext.guards.inside import require_file
 
 if TYPE_CHECKING:
     from fastwarc import WarcRecord
@@ -48,11 +49,12 @@ def read_warc(path: str | os.PathLike[str], *, max_page_bytes: int = 50_000_000)
 
     Raises:
         MissingExtraError: if fastwarc is not installed.
-        OSError: if the file cannot be read.
+        OSError: if the file is missing or cannot be read.
+        ValueError: if it is no file.
     """
     with naming_extras():
         import fastwarc  # noqa: F401
-    with open(path, "rb") as file:
+    with open(require_file(path), "rb") as file:
         yield from _Reader(file, Path(path).name, max_page_bytes).rows()
 
 

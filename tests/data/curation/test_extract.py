@@ -43,6 +43,7 @@ def test_text_is_that_of_resiliparse_called_in_this_process(real_data):
     ("cp1252", "nonsense", "naïve café"),
     ("utf-16", None, "naïve café"), ("utf-16", "utf-8", "naïve café"), ("utf-16-le", "utf-16le", "naïve café"),
     ("shift_jis", "x-sjis", "日本語の文章"), ("koi8-r", "koi8-r", "Привет, мир"), ("gb18030", "GB2312", "中文网页"),
+    ("iso2022_jp", "iso-2022-jp", "日本語の文章"),
     ("utf-8", "rot13", "naïve café"), ("utf-8", "é\ud800" * 99, "naïve café"),
 ])  # fmt: skip
 def test_bytes_are_decoded_by_what_fits_them(encoding, charset, text):
@@ -123,6 +124,10 @@ def test_curate_keeps_the_text_alone_of_datasets_files_and_streams(tmp_path):
     pages.to_parquet(tmp_path / "pages.parquet")
     curate(tmp_path / "pages.parquet", [HtmlToText()], output=tmp_path / "output")
     assert load_dataset(str(tmp_path / "output"), split="train").to_dict() == rows
+
+
+def test_a_charset_column_of_nulls_and_nans_is_no_charset():
+    assert extracted("<p>café".encode(), float("nan")) == ("café", False)
 
 
 def test_what_is_neither_text_nor_bytes_is_named():

@@ -74,7 +74,7 @@ def test_a_model_of_ones_own_and_what_is_none(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"no model")
     with pytest.raises(ValueError, match=r"model\.bin cannot be read"):
         LanguageFilter(model_path=str(tmp_path / "model.bin")).judge({"text": [ENGLISH]})
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.bin is missing"):
         LanguageFilter(model_path="nowhere.bin").judge({"text": [ENGLISH]})
     with pytest.raises(ValueError, match=r"min_probability must be in \[0, 1\)"):
         LanguageFilter(min_probability=1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ def test_rows_without_an_address_are_refused_or_kept(list_of):
     step = UrlRules(domains=path, missing_url="keep")
     assert rules_broken(step, [None, "bad.com", "", "javascript:x"]) == [None, "domains", None, None]
     assert step.judge({"text": ["x", "y"]}).drops == [None, None]
+    # of a batch that reads a column only when it is asked for, no other column is
+    batch = defaultdict(lambda: pytest.fail("a column of no use was read"), {"url": [None]})
+    assert step.judge(batch).drops == [None]
     judgement = step.judge({"url": [None, "bad.com", "ok.com", "javascript:x"]})
     assert np.isnan(judgement.values["domains"]).tolist() == [True, False, False, True]
     assert UrlRules(domains=path, on_bad_row="drop").judge({"url": [7]}).drops == [Drop("error:int")]
@@ -141,5 +145,5 @@ def test_settings_that_cannot_be_meant_are_refused(list_of):
         UrlRules()
     with pytest.raises(ValueError, match="missing_url must be"):
         UrlRules(domains=list_of("a.com"), missing_url="drop")
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt is missing"):
         UrlRules(hard_words="nowhere.txt").judge({"url": ["a.com"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import random
 import tracemalloc
 import zlib
@@ -149,6 +150,17 @@ def test_one_gzip_member_may_hold_every_record(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"no archive at all\n" * 9])
 def test_a_file_without_records(tmp_path, data):
     assert texts_and_reasons(rows_of(tmp_path, data)) == ([], ["read_warc:broken_record"] if data else [])
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.warc")
+    for path, error in (
+        (tmp_path / "pipe.warc", ValueError),
+        (tmp_path, ValueError),
+        ("gone.warc", FileNotFoundError),
+    ):
+        with pytest.raises(error):
+            next(read_warc(path))
 
 
 def test_a_page_is_decoded_as_its_header_says_and_left_as_it_is_where_that_is_false(tmp_path):
