@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_ext.data.curation.text_counts import (
     NGRAM_SIZES,
-    LineCounts,
+    LineMarks,
     PieceCounts,
     QualityCounts,
     RepetitionCounts,
@@ -43,6 +43,7 @@ from hf_ext.data.curation.unicode_tables import (
     REGIONAL_INDICATOR,
     SINGLE_QUOTE,
     W_SEG_SPACE,
+    WORD_BREAK_CLASSES,
     ZWJ,
     code_points,
     unicode_tables,
@@ -51,7 +52,38 @@ from hf_ext.guards.compiling import compiled
 
 _LONGEST_NGRAM = NGRAM_SIZES[-1]
 _NEWLINE, _SPACE, _HASH, _DOT, _ELLIPSIS = map(ord, "\n #.…")
+_UPPER, _SHORT, _WITH_DIGITS = 1, 2, 4
 _KELVIN_SIGN = 0x212A  # the one character beyond ASCII whose lower case is in it: k
+
+
+_LETTERS = (A_LETTER, HEBREW_LETTER)
+_INSIDE_WORDS = (SINGLE_QUOTE, MID_NUM_LET, MID_LETTER)
+_INSIDE_NUMBERS = (SINGLE_QUOTE, MID_NUM_LET, MID_NUM)
+_SPLIT, _JOIN, _ASK = range(3)
+
+
+def _pair_table():
+    """What two classes that meet say, `(19, 19)`: no boundary, one (WB999), or to ask what is around them."""
+    table = np.full((len(WORD_BREAK_CLASSES),) * 2, _SPLIT, np.uint8)
+    for befores, afters, answer in (
+        (_LETTERS, (*_LETTERS, NUMERIC, EXTEND_NUM_LET), _JOIN),  # WB5, WB9, WB13a
+        ((NUMERIC,), (NUMERIC, *_LETTERS, EXTEND_NUM_LET), _JOIN),  # WB8, WB10, WB13a
+        ((KATAKANA,), (KATAKANA, EXTEND_NUM_LET), _JOIN),  # WB13, WB13a
+        ((EXTEND_NUM_LET,), (EXTEND_NUM_LET, *_LETTERS, NUMERIC, KATAKANA), _JOIN),  # WB13a, WB13b
+        (_LETTERS, _INSIDE_WORDS, _ASK),  # WB6
+        (_INSIDE_WORDS, _LETTERS, _ASK),  # WB7
+        ((HEBREW_LETTER,), (SINGLE_QUOTE,), _JOIN),  # WB7a, which needs no letter after it
+        ((HEBREW_LETTER,), (DOUBLE_QUOTE,), _ASK),  # WB7b
+        ((DOUBLE_QUOTE,), (HEBREW_LETTER,), _ASK),  # WB7c
+        ((NUMERIC,), _INSIDE_NUMBERS, _ASK),  # WB12
+        (_INSIDE_NUMBERS, (NUMERIC,), _ASK),  # WB11
+        ((REGIONAL_INDICATOR,), (REGIONAL_INDICATOR,), _ASK),  # WB15, WB16
+    ):
+        table[np.ix_(befores, afters)] = answer
+    return table
+
+
+_PAIRS = _pair_table()  # a constant to the compiler, where an argument would be counted as a reference at each call
 
 
 @compiled
@@ -65,80 +97,28 @@ def _is_skipped(word_break):
 
 
 @compiled
-def _class_after(points, position, classes):
-    """Class of the next character that WB4 does not skip, `OTHER` at the end."""
-    for index in range(position + 1, len(points)):
-        word_break = classes[points[index]]
-        if not _is_skipped(word_break):
-            return word_break
-    return OTHER
-
-
-@compiled
-def _joins(earlier, previous, current, points, position, classes):
+def _joins_by_context(earlier, previous, current, points, position, classes):
     """
-    Whether no boundary lies before `position`, by rules WB5 to WB16.
+    Whether no boundary lies before `position` where the two classes that meet do not say.
 
     `earlier` and `previous` are the classes of the two characters before it in the segment that WB4 does not skip.
     """
-    if _is_letter(previous):
-        if _is_letter(current) or current == NUMERIC or current == EXTEND_NUM_LET:
-            return True  # WB5, WB9, WB13a
-        if current == SINGLE_QUOTE and previous == HEBREW_LETTER:
-            return True  # WB7a
-        if current == SINGLE_QUOTE or current == MID_LETTER or current == MID_NUM_LET:
-            return _is_letter(_class_after(points, position, classes))  # WB6
-        if current == DOUBLE_QUOTE and previous == HEBREW_LETTER:
-            return _class_after(points, position, classes) == HEBREW_LETTER  # WB7b
-        return False
+    if previous == REGIONAL_INDICATOR:
+        return earlier != REGIONAL_INDICATOR  # WB15, WB16: flags are pairs, a third indicator begins the next one
+    if _is_letter(current):  # WB7, WB7c
+        return (
+            earlier == HEBREW_LETTER and current == HEBREW_LETTER if previous == DOUBLE_QUOTE else _is_letter(earlier)
+        )
+    if current == NUMERIC:
+        return earlier == NUMERIC  # WB11
+    following = OTHER  # of the next character that WB4 does not skip
+    for index in range(position + 1, len(points)):
+        if not _is_skipped(classes[points[index]]):
+            following = classes[points[index]]
+            break
     if previous == NUMERIC:
-        if current == NUMERIC or _is_letter(current) or current == EXTEND_NUM_LET:
-            return True  # WB8, WB10, WB13a
-        if current == SINGLE_QUOTE or current == MID_NUM or current == MID_NUM_LET:
-            return _class_after(points, position, classes) == NUMERIC  # WB12
-        return False
-    if previous == KATAKANA:
-        return current == KATAKANA or current == EXTEND_NUM_LET  # WB13, WB13a
-    if previous == EXTEND_NUM_LET:  # WB13a, WB13b
-        return current == EXTEND_NUM_LET or _is_letter(current) or current == NUMERIC or current == KATAKANA
-    if previous == DOUBLE_QUOTE:
-        return earlier == HEBREW_LETTER and current == HEBREW_LETTER  # WB7c
-    if previous == SINGLE_QUOTE or previous == MID_NUM_LET or previous == MID_LETTER or previous == MID_NUM:
-        if previous != MID_NUM and _is_letter(earlier) and _is_letter(current):
-            return True  # WB7
-        return previous != MID_LETTER and earlier == NUMERIC and current == NUMERIC  # WB11
-    # WB15, WB16: flags are pairs, so a third indicator begins the next one
-    return previous == REGIONAL_INDICATOR and current == REGIONAL_INDICATOR and earlier != REGIONAL_INDICATOR
-
-
-@compiled
-def _segment_end(points, start, classes, traits):
-    """Where the segment that begins at `start` ends: no rule looks back beyond a boundary."""
-    previous = classes[points[start]]
-    if CR <= previous <= NEWLINE:  # WB3, WB3a
-        is_pair = previous == CR and start + 1 < len(points) and classes[points[start + 1]] == LF
-        return start + 2 if is_pair else start + 1
-    earlier = OTHER
-    last = previous  # of the character just before, skipped or not
-    for position in range(start + 1, len(points)):
-        point = points[position]
-        current = classes[point]
-        if current == A_LETTER and last == A_LETTER:
-            continue  # WB5, nearly always; `earlier` is set anew before anything asks for it
-        if CR <= current <= NEWLINE:
-            return position  # WB3b
-        is_picture = last == ZWJ and traits[point] & IS_PICTOGRAPH != 0  # WB3c
-        is_space_run = last == W_SEG_SPACE and current == W_SEG_SPACE  # WB3d
-        if not is_picture and not is_space_run:
-            if _is_skipped(current):
-                last = current
-                continue
-            if not _joins(earlier, previous, current, points, position, classes):
-                return position
-        earlier = previous
-        previous = current
-        last = current
-    return len(points)
+        return following == NUMERIC  # WB12
+    return following == HEBREW_LETTER if current == DOUBLE_QUOTE else _is_letter(following)  # WB7b, WB6
 
 
 @compiled
@@ -148,17 +128,60 @@ def _segments(points, classes, traits, words_only):
     ends = np.empty(len(starts), np.int32)
     count = 0
     start = 0
-    while start < len(points):
-        end = _segment_end(points, start, classes, traits)
-        if not words_only or traits[points[start]] & IS_ALNUM:
-            if count == len(starts):  # a text of short segments, such as one in Chinese
-                starts = np.concatenate((starts, np.empty_like(starts)))
-                ends = np.concatenate((ends, np.empty_like(ends)))
-            starts[count] = start
-            ends[count] = end
-            count += 1
-        start = end
+    earlier = OTHER  # no rule looks back beyond a boundary
+    previous = OTHER
+    last = OTHER  # of the character just before, skipped or not
+    if len(points):
+        previous = last = classes[points[0]]
+    for position in range(1, len(points) + 1):
+        is_boundary = True
+        current = OTHER
+        if position < len(points):
+            point = points[position]
+            current = classes[point]
+            if current == A_LETTER and last == A_LETTER:
+                continue  # WB5, nearly always; `earlier` is set anew before anything asks for it
+            if CR <= last <= NEWLINE or CR <= current <= NEWLINE:
+                is_boundary = last != CR or current != LF  # WB3, WB3a, WB3b
+            elif last == ZWJ and traits[point] & IS_PICTOGRAPH:
+                is_boundary = False  # WB3c
+            elif last == W_SEG_SPACE and current == W_SEG_SPACE:
+                is_boundary = False  # WB3d
+            elif _is_skipped(current):
+                last = current
+                continue
+            else:
+                answer = _PAIRS[previous, current]
+                is_boundary = answer == _SPLIT
+                if answer == _ASK:
+                    is_boundary = not _joins_by_context(earlier, previous, current, points, position, classes)
+        earlier = previous
+        if is_boundary:
+            if not words_only or traits[points[start]] & IS_ALNUM:
+                if count == len(starts):  # a text of short segments, such as one in Chinese
+                    starts = np.concatenate((starts, np.empty_like(starts)))
+                    ends = np.concatenate((ends, np.empty_like(ends)))
+                starts[count] = start
+                ends[count] = position
+                count += 1
+            start = position
+            earlier = OTHER
+        previous = current
+        last = current
     return starts[:count], ends[:count]
+
+
+# Compiled for one answer each: the loop with the question inside takes twice as long.
+
+
+@compiled
+def _find_segments(points, classes, traits):
+    return _segments(points, classes, traits, False)
+
+
+@compiled
+def _find_words(points, classes, traits):
+    return _segments(points, classes, traits, True)
 
 
 @compiled
@@ -219,7 +242,7 @@ def _interned(points, starts, ends):
         code = np.uint64(length)
         for index in range(start, start + length):
             code = (code ^ np.uint64(points[index])) * np.uint64(0x9E3779B97F4A7C15)
-            code ^= code >> np.uint64(32)
+        code ^= code >> np.uint64(32)
         slot = code & mask
         while True:
             number = slots[slot]
@@ -438,31 +461,55 @@ def _count_line_marks(points, traits):
 def _count_repetition(points, classes, traits):
     lines = _repeated_pieces(points, traits, False)
     paragraphs = _repeated_pieces(points, traits, True)
-    starts, ends = _segments(points, classes, traits, True)
+    starts, ends = _find_words(points, classes, traits)
     numbers, counts = _interned(points, starts, ends)
     return lines, paragraphs, _ngram_chars(numbers, counts, starts, ends)
 
 
 @compiled
-def _count_lines(points, traits):
-    """Of each line: characters that are upper case, digits, and words between white space; `(3, lines)`."""
+def _mark_lines(points, traits):
+    """fastText's words, lines not blank, and for each line which of the marks of [`LineMarks`] it has, as bits."""
     num_lines = 1
     for point in points:
         num_lines += point == _NEWLINE
-    counts = np.zeros((3, num_lines), np.int32)
+    marks = np.zeros(num_lines, np.uint8)
     line = 0
+    ft_words = 0
+    in_ft_word = False
+    filled = 0
+    length = 0
+    upper = 0
+    words = 0
+    all_traits = 0
     in_word = False
-    for point in points:
-        trait = traits[point]
-        if point == _NEWLINE:
+    for position in range(len(points) + 1):
+        if position == len(points) or points[position] == _NEWLINE:
+            filled += words > 0
+            mark = _UPPER if 2 * upper > length else 0
+            if words >= 2:
+                mark |= _WITH_DIGITS if all_traits & IS_DIGIT else 0
+            elif length:
+                mark |= _SHORT
+            marks[line] = mark
             line += 1
-        counts[0, line] += (trait & IS_UPPER) != 0
-        counts[1, line] += (trait & IS_DIGIT) != 0
-        is_space = (trait & IS_SPACE) != 0
-        if not is_space and not in_word:
-            counts[2, line] += 1
-        in_word = not is_space
-    return counts
+            length = upper = words = all_traits = 0
+            in_word = False
+            in_ft_word = False
+            continue
+        point = points[position]
+        trait = traits[point]
+        if point == _SPACE or 9 <= point <= 13 or point == 0:
+            in_ft_word = False
+        elif not in_ft_word:
+            in_ft_word = True
+            ft_words += trait & IS_ALNUM
+        all_traits |= trait
+        length += 1
+        upper += trait & IS_UPPER != 0
+        is_inside = trait & IS_SPACE == 0
+        words += is_inside and not in_word
+        in_word = is_inside
+    return ft_words, filled, marks
 
 
 @compiled
@@ -481,7 +528,8 @@ def _count_ft_words(points, traits):
 def segment_spans(text: str, *, words_only: bool) -> Spans:
     """Where the segments of a text lie; see [`hf_ext.data.curation.words`]."""
     tables = unicode_tables()
-    return _segments(code_points(text), tables.word_break, tables.traits, words_only)
+    find = _find_words if words_only else _find_segments
+    return find(code_points(text), tables.word_break, tables.traits)
 
 
 def count_quality(text: str, stop_words: frozenset[str]) -> QualityCounts:
@@ -499,9 +547,12 @@ def count_repetition(text: str) -> RepetitionCounts:
     return RepetitionCounts(PieceCounts(*lines), PieceCounts(*paragraphs), tuple(ngrams.tolist()))
 
 
-def count_lines(text: str) -> LineCounts:
+def mark_lines(text: str) -> LineMarks:
     """What the rules of lines go by."""
-    return LineCounts(*_count_lines(code_points(text), unicode_tables().traits).tolist())
+    ft_words, filled, marks = _mark_lines(code_points(text), unicode_tables().traits)
+    marked = [(number, mark) for number, mark in enumerate(marks.tolist()) if mark]
+    numbers = ([number for number, mark in marked if mark & bit] for bit in (_UPPER, _SHORT, _WITH_DIGITS))
+    return LineMarks(ft_words, filled, *numbers)
 
 
 def count_ft_words(text: str) -> int:

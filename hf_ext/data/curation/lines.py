@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
@@ -16,14 +16,6 @@ from hf_ext.data.curation.words import counters
 
 _COUNTED = "like|share|comment|retweet|repost|quote|bookmark|upvote|downvote|download|view|follower"
 _MAX_PHRASE_WORDS = 10  # longer lines are left alone
-_MIN_WORDS = 2
-
-
-class _Line(NamedTuple):
-    text: str
-    num_upper: int
-    num_digits: int
-    num_words: int
 
 
 class _Phrase(NamedTuple):
@@ -89,42 +81,96 @@ class LineRules(RowStep):
         values = np.full((len(texts), len(_EMPTYING_RULES) + 1), np.nan)
         documents = []
         for text, row in zip(texts, values, strict=True):
-            lines = _lines_of(text)
+            lines = _Lines(text)
             deleted_shares = list(self._cut(text, lines))
             row[: len(deleted_shares)] = deleted_shares
-            if deleted_shares[-1] == 1:
+            if not lines.num_filled:
                 documents.append(text)
                 continue
-            document = "\n".join(line.text for line in lines)
-            row[-1] = _removed_share(text, document)
+            document = lines.text()
+            row[-1] = _removed_share(lines.marks.ft_words, text, document)
             documents.append(document)
         names = (*_EMPTYING_RULES, "removed_words")
         return {self.text_column: documents}, dict(zip(names, values.T, strict=True))
 
-    def _cut(self, text: str, lines: list[_Line]) -> Iterator[float]:
-        """Delete from `lines` by each rule in turn, and say which share of those not blank; ends at nothing left."""
+    def _cut(self, text: str, lines: _Lines) -> Iterator[float]:
+        """Delete lines by each rule in turn, and say which share of those not blank; ends when nothing is left."""
         counter, phrases = _patterns(self.replicate_bugs)
-        num_lines = sum(line.num_words > 0 for line in lines)
         lowered = text.lower()
         for rule in _EMPTYING_RULES:
+            num_filled = lines.num_filled
             if rule == "uppercase_lines":
-                lines[:] = [line for line in lines if 2 * line.num_upper <= len(line.text)]
+                lines.delete(lines.marks.upper)
             elif rule == "numeric_lines":
-                lines[:] = [line for line in lines if not line.text or line.num_digits / len(line.text) <= 0.999999]
+                lines.delete([number for number in lines.marks.short if lines.pieces[number].isdigit()])
             elif rule == "counter_lines":
-                lines[:] = [line for line in lines if not (line.num_digits and counter.match(line.text.lower()))]
+                lines.delete([n for n in lines.marks.with_digits if counter.match(lines.pieces[n].lower())])
             elif rule == "short_lines":
-                lines[:] = [line for line in lines if line.num_words >= _MIN_WORDS or not line.text]
+                lines.delete(lines.marks.short)
             elif phrases[rule].needle in lowered:
-                lines[:] = _without_phrase(lines, phrases[rule].pattern)
-                lowered = "\n".join(line.text for line in lines).lower()  # what is left may close up to another phrase
+                lines.cut(phrases[rule].pattern)
+                lowered = lines.text().lower()  # what is left may have closed up to another phrase
             if rule != "short_lines":  # DCLM strips the document after each rule but this one
-                _strip(lines)
-            num_left = sum(line.num_words > 0 for line in lines)
-            yield 1 - num_left / num_lines if num_left else 1.0
-            if not num_left:
+                lines.strip()
+            yield 1 - lines.num_filled / num_filled
+            if not lines.num_filled:
                 return
-            num_lines = num_left
+
+
+class _Lines:
+    """The lines of a document, while rules delete some: the marks of each stay what they are."""
+
+    def __init__(self, text: str) -> None:
+        self.pieces = text.split("\n")
+        self.marks = counters().mark_lines(text)
+        self.num_filled = self.marks.filled
+        self._deleted: set[int] = set()
+        self._is_stripped = False
+        self._first = 0
+        self._end = len(self.pieces)
+
+    def delete(self, numbers: Sequence[int]) -> None:
+        """Delete lines, some of which may be gone."""
+        for number in numbers:
+            if number not in self._deleted and self._first <= number < self._end:
+                self._deleted.add(number)
+                self._is_stripped = False
+                self.num_filled -= not _is_blank(self.pieces[number])
+
+    def cut(self, pattern: re.Pattern[str]) -> None:
+        """Delete what matches from lines of up to ten words, and the lines of which nothing is left."""
+        for number in range(self._first, self._end):
+            line = self.pieces[number]
+            if number in self._deleted or not line or len(line.split()) > _MAX_PHRASE_WORDS:
+                continue
+            remainder = pattern.sub("", line)
+            if _is_blank(remainder):
+                self.delete([number])
+            self.pieces[number] = remainder
+            self._is_stripped = False
+
+    def strip(self) -> None:
+        """As `str.strip` on the document: blank lines go from both ends, white space from the first line and last."""
+        if self._is_stripped:
+            return
+        while self._first < self._end and self._is_absent(self._first):
+            self._first += 1
+        while self._first < self._end and self._is_absent(self._end - 1):
+            self._end -= 1
+        if self._first < self._end:
+            self.pieces[self._first] = self.pieces[self._first].lstrip()
+            self.pieces[self._end - 1] = self.pieces[self._end - 1].rstrip()
+        self._is_stripped = True
+
+    def text(self) -> str:
+        """The document that is left."""
+        numbers = range(self._first, self._end)
+        if not self._deleted:
+            return "\n".join(self.pieces[self._first : self._end])
+        return "\n".join([self.pieces[number] for number in numbers if number not in self._deleted])
+
+    def _is_absent(self, number: int) -> bool:
+        return number in self._deleted or _is_blank(self.pieces[number])
 
 
 _PHRASES = {
@@ -147,40 +193,12 @@ def _patterns(replicate_bugs: bool) -> tuple[re.Pattern[str], dict[str, _Phrase]
     return counter, phrases
 
 
-def _lines_of(text: str) -> list[_Line]:
-    counts = counters().count_lines(text)
-    return [*map(_Line, text.split("\n"), counts.upper, counts.digits, counts.words)]
+def _is_blank(line: str) -> bool:
+    return not line or line.isspace()
 
 
-def _without_phrase(lines: list[_Line], pattern: re.Pattern[str]) -> list[_Line]:
-    remaining = []
-    for line in lines:
-        if line.num_words <= _MAX_PHRASE_WORDS and line.text:
-            text = pattern.sub("", line.text)
-            if not text or text.isspace():
-                continue
-            line = line._replace(
-                text=text
-            )  # it is not blank, and had no more than ten words: what else it has is past
-        remaining.append(line)
-    return remaining
-
-
-def _strip(lines: list[_Line]) -> None:
-    """As `str.strip` on the document: blank lines go from both ends, white space from the first line and the last."""
-    while lines and not lines[-1].num_words:
-        lines.pop()
-    num_blank = next((number for number, line in enumerate(lines) if line.num_words), 0)
-    del lines[:num_blank]
-    if lines:
-        lines[0] = lines[0]._replace(text=lines[0].text.lstrip())
-        lines[-1] = lines[-1]._replace(text=lines[-1].text.rstrip())
-
-
-def _removed_share(text: str, document: str) -> float:
-    """Share of the words that `document` has no more; of no words all, as in DCLM."""
-    count_ft_words = counters().count_ft_words
-    num_words = count_ft_words(text)
+def _removed_share(num_words: int, text: str, document: str) -> float:
+    """Share of the words of `text` that `document` has no more; of no words all, as in DCLM."""
     if not num_words:
         return 1.0
-    return 0.0 if document == text else (num_words - count_ft_words(document)) / num_words
+    return 0.0 if document == text else (num_words - counters().count_ft_words(document)) / num_words

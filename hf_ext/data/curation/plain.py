@@ -15,7 +15,7 @@ import numpy as np
 from hf_ext.data.curation.text_counts import (
     NGRAM_SIZES,
     TOP_NGRAM_SIZES,
-    LineCounts,
+    LineMarks,
     PieceCounts,
     QualityCounts,
     RepetitionCounts,
@@ -144,14 +144,21 @@ def _ngram_chars(words: list[str]) -> tuple[int, ...]:
     return tuple(totals)
 
 
-def count_lines(text: str) -> LineCounts:
+def mark_lines(text: str) -> LineMarks:
     """What the rules of lines go by."""
-    lines = text.split("\n")
-    return LineCounts(
-        upper=[sum(map(str.isupper, line)) for line in lines],
-        digits=[sum(map(str.isdigit, line)) for line in lines],
-        words=[len(line.split()) for line in lines],
-    )
+    marks = LineMarks(count_ft_words(text), 0, [], [], [])
+    num_filled = 0
+    for number, line in enumerate(text.split("\n")):
+        num_words = len(line.split())
+        num_filled += num_words > 0
+        if 2 * sum(map(str.isupper, line)) > len(line):
+            marks.upper.append(number)
+        if num_words >= 2:
+            if any(map(str.isdigit, line)):
+                marks.with_digits.append(number)
+        elif line:
+            marks.short.append(number)
+    return marks._replace(filled=num_filled)
 
 
 def count_ft_words(text: str) -> int:

@@ -70,9 +70,25 @@ class RepetitionCounts(NamedTuple):
     ngram_chars: tuple[int, ...]
 
 
-class LineCounts(NamedTuple):
-    """Upper-case characters, digits, and words between white space, of each line between newlines."""
+class LineMarks(NamedTuple):
+    """
+    What the rules of lines go by.
 
+    Args:
+        ft_words (`int`):
+            As in [`QualityCounts`].
+        filled (`int`):
+            Lines that are not blank.
+        upper (`list[int]`):
+            Numbers of the lines more than half of whose characters are upper case.
+        short (`list[int]`):
+            Numbers of the lines that are not empty and have fewer than two words between white space.
+        with_digits (`list[int]`):
+            Numbers of the others that have a digit.
+    """
+
+    ft_words: int
+    filled: int
     upper: list[int]
-    digits: list[int]
-    words: list[int]
+    short: list[int]
+    with_digits: list[int]
