@@ -40,7 +40,7 @@ def test_verdict_and_rule_are_those_of_dclms_own_mappers(counters, text_docs):
 
 @pytest.mark.real
 def test_values_of_real_documents_are_those_of_the_slow_rules(text_docs, real_data):
-    texts = [row["text"] for row in text_docs] + html_texts(real_data)[::8]
+    texts = [row["text"] for row in text_docs] + html_texts(real_data)[::24]
     quality_values = GopherQuality().measure(texts, {})[1]
     repetition_values = GopherRepetition().measure(texts, {})[1]
     quality_rules = rules_broken(GopherQuality(), texts)
@@ -196,7 +196,7 @@ def test_annotated_rows_have_the_values_and_none_is_dropped():
     texts = ["too short", "", prose(60)]
     for step in (GopherQuality(annotate=True), GopherRepetition(annotate=True)):
         rows = Dataset.from_dict({"text": texts}).map(step, batched=True)
-        assert rows["drop_reason"] == [None, None, None]
+        assert rows["drop_reason"][:] == ["", "", ""]
         assert rows["text"][:] == texts
         for rule, value in values_of(step, texts[2]).items():
             column = rows[f"{step.name}_{rule}"]
