@@ -30,6 +30,7 @@ EXPORTS = {
     "hf_ext.data.curation.lines": ("LineRules",),
     "hf_ext.data.curation.mixing": ("mix",),
     "hf_ext.data.curation.ngram_index": ("NGramIndex",),
+    "hf_ext.data.curation.packing": ("pack",),
     "hf_ext.data.curation.pipeline": ("curate",),
     "hf_ext.data.curation.quality": ("GopherQuality",),
     "hf_ext.data.curation.quality_filter": ("QualityFilter", "QualityShare", "find_cut"),

@@ -17,6 +17,7 @@ from hf_ext.data.curation.language import LanguageFilter as LanguageFilter
 from hf_ext.data.curation.lines import LineRules as LineRules
 from hf_ext.data.curation.mixing import mix as mix
 from hf_ext.data.curation.ngram_index import NGramIndex as NGramIndex
+from hf_ext.data.curation.packing import pack as pack
 from hf_ext.data.curation.pipeline import curate as curate
 from hf_ext.data.curation.quality import GopherQuality as GopherQuality
 from hf_ext.data.curation.quality_filter import QualityFilter as QualityFilter

@@ -28,6 +28,7 @@ BOTH = ["--dataset", "texts.jsonl", "--output", "o"]
 def texts(tmp_path, monkeypatch) -> Dataset:
     """The current directory, with `texts.jsonl` (id, text)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_ext.guards.reports.find_spec", lambda name: None)  # no plots: a second each
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write("texts.jsonl", [*pages().values()])
     return load_dataset("json", data_files="texts.jsonl", split="train")
