@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,3 +25,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # "cannot cache function: no locator available"
         return njit(nogil=True)(function)
+
+
+@cache
+def compiled_module(name: str) -> ModuleType | None:
+    """
+    A module of compiled functions, or `None` where numba cannot be used, so that the same has to be done plainly.
+
+    Args:
+        name (`str`):
+            Of the module; its function `try_out` compiles what it has.
+    """
+    try:
+        module = import_module(name)
+        module.try_out()  # a cache that cannot be written, on a full disk, shows here
+    except (ImportError, OSError) as error:
+        logger.info("numba cannot be used (%s): plain Python. Install hf-ext[fast] for many times the speed.", error)
+        return None
+    return module

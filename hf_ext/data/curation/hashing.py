@@ -1,4 +1,4 @@
-"""Words and word n-grams of a text as 64-bit numbers, in numpy: for classifiers, benchmarks' rows and duplicates."""
+"""Words and word n-grams of a text as 64-bit numbers: for classifiers, benchmarks' rows and duplicates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+
+from hf_ext.guards.compiling import compiled_module
 
 Points = npt.NDArray[np.uint32]  # code points
 Hashes = npt.NDArray[np.uint64]
@@ -23,6 +25,27 @@ def word_spans(is_word: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
 
 
+def kind_spans(kinds: npt.NDArray[np.uint8]) -> tuple[Positions, Positions]:
+    """
+    Starts and ends of words by what each character is.
+
+    Args:
+        kinds (`np.ndarray` of shape `(characters,)`):
+            0 for no part of a word, 1 for a part of one, 2 for a word by itself.
+
+    Returns:
+        Two arrays of shape `(words,)`.
+    """
+    kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
+    if kernel is not None:
+        return kernel.kind_spans(kinds)
+    padded = np.pad(kinds, 1)
+    is_word = padded > 0
+    is_edge = (is_word[1:] != is_word[:-1]) | (is_word[1:] & ((padded[1:] == 2) | (padded[:-1] == 2)))
+    edges = np.flatnonzero(is_edge)
+    return edges[is_word[1:][edges]], edges[is_word[:-1][edges]]
+
+
 def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 0) -> Hashes:
     """
     A number for each word, the same wherever it stands; `(words,)`.
@@ -35,6 +58,9 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
         seed (`int`, *optional*, defaults to 0):
             Another seed gives other numbers.
     """
+    kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
+    if kernel is not None:
+        return kernel.word_hashes(points, starts, ends, np.uint64(seed), _powers())
     lengths = ends - starts
     lasts = np.cumsum(lengths)  # where each word ends among the characters of all words
     total = int(lasts[-1]) if len(lasts) else 0
@@ -56,7 +82,11 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
 
 def ngram_hashes(words: Hashes, length: int) -> Hashes:
     """A number for each run of `length` words, `(words - length + 1,)`, from the words' own."""
-    return hashes_from(words, slice(0, max(len(words) - length + 1, 0)), length)
+    count = max(len(words) - length + 1, 0)
+    kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
+    if kernel is not None and count:
+        return kernel.ngram_hashes(words, length, _powers())
+    return hashes_from(words, slice(0, count), length)
 
 
 def hashes_from(words: Hashes, starts: Positions | slice, length: int) -> Hashes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ext.data.curation.hashing import ngram_hashes, word_hashes, word_spans
+from hf_ext.data.curation import hashing
+from hf_ext.data.curation.hashing import kind_spans, ngram_hashes, word_hashes, word_spans
 from hf_ext.data.curation.unicode_tables import code_points
 
 
@@ -42,3 +44,21 @@ def test_ngrams_of_different_lengths_and_another_seed_have_other_numbers():
     numbers = [number for length in range(1, 7) for number in ngram_hashes(hashes, length).tolist()]
     assert len(set(numbers)) == 4 + 4 + 4 + 3 + 2 + 1
     assert not set(hashes.tolist()) & set(hashes_of("to be or not to be", seed=1).tolist())
+
+
+@pytest.mark.parametrize("num_words", [0, 1, 5_000])
+def test_compiled_and_plain_hashes_are_the_same(num_words, monkeypatch):
+    pytest.importorskip("numba")
+    lengths = np.random.default_rng(num_words).integers(1, 200, num_words)
+    text = " ".join("\x00é\ud800x"[length % 4] * length for length in [*lengths.tolist(), 300_000][: num_words + 1])
+    results = []
+    for _ in range(2):
+        words = hashes_of(text, seed=2**64 - 1)
+        spans = [
+            places.tolist()
+            for places in kind_spans(np.frombuffer(text.encode("utf-16", "surrogatepass"), np.uint8) % 3)
+        ]
+        results.append([words.tolist(), ngram_hashes(words, 1).tolist(), ngram_hashes(words, 7).tolist(), spans])
+        monkeypatch.setattr(hashing, "compiled_module", lambda name: None)
+    assert results[0] == results[1]
+    assert len(results[0][0]) == num_words + 1

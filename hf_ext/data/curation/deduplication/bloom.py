@@ -90,6 +90,8 @@ class BloomDeduplication(SetStep):
         super().__post_init__()
         if self.mode not in ("old-both", "both"):
             raise ValueError(f'mode must be "old-both" or "both", got {self.mode!r}.')
+        if not 1 <= self.ngram <= 1_000:
+            raise ValueError(f"ngram must lie in [1, 1000], got {self.ngram!r}.")
         if not 1 <= self.min_ngram <= self.ngram:
             raise ValueError(f"min_ngram must lie in [1, ngram={self.ngram!r}], got {self.min_ngram!r}.")
         if not 0 < self.threshold <= 1:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 
 from hf_ext.data.curation.hashing import Hashes, mixed
+from hf_ext.guards.compiling import compiled_module
 
-logger = logging.getLogger(__name__)
-
+_KERNEL = "hf_ext.data.curation.deduplication.bloom_kernel"
 _PROBES = 1 << 17
 
 
@@ -61,18 +58,6 @@ def _num_hashes(num_bytes: int, num_items: int) -> int:
     return math.ceil(8 * num_bytes / num_items * math.log(2))
 
 
-@cache
-def _kernel() -> ModuleType | None:
-    try:
-        from hf_ext.data.curation.deduplication import bloom_kernel
-
-        bloom_kernel.count_contained(np.zeros(1, np.uint8), np.zeros(1, np.uint64), 1)
-    except (ImportError, OSError) as error:
-        logger.info("numba cannot be used (%s): the Bloom filter is slower. Install hf-ext[fast].", error)
-        return None
-    return bloom_kernel
-
-
 class BloomFilter:
     """
     A set of 64-bit hashes that never forgets one and takes a small share of others for its own.
@@ -97,7 +82,7 @@ class BloomFilter:
 
     def count(self, hashes: Hashes) -> int:
         """How many of the hashes are in the filter, or seem to be."""
-        kernel = _kernel()
+        kernel = compiled_module(_KERNEL)
         if kernel is not None:
             return int(kernel.count_contained(self.bits, hashes, self.num_hashes))
         places = self._places(hashes)
@@ -109,7 +94,7 @@ class BloomFilter:
         self.num_inserted += len(hashes)
         if self.num_inserted > self.capacity:
             raise OverfullError(f"A Bloom filter made for {self.capacity:,} hashes got {self.num_inserted:,}.")
-        kernel = _kernel()
+        kernel = compiled_module(_KERNEL)
         if kernel is not None:
             kernel.insert(self.bits, hashes, self.num_hashes)
             return

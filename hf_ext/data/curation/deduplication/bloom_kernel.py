@@ -48,3 +48,10 @@ def insert(bits, hashes, num_hashes):
             bit = place % num_bits
             bits[bit >> np.uint64(3)] |= np.uint8(1) << np.uint8(bit & np.uint64(7))
             place += step
+
+
+def try_out():
+    """Compile, or load, what is here: raises where that cannot be done."""
+    bits = np.zeros(1, np.uint8)
+    insert(bits, np.zeros(1, np.uint64), 1)
+    count_contained(bits, np.zeros(1, np.uint64), 1)

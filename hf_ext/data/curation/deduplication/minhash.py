@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.clusters import Clusters, ClusterStep, Rows, equal_runs
-from hf_ext.data.curation.hashing import Hashes, mixed, ngram_hashes, word_hashes
+from hf_ext.data.curation.hashing import Hashes, kind_spans, mixed, ngram_hashes, word_hashes
 from hf_ext.data.curation.steps import Batch, Decision, Notes, Rule
-from hf_ext.data.curation.unicode_tables import code_points, unicode_versions
-from hf_ext.data.curation.words import segment_spans
+from hf_ext.data.curation.unicode_tables import EXTEND, IS_ALNUM, OTHER, code_points, unicode_tables, unicode_versions
 from hf_ext.guards.extras import naming_extras
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ MINHASH_PRESETS = {"fineweb": (14, 8), "dclm": (93, 15), "refinedweb": (450, 20)
 _MEMORY = 1 << 28  # bytes of band keys, or of signatures, held at a time
 _GIANT_CLUSTER = 1_000  # a cluster is worth a warning from this size,
 _GIANT_SHARE = 0.01  # if it is this share of the set, too
+_NO_WORD, _PART, _WORD = range(3)
 _ACCENT = re.compile("[\u0300-\u036f]")
 
 
@@ -40,9 +41,9 @@ class MinHashDeduplication(ClusterStep):
     Drop documents whose word 5-grams are nearly those of an earlier one.
 
     Texts are compared in lower case, without accents, compatibility forms (full-width letters, ligatures), punctuation
-    and white space: what copies of one page differ in. Words are those of Unicode (UAX#29), so that Chinese and
-    Japanese, which leave no spaces, are compared by characters. A document of fewer than `ngram` words is one n-gram
-    by itself; one without a word stays.
+    and white space: what copies of one page differ in. Words are runs of letters, marks and digits; a character of a
+    script without spaces, such as Chinese, is one by itself. A document of fewer than `ngram` words is one n-gram by
+    itself; one without a word stays.
 
     Two documents of Jaccard similarity $s$ become candidates with probability $1-(1-s^r)^b$ for $b$ bands of $r$
     hashes. Candidates are joined into clusters, also by way of others, and of each cluster the first document stays.
@@ -85,8 +86,8 @@ class MinHashDeduplication(ClusterStep):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("bands", "rows", "ngram"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)!r}.")
+            if not 1 <= getattr(self, field) <= 1_000:
+                raise ValueError(f"{field} must lie in [1, 1000], got {getattr(self, field)!r}.")
         if self.min_similarity is not None and not 0 < self.min_similarity <= 1:
             raise ValueError(f"min_similarity must lie in (0, 1], got {self.min_similarity!r}.")
         if not 0 <= self.seed < 1 << 64:
@@ -148,9 +149,11 @@ class MinHashDeduplication(ClusterStep):
         """Hashes of the n-grams of a text's words."""
         text = text.lower()
         if not text.isascii():
-            text = _ACCENT.sub("", unicodedata.normalize("NFKD", text))
-        starts, ends = segment_spans(text, words_only=True)
-        words = word_hashes(code_points(text), starts, ends, self.seed)
+            if not unicodedata.is_normalized("NFKD", text):
+                text = unicodedata.normalize("NFKD", text)
+            text = _ACCENT.sub("", text)
+        points = code_points(text)
+        words = word_hashes(points, *kind_spans(_word_kinds()[points]), self.seed)
         return ngram_hashes(words, min(self.ngram, max(1, len(words))))
 
     def _signatures(self, shingles: list[Hashes], counts: Hashes) -> Signatures:
@@ -220,3 +223,14 @@ class MinHashDeduplication(ClusterStep):
     def _signatures_of(self, table: pa.Table) -> Signatures:
         column = table["signature"].combine_chunks()
         return column.flatten().to_numpy().reshape(table.num_rows, self.bands * self.rows)
+
+
+@cache
+def _word_kinds() -> npt.NDArray[np.uint8]:
+    """Of each code point: no part of a word, a part of one, or one by itself; see [`kind_spans`]."""
+    tables = unicode_tables()
+    is_alnum = (tables.traits & IS_ALNUM) != 0
+    kinds = np.where(is_alnum | (tables.word_break == EXTEND), _PART, _NO_WORD).astype(np.uint8)
+    # word boundaries put no class on letters of scripts without spaces: each is by itself
+    kinds[is_alnum & (tables.word_break == OTHER)] = _WORD
+    return kinds

@@ -174,7 +174,7 @@ def test_the_filter_forgets_nothing_and_errs_as_its_formula_says(is_compiled, mo
     if is_compiled:
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(bloom_filter, "_kernel", lambda: None)
+        monkeypatch.setattr(bloom_filter, "compiled_module", lambda name: None)
     known = BloomFilter(50_000, 0.01)
     hashes = np.random.default_rng(100).integers(0, 2**64, 50_000, dtype=np.uint64)
     known.insert(hashes[:20_000])
@@ -191,7 +191,7 @@ def test_compiled_and_plain_set_the_same_bits(monkeypatch):
     hashes = np.random.default_rng(2).integers(0, 2**64, 999, dtype=np.uint64)
     filters = [BloomFilter(999, 0.05), BloomFilter(999, 0.05)]
     filters[0].insert(hashes)
-    monkeypatch.setattr(bloom_filter, "_kernel", lambda: None)
+    monkeypatch.setattr(bloom_filter, "compiled_module", lambda name: None)
     filters[1].insert(hashes)
     assert filters[0].bits.tolist() == filters[1].bits.tolist()
 
@@ -286,7 +286,7 @@ def test_a_dataset_s_texts_are_cut():
 @pytest.mark.parametrize(("fields", "message"), [
     ({"mode": "paragraph"}, 'must be "old-both" or "both"'), ({"min_ngram": 14}, r"min_ngram must lie in \[1, ngram"),
     ({"threshold": 0.0}, r"threshold must lie in \(0, 1\]"), ({"fp_rate": 1.0}, r"fp_rate must lie in \(0, 1\)"),
-    ({"seed": -1}, "seed must lie"),
+    ({"seed": -1}, "seed must lie"), ({"ngram": 1001}, r"ngram must lie in \[1, 1000\]"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):

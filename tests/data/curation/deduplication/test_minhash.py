@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hf_ext.data.curation.deduplication import MinHashDeduplication
+from hf_ext.data.curation.deduplication import MinHashDeduplication, minhash
 from hf_ext.data.curation.deduplication.clusters import Clusters, equal_runs
+from hf_ext.data.curation.hashing import kind_spans
+from hf_ext.data.curation.unicode_tables import code_points
 
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -132,6 +134,16 @@ def test_short_texts_are_compared_whole_and_texts_without_words_stay():
     assert clusters_of(MinHashDeduplication(), texts) == [0, 1, 0, 3, 4, 5, 6, 7, 6]
 
 
+def test_words_are_runs_of_letters_marks_and_digits_and_characters_of_scripts_without_spaces():
+    texts = ["don't  stop_me-now 3.14", "", "!?", "word", "\u4eca\u5929x1 \u0e01\u0e02", "हिन्दी भाषा", "\x00\ud800a"]
+    spans = [kind_spans(minhash._word_kinds()[code_points(text)]) for text in texts]
+    words = [[t[a:b] for a, b in zip(*pair, strict=True)] for t, pair in zip(texts, spans, strict=True)]
+    assert words == [
+        ["don", "t", "stop", "me", "now", "3", "14"], [], [], ["word"],
+        ["\u4eca", "\u5929", "x1", "\u0e01", "\u0e02"], ["हिन्दी", "भाषा"], ["a"],
+    ]  # fmt: skip
+
+
 def test_chinese_is_compared_by_characters():
     text = "今天天气很好我们一起去公园散步吧然后去吃饭看电影最后回家休息明天还要上班所以不能太晚睡觉"
     clusters = clusters_of(MinHashDeduplication(bands=50, rows=3), [text, text.replace("公园", "海边"), text[::-1]])
@@ -156,7 +168,7 @@ def test_a_giant_cluster_is_joined_in_linear_time_and_warned_of_with_its_first_d
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"bands": 0}, "bands must be at least 1"), ({"rows": -1}, "rows must be"), ({"ngram": 0}, "ngram must be"),
+    ({"bands": 0}, r"bands must lie in \[1, 1000\]"), ({"rows": -1}, "rows must"), ({"ngram": 1001}, "ngram must"),
     ({"min_similarity": 0.0}, r"min_similarity must lie in \(0, 1\]"), ({"seed": -1}, "seed must lie"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(fields, message):
