@@ -36,6 +36,7 @@ MEASURED = {
         "trainers/consensus",
     ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
+    "curation_quality": ["hf_ext/data/curation"],
     "curation_speed": ["hf_ext/data/curation"],
     "demo": [
         "hf_ext/_upstream",
