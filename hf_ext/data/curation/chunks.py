@@ -66,9 +66,9 @@ class ChunkStore:
         """Where a chunk ends, `None` where it is still to write."""
         try:
             values = json.loads((self.path(number) / _COUNTS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return Committed(values["end"], values["is_last"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):  # a damaged one is written again
             return None
-        return Committed(values["end"], values["is_last"])
 
     def paths(self) -> Iterator[Path]:
         """Every chunk of a shard that is whole, in order."""
@@ -95,7 +95,7 @@ def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> Non
         place ([`Committed`]):
             Where it ends.
     """
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=True) as temporary:
         temporary.mkdir()
         _write_table(temporary / _ROWS, assembled(rows, result))
         _write_table(temporary / _DROPS, drop_table(result.drops))

@@ -44,7 +44,7 @@ from hf_ext.data.curation.workers import Task, peak_bytes, run_tasks
 from hf_ext.guards.disk import flush, write_whole
 
 CHUNKS_FOLDER = ".hf-ext-chunks"  # no push takes `.hf-ext*` along, and `datasets` reads no hidden folder
-_DATA_FOLDER = "data"
+DATA_FOLDER = "data"
 _STAGING = "publishing"
 NOTES_SUFFIX = ".notes.json"  # of a step over the whole set, beside the chunks of the first shard
 
@@ -179,7 +179,7 @@ def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts
     last = [path for store in stores[-1] for path in store.paths()]
     schema = schema_of(last)
     tables = (table for path in last if len(table := fitted(read_rows(path), schema)))
-    num_rows = write_shards(staging / _DATA_FOLDER, "train-{number:05d}-of-{total:05d}.parquet", tables, schema)
+    num_rows = write_shards(staging / DATA_FOLDER, "train-{number:05d}-of-{total:05d}.parquet", tables, schema)
     drops = (table for table in _drops(stores) if len(table))
     num_drops = write_shards(staging / DROPS_FOLDER, "drops-{number:05d}.parquet", drops, DROPS_SCHEMA)
     if num_rows + num_drops != counts.rows_read or num_rows != counts.rows_kept:
@@ -189,7 +189,7 @@ def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts
         )
     flush(staging)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for name in (_DATA_FOLDER, DROPS_FOLDER):
+    for name in (DATA_FOLDER, DROPS_FOLDER):
         if (output / name).exists():
             os.replace(output / name, staging / f"former-{name}")  # a folder with something in it is not replaced
         os.replace(staging / name, output / name)

@@ -15,7 +15,8 @@ import pyarrow as pa
 from hf_ext._columns import ROW_INDEX, column_names
 from hf_ext.data.curation.chunks import fitted, read_rows, schema_of
 from hf_ext.data.curation.counts import CurationCounts
-from hf_ext.data.curation.engine import CHUNKS_FOLDER, Curation, counts_of, publish
+from hf_ext.data.curation.drop_ledger import FOLDER as DROPS_FOLDER
+from hf_ext.data.curation.engine import CHUNKS_FOLDER, DATA_FOLDER, Curation, counts_of, publish
 from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
 from hf_ext.data.curation.manifest import read_manifest
 from hf_ext.data.curation.running import Reading, run_chunk
@@ -181,13 +182,14 @@ def _curated_into(
     folder = output / CHUNKS_FOLDER
     advice = "The chunks so far are kept: free some space and run again."
     with claimed_folder(output, remedy=_REMEDY), writing("the curated rows", output, advice=advice):
-        if not folder.is_dir():
+        if not folder.is_dir() and not (output / MANIFEST_NAME).is_file():
             refuse_strangers(output / MANIFEST_NAME, f"{_REMEDY.capitalize()}.")
         require_same_columns(shards)
         curation = Curation(shards, steps, reading, on_bad_row, folder, num_proc, show_progress)
         plan = curation.plan()
         former = read_manifest(output)
-        if former is not None and former.get("plan") == plan:
+        is_whole = all((output / name).is_dir() for name in (DATA_FOLDER, DROPS_FOLDER))
+        if is_whole and former is not None and former.get("plan") == plan:
             logger.info("%s holds the result of this very curation already.", output)
             return CurationCounts.read(output)
         folder.mkdir(exist_ok=True)

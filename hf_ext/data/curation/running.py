@@ -103,7 +103,8 @@ class _Columns(Mapping[str, list[Any]]):
 
     def __iter__(self) -> Iterator[str]:
         names = self._rows.column_names if isinstance(self._rows, pa.Table) else self._rows
-        return iter(dict.fromkeys([*names, *self.written]))
+        # no message lists the column of the positions; it can be looked up
+        return iter(dict.fromkeys(name for name in (*names, *self.written) if name != ROW_INDEX))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -246,8 +247,7 @@ class _ChunkCounts:
         for setting in ("id_column", "source_column"):
             name = getattr(reading, setting)
             if columns.positions and name is not None and name not in columns:
-                present = sorted(column for column in columns if column != ROW_INDEX)
-                raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {present}.")
+                raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {sorted(columns)}.")
         self.tokens = self._count(reading.count)
 
     def row_numbers(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -97,6 +98,7 @@ def test_a_killed_run_goes_on_behind_the_last_chunk_and_ends_as_an_undisturbed_o
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_ten_random_kills_change_nothing(place, tmp_path, num_proc):
     start = time.monotonic()
@@ -105,16 +107,19 @@ def test_ten_random_kills_change_nothing(place, tmp_path, num_proc):
     expected = everything(tmp_path / "whole")
     moments = random.Random(num_proc)
     num_killed = 0
+    outputs = [tmp_path / "killed"]
     while num_killed < 10:
-        output = tmp_path / f"killed {num_killed // 4}"  # some are killed several times before they end
-        process = forked(partial(run, place, output, num_proc))
+        process = forked(partial(run, place, outputs[-1], num_proc))
         time.sleep(moments.uniform(0, 0.6 * duration))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
-        num_killed += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    for number in range(3):
-        run(place, tmp_path / f"killed {number}", num_proc)
-        assert everything(tmp_path / f"killed {number}") == expected
+        if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+            num_killed += 1
+        else:  # it had come to its end
+            outputs.append(tmp_path / f"killed {len(outputs)}")
+    for output in outputs:
+        run(place, output, num_proc)
+        assert everything(output) == expected
 
 
 def test_a_finished_curation_is_not_done_again(place, tmp_path, commits):
@@ -159,6 +164,26 @@ def test_what_an_earlier_curation_left_is_removed(place, tmp_path):
     assert len(list((tmp_path / "out" / ".hf-ext-chunks").iterdir())) == 3
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"data", "drops", "counts.json", "manifest.json", ".hf-ext-chunks"}
+
+
+def test_a_damaged_or_missing_part_is_made_again(place, tmp_path, commits):
+    output = tmp_path / "out"
+    run(place, output)
+    expected = everything(output)
+    chunks = sorted((output / ".hf-ext-chunks").glob("*/*/counts.json"))
+    chunks[4].write_text('{"end": ')
+    (output / "manifest.json").write_text("{")
+    commits.clear()
+    run(place, output)
+    assert (everything(output), len(commits)) == (expected, 1)
+    shutil.rmtree(output / "data")
+    run(place, output)
+    assert (everything(output), len(commits)) == (expected, 1)
+    shutil.rmtree(output / ".hf-ext-chunks")
+    run(place, output)
+    assert (everything(output), len(commits)) == (expected, 1)
+    run(place, output, steps=CHAIN[:1])
+    assert len(commits) == 10
 
 
 def test_a_folder_that_another_process_writes_or_that_holds_something_else_is_refused(place, tmp_path):

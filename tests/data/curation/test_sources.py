@@ -203,6 +203,8 @@ def test_ids_that_repeat_are_all_explained_and_wrong_columns_are_refused(tmp_pat
     ]
     with pytest.raises(ValueError, match=r"id_column='key' is no column of shard 'rows'; it has \['id', 'text'\]"):
         curate(rows, [Words()], output=tmp_path / "a", id_column="key", **QUIET)
+    with pytest.raises(ValueError, match=r"Words needs a column 'body'; this dataset has \['id', 'text'\]"):
+        curate(rows, [Words(text_column="body")], **QUIET)
     with pytest.raises(ValueError, match="source_column='host' is no column"):
         curate(rows, [Words()], output=tmp_path / "b", source_column="host", **QUIET)
     with pytest.raises(ValueError, match="id_column='text' is a column of documents; the drop ledger holds no text"):
