@@ -58,7 +58,9 @@ def require_kind(value: object, row_index: int, column: str, name: str, kind: ty
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of each text, without any at its beginning or end; names of special tokens in it are text like other."""
+    # lone surrogates, which have no UTF-8, would be refused without a word of the row
+    sound = [text.encode("utf-8", "replace").decode() for text in texts]
     return tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False,
+        sound, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False,
         return_attention_mask=False, return_token_type_ids=False, verbose=False,
     )["input_ids"]  # fmt: skip

@@ -212,3 +212,9 @@ def test_a_row_that_is_no_document_is_named_and_numbers_are_checked(tokenizer, t
         pack(Dataset.from_dict({"text": ["a", None]}), tokenizer, tmp_path / "a")
     with pytest.raises(ValueError, match="sequence_length must be a whole number"):
         pack(Dataset.from_dict({"text": ["a"]}), tokenizer, tmp_path / "a", sequence_length=0)
+
+
+def test_a_lone_surrogate_is_packed_as_a_question_mark(tokenizer, tmp_path):
+    stream = IterableDataset.from_generator(lambda: ({"text": text} for text in ["a\ud800b\0", "c" * 20]))
+    packed = pack(stream, tokenizer, tmp_path / "out", sequence_length=3)
+    assert packed.num_tokens == len(joined(tokenizer, ["a?b\0", "c" * 20]))
