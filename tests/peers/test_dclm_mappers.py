@@ -43,8 +43,8 @@ def test_quality_and_repetition_keep_the_documents_that_dclm_keeps(mappers, real
 def test_lines_and_addresses_go_as_dclm_has_it(mappers):
     lists = {"domains": ["bad.com"], "strict": ["verybad"], "hard": ["evil"], "soft": ["dim", "dull"]}
     chain = mappers.chain(lists, ["com", "org", "th"])
-    sentence = "The end of the road is what they have to be on with that and so on it goes today"
-    page = "\n".join([f"{sentence} by number{i} and word{i}x" for i in range(9)])
+    letters = "abcdefghijklmn"
+    page = "\n".join(" ".join(["The", *(f"w{first}{second}ord" for second in letters), "of"]) for first in letters)
 
     def after(text: str, url: str = "https://good.net/") -> str | None:
         pages = [{"text": text, "url": url}]
