@@ -60,7 +60,6 @@ PIECES = [
     "3.5 ",
     "ab cd ",
     "U.S. ",
-    "IS_ALPHA ",
 ]
 
 

@@ -58,11 +58,8 @@ def spacy_words(text: str) -> list[str]:
     """spaCy's tokens for English, stripped, without those of white space; a lone surrogate is read as U+FFFD."""
     language = spacy_english()
     with language.memory_zone():  # else the words of every document stay in memory
-        readable = _SURROGATE.sub("\ufffd", text)
-        try:
-            tokens = language.tokenizer(readable)
-        except AssertionError:  # a second text with the name of one of spaCy's own flags; datatrove cuts it, too
-            tokens = language.tokenizer(readable.replace("IS_ALPHA", ""))
+        # spaCy fails on a word that is called as one of its flags, but the first time; datatrove cuts it where that fails
+        tokens = language.tokenizer(_SURROGATE.sub("\ufffd", text).replace("IS_ALPHA", ""))
         return [word for token in tokens if (word := token.text.strip())]
 
 
