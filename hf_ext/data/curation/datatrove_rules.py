@@ -58,7 +58,7 @@ def spacy_words(text: str) -> list[str]:
     """spaCy's tokens for English, stripped, without those of white space; a lone surrogate is read as U+FFFD."""
     language = spacy_english()
     with language.memory_zone():  # else the words of every document stay in memory
-        # spaCy fails on a word that is called as one of its flags, but the first time; datatrove cuts it where that fails
+        # spaCy fails on a word named as one of its flags, but the first time; datatrove cuts it where that fails
         tokens = language.tokenizer(_SURROGATE.sub("\ufffd", text).replace("IS_ALPHA", ""))
         return [word for token in tokens if (word := token.text.strip())]
 
