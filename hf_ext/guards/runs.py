@@ -84,7 +84,8 @@ def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: s
     """
     Hold the name `path`, of a file or of a folder that is renamed to it, as [`claimed_folder`] does.
 
-    The lock lies beside it. What killed processes left of [`~hf_ext.guards.disk.replacing`] is removed.
+    The lock lies beside it. What killed processes left of [`~hf_ext.guards.disk.replacing`] is removed; a folder that
+    one moved aside, and did not come to replace, is back.
 
     Raises:
         InUseError: if another process holds it, and `waits` is not set.
@@ -93,6 +94,13 @@ def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: s
     path = Path(path)
     with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, remedy):
         remove_leftovers(path.parent, glob.escape(path.name))
+        for former in path.parent.glob(".*.former"):
+            if former.name.rsplit(".", 2)[0] != f".{path.name}":
+                continue
+            if path.exists():
+                shutil.rmtree(former)
+            else:
+                os.replace(former, path)  # killed between its two renames
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -122,6 +123,32 @@ def test_a_claimed_name_is_cleared_of_what_killed_processes_left_and_of_nothing_
     with claimed_file(tmp_path / "rows.parquet"), claimed_file(tmp_path / "rows"):
         names = {path.name for path in tmp_path.iterdir() if not is_lock(path.name)}
     assert names == {".rows[1].14-ab.tmp"}
+
+
+@pytest.mark.parametrize(("num_renames", "content"), [(0, "former"), (1, "former"), (2, "new")])
+def test_a_folder_is_the_former_or_the_new_whenever_its_replacing_is_killed(
+    tmp_path: Path, num_renames: int, content: str
+) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "file").write_text("former")
+    process_id = os.fork()
+    if not process_id:
+        renames = iter([os.replace] * num_renames)
+
+        def rename_or_die(source: Path, target: Path) -> None:
+            next(renames, lambda *_: os._exit(9))(source, target)
+
+        os.replace = rename_or_die
+        with replacing(folder, overwrite=True) as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text("new")
+            shutil.rmtree = lambda *_, **__: os._exit(9)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]) == 9
+    with claimed_file(folder):
+        assert (folder / "file").read_text() == content
+        assert sorted(path.name for path in tmp_path.iterdir() if not is_lock(path.name)) == ["store"]
 
 
 def test_a_claim_leaves_alone_what_is_being_written_under_a_longer_name(tmp_path: Path) -> None:
