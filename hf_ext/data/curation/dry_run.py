@@ -81,23 +81,25 @@ def dry_run(
         RowError: if a document of the sample is none, and `on_bad_row` is `"raise"`.
     """
     shards = _shards(dataset, on_bad_row)
-    drawn = draw_documents(shards, sample, seed)
-    if not drawn.documents:
+    document_sample = draw_documents(shards, sample, seed)
+    if not document_sample.documents:
         raise ValueError(f"There is no document to draw a sample from in {dataset!s:.80}.")
-    names = dict.fromkeys(name for document in drawn.documents for name in document.row)
-    columns = {name: [document.row.get(name) for document in drawn.documents] for name in names}
+    names = dict.fromkeys(name for document in document_sample.documents for name in document.row)
+    columns = {name: [document.row.get(name) for document in document_sample.documents] for name in names}
     for setting, name in (("id_column", id_column), ("source_column", source_column)):
         if name is not None and name not in columns:
             raise ValueError(f"{setting}={name!r} is no column of the documents; they have {sorted(columns)}.")
     ids = [
         document_name(document.shard, document.row_number, document.row[id_column] if id_column else None)
-        for document in drawn.documents
+        for document in document_sample.documents
     ]
     if on_bad_row == "drop":
         steps = [replace(step, on_bad_row="drop") for step in steps]
     judged = judge_sample(columns, ids, steps, source_column)
     judged.counts.peak_bytes = peak_bytes()
-    return CurationReport(judged.counts, judged.examples, _facts(drawn, judged, seed), _notes(drawn, steps))
+    return CurationReport(
+        judged.counts, judged.examples, _facts(document_sample, judged, seed), _notes(document_sample, steps)
+    )
 
 
 def _shards(dataset: Dataset | IterableDataset | str | os.PathLike[str], on_bad_row: str) -> list[Shard]:
@@ -106,25 +108,27 @@ def _shards(dataset: Dataset | IterableDataset | str | os.PathLike[str], on_bad_
     return [DatasetShard(dataset) if hasattr(dataset, "num_rows") else StreamShard(dataset)]
 
 
-def _facts(drawn: DocumentSample, judged: JudgedSample, seed: int) -> SampleFacts:
+def _facts(document_sample: DocumentSample, judged: JudgedSample, seed: int) -> SampleFacts:
     """What the sample says of the whole set."""
-    num_rows = len(drawn.documents)
+    num_rows = len(document_sample.documents)
     seconds = sum(step.seconds for step in judged.counts.steps)
-    if drawn.rows_of_set is None:
-        return SampleFacts(num_rows, drawn.num_shards, seed)
-    scale = drawn.rows_of_set / num_rows
+    if document_sample.rows_of_set is None:
+        return SampleFacts(num_rows, document_sample.num_shards, seed)
+    scale = document_sample.rows_of_set / num_rows
     # a filter is sized by the n-grams, of which a larger set has more in proportion
     sizes = {step.name: round(float(step.notes.get("filter_bytes", 0)) * scale) for step in judged.counts.steps}
     bloom_bytes = {name: size for name, size in sizes.items() if size}
-    return SampleFacts(num_rows, drawn.num_shards, seed, drawn.rows_of_set, seconds * scale, bloom_bytes)
+    return SampleFacts(
+        num_rows, document_sample.num_shards, seed, document_sample.rows_of_set, seconds * scale, bloom_bytes
+    )
 
 
-def _notes(drawn: DocumentSample, steps: Sequence[Step]) -> list[str]:
+def _notes(document_sample: DocumentSample, steps: Sequence[Step]) -> list[str]:
     names = [step.name for step in steps if isinstance(step, SetStep)]
     if not names:
-        return drawn.notes
+        return document_sample.notes
     return [
-        *drawn.notes,
+        *document_sample.notes,
         f"{', '.join(names)}: of the whole set more goes, for a sample rarely has both of two copies.",
     ]
 

@@ -21,9 +21,8 @@ from hf_ext.data.curation.steps import Batch, RowStep, Rule, Values
 from hf_ext.guards.extras import require_extra
 
 WORKER_FILE = Path(html_worker.__file__)
-MAX_MEMORY = (
-    2 << 30
-)  # bytes of address space: a page of 50 MB without markup takes 0.3 GiB, markup thirty times its size
+# Bytes of address space: a page of 50 MB without markup takes 0.3 GiB, markup thirty times its size.
+MAX_MEMORY = 2 << 30
 
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 

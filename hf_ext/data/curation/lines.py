@@ -14,7 +14,7 @@ from hf_ext.data.curation.steps import Batch, RowStep, Rule, Values
 from hf_ext.data.curation.unicode_tables import unicode_versions
 from hf_ext.data.curation.words import counters
 
-_COUNTED = "like|share|comment|retweet|repost|quote|bookmark|upvote|downvote|download|view|follower"
+_COUNTER_NOUNS = "like|share|comment|retweet|repost|quote|bookmark|upvote|downvote|download|view|follower"
 _MAX_PHRASE_WORDS = 10  # longer lines are left alone
 
 
@@ -185,7 +185,7 @@ _EMPTYING_RULES = ("uppercase_lines", "numeric_lines", "counter_lines", "short_l
 def _patterns(replicate_bugs: bool) -> tuple[re.Pattern[str], dict[str, _Phrase]]:
     """Of counters, to be matched with lines in lower case, and of the phrases."""
     plural = "s" if replicate_bugs else "s?"
-    counter = re.compile(rf"\W*\d[,.\d]*[kmb]?\s+(?:{_COUNTED}){plural}\W*$")
+    counter = re.compile(rf"\W*\d[,.\d]*[kmb]?\s+(?:{_COUNTER_NOUNS}){plural}\W*$")
     phrases = {}
     for rule, (needle, pattern) in _PHRASES.items():
         source = pattern.replace(r"\.", ".") if replicate_bugs else pattern

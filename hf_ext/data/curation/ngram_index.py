@@ -290,11 +290,11 @@ class NGramIndex:
             raise ValueError(f"{path} is not an index of n-grams: {type(error).__name__}: {error}.") from error
 
 
-def _are_in(hashes: Hashes, known: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+def _are_in(hashes: Hashes, sorted_hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
     """Which hashes are among sorted ones, and where the first equal one stands."""
-    places = np.searchsorted(known, hashes)
-    places[places == len(known)] = 0
-    return known[places] == hashes, places
+    places = np.searchsorted(sorted_hashes, hashes)
+    places[places == len(sorted_hashes)] = 0
+    return sorted_hashes[places] == hashes, places
 
 
 def _records(dataset: Any, columns: Sequence[str], task: str, id_column: str | None) -> Iterator[Record]:

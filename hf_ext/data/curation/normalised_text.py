@@ -85,13 +85,13 @@ def _compatible(text: str) -> tuple[str, Positions, Positions]:
 
 def _clusters(text: str) -> Iterator[tuple[int, int, str]]:
     """Start, end and normal form of the parts of a text whose characters compose with each other alone."""
-    whole = _folded(text)
+    folded_text = _folded(text)
     # a mark belongs to the character before it, and so do the vowels and final consonants of Hangul
     starts = [place for place, character in enumerate(text) if place == 0 or not _joins(character)]
     bounds = list(pairwise([*starts, len(text)]))
     clusters = [_folded(text[start:end]) for start, end in bounds]
-    if "".join(clusters) != whole:
-        yield 0, len(text), whole
+    if "".join(clusters) != folded_text:
+        yield 0, len(text), folded_text
         return
     for (start, end), cluster in zip(bounds, clusters, strict=True):
         yield start, end, cluster

@@ -280,5 +280,5 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 def _at(values: Iterator[Any], numbers: list[int]) -> dict[int, Any]:
     """The values at those positions."""
-    wanted = set(numbers)
-    return {number: value for number, value in enumerate(values) if number in wanted}
+    positions = set(numbers)
+    return {number: value for number, value in enumerate(values) if number in positions}

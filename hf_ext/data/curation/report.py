@@ -167,8 +167,8 @@ class CurationReport(SavedReport):
         title = "What a curation would drop" if self.sample is not None else "What a curation dropped"
         funnel = [(step.name, rows, tokens) for step, rows, tokens in self._shares()]
         charts = [histogram_chart(_rule_name(step, rule), rule) for step, rule in self.counts.rules()]
-        drawn: list[Chart] = [chart for chart in charts if chart is not None]
-        return render_page(title, self.summary(), self.warnings(), funnel, self.tables(), drawn)
+        shown_charts: list[Chart] = [chart for chart in charts if chart is not None]
+        return render_page(title, self.summary(), self.warnings(), funnel, self.tables(), shown_charts)
 
     def tables(self) -> list[Table]:
         """The tables of Markdown and page: steps, rules, other bounds, sources, examples; those with a row."""
@@ -184,8 +184,8 @@ class CurationReport(SavedReport):
         for step, share, token_share in self._shares():
             speed = f"{step.rows_in / step.seconds:,.0f}" if step.seconds else ""
             tokens = [_count(step.tokens_out), "" if token_share is None else f"{token_share:.1%}"]
-            dropped = step.rows_in - step.rows_out
-            rows.append([step.name, f"{dropped:,}", f"{step.rows_out:,}", f"{share:.1%}", *tokens, speed])
+            num_dropped = step.rows_in - step.rows_out
+            rows.append([step.name, f"{num_dropped:,}", f"{step.rows_out:,}", f"{share:.1%}", *tokens, speed])
         names = ("step", "dropped", "documents left", "of all", f"{unit} left", "of all", "documents/s")
         return Table("Steps", names, rows, "Documents a second of one process, of those that came to the step.")
 
@@ -210,8 +210,8 @@ class CurationReport(SavedReport):
                 if any(not cell.startswith("0 ") for cell in (current, *cells)):
                     rows.append([step, counts.rule.name, current, *cells])
         names = ("step", "rule", "beyond the bound", *(f"{factor:g} times it" for factor in _OTHER_BOUNDS))
-        seen = "in the sample" if self.sample is not None else "that came to the step"
-        note = f"Documents {seen} that are beyond each bound, whatever other rules say. Rows of zeros are left out."
+        scope = "in the sample" if self.sample is not None else "that came to the step"
+        note = f"Documents {scope} that are beyond each bound, whatever other rules say. Rows of zeros are left out."
         return Table("Other bounds", names, rows, note, num_texts=2)
 
     def _notes_table(self) -> Table:

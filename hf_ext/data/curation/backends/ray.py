@@ -124,14 +124,14 @@ def _named(error: RowError, rows: pa.Table, key: str) -> RowError:
     return RowError(message, error.row_index, error.column)
 
 
-def _after(rows: pa.Table, result: ChunkResult, gone: pa.Table, key: str) -> pa.Table:
+def _after(rows: pa.Table, result: ChunkResult, earlier_drops: pa.Table, key: str) -> pa.Table:
     """Rows as a phase left them, and behind them those that went in it or before."""
-    kept = _without_drops(assembled(rows, result))
+    staying_rows = _without_drops(assembled(rows, result))
     names = [field.name for field in DROP_TYPE]
     reasons = [{name: getattr(record, name) for name in names} for record in result.drops]
     keys = rows[key].take(pa.array([record.row for record in result.drops], pa.int64()))
-    dropped = pa.table({key: keys, DROP: pa.array(reasons, DROP_TYPE)})
-    return pa.concat_tables([kept, dropped, gone], promote_options="default")
+    dropped_rows = pa.table({key: keys, DROP: pa.array(reasons, DROP_TYPE)})
+    return pa.concat_tables([staying_rows, dropped_rows, earlier_drops], promote_options="default")
 
 
 def _features(table: pa.Table, phase: SetPhase, key: str) -> pa.Table:
@@ -148,15 +148,15 @@ def _features(table: pa.Table, phase: SetPhase, key: str) -> pa.Table:
 
 
 def _changed(table: pa.Table, phase: SetPhase, key: str, changes: list[ray.ObjectRef]) -> pa.Table:
-    """After the decisions of a step, which are listed for the documents that they change."""
+    """After the decisions of a step, given for the documents that they change."""
     import ray
 
     rows = _staying(table)
     decisions = [Decision()] * len(rows)
-    for listed in ray.get(changes):
-        added = [name for name in listed.column_names if name not in (KEY, DROP, PIECES)]
-        places = pc.index_in(rows[key], value_set=listed[KEY].combine_chunks())
-        for row, change in enumerate(listed.take(places).to_pylist()):
+    for change_table in ray.get(changes):
+        added = [name for name in change_table.column_names if name not in (KEY, DROP, PIECES)]
+        places = pc.index_in(rows[key], value_set=change_table[KEY].combine_chunks())
+        for row, change in enumerate(change_table.take(places).to_pylist()):
             drop = change[DROP] and Drop(**{name: change[DROP][name] for name in Drop._fields})
             pieces = None if change[PIECES] is None else tuple(change[PIECES])
             decisions[row] = Decision(drop, pieces, {name: change[name] for name in added})
@@ -167,9 +167,9 @@ def _changed(table: pa.Table, phase: SetPhase, key: str, changes: list[ray.Objec
 
 
 def _drops(table: pa.Table, key: str) -> pa.Table:
-    gone = _gone(table, key)
-    columns = {field.name: pc.struct_field(gone[DROP], field.name) for field in DROP_TYPE}
-    return pa.table({"id": gone[key], **columns})
+    earlier_drops = _gone(table, key)
+    columns = {field.name: pc.struct_field(earlier_drops[DROP], field.name) for field in DROP_TYPE}
+    return pa.table({"id": earlier_drops[key], **columns})
 
 
 # --- the one ordered pass ----------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ def _decided(rows: ray.data.Dataset, phase: SetPhase, key: str) -> ray.data.Data
         _require_unique(keys, key)
         decisions = phase.step.decide(FeatureTables(paths))
         changes = [_change_table(*pair) for pair in zip(keys, decisions, strict=True)]
-    listed = [pa.concat_tables(changes, promote_options="default")] if changes else []
-    return _mapped(rows, _changed, phase=phase, key=key, changes=[ray.put(table) for table in listed])
+    change_tables = [pa.concat_tables(changes, promote_options="default")] if changes else []
+    return _mapped(rows, _changed, phase=phase, key=key, changes=[ray.put(table) for table in change_tables])
 
 
 def _require_unique(keys: list[pa.ChunkedArray], key: str) -> None:

@@ -144,20 +144,20 @@ class BloomDeduplication(SetStep):
                 f"{size:,} bytes; max_memory is {self.max_memory:,}. Raise max_memory, allow more errors with "
                 "fp_rate, or deduplicate parts of the set by themselves, which finds fewer duplicates."
             )
-        known = BloomFilter(num_ngrams, self.fp_rate)
+        bloom_filter = BloomFilter(num_ngrams, self.fp_rate)
         decide = self._decide_old_both if self.mode == "old-both" else self._decide_both
         for table in tables:
             columns = [_flat(table, name) for name in _Ngrams._fields if name in table.column_names]
             decisions = []
             for row in range(table.num_rows):
                 document = _Ngrams(*(values[offsets[row] : offsets[row + 1]] for values, offsets in columns))
-                decisions.append(decide(known, document))
+                decisions.append(decide(bloom_filter, document))
             yield decisions
         notes["ngrams"] = num_ngrams
         notes["filter_bytes"] = size
-        notes["hash_functions"] = known.num_hashes
-        notes["filter_fill"] = known.fill
-        notes["false_positive_rate"] = known.measured_fp_rate(self.seed)
+        notes["hash_functions"] = bloom_filter.num_hashes
+        notes["filter_fill"] = bloom_filter.fill
+        notes["false_positive_rate"] = bloom_filter.measured_fp_rate(self.seed)
 
     def rewrite(self, text: str, kept_pieces: tuple[int, ...]) -> str:
         """The pieces of these numbers, each but the first of the text with the newline before it."""
@@ -166,30 +166,30 @@ class BloomDeduplication(SetStep):
         rest = "".join(pieces[number] for number in kept_pieces)
         return rest.rstrip() if self.mode == "both" else rest
 
-    def _decide_old_both(self, known: BloomFilter, document: _Ngrams) -> Decision:
+    def _decide_old_both(self, bloom_filter: BloomFilter, document: _Ngrams) -> Decision:
         num_known = 0
         start = 0
-        kept = []
+        piece_numbers = []
         for number, size in enumerate(document.piece_sizes.tolist()):
             if size > 0:
                 ngrams = document.ngrams[start : start + size]
                 start += size
-                num_piece_known = known.count(ngrams)
+                num_piece_known = bloom_filter.count(ngrams)
                 num_known += num_piece_known
                 if num_piece_known / size > self.threshold:
                     continue
-                known.insert(ngrams)
-            kept.append(number)
-        return self._decision(num_known, start, kept, document)
+                bloom_filter.insert(ngrams)
+            piece_numbers.append(number)
+        return self._decision(num_known, start, piece_numbers, document)
 
-    def _decide_both(self, known: BloomFilter, document: _Ngrams) -> Decision:
+    def _decide_both(self, bloom_filter: BloomFilter, document: _Ngrams) -> Decision:
         sizes = document.piece_sizes
         ends = np.cumsum(np.maximum(sizes, 0)).tolist()
         pieces = [
             document.ngrams[end - size : end] for size, end in zip(sizes.tolist(), ends, strict=True) if size > 0
         ]
-        counts = [known.count(ngrams) for ngrams in pieces]
-        num_known = sum(counts) + known.count(document.bridges)
+        counts = [bloom_filter.count(ngrams) for ngrams in pieces]
+        num_known = sum(counts) + bloom_filter.count(document.bridges)
         num_ngrams = len(document.ngrams) + len(document.bridges)
         if num_ngrams and num_known / num_ngrams >= self.threshold:
             return self._decision(num_known, num_ngrams, [], document)
@@ -197,23 +197,23 @@ class BloomDeduplication(SetStep):
         for number, ngrams, count in zip(np.flatnonzero(sizes > 0).tolist(), pieces, counts, strict=True):
             is_cut[number] = count / len(ngrams) >= self.threshold
             if not is_cut[number]:
-                known.insert(ngrams)
-        # BFF forgets all that come after a piece that goes; here only those n-grams that touch it are not known
+                bloom_filter.insert(ngrams)
+        # BFF forgets all that come after a piece that goes; here only those n-grams that touch it are unknown
         num_cut = np.concatenate(([0], np.cumsum(is_cut)))
         is_whole = num_cut[document.last_pieces + 1] == num_cut[document.first_pieces]
-        known.insert(document.bridges[is_whole])
+        bloom_filter.insert(document.bridges[is_whole])
         return self._decision(num_known, num_ngrams, np.flatnonzero(~is_cut).tolist(), document)
 
-    def _decision(self, num_known: int, num_ngrams: int, kept: list[int], document: _Ngrams) -> Decision:
+    def _decision(self, num_known: int, num_ngrams: int, piece_numbers: list[int], document: _Ngrams) -> Decision:
         share = num_known / num_ngrams if num_ngrams else 0.0
         rule, empty_rule = self.rules
         if num_ngrams and rule.broken_bound(share) is not None:
             return Decision(Drop(rule.name, share, self.threshold))
-        if len(kept) == len(document.piece_sizes):
+        if len(piece_numbers) == len(document.piece_sizes):
             return Decision()
-        if (document.piece_sizes[kept] == _NO_TOKEN).all():
+        if (document.piece_sizes[piece_numbers] == _NO_TOKEN).all():
             return Decision(Drop(empty_rule.name, share))
-        return Decision(kept_pieces=tuple(kept))
+        return Decision(kept_pieces=tuple(piece_numbers))
 
     def _ngrams(self, text: str) -> _Ngrams:
         points = code_points(text)
@@ -238,8 +238,10 @@ class BloomDeduplication(SetStep):
                 self._with_short_pieces(no_bridges, tokens, token_counts, is_short) if is_short.any() else no_bridges
             )
         if not len(hashes) and len(tokens) >= self.min_ngram:  # a short document is one n-gram, of no piece
-            whole = ngram_hashes(tokens, len(tokens))
-            return no_bridges._replace(bridges=whole, first_pieces=piece_of_token[:1], last_pieces=piece_of_token[-1:])
+            document_hash = ngram_hashes(tokens, len(tokens))
+            return no_bridges._replace(
+                bridges=document_hash, first_pieces=piece_of_token[:1], last_pieces=piece_of_token[-1:]
+            )
         return no_bridges._replace(
             bridges=hashes[~is_within], first_pieces=first_pieces[~is_within], last_pieces=last_pieces[~is_within]
         )

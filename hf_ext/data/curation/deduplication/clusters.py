@@ -32,9 +32,9 @@ class Clusters:
     def __init__(self, count: int) -> None:
         self.smallest: Rows = np.arange(count)  # the name of each document's cluster
 
-    def join(self, left: Rows, right: Rows) -> None:
+    def join(self, first_rows: Rows, second_rows: Rows) -> None:
         """Unite the clusters of each pair of documents; both arrays have the shape `(pairs,)`."""
-        names = np.stack((self.smallest[left], self.smallest[right]))
+        names = np.stack((self.smallest[first_rows], self.smallest[second_rows]))
         names = names[:, names[0] != names[1]]
         if not names.size:
             return
@@ -121,14 +121,14 @@ class ClusterStep(SetStep):
         for table in tables:
             stop = start + table.num_rows
             for position in (start + np.flatnonzero(sizes[start:stop] > 1)).tolist():
-                named = "id" in table.column_names
-                ids[position] = table["id"][position - start].as_py() if named else str(position)
-            decided = []
+                has_ids = "id" in table.column_names
+                ids[position] = table["id"][position - start].as_py() if has_ids else str(position)
+            decisions = []
             for position, cluster_id in enumerate(clusters.smallest[start:stop].tolist(), start):
                 is_first = position == cluster_id
                 drop = None if is_first else Drop(rule.name, next(shares, None), rule.minimum, ids[cluster_id])
-                decided.append(Decision(drop, columns={CLUSTER_ID: cluster_id}))
-            yield decided
+                decisions.append(Decision(drop, columns={CLUSTER_ID: cluster_id}))
+            yield decisions
             start = stop
         notes["clusters_of_several"] = len(ids)
         notes["largest_cluster"] = int(sizes.max())

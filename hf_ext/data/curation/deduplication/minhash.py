@@ -187,24 +187,26 @@ class MinHashDeduplication(ClusterStep):
         # against the first and the one before: linear in the number of equal keys, where all pairs are quadratic
         for partners in (firsts, earlier):
             is_apart = clusters.smallest[partners] != clusters.smallest[rows]
-            left, right = partners[is_apart], rows[is_apart]
-            is_like = self._agreement(tables, left, right) >= self.min_similarity
-            clusters.join(left[is_like], right[is_like])
+            partner_rows, candidate_rows = partners[is_apart], rows[is_apart]
+            is_like = self._agreement(tables, partner_rows, candidate_rows) >= self.min_similarity
+            clusters.join(partner_rows[is_like], candidate_rows[is_like])
 
-    def _agreement(self, tables: Sequence[pa.Table], left: Rows, right: Rows) -> npt.NDArray[np.float64]:
+    def _agreement(
+        self, tables: Sequence[pa.Table], partner_rows: Rows, candidate_rows: Rows
+    ) -> npt.NDArray[np.float64]:
         """The share of equal hashes of pairs of documents, an estimate of their similarity; `(pairs,)`."""
-        shares = np.zeros(len(left))
-        partners, partner_numbers = np.unique(left, return_inverse=True)
+        shares = np.zeros(len(partner_rows))
+        partners, partner_numbers = np.unique(partner_rows, return_inverse=True)
         block = max(1, _MEMORY // (4 * self.bands * self.rows))
         for start in range(0, len(partners), block):
             signatures = self._rows_of(tables, partners[start : start + block])
             pairs = np.flatnonzero((partner_numbers >= start) & (partner_numbers < start + block))
-            pairs = pairs[np.argsort(right[pairs], kind="stable")]
+            pairs = pairs[np.argsort(candidate_rows[pairs], kind="stable")]
             offset = 0
             for table in tables:
-                inside = pairs[slice(*np.searchsorted(right[pairs], (offset, offset + table.num_rows)))]
+                inside = pairs[slice(*np.searchsorted(candidate_rows[pairs], (offset, offset + table.num_rows)))]
                 if len(inside):
-                    others = self._signatures_of(table)[right[inside] - offset]
+                    others = self._signatures_of(table)[candidate_rows[inside] - offset]
                     shares[inside] = (signatures[partner_numbers[inside] - start] == others).mean(axis=1)
                 offset += table.num_rows
         return shares
