@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hf_ext.data.curation.hashing import ngram_hashes, word_hashes, word_spans
 from hf_ext.data.curation.quality import STOP_WORDS
-from hf_ext.data.curation.unicode_tables import IS_SPACE, code_points, unicode_tables
+from hf_ext.data.curation.unicode_tables import IS_DIGIT, IS_SPACE, IS_UPPER, code_points, unicode_tables
 from hf_ext.data.curation.words import counters
 
 STATISTICS = (
@@ -70,7 +70,7 @@ def features_of(text: str, *, longest_ngram: int, log_buckets: int, seed: int) -
 def _statistics(text: str, words: npt.NDArray[np.uint64]) -> list[float]:
     quality = counters().count_quality(text, STOP_WORDS)
     repetition = counters().count_repetition(text)
-    marks = counters().count_lines(text)
+    traits = unicode_tables().traits[code_points(text)]
     num_words = max(quality.words, 1)
     num_lines = max(quality.lines, 1)
     num_chars = max(len(text), 1)
@@ -84,8 +84,8 @@ def _statistics(text: str, words: npt.NDArray[np.uint64]) -> list[float]:
         repetition.lines.repeated / num_lines,
         repetition.ngram_chars[4] / max(repetition.ngram_chars[0], 1),  # of the words that a repeated 5-gram covers
         math.log1p(quality.words / num_lines),
-        sum(marks.upper) / num_chars,
-        sum(marks.digits) / num_chars,
+        np.count_nonzero(traits & IS_UPPER) / num_chars,
+        np.count_nonzero(traits & IS_DIGIT) / num_chars,
         # over the root of the length: by Heaps' law the share of distinct words alone would be the length again
         len(np.unique(words)) / math.sqrt(num_words),
     ]

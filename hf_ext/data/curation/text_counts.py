@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -92,3 +92,22 @@ class LineMarks(NamedTuple):
     upper: list[int]
     short: list[int]
     with_digits: list[int]
+
+
+class Counters(Protocol):
+    """The compiled functions, and the plain ones: the same names, the same numbers."""
+
+    def segment_spans(self, text: str, *, words_only: bool) -> Spans:
+        """Where the segments between word boundaries lie."""
+
+    def count_quality(self, text: str, stop_words: frozenset[str]) -> QualityCounts:
+        """What the rules of quality go by."""
+
+    def count_repetition(self, text: str) -> RepetitionCounts:
+        """What the rules of repetition go by."""
+
+    def mark_lines(self, text: str) -> LineMarks:
+        """What the rules of lines go by."""
+
+    def count_ft_words(self, text: str) -> int:
+        """How many words `words_ft` would give."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from functools import cache
-from types import ModuleType
 
-from hf_ext.data.curation.text_counts import Spans
+from hf_ext.data.curation.text_counts import Counters, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +14,7 @@ _FT_WORD = re.compile(r"[^ \n\r\t\v\f\0]+")
 
 
 @cache
-def counters() -> ModuleType:
+def counters() -> Counters:
     """What counts: the compiled functions, or the plain ones, with the same results, where numba cannot be used."""
     try:
         from hf_ext.data.curation import kernel
