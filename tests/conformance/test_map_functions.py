@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +193,20 @@ def benchmark() -> NGramIndex:
 
 @dataclass(frozen=True)
 class Entry:
-    """A callable, the columns it reads, and a field whose change must show in the fingerprint."""
+    """A callable, the columns it reads, a field whose change must show in the fingerprint, a module that it needs."""
 
     name: str
     make: Any
     columns: dict[str, list]
     other: dict[str, Any]
     kwargs: dict[str, Any] = dataclasses.field(default_factory=lambda: {"batched": True})
+    module: str = "datasets"
+
+    @property
+    def parameter(self) -> Any:
+        """For `parametrize`: skipped where the module is not installed, as beside the oldest and newest hosts."""
+        is_missing = find_spec(self.module) is None
+        return pytest.param(self, id=self.name, marks=pytest.mark.skipif(is_missing, reason=f"without {self.module}"))
 
 
 # One line a callable.
@@ -239,13 +247,13 @@ CALLABLES = [
     Entry("GopherRepetition", GopherRepetition(), web_texts(), {"max_line_share": 0.5}),
     Entry("RemoveUrls", RemoveUrls(), web_texts(), {"replicate_bugs": True}),
     Entry("UrlRules", UrlRules(domains=domain_list()), web_addresses(), {"max_soft_words": 2}),
-    Entry("LanguageFilter", LanguageFilter(), web_texts(), {"language": "de"}),
+    Entry("LanguageFilter", LanguageFilter(), web_texts(), {"language": "de"}, module="fasttext"),
     Entry("QualityFilter", QualityFilter(classifier=classifier(), threshold=0.5), web_texts(), {"threshold": 0.6}),
     Entry("LineRules", LineRules(), web_texts(), {"replicate_bugs": True}),
-    Entry("HtmlToText", HtmlToText(), web_pages(), {"text_column": "extract"}),
+    Entry("HtmlToText", HtmlToText(), web_pages(), {"text_column": "extract"}, module="resiliparse"),
     Entry("Decontaminate", Decontaminate(index=benchmark()), web_texts(), {"mode": "report"}),
 ]
-every_callable = pytest.mark.parametrize("entry", CALLABLES, ids=lambda entry: entry.name)
+every_callable = pytest.mark.parametrize("entry", [entry.parameter for entry in CALLABLES])
 
 
 def dataset_of(entry: Entry) -> Dataset:

@@ -209,6 +209,11 @@ class NGramIndex:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def __reduce__(self) -> tuple[Any, tuple[str, int, int]]:
+        # datasets hashes the pickle, in which a text or a type that two parts share stands once: of equal indexes it
+        # must be the same, so the index is made again from one text
+        return _restored, (json.dumps(self.records), self.ngram, self.shortest)
+
     def __repr__(self) -> str:
         return f"NGramIndex({self.fingerprint!r}, {len(self):,} n-grams of {self.ngram} words)"
 
@@ -288,6 +293,10 @@ class NGramIndex:
             return cls(records, ngram=settings["ngram"], shortest=settings["shortest"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not an index of n-grams: {type(error).__name__}: {error}.") from error
+
+
+def _restored(records: str, ngram: int, shortest: int) -> NGramIndex:
+    return NGramIndex((Record(*fields) for fields in json.loads(records)), ngram=ngram, shortest=shortest)
 
 
 def _are_in(hashes: Hashes, sorted_hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
