@@ -96,7 +96,7 @@ def test_classify_trains_keeps_a_share_and_a_file_of_steps_takes_the_classifier(
         (["dedup", "--dataset", "texts.jsonl"], "--output is missing"),
         (["dedup", *BOTH, "--option", "band=3"], "unknown key 'band'; did you mean"),
         (["dedup", *BOTH, "--option", "bands"], "expected NAME=VALUE"),
-        (["dedup", *BOTH, "--option", "bands=0"], "bands must be at least 1, got 0"),
+        (["dedup", *BOTH, "--option", "bands=0"], "bands must lie in [1, 1000], got 0"),
         (["decontaminate", *BOTH], "give --benchmark with --columns, or --index"),
         (["decontaminate", *BOTH, "--benchmark", "texts.jsonl"], "--columns is missing"),
         (["decontaminate", *BOTH, "--index", "none.parquet"], "none.parquet"),

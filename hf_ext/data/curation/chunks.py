@@ -70,6 +70,13 @@ class ChunkStore:
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # a damaged one is written again
             return None
 
+    def is_whole(self) -> bool:
+        """Whether every chunk is there, up to the last."""
+        number = 0
+        while (chunk := self.committed(number)) is not None and not chunk.is_last:
+            number += 1
+        return chunk is not None
+
     def paths(self) -> Iterator[Path]:
         """Every chunk of a shard that is whole, in order."""
         for number in count():

@@ -128,7 +128,7 @@ class Curation:
         self, phase: SetPhase, former: list[ChunkStore], stores: list[ChunkStore], folder: Path, label: str
     ) -> None:
         notes_file = stores[0].folder.with_suffix(NOTES_SUFFIX)
-        if notes_file.is_file():  # written when every chunk was
+        if notes_file.is_file() and all(store.is_whole() for store in stores):  # a chunk may be damaged since
             return
         folder.mkdir(exist_ok=True)
         places = []

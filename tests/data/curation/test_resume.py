@@ -171,11 +171,13 @@ def test_a_damaged_or_missing_part_is_made_again(place, tmp_path, commits):
     run(place, output)
     expected = everything(output)
     chunks = sorted((output / ".hf-ext-chunks").glob("*/*/counts.json"))
-    chunks[4].write_text('{"end": ')
-    (output / "manifest.json").write_text("{")
-    commits.clear()
-    run(place, output)
-    assert (everything(output), len(commits)) == (expected, 1)
+    assert len({chunk.parent.parent for chunk in chunks}) >= 3  # of every phase
+    for chunk in chunks:
+        chunk.write_text('{"end": ')
+        (output / "manifest.json").write_text("{")
+        commits.clear()
+        run(place, output)
+        assert (everything(output), len(commits)) == (expected, 1)
     shutil.rmtree(output / "data")
     run(place, output)
     assert (everything(output), len(commits)) == (expected, 1)
