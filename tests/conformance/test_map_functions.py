@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import hashlib
 import os
 import pickle
-import shutil
-import tempfile
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,13 +166,7 @@ def web_addresses() -> dict[str, list]:
     return {"url": [*pages()][-N:]}
 
 
-@cache
-def domain_list() -> str:
-    """A file, for the workers too."""
-    path = Path(tempfile.mkdtemp(prefix="hf-ext-test-"), "domains.txt")
-    atexit.register(shutil.rmtree, path.parent)
-    path.write_text("shop.example\n")
-    return str(path)
+DOMAIN_LIST = "tests/data/curation/domains.txt"  # from the root: its path is hashed
 
 
 def classifier() -> QualityClassifier:
@@ -246,7 +235,7 @@ CALLABLES = [
     Entry("GopherQuality", GopherQuality(), web_texts(), {"min_words": 60, "annotate": True}),
     Entry("GopherRepetition", GopherRepetition(), web_texts(), {"max_line_share": 0.5}),
     Entry("RemoveUrls", RemoveUrls(), web_texts(), {"replicate_bugs": True}),
-    Entry("UrlRules", UrlRules(domains=domain_list()), web_addresses(), {"max_soft_words": 2}),
+    Entry("UrlRules", UrlRules(domains=DOMAIN_LIST), web_addresses(), {"max_soft_words": 2}),
     Entry("LanguageFilter", LanguageFilter(), web_texts(), {"language": "de"}, module="fasttext"),
     Entry("QualityFilter", QualityFilter(classifier=classifier(), threshold=0.5), web_texts(), {"threshold": 0.6}),
     Entry("LineRules", LineRules(), web_texts(), {"replicate_bugs": True}),
