@@ -153,5 +153,6 @@ def test_a_seed_that_the_host_never_reads_is_refused_for_retrievers() -> None:
 
 
 def test_what_is_taken_is_named_once_and_is_a_setting_of_something() -> None:
-    known = {name for method in METHODS for name in numeric_fields(method)} | {a.dest for _, a in OPTIONS}
-    assert {name for names in TAKEN.values() for name in names} <= known | {"retrieval --k"}
+    settings = {name for method in METHODS for name in numeric_fields(method)}
+    options = {name for verb, a in OPTIONS for name in (a.dest, f"{verb.split()[-1]} {a.option_strings[0]}")}
+    assert {name for names in TAKEN.values() for name in names} <= settings | options
