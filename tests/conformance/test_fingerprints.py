@@ -51,8 +51,8 @@ RECORDED = {
     "GopherRepetition": "5cce588fd5b4f661",
     "RemoveUrls": "8793e795475126b7",
     "UrlRules": "1efa4f7dfe5b4193",
-    "LanguageFilter": "deb424c7d482c006",
-    "LineRules": "37ff18483976209f",
+    "LanguageFilter": "a38a26657b1d03eb",
+    "LineRules": "75e20b2a105a21f7",
     "HtmlToText": "6a6ec46cc5d9216c",
     "Decontaminate": "95950206025e650e",
 }

@@ -16,6 +16,7 @@ from hf_ext.data.curation.datatrove_rules import punctuation, spacy_words
 from hf_ext.data.curation.quality import GopherQuality
 from hf_ext.data.curation.repetition import GopherRepetition
 from tests.data.curation.documents import text_docs
+from tests.data.curation.edges import DATATROVE_QUALITY_EDGES, DATATROVE_REPETITION_EDGES
 
 PAIRS = [
     (GopherQuality(profile="datatrove"), GopherQualityFilter()),
@@ -71,6 +72,14 @@ def test_texts_of_awkward_pieces_are_judged_as_by_datatrove(pieces):
     for step, peer in PAIRS:
         drop = step.judge({"text": [text]}).drops[0]
         assert (drop and drop.rule) == verdict(peer, text)
+
+
+@pytest.mark.parametrize("edges", [DATATROVE_QUALITY_EDGES, DATATROVE_REPETITION_EDGES], ids=["quality", "repetition"])
+def test_both_sides_of_each_bound_are_judged_as_by_datatrove(edges):
+    step, peer = PAIRS[edges is DATATROVE_REPETITION_EDGES]
+    for edge in edges:
+        assert [drop and drop.rule for drop in step.judge({"text": edge.texts}).drops] == edge.verdicts
+        assert [verdict(peer, text) for text in edge.texts] == edge.verdicts
 
 
 def test_punctuation_is_datatroves():

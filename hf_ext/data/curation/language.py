@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +58,7 @@ class LanguageFilter(RowStep):
     min_probability: float = 0.65
     model_path: str | None = None
     replicate_bugs: bool = False
+    revision: str = field(default="2", repr=False)
 
     name: ClassVar[str] = "language"
 
@@ -84,8 +85,10 @@ class LanguageFilter(RowStep):
         for text in texts:
             # the model reads UTF-8, which has no lone surrogates
             line = text.replace("\n", "" if self.replicate_bugs else " ").encode("utf-8", "replace").decode()
-            # of punctuation alone it would say something, too: "...." is Portuguese
-            predictions = model.f.predict(line, 1, 0.0, "strict") if line.strip(PUNCTUATION_AND_SPACE) else []
+            # of punctuation alone it would say something, too: "...." is Portuguese; to DCLM a line's end is none
+            has_words = (text if self.replicate_bugs else line).strip(PUNCTUATION_AND_SPACE) != ""
+            # the end of the line is a word like others, which the model was trained with
+            predictions = model.f.predict(line + "\n", 1, 0.0, "strict") if has_words else []
             score, label = predictions[0] if predictions else (0.0, LABEL_PREFIX)
             languages.append(label.removeprefix(LABEL_PREFIX))
             scores.append(min(score, 1.0))  # the quantised model sums to a little over 1

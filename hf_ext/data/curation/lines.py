@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +16,7 @@ from hf_ext.data.curation.words import counters
 
 _COUNTER_NOUNS = "like|share|comment|retweet|repost|quote|bookmark|upvote|downvote|download|view|follower"
 _MAX_PHRASE_WORDS = 10  # longer lines are left alone
+_ONE_IN_SO_MANY = 1_000_000  # DCLM's bound on digits is 0.999999
 
 
 class _Phrase(NamedTuple):
@@ -38,7 +39,7 @@ class LineRules(RowStep):
     | rule | deletes |
     |---|---|
     | `uppercase_lines` | lines more than half of whose characters are upper case |
-    | `numeric_lines` | lines that are all digits |
+    | `numeric_lines` | lines that are all digits, but for one character in a million |
     | `counter_lines` | lines such as `1.2k likes` |
     | `short_lines` | lines of one word |
     | `items_in_cart` | "items in cart" from lines of up to ten words, and the line if nothing is left |
@@ -64,6 +65,7 @@ class LineRules(RowStep):
 
     max_removed_words: float = 0.05
     replicate_bugs: bool = False
+    revision: str = field(default="2", repr=False)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -102,7 +104,8 @@ class LineRules(RowStep):
             if rule == "uppercase_lines":
                 lines.delete(lines.marks.upper)
             elif rule == "numeric_lines":
-                lines.delete([number for number in lines.marks.short if lines.pieces[number].isdigit()])
+                long_lines = (n for n in lines.marks.with_digits if len(lines.pieces[n]) > _ONE_IN_SO_MANY)
+                lines.delete([n for n in (*lines.marks.short, *long_lines) if _is_numeric(lines.pieces[n])])
             elif rule == "counter_lines":
                 lines.delete([n for n in lines.marks.with_digits if counter.match(lines.pieces[n].lower())])
             elif rule == "short_lines":
@@ -195,6 +198,12 @@ def _patterns(replicate_bugs: bool) -> tuple[re.Pattern[str], dict[str, _Phrase]
 
 def _is_blank(line: str) -> bool:
     return not line or line.isspace()
+
+
+def _is_numeric(line: str) -> bool:
+    if len(line) <= _ONE_IN_SO_MANY:
+        return line.isdigit()
+    return sum(map(str.isdigit, line)) / len(line) > 0.999999
 
 
 def _removed_share(num_words: int, text: str, document: str) -> float:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_ext.data.curation import plain
+from hf_ext.data.curation.extract import HtmlToText
 from hf_ext.data.curation.quality import GopherQuality
 from hf_ext.data.curation.repetition import GopherRepetition
 from hf_ext.data.curation.words import words_uax
 from tests.data.curation import slow_rules
 from tests.data.curation.documents import html_texts
+from tests.data.curation.edges import prose
 
 
 def rules_broken(step, texts):
@@ -38,20 +40,42 @@ def test_verdict_and_rule_are_those_of_dclms_own_mappers(counters, text_docs):
     assert verdicts.count(None) == 542
 
 
+def slow_values_of(texts):
+    """What the slow rules of quality and of repetition measure, document by document."""
+    return [(slow_rules.quality(text), slow_rules.repetition(text, slow_rules.words_by_regex(text))) for text in texts]
+
+
+def assert_measured(texts, slow_values):
+    """Our values, verdicts and rules are those of the slow rules."""
+    quality, repetition = (step.judge({"text": texts}) for step in (GopherQuality(), GopherRepetition()))
+    for row, (slow_quality, slow_repetition) in enumerate(slow_values):
+        assert {rule: numbers[row] for rule, numbers in quality.values.items()} == slow_quality, row
+        assert {rule: numbers[row] for rule, numbers in repetition.values.items()} == slow_repetition, row
+        drops = [judgement.drops[row] for judgement in (quality, repetition)]
+        slow_verdicts = [slow_rules.quality_verdict(slow_quality), slow_rules.repetition_verdict(slow_repetition)]
+        assert [drop and drop.rule for drop in drops] == slow_verdicts
+
+
 @pytest.mark.real
 def test_values_of_real_documents_are_those_of_the_slow_rules(text_docs, real_data):
     texts = [row["text"] for row in text_docs] + html_texts(real_data)[::24]
-    quality_values = GopherQuality().measure(texts, {})[1]
-    repetition_values = GopherRepetition().measure(texts, {})[1]
-    quality_rules = rules_broken(GopherQuality(), texts)
-    repetition_rules = rules_broken(GopherRepetition(), texts)
-    for row, text in enumerate(texts):
-        slow_quality = slow_rules.quality(text)
-        assert {rule: numbers[row] for rule, numbers in quality_values.items()} == slow_quality, row
-        assert quality_rules[row] == slow_rules.quality_verdict(slow_quality)
-        slow_repetition = slow_rules.repetition(text, slow_rules.words_by_regex(text))
-        assert {rule: numbers[row] for rule, numbers in repetition_values.items()} == slow_repetition, row
-        assert repetition_rules[row] == slow_rules.repetition_verdict(slow_repetition)
+    assert_measured(texts, slow_values_of(texts))
+
+
+@pytest.fixture(scope="module")
+def all_pages(real_data):
+    """Every page as it is extracted and with its tags cut out, and what the slow rules measure of it."""
+    pages = pq.read_table(real_data / "web_docs/html_docs.parquet", columns=["html"])["html"].to_pylist()
+    extracted_texts = HtmlToText().judge({"html": pages}).columns["text"]
+    texts = [text for text in [*extracted_texts, *html_texts(real_data)] if text.strip()]
+    return texts, slow_values_of(texts)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_values_of_all_pages_are_those_of_the_slow_rules(counters, all_pages):
+    assert_measured(*all_pages)
 
 
 @settings(max_examples=300, deadline=None)
@@ -81,78 +105,6 @@ QUALITY_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 def kernel_counts(text):
     kernel = pytest.importorskip("hf_ext.data.curation.kernel")
     return kernel.count_quality(text, frozenset(QUALITY_STOP_WORDS))._asdict()
-
-
-def prose(num_words):
-    """Plain words, `num_words` by every count, two of them stop words."""
-    words = (f"word{chr(97 + k % 26)}{chr(97 + k // 26 % 26)}" for k in range(num_words - 2))
-    return " ".join(["the", "of", *words])
-
-
-# A document at the bound, which stays, and one just beyond.
-QUALITY_EDGES = [
-    ("word_count", prose(50), prose(49)),
-    ("word_count", "the of " + "abcd " * 99_998, "the of " + "abcd " * 99_999),
-    ("mean_word_len", "the of abcd " + "abc " * 60, "the of abc " + "abc " * 60),
-    ("mean_word_len", "the of " + "abcdefghij " * 58 + "a" * 25, "the of " + "abcdefghij " * 58 + "a" * 26),
-    ("symbol_ratio", prose(90) + " #ab" * 10, prose(90) + " #ab" * 9 + " ##a"),
-    ("symbol_ratio", prose(98) + " #a#... …. . .#####", prose(98) + " #a#... …. . .######"),
-    ("bullet", "\n".join(["* " + prose(6)] * 9 + [prose(6)]), "\n".join(["- " + prose(6)] * 10)),
-    ("ellipsis", (prose(30) + "…\n") * 3 + (prose(30) + "\n") * 7, (prose(30) + "...\n") * 4 + (prose(30) + "\n") * 9),
-    ("alpha", prose(80) + " 1234" * 20, prose(79) + " 1234" * 20),
-    ("stop_words", "THE Of " + prose(60)[7:], "THE of, " + prose(60)[7:]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("rule", "staying", "going"), QUALITY_EDGES)
-def test_quality_keeps_at_the_bound_and_drops_beyond(counters, rule, staying, going):
-    assert rules_broken(GopherQuality(), [staying, going]) == [None, rule]
-    for text, verdict in ((staying, None), (going, rule)):
-        assert slow_rules.quality_verdict(slow_rules.quality(text)) == verdict
-
-
-def repeated(size, copies, num_words):
-    """`copies` of a run of `size` words apart from each other among words that occur once; all of four letters."""
-    run = [f"r{chr(97 + k)}zz" for k in range(size)]
-    unique = [
-        f"q{chr(97 + k % 26)}{chr(97 + k // 26 % 26)}{chr(97 + k // 676)}" for k in range(num_words - copies * size)
-    ]
-    return " ".join(word for k in range(copies) for word in [*run, *unique[k::copies]])
-
-
-def only(rule):
-    """A step that asks this rule of n-grams alone, at its own bound."""
-    sizes = {f"{'top' if size <= 4 else 'repeated'}_{size}_gram": size for size in range(2, 11)}
-    shares = tuple(slow_rules.REPETITION_BOUNDS[name] if name == rule else 100.0 for name in sizes)
-    return GopherRepetition(max_top_ngram_shares=shares[:3], max_repeated_ngram_shares=shares[3:])
-
-
-@pytest.mark.parametrize(("size", "rule"), [*enumerate([*slow_rules.REPETITION_BOUNDS][4:], 2)])
-def test_repetition_of_ngrams_keeps_at_the_bound_and_drops_beyond(counters, size, rule):
-    bound = slow_rules.REPETITION_BOUNDS[rule]
-    copies = round(100 * bound)
-    texts = [repeated(size, copies, 100 * size), repeated(size, copies, 100 * size - 1)]
-    assert values_of(GopherRepetition(), texts[0])[rule] == bound
-    assert rules_broken(only(rule), texts) == [None, rule]
-    assert slow_rules.repetition(texts[0], words_uax(texts[0]))[rule] == bound
-
-
-@pytest.mark.parametrize(("unit", "separator"), [("line", "\n"), ("paragraph", "\n\n")])
-def test_repetition_of_pieces_keeps_at_the_bound_and_drops_beyond(counters, unit, separator):
-    for share, bound, at_bound, beyond in (
-        ("count", 0.3, ["ab"] * 3 + ["*"] * 7, ["ab"] * 4 + ["*"] * 9),
-        ("chars", 0.2, ["abcde"] * 2 + ["*"] * 5, ["abcdef"] * 2 + ["*"] * 5),
-    ):
-        texts = []
-        for pieces in (at_bound, beyond):
-            texts.append(separator.join(f"{k:08}" if piece == "*" else piece for k, piece in enumerate(pieces)))
-        values = [values_of(GopherRepetition(), text)[f"{unit}_{share}"] for text in texts]
-        assert values[0] == bound < values[1]
-        step = GopherRepetition(
-            **{f"max_{other}_{kind}": 1 for other in ("line", "paragraph") for kind in ("share", "char_share")}
-        )
-        step = replace(step, **{f"max_{unit}_{'share' if share == 'count' else 'char_share'}": bound})
-        assert rules_broken(step, texts) == [None, f"{unit}_{share}"]
 
 
 def test_one_line_said_ten_times_goes_and_one_line_alone_stays(counters):

