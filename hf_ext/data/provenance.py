@@ -150,10 +150,36 @@ def model_hash(model: nn.Module) -> str:
     Raises:
         `ValueError`: an adapter is merged into the weights, or a weight is sharded or on the meta device.
     """
-    parameters = sorted(_original_parameters(original_model(model)), key=lambda item: item[0])
+    return _hash_of(_original_parameters(original_model(model)))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """
+    Return the SHA-256 of a model's weights as they are now, adapters with them.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model or `PeftModel`, whole on this process, with merged adapters or others; which of them are on counts.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        `ValueError`: a weight is sharded or on the meta device.
+    """
+    digest = _hash_of(model.named_parameters())
+    switches = [
+        [name, list(map(str, module.active_adapters)), bool(module.disable_adapters)]
+        for name, module in model.named_modules()
+        if is_peft(module, "BaseTunerLayer")
+    ]
+    return digest if not switches else hashlib.sha256(json.dumps([digest, switches]).encode()).hexdigest()
+
+
+def _hash_of(parameters: Iterator[tuple[str, nn.Parameter]]) -> str:
     digest = hashlib.sha256()
     hashed_ids = set()  # tied weights count once
-    for name, parameter in parameters:
+    for name, parameter in sorted(parameters, key=lambda item: item[0]):
         if id(parameter) in hashed_ids:
             continue
         hashed_ids.add(id(parameter))
