@@ -47,7 +47,7 @@ from common import data_folder, finish, parser, piece
 from junk import KINDS, mixed
 from tiny_lm import nats_a_token, token_rows, tokenizer_of, trained
 
-FULL = {"seeds": 5, "steps": 400, "documents": 700}
+FULL = {"seeds": 5, "steps": 300, "documents": 700}
 QUICK = {"seeds": 1, "steps": 6, "documents": 90}
 ARMS = ("raw", "heuristics", "dedup", "classifier", "oracle")
 PAGE_CHARS = 20_000  # longer pages and articles are cut: no document shall be a tenth of a set

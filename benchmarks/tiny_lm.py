@@ -34,14 +34,18 @@ def tokenizer_of(texts: Sequence[str]) -> Any:
 
 
 def token_rows(tokenizer: Any, texts: Sequence[str], seed: int | None = None) -> torch.Tensor:
-    """The documents, in an order drawn by the seed, one after another with an end token: `(rows, LENGTH)`."""
-    order = range(len(texts)) if seed is None else np.random.default_rng(seed).permutation(len(texts)).tolist()
+    """
+    The documents one after another with an end token: `(rows, LENGTH)`, in an order drawn by the seed if there is one.
+
+    Rows are drawn, not only documents: a batch of neighbours would be one long document, and its gradient that one's.
+    """
     end = tokenizer.token_to_id(END)
     ids: list[int] = []
-    for number in order:
-        ids += [*tokenizer.encode(texts[number]).ids, end]
+    for text in texts:
+        ids += [*tokenizer.encode(text).ids, end]
     count = len(ids) // LENGTH
-    return torch.tensor(ids[: count * LENGTH]).view(count, LENGTH)
+    rows = torch.tensor(ids[: count * LENGTH]).view(count, LENGTH)
+    return rows if seed is None else rows[torch.from_numpy(np.random.default_rng(seed).permutation(count))]
 
 
 def trained(rows: torch.Tensor, steps: int, seed: int) -> LlamaForCausalLM:
