@@ -183,6 +183,9 @@ def _feed(array: pa.Array, update: Callable[[Any], object]) -> None:
     if pa.types.is_dictionary(kind):
         array = array.dictionary_decode()
         kind = array.type
+    elif kind in (pa.string_view(), pa.binary_view()):
+        array = array.cast(pa.large_binary())
+        kind = array.type
     update(f"{len(array)} {array.null_count};".encode())
     if pa.types.is_null(kind):
         return

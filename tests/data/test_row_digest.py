@@ -148,6 +148,8 @@ def test_arrow_types_beyond_those_of_datasets_are_hashed_by_content() -> None:
     for array in arrays:
         assert fed(pa.concat_arrays([array, array]).slice(4, 4)) == fed(array), array.type
         assert fed(array.take(pa.array([1, 0, 2, 3]))) != fed(array), array.type
+    texts = pa.array(["a", None, "b", "a text that is longer than a view holds"], type=pa.large_string())
+    assert fed(texts.cast(pa.string_view())) == fed(texts)
 
 
 def scaled_by(scale: Any) -> dict[str, Any]:

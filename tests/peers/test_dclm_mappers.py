@@ -75,6 +75,7 @@ def mappers(request) -> Iterator[Mappers]:
 
 
 @pytest.mark.real
+@pytest.mark.timeout(3600)
 def test_verdict_and_rule_of_real_documents_are_those_on_record(mappers, real_data):
     names = [*(rule.name for rule in GopherQuality().rules), "repetition", None]
     verdicts = {row["id"]: names[after(mappers.rules, row["text"])[1]] for row in text_docs(real_data)}
@@ -83,18 +84,21 @@ def test_verdict_and_rule_of_real_documents_are_those_on_record(mappers, real_da
 
 
 @pytest.mark.real
+@pytest.mark.timeout(3600)
 def test_lines_of_real_documents_go_as_with_us(mappers, real_data):
     assert_same_lines(mappers, [row["text"] for row in text_docs(real_data)])
 
 
 def assert_same_lines(mappers: Mappers, texts: list[str]) -> None:
     step = LineRules(replicate_bugs=True)
+    names = [rule.name for rule in step.rules]
     judgement = step.judge({"text": texts})
     for text, line_text, drop in zip(texts, judgement.columns["text"], judgement.drops, strict=True):
         peer_text, num_passed = after(mappers.chain[-NUM_LINE_MAPPERS:], text)
         assert (None if drop else line_text) == peer_text, ascii(text)[:200]
-        if drop:
-            assert [rule.name for rule in step.rules].index(drop.rule) == num_passed - 1
+        if drop:  # the mapper of short lines leaves empty ones, and the next finds that they are all
+            mapper_rules = names[num_passed - 1 - (drop.rule == "short_lines") : num_passed]
+            assert drop.rule in mapper_rules
 
 
 @pytest.mark.parametrize("edge", QUALITY_EDGES, ids=[edge.rule for edge in QUALITY_EDGES])

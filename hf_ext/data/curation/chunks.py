@@ -197,7 +197,8 @@ def write_shards(folder: Path, pattern: str, tables: Iterable[pa.Table], schema:
             writer = stack.enter_context(pq.ParquetWriter(sink, schema, compression="zstd"))
             num_bytes = 0
             while True:
-                writer.write_table(table)
+                if len(table):  # `datasets` (5.2) cannot read a row group without rows
+                    writer.write_table(table)
                 num_rows += len(table)
                 num_bytes += table.nbytes
                 following = next(tables, None) if num_bytes < SHARD_BYTES else None

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hf_ext.guards.markdown import well_formed
+
 FOLDER = "drops"
 SCHEMA = pa.schema(
     [
@@ -105,7 +107,7 @@ class DropLedger:
         """Why the document of that id went: a record of each that has it, none where none of them went."""
         records: list[DropRecord] = []
         for table in self.tables():
-            records += _records(table.filter(pc.equal(table["id"], document_id)))
+            records += _records(table.filter(pc.equal(table["id"], well_formed(document_id))))
         return records
 
     def counts(self) -> dict[tuple[str, str], int]:

@@ -15,6 +15,7 @@ from hf_ext._columns import ROW_INDEX
 from hf_ext.data.curation.counts import CurationCounts, RuleCounts, SourceCounts, StepCounts
 from hf_ext.data.curation.drop_ledger import DropRecord
 from hf_ext.data.curation.steps import Batch, Decision, Drop, Judgement, RowStep, Rule, SetStep, Step
+from hf_ext.guards.markdown import well_formed
 from hf_ext.guards.row_errors import RowError
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ class _ChunkCounts:
             rule_counts.dropped += 1
             rule_counts.dropped_alone += int(num_broken[place] <= 1)
             if sources is not None:
-                source = self.counts.sources.setdefault(str(sources[place]), SourceCounts())
+                source = self.counts.sources.setdefault(well_formed(str(sources[place])), SourceCounts())
                 source.dropped[name] = source.dropped.get(name, 0) + 1
 
     def _count(self, count: Callable[[Sequence[object]], list[int]]) -> list[int] | None:
@@ -327,7 +328,7 @@ def _naming(shard: str) -> Iterator[None]:
 
 def document_name(shard: str, row: int, document_id: object = None) -> str:
     """The id of a document in the drop ledger: its own, or where it stands."""
-    return f"{shard}:{row}" if document_id is None else str(document_id)
+    return f"{shard}:{row}" if document_id is None else well_formed(str(document_id))
 
 
 class Unread(NamedTuple):
@@ -368,9 +369,9 @@ def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Readi
         rule_counts.dropped_alone += 1
     if reading.source_column is not None:
         for source in columns[reading.source_column] if num_rows else []:
-            sources.setdefault(str(source), SourceCounts()).rows_read += 1
+            sources.setdefault(well_formed(str(source)), SourceCounts()).rows_read += 1
         for _, _, facts in unread:
-            source_counts = sources.setdefault(str(facts.get(reading.source_column)), SourceCounts())
+            source_counts = sources.setdefault(well_formed(str(facts.get(reading.source_column))), SourceCounts())
             source_counts.merge(SourceCounts(1, {"read": 1}))
     return ChunkResult(columns.positions, {}, records, CurationCounts(reading.unit, [counts], sources))
 

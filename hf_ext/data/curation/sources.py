@@ -366,7 +366,7 @@ def _cut_tables(tables: Iterable[pa.Table], start: int) -> Iterator[Chunk]:
     count = num_bytes = 0
     first = start
     table: pa.Table | None = None
-    for table in tables:
+    for table in map(_without_views, tables):
         sizes = _row_bytes(table)
         begin = 0
         for position, size in enumerate(sizes.tolist()):
@@ -381,6 +381,15 @@ def _cut_tables(tables: Iterable[pa.Table], start: int) -> Iterator[Chunk]:
         pieces.append(table.slice(begin))
     if count or (table is not None and first == start):  # without rows the columns are still to be known
         yield _table_chunk(pieces, first, count)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Texts and bytes that pyarrow (26.0) can take rows of, which views are not."""
+    for place, field in enumerate(table.schema):
+        kind = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(field.type)
+        if kind is not None:
+            table = table.set_column(place, field.with_type(kind), table.column(place).cast(kind))
+    return table
 
 
 def _table_chunk(pieces: list[pa.Table], first: int, count: int) -> Chunk:

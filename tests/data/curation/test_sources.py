@@ -18,6 +18,7 @@ from datasets import Dataset, load_dataset
 
 from hf_ext.data.curation import sources
 from hf_ext.data.curation.counts import CurationCounts
+from hf_ext.data.curation.deduplication import BloomDeduplication, ExactDeduplication, MinHashDeduplication
 from hf_ext.data.curation.drop_ledger import DropLedger
 from hf_ext.data.curation.extract import HtmlToText
 from hf_ext.data.curation.pipeline import curate
@@ -192,6 +193,39 @@ def test_shards_and_datasets_without_rows_pass_and_no_row_left_is_a_warning(tmp_
     empty = Dataset.from_dict({"text": ["a"], "n": [1]}).select([])
     assert curate(empty, [Words(), FirstLines()], **QUIET).column_names == ["text", "n"]
     assert len(curate(Dataset.from_dict({"text": ["a"], "n": [1]}), [Words()], **QUIET)) == 0
+
+
+def test_where_every_document_goes_the_steps_over_the_set_have_nothing_to_decide(tmp_path):
+    steps = [Words(), ExactDeduplication(), MinHashDeduplication(min_similarity=0.5), BloomDeduplication()]
+    rows = Dataset.from_dict({"text": ["a", "b"], "n": [1, 2]})
+    counts = curate(rows, steps, output=tmp_path / "out", **QUIET)
+    assert [(step.name, step.rows_in) for step in counts.steps[2:]] == [("exact", 0), ("minhash", 0), ("bloom", 0)]
+    assert len(DropLedger.read(tmp_path / "out")) == 2
+    (file,) = (tmp_path / "out/data").iterdir()
+    assert pq.read_schema(file).names == ["text", "n", "num_words"]
+    assert pq.read_metadata(file).num_row_groups == 0  # an empty one is more than `datasets` can read
+
+
+def test_texts_that_are_stored_as_views_are_read_from_files_and_datasets(tmp_path):
+    views = pa.table({"text": pa.array(["a b", "a", "c d"], pa.string_view()), "n": [1, 2, 3]})
+    pq.write_table(views, tmp_path / "views.parquet")
+    curate(tmp_path / "views.parquet", [Words()], output=tmp_path / "out", **QUIET)
+    rows = {"text": ["a b", "c d"], "n": [1, 3], "num_words": [2, 2]}
+    assert load_dataset(str(tmp_path / "out"), split="train").to_dict() == rows
+    assert curate(Dataset(views), [Words()], **QUIET).to_dict() == rows
+
+
+def test_half_a_surrogate_pair_in_an_id_and_a_source_is_written_as_replaced(tmp_path):
+    lines = [{"text": text, "id": f"\ud800{text}", "host": "\udfff"} for text in ("a", "a b", "a  b", "a b")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = [Words(), ExactDeduplication(id_column="id")]
+    counts = curate(
+        tmp_path / "a.jsonl", steps, output=tmp_path / "out", id_column="id", source_column="host", **QUIET
+    )
+    ledger = DropLedger.read(tmp_path / "out")
+    assert [(drop.id, drop.detail) for drop in ledger] == [("\ufffda", None), ("\ufffda b", "\ufffda b")]
+    assert [drop.rule for drop in ledger.explain("\ud800a")] == ["few"]
+    assert counts.sources["\ufffd"].rows_read == 4
 
 
 def test_ids_that_repeat_are_all_explained_and_wrong_columns_are_refused(tmp_path):

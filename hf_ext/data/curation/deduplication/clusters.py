@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hf_ext.data.curation.steps import Batch, Decision, Drop, Notes, SetStep
 from hf_ext.guards.extras import naming_extras
+from hf_ext.guards.markdown import well_formed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,9 +94,9 @@ class ClusterStep(SetStep):
 
     def ids_of(self, batch: Batch) -> dict[str, list[str]]:
         """What names each document, a column of the features."""
-        return (
-            {} if self.id_column is None else {"id": [str(value) for value in self.column_of(batch, self.id_column)]}
-        )
+        if self.id_column is None:
+            return {}
+        return {"id": [well_formed(str(value)) for value in self.column_of(batch, self.id_column)]}
 
     def decisions(
         self, tables: Sequence[pa.Table], clusters: Clusters, notes: Notes, values: Sequence[float] = ()

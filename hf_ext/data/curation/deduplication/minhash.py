@@ -171,10 +171,11 @@ class MinHashDeduplication(ClusterStep):
         """A 64-bit key of each of some bands of each document; `(bands, documents)`."""
         factors = mixed(np.arange(self.bands * self.rows, dtype=np.uint64) + np.uint64(1)) | np.uint64(1)
         columns = slice(bands.start * self.rows, bands.stop * self.rows)
-        parts = [np.empty((bands.stop - bands.start, 0), np.uint64)]
+        num_bands = bands.stop - bands.start
+        parts = [np.empty((num_bands, 0), np.uint64)]
         for table in tables:
             products = self._signatures_of(table)[:, columns] * factors[columns]
-            parts.append(mixed(products.reshape(table.num_rows, -1, self.rows).sum(axis=2)).T)
+            parts.append(mixed(products.reshape(table.num_rows, num_bands, self.rows).sum(axis=2)).T)
         return np.concatenate(parts, axis=1)
 
     def _join_candidates(
