@@ -92,13 +92,14 @@ class Score:
 
     Args:
         name (`str`):
-            `core_v2` for all 22 tasks on all of their rows; `core16_v2` for 16 of them, `core22_v2` where rows lack.
+            `core_v2` for all 22 tasks on all of their rows; `core16_v2` for 16 of them, `core22_v2` where rows lack;
+            `extended_v2` for all 53 labels.
         value (`float`):
             Unitless; 0 is guessing, 1 is perfect.
         standard_error (`float`):
             Of the value, over other rows of the same tasks.
         num_tasks (`int`):
-            Tasks of CORE in it.
+            Tasks in it.
     """
 
     name: str
@@ -132,9 +133,24 @@ def core_score(
     labels = [label for label in CORE_TASKS if label in accuracies]
     is_whole = len(labels) == len(CORE_TASKS)
     value = scores[_score_name(len(labels), version, is_whole=is_whole)]
-    squares = [(standard_errors[label] / (1 - TASKS[label].baseline(version))) ** 2 for label in labels]
     name = _score_name(len(labels), version, is_whole=is_whole and not is_subset)
-    return Score(name, value, math.sqrt(math.fsum(squares)) / len(labels), len(labels))
+    return Score(name, value, _mean_error(standard_errors, labels, version), len(labels))
+
+
+def extended_score(
+    accuracies: Mapping[str, float], standard_errors: Mapping[str, float], version: Version
+) -> Score | None:
+    """The mean over all 53 labels, with its standard error; `None` where one of them is missing."""
+    if any(label not in accuracies for label in EXTENDED_TASKS):
+        return None
+    name = f"extended_{version}"
+    value = aggregate_core(accuracies, version)[name]
+    return Score(name, value, _mean_error(standard_errors, EXTENDED_TASKS, version), len(EXTENDED_TASKS))
+
+
+def _mean_error(standard_errors: Mapping[str, float], labels: Sequence[str], version: Version) -> float:
+    squares = [(standard_errors[label] / (1 - TASKS[label].baseline(version))) ** 2 for label in labels]
+    return math.sqrt(math.fsum(squares)) / len(labels)
 
 
 def accuracy_of(correct: ArrayLike, categories: Sequence[str] | None = None) -> tuple[float, float]:

@@ -12,6 +12,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from hf_ext._columns import ROW_INDEX
@@ -204,6 +206,8 @@ class _Evaluation:
 
     def records_of(self, model: Model, folder: Path | None) -> dict[str, list[RowRecord]]:
         """Records of every task's rows by label, in the protocol's order; on every process."""
+        if self.processes.num_processes > 1:
+            _check_whole(model)
         model = unwrapped(model)
         _check_causal(model)
         identity = None if folder is None else self._identity(model)
@@ -308,20 +312,21 @@ class _Evaluation:
             all_categories = categories_of(task_rows, self.protocol)
             categories = None if all_categories is None else [all_categories[record.row] for record in of_task]
             if other_records is not None:
-                pairs = [(a.correct, b.correct) for a, b in zip(of_task, other_records[task.label], strict=True)]
+                correct = [record.correct for record in of_task]
+                other_correct = [record.correct for record in other_records[task.label]]
                 for version in VERSIONS:
                     differences[version][task.label] = paired_difference(
-                        *zip(*pairs, strict=True), baseline=task.baseline(version), categories=categories
+                        correct, other_correct, task.baseline(version), categories
                     )
             golds = [task_rows.rows[record.row].gold for record in of_task]
             shots = num_shots(task_rows, self.protocol)
             difference = differences["v2"].get(task.label)
             results.append(task_result(task.label, of_task, shots, categories, golds, difference))
-        means = {}
-        for version, of_version in differences.items():
+        means: dict[str, Difference] = {}
+        for name, of_version in differences.items():
             of_core = [difference for label, difference in of_version.items() if label in CORE_TASKS]
             if of_core:
-                means[version] = mean_difference(of_core)
+                means[name] = mean_difference(of_core)
         return CoreReport(results, settings, means, rows_of(records))
 
 
@@ -356,7 +361,20 @@ def _check_causal(model: Model) -> None:
         raise ValueError(f"{type(model).__name__} has no language-model head; load it with AutoModelForCausalLM.")
 
 
+def _check_whole(model: Model) -> None:
+    """Refuse a model of which each process holds a part: its forwards wait for each other, and rows are shared."""
+    is_sharded = any(
+        isinstance(parameter.data, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+    if is_sharded or any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} is sharded over the processes, which share the rows, so each needs all of it. "
+            "Measure a saved checkpoint, loaded whole by each process."
+        )
+
+
 def _name(model: Model | str | Path) -> str:
-    if isinstance(model, Path) or (isinstance(model, str) and Path(model).exists()):
-        return Path(model).name or str(model)  # the folder's name: where it lies is nobody's business
-    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or type(model).__name__
+    name = model if isinstance(model, str | Path) else getattr(model.config, "_name_or_path", "")
+    if not name:
+        return type(model).__name__
+    return Path(name).name if Path(name).exists() else str(name)  # where a folder lies is nobody's business

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ext.evaluation.core.aggregate import Difference, Score, accuracy_of, core_score
+from hf_ext.evaluation.core.aggregate import Difference, Score, accuracy_of, core_score, extended_score
 from hf_ext.evaluation.core.judges import least
 from hf_ext.evaluation.core.records import RowRecord
 from hf_ext.evaluation.core.tasks import CORE_TASKS, TASKS, Version
@@ -199,15 +199,27 @@ class CoreReport(SavedReport):
         Raises:
             ValueError: if none was.
         """
-        accuracies = {result.label: result.accuracy for result in self.tasks}
-        errors = {result.label: result.standard_error for result in self.tasks}
-        return core_score(accuracies, errors, version, is_subset=not self.is_core)
+        return core_score(*self._shares(), version, is_subset=not self.is_core)
 
     def scores(self) -> dict[str, Score]:
-        """The score by v2's baselines and by v1's, each under its name; empty where no task of CORE was measured."""
+        """
+        The score by v2's baselines and by v1's, each under its name; EXTENDED behind it where all of it was measured.
+
+        Empty where no task of CORE was measured.
+        """
         if len(self.missing) == len(CORE_TASKS):
             return {}
-        return {score.name: score for score in map(self.score, VERSIONS)}
+        scores = [*map(self.score, VERSIONS)]
+        is_whole = not any(result.is_subset or result.shots < result.shots_wanted for result in self.tasks)
+        extended = [extended_score(*self._shares(), version) for version in VERSIONS] if is_whole else []
+        return {score.name: score for score in (*scores, *extended) if score is not None}
+
+    def _shares(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Accuracies and their standard errors by label."""
+        return (
+            {result.label: result.accuracy for result in self.tasks},
+            {result.label: result.standard_error for result in self.tasks},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows as plain values that `json` takes; `from_dict` reads it back."""
@@ -247,17 +259,15 @@ class CoreReport(SavedReport):
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _score_table(self) -> str:
+        if not self.scores():
+            return ""
         columns = ["score", "mean of centred accuracy", "tasks"]
-        rows: list[list[object]] = []
-        for version in VERSIONS:
-            if len(self.missing) == len(CORE_TASKS):
-                return ""
-            score = self.score(version)
-            difference = self.differences.get(version)
-            rows.append(
-                [score.name, Markdown(score), score.num_tasks, *([Markdown(difference)] if difference else [])]
-            )
         columns += ["difference to the other model"] if self.differences else []
+        rows: list[list[object]] = []
+        for name, score in self.scores().items():
+            difference = self.differences.get(name.rpartition("_")[2]) if name.startswith("core") else None
+            cells = [name, Markdown(score), score.num_tasks, Markdown(difference) if difference else ""]
+            rows.append(cells[: len(columns)])
         return markdown_table(columns, rows, numbers=range(1, len(columns)))
 
     def _task_table(self) -> str:

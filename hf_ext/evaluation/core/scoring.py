@@ -88,7 +88,7 @@ class AnswerScorer:
         """Whether the model's cache is one of keys and values, which can be repeated for the options of a row."""
         with self._autocast():
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
-        cache = getattr(output, "past_key_values", None)
+        cache: Any = getattr(output, "past_key_values", None)
         return type(cache) is DynamicCache and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
         )

@@ -177,7 +177,7 @@ def _read(task: CoreTask, path: Path) -> TaskRows:
     require_modest(path)
     require_shallow(path)
     digest = hashlib.sha256()
-    rows = []
+    rows: list[CoreRow] = []
     for line in _lines(path):
         digest.update(line)
         if line.strip():
@@ -204,6 +204,8 @@ def _row(task: CoreTask, index: int, line: bytes) -> CoreRow:
         raise _error(task, index, "line", f"expected an object, found {describe(values)}", values)
     fields = _Fields(task, index, values)
     gold: int | None = None
+    contexts: tuple[str, ...]
+    answers: tuple[str, ...]
     if task.type == "multiple_choice":
         contexts = (fields.text("query"),)
         answers = fields.texts("choices")
@@ -242,13 +244,21 @@ class _Fields:
         value = self.values.get(name)
         if not isinstance(value, str):
             raise self._error(name, f"expected a string, found {describe(value)}")
-        return value
+        return self._encodable(name, value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self.values.get(name)
         if not (isinstance(value, list) and value and all(isinstance(text, str) for text in value)):
             raise self._error(name, f"expected a list of strings, found {describe(value)}")
-        return tuple(value)
+        return tuple(self._encodable(name, text) for text in value)
+
+    def _encodable(self, name: str, text: str) -> str:
+        """The text, which a tokenizer reads as UTF-8: JSON can spell half of a character."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self._error(name, f"expected text, found half of a character ({error.reason})") from None
+        return text
 
     def gold(self, count: int) -> int:
         value = self.values.get("gold")

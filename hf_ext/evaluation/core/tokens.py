@@ -44,9 +44,11 @@ class TokenPrompt:
     is_truncated: bool
 
 
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_length(sequences: Sequence[list[int]]) -> int:
     """Tokens that all sequences begin with."""
-    first, last = min(sequences), max(sequences)  # in lexical order: what these two share, those between share too
+    # in lexical order: what the first and the last share, those between share too
+    first = min(sequences)
+    last = max(sequences)
     pairs = enumerate(zip(first, last, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(last)))
 

@@ -79,7 +79,8 @@ def test_losses_equal_a_plain_loop_for_ragged_options_however_they_are_read(prom
 @pytest.mark.parametrize("label", ["copa", "arc_easy", "commonsense_qa", "winograd", "bigbench_operators"])
 @pytest.mark.parametrize("protocol", ["foundry", "nanochat"])
 def test_40_rows_of_each_type_equal_a_plain_loop(tmp_path, label, protocol):
-    (task_rows,) = load_tasks(write_tasks(tmp_path, {label: small_rows(label, 40)}), label)
+    count = 12 if label in ("arc_easy", "commonsense_qa") else 40  # with examples: long, and of the type of copa
+    (task_rows,) = load_tasks(write_tasks(tmp_path, {label: small_rows(label, count)}), label)
     prompts = PromptTokens(TOKENIZER, task_rows.task, protocol, 300)(list(text_prompts(task_rows, protocol)))
     results = scored(MODELS[0], prompts, 700)
     for prompt, result in zip(prompts, results, strict=True):
