@@ -49,7 +49,7 @@ def report(data: Path) -> CoreReport:
 
 
 def assert_same_rows(rows, others):
-    """Losses up to rounding, which depends on where weights and batches lie in memory; everything else to the letter."""
+    """Losses up to rounding, which depends on where weights and batches lie in memory; all else to the letter."""
     assert [row | {"losses": None} for row in rows] == [row | {"losses": None} for row in others]
     losses = [[loss for row in of_run for loss in row["losses"]] for of_run in (rows, others)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
