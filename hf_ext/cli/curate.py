@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.config_file import option_schemas, read_config
 from hf_ext.cli.options import option
-from hf_ext.cli.outputs import report_output, resumed_output
+from hf_ext.cli.outputs import check_files, report_output, resumed_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SEED, SIZE
+from hf_ext.guards.runs import claimed_folder
 
 if TYPE_CHECKING:
     from hf_ext.data.curation.report import CurationReport
@@ -53,7 +54,7 @@ def add_curation_options(parser: argparse.ArgumentParser) -> None:
     option(parser, "--split", metavar="NAME", help="split of a Hub dataset or saved folder (default: the only one)")
     option(parser, "--output", metavar="FOLDER", help="where rows, drop ledger and report are written")
     option(parser, "--report", metavar="FOLDER", help="of a report elsewhere (default: OUTPUT/report, OUTPUT-dry-run)")
-    option(parser, "--overwrite", action="store_true", help="replace a dry run's report, a classifier, an index")
+    option(parser, "--overwrite", action="store_true", help="replace a report elsewhere, a classifier, an index")
     option(parser, "--num-proc", type=SIZE, default=1, metavar="N", help="processes; same result (default: 1)")
     option(parser, "--id-column", metavar="NAME", help="ids in the drop ledger (default: none, file:row)")
     option(parser, "--source-column", metavar="NAME", help="count drops by this column too (default: none)")
@@ -85,7 +86,7 @@ def run_curate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     values = read_config(options, parser, other_keys=("steps",))
     require_options(options, "config", "dataset", "output")
     steps = read_steps(values.get("steps"), f"--config {options.config}")
-    return judge(options, steps) if options.dry_run else curate_documents(options, steps)
+    return judge(options, steps) if options.dry_run else curate_documents(options, lambda: steps)
 
 
 def require_options(options: argparse.Namespace, *names: str) -> None:
@@ -96,15 +97,18 @@ def require_options(options: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"--{name} is missing: {where}")
 
 
-def curate_documents(options: argparse.Namespace, steps: Sequence[Step]) -> int:
-    """Send the documents through the steps into `--output`; print what is left and what looks wrong."""
-    from hf_ext.data.curation.pipeline import curate
+def curate_documents(options: argparse.Namespace, make_steps: Callable[[], Sequence[Step]]) -> int:
+    """Send the documents through steps into `--output`, looked at before the steps are made; print what is left."""
+    from hf_ext.data.curation.pipeline import curate, refuse_other_content
     from hf_ext.data.curation.report import CurationReport
 
+    if options.report is not None:
+        check_files(options, "report", REPORT_FILES)
     with resumed_output(options) as output:
+        refuse_other_content(output)
         counts = curate(
             documents_of(options),
-            steps,
+            make_steps(),
             output=output,
             id_column=options.id_column,
             source_column=options.source_column,
@@ -113,7 +117,9 @@ def curate_documents(options: argparse.Namespace, steps: Sequence[Step]) -> int:
             num_proc=options.num_proc,
         )
         report = CurationReport(counts)
-        folder = report.save(options.report or output / "report")
+        folder = Path(options.report or output / "report")
+        with claimed_folder(folder):
+            report.save(folder)
     _print_report(report, folder)
     print(f"{counts.rows_kept:,} rows: {output}")
     return 0

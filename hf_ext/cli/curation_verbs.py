@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.config_file import named_value
 from hf_ext.cli.curate import add_curation_options, curate_documents, require_options
@@ -13,6 +13,12 @@ from hf_ext.cli.options import option
 from hf_ext.cli.outputs import check_folder_output, file_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import PROBABILITY, SHARE
+from hf_ext.guards.runs import claimed_file
+
+if TYPE_CHECKING:
+    from hf_ext.data.curation.classifier import Classifier
+    from hf_ext.data.curation.ngram_index import NGramIndex
+    from hf_ext.data.curation.steps import Step
 
 METHODS = {"exact": "ExactDeduplication", "minhash": "MinHashDeduplication", "bloom": "BloomDeduplication"}
 
@@ -26,7 +32,14 @@ def add_parsers(actions: argparse._SubParsersAction) -> None:
         "paragraph (a Bloom filter of 13-grams, as for DCLM-Baseline). The first of several stays.",
     )
     option(parser, "--method", choices=[*METHODS], default="minhash", help="what counts as one (default: minhash)")
-    _add_field_option(parser, "bands=93, threshold=0.7 or mode=both")
+    option(
+        parser,
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the step, such as bands=93, threshold=0.7 or mode=both; may be repeated",
+    )
     add_curation_options(parser)
     parser.set_defaults(run=lambda o: exit_status(lambda: run_dedup(o), "hf-ext data dedup"))
 
@@ -78,7 +91,8 @@ def run_dedup(options: argparse.Namespace) -> int:
 
     require_options(options, "dataset", "output")
     fields = dict(named_value(text) for text in options.option)
-    return curate_documents(options, read_steps([{METHODS[options.method]: fields}], "--option"))
+    steps = read_steps([{METHODS[options.method]: fields}], "--option")
+    return curate_documents(options, lambda: steps)
 
 
 def run_classify(options: argparse.Namespace) -> int:
@@ -96,15 +110,20 @@ def run_classify(options: argparse.Namespace) -> int:
     require_options(options, *(("positives", "negatives", "save") if is_training else ("dataset",)))
     if options.dataset is not None:
         require_options(options, "output")
-    from hf_ext.data.curation.quality_filter import QualityFilter, QualityShare, load_classifier
-
-    classifier = _trained(options) if is_training else load_classifier(options.classifier)
+    make_classifier = partial(_trained if is_training else _loaded, options)
     if options.dataset is None:
+        make_classifier()
         return 0
-    settings: dict[str, Any] = {"classifier": classifier, "text_column": options.text_column}
-    if options.threshold is not None:
-        return curate_documents(options, [QualityFilter(threshold=options.threshold, **settings)])
-    return curate_documents(options, [QualityShare(keep_share=options.keep_share, **settings)])
+
+    def make_steps() -> list[Step]:
+        from hf_ext.data.curation.quality_filter import QualityFilter, QualityShare
+
+        settings: dict[str, Any] = {"classifier": make_classifier(), "text_column": options.text_column}
+        if options.threshold is not None:
+            return [QualityFilter(threshold=options.threshold, **settings)]
+        return [QualityShare(keep_share=options.keep_share, **settings)]
+
+    return curate_documents(options, make_steps)
 
 
 def run_decontaminate(options: argparse.Namespace) -> int:
@@ -117,41 +136,27 @@ def run_decontaminate(options: argparse.Namespace) -> int:
     require_options(options, "dataset", "output")
     if (options.benchmark is None) == (options.index is None):
         raise ValueError("give --benchmark with --columns, or --index")
-    from hf_ext.data.curation.decontaminate import Decontaminate
-    from hf_ext.data.curation.ngram_index import NGramIndex
-
-    if options.index is not None:
-        index = NGramIndex.load(options.index)
-    else:
+    if options.index is None:
         require_options(options, "columns")
-        index = NGramIndex.joined([_benchmark_index(name, options.columns) for name in options.benchmark])
-    print(f"{len(index.records):,} texts of benchmarks, {index.num_too_short:,} of them too short to be looked for")
-    if options.save_index is not None:
-        with file_output(options, "save_index") as path:
-            index.save(path)
-    return curate_documents(options, [Decontaminate(index=index, mode=options.mode)])
+
+    def make_steps() -> list[Step]:
+        from hf_ext.data.curation.decontaminate import Decontaminate
+
+        return [Decontaminate(index=_index(options), mode=options.mode)]
+
+    return curate_documents(options, make_steps)
 
 
-def _add_field_option(parser: argparse.ArgumentParser, examples: str) -> None:
-    option(
-        parser,
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"a field of the step, such as {examples}; may be repeated",
-    )
-
-
-def _trained(options: argparse.Namespace) -> Any:
+def _trained(options: argparse.Namespace) -> Classifier:
     """The classifier of `--positives` and `--negatives`, saved; what is known of it is printed."""
     from hf_ext.data.curation.classifier import fit_quality_classifier
     from hf_ext.data.loading import load_rows
 
     check_folder_output(options, "save", ("classifier.json", "classifier.safetensors"), "a classifier")
-    positives, negatives = (load_rows(name) for name in (options.positives, options.negatives))
-    classifier = fit_quality_classifier(positives, negatives, text_column=options.text_column)
-    classifier.save(options.save)
+    with claimed_file(Path(options.save)):
+        positives, negatives = (load_rows(name) for name in (options.positives, options.negatives))
+        classifier = fit_quality_classifier(positives, negatives, text_column=options.text_column)
+        classifier.save(options.save)
     report = classifier.report
     print(f"trained on {report.num_positives:,} good and {report.num_negatives:,} other documents")
     if report.auc is not None:
@@ -162,8 +167,26 @@ def _trained(options: argparse.Namespace) -> Any:
     return classifier
 
 
-def _benchmark_index(name: str, columns: Sequence[str]) -> Any:
+def _loaded(options: argparse.Namespace) -> Classifier:
+    from hf_ext.data.curation.quality_filter import load_classifier
+
+    return load_classifier(options.classifier)
+
+
+def _index(options: argparse.Namespace) -> NGramIndex:
+    """The n-grams of `--index`, or of `--benchmark`, kept where `--save-index` says."""
     from hf_ext.data.curation.ngram_index import NGramIndex
     from hf_ext.data.loading import load_rows
 
-    return NGramIndex.from_dataset(load_rows(name), columns, task=Path(name).name)
+    if options.index is not None:
+        index = NGramIndex.load(options.index)
+    else:
+        benchmarks = [(load_rows(name), Path(name).name) for name in options.benchmark]
+        index = NGramIndex.joined(
+            [NGramIndex.from_dataset(rows, options.columns, task=task) for rows, task in benchmarks]
+        )
+    print(f"{len(index.records):,} texts of benchmarks, {index.num_too_short:,} of them too short to be looked for")
+    if options.save_index is not None:
+        with file_output(options, "save_index") as path:
+            index.save(path)
+    return index

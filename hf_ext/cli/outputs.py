@@ -126,6 +126,10 @@ def resumed_output(options: argparse.Namespace) -> Iterator[Path]:
     _refuse_what_is_read(options, "output")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {str(folder)!r} is a file, and a folder is to be written; name another")
+    for name in ("save", "save_index"):
+        value = getattr(options, name, None)
+        if value is not None and (_same(Path(value), folder) or _is_inside(Path(value), folder)):
+            raise ValueError(f"--{_hyphened(name)} {value!r} lies in the --output; name a place beside it")
     with claimed_folder(folder):
         yield folder
 
@@ -152,10 +156,20 @@ def report_output(options: argparse.Namespace, files: Sequence[str]) -> Iterator
         NotWritableError: if it cannot be written.
     """
     folder = Path(options.report)
-    _refuse_what_is_read(options, "report")
-    _refuse_files_in(options, "report", files)
+    check_files(options, "report", files)
     with claimed_folder(folder):
         yield folder
+
+
+def check_files(options: argparse.Namespace, name: str, files: Sequence[str]) -> None:
+    """
+    Refuse the folder of an option where without `--overwrite` one of the files is, or that is read.
+
+    Raises:
+        ValueError: if one of its files is there and `--overwrite` is not given, or the place is one that is read.
+    """
+    _refuse_what_is_read(options, name)
+    _refuse_files_in(options, name, files)
 
 
 def _remove_if_empty(folder: Path) -> None:

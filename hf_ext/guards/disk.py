@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, BinaryIO
 
 # EFBIG: a limit on the size of files; EDQUOT: a quota, which Windows does not know
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -287,12 +284,6 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file as [`replacing`] does; text is UTF-8, its line ends are kept."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def write_figure(path: str | os.PathLike[str], figure: Figure, **options: Any) -> None:
-    """Write a figure of matplotlib as [`replacing`] does, in the format of the suffix; `options` are of `savefig`."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.removeprefix("."), **options)
 
 
 def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:

@@ -6,11 +6,12 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from hf_ext.guards.disk import write_figure, write_whole, writing
+from hf_ext.guards.disk import replacing, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
 from hf_ext.guards.markdown import escape, well_formed
@@ -108,9 +109,10 @@ class SavedReport(ABC):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with writing("the report", folder):
+        # all are written before the first gets its name: a full disk leaves the former report, not half of each
+        with writing("the report", folder), ExitStack() as names:
             for name, text in self.files().items():
-                write_whole(folder / name, text)
+                names.enter_context(replacing(folder / name)).write_bytes(text.encode())
             if plot and find_spec("matplotlib") is None:
                 logger.warning('No plot of the report: matplotlib is missing. Run: pip install "hf-ext[plots]"')
             elif plot and (missing := self.missing_for_plot()) is not None:
@@ -118,8 +120,9 @@ class SavedReport(ABC):
             elif plot:
                 figure = self.plot()
                 # Without a date, so that the same report gives the same file.
-                write_figure(folder / f"{self.file_name}.svg", figure, metadata={"Date": None})
-                write_figure(folder / f"{self.file_name}.png", figure, dpi=160)
+                for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+                    file = names.enter_context(replacing(folder / f"{self.file_name}.{suffix}"))
+                    figure.savefig(file, format=suffix, **options)
         return folder
 
     def plot(self) -> Figure:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Of a folder that `curate` wrote: ids of dropped documents, and paths of this machine. The report has the counts.
 CURATION_STAYS = ("drops", "counts.json", "manifest.json")
+_CHUNKS = ".hf-ext-chunks"  # of a curation
 
 
 def push_folder(
@@ -334,7 +335,7 @@ def push_dataset(
             card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
             card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
             private = True if private is None else private
-        elif (push_path / "drops").is_dir() and (push_path / "counts.json").is_file():
+        elif _is_curated(push_path):
             report = _curation_report(push_path, report)
             card |= {"data_files": {"train": "data/train-*.parquet"}, "report": report}
             card["splits"] = {"train": report.counts.rows_kept}
@@ -371,12 +372,19 @@ def _folder_and_store(dataset: str | Path | ContextFreeStore) -> tuple[Path, Con
     return folder, ContextFreeStore(folder) if is_store else None
 
 
+def _is_curated(folder: Path) -> bool:
+    """Whether `curate` wrote there, to its end or not."""
+    return (folder / _CHUNKS).is_dir() or ((folder / "drops").is_dir() and (folder / "counts.json").is_file())
+
+
 def _curation_report(folder: Path, report: PruneReport | CurationReport | None) -> CurationReport:
     """The report to push with a folder that `curate` wrote, in its place there."""
     from hf_ext.data.curation.report import CurationReport
 
     if report is not None and not isinstance(report, CurationReport):
         raise TypeError(f"{folder} was written by curate, whose report is a CurationReport, not {report!r:.80}.")
+    if (folder / _CHUNKS).is_dir() and not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder} holds a curation that did not come to its end: run it again, then push.")
     curation_report = (report or CurationReport.of_folder(folder)).without_dropped_rows()
     place = folder / "report"
     files = curation_report.files()

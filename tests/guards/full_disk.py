@@ -20,15 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from matplotlib.figure import Figure
 
 from hf_ext.cli.options import write_rows
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+from hf_ext.data.curation import CurationCounts, CurationReport, NGramIndex, QualityClassifier
+from hf_ext.data.curation.classifier import ClassifierReport
+from hf_ext.data.curation.counts import StepCounts
+from hf_ext.data.curation.ngram_index import Record
+from hf_ext.data.curation.quality_features import STATISTICS
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.original_cache import save_scores
-from hf_ext.guards.disk import is_disk_full, replacing, write_figure, write_whole, writing
+from hf_ext.guards.disk import is_disk_full, replacing, write_whole, writing
 from hf_ext.guards.rows import check_sft_rows
 from hf_ext.guards.runs import RunFolder
+from tests.guards.test_disk import CASES
 from tests.tiny import tiny_model
 from tests.trainers.runs import TOKENIZER
 
@@ -79,37 +84,34 @@ def save_pool(folder: Path, rows: int) -> None:
     ExemplarStore({"query": texts, "document": texts}).save(folder)
 
 
-def draw(path: Path, points: int) -> None:
-    """A figure."""
-    figure = Figure()
-    figure.subplots().scatter(range(points), np.random.default_rng(0).random(points))
-    write_figure(path, figure, metadata={"Date": None})
-
-
 def save_states(path: Path) -> None:
     """What the optimiser of a checkpoint is saved by."""
     with writing("the states", path), replacing(path) as temporary:
         torch.save(torch.arange(100_000), temporary)
 
 
+def save_index(path: Path, rows: int) -> None:
+    """An index of a benchmark."""
+    NGramIndex([Record("task", str(i), " ".join(f"word{i * k}" for k in range(9))) for i in range(rows)]).save(path)
+
+
+def save_classifier(folder: Path, buckets: int) -> None:
+    """A quality classifier."""
+    report = ClassifierReport(1, 1, None, 0.5, None, [])
+    statistics = np.ones((3, len(STATISTICS)))
+    QualityClassifier(np.full(buckets, 0.5, np.float32), statistics, 0.0, 2, 0, "", report).save(folder)
+
+
+def save_report(folder: Path, steps: int) -> None:
+    """The report of a curation, with its plots, which are the largest of its files."""
+    counts = CurationCounts(steps=[StepCounts(f"step_{i}", 10, 10 - i) for i in range(steps)])
+    CurationReport(counts).save(folder)
+
+
 def main() -> None:
     """Every case, in a folder of its own."""
     root = Path(sys.argv[1])
-    names = (
-        "store",
-        "cache",
-        "bad_rows",
-        "jsonl",
-        "parquet",
-        "vectors",
-        "folder",
-        "pool",
-        "figure",
-        "torch",
-        "text",
-        "run",
-    )
-    folders = {name: root / name for name in names}
+    folders = {name: root / name for name in CASES}
     for folder in folders.values():
         folder.mkdir(parents=True)
     sample(folders["store"], 100)
@@ -117,7 +119,9 @@ def main() -> None:
     write_whole(folders["text"] / "report.json", "the report before")
     RunFolder(folders["run"]).mark_done("round-1/round", {"losses": [0.5]})
     save_pool(folders["pool"], 5)
-    draw(folders["figure"] / "plot.svg", 5)
+    save_index(folders["index"] / "x.parquet", 5)
+    save_classifier(folders["classifier"] / "model", 64)
+    save_report(folders["report"], 1)
     numbers = np.random.default_rng(0).random((2000, 200), dtype=np.float32)  # of many pages, which abort pyarrow
     vectors = Dataset.from_dict({"vector": list(numbers)})
     rows = Dataset.from_dict({"text": [f"row {i}" * 20 for i in range(500)]})
@@ -130,10 +134,12 @@ def main() -> None:
         "parquet": (1000, lambda: write_rows(rows, folders["parquet"] / "rows.parquet")),
         "vectors": (100_000, lambda: write_rows(vectors, folders["vectors"] / "rows.parquet")),
         "pool": (10_000, lambda: save_pool(folders["pool"], 2000)),
-        "figure": (40_000, lambda: draw(folders["figure"] / "plot.svg", 2000)),
         "torch": (10_000, lambda: save_states(folders["torch"] / "states.pt")),
         "folder": (10_000, lambda: write_rows(rows.select(range(len(rows))), folders["folder"] / "rows")),
         "run": (1000, lambda: RunFolder(folders["run"]).mark_done("round-1/round", {"losses": [0.5] * 1000})),
+        "index": (1000, lambda: save_index(folders["index"] / "x.parquet", 500)),
+        "classifier": (10_000, lambda: save_classifier(folders["classifier"] / "model", 4096)),
+        "report": (10_000, lambda: save_report(folders["report"], 3)),
         "text": (100, lambda: write_whole(folders["text"] / "report.json", "the new report" * 100)),
     }
     found = {name: in_full_disk(folders[name], *case) for name, case in cases.items()}

@@ -22,18 +22,8 @@ from tests.recipes.work import SMALL, make_work_folder
 posix = pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 ROOT = Path(__file__).parents[2]
 CASES = (
-    "store",
-    "cache",
-    "bad_rows",
-    "jsonl",
-    "parquet",
-    "vectors",
-    "folder",
-    "pool",
-    "figure",
-    "torch",
-    "text",
-    "run",
+    *("store", "cache", "bad_rows", "jsonl", "parquet", "vectors", "folder", "pool", "torch", "text", "run"),
+    *("index", "classifier", "report"),  # of curation
 )
 
 
@@ -69,6 +59,9 @@ def test_without_room_the_files_are_as_before_and_with_room_the_call_succeeds(na
         ("parquet", ("the rows", "rows.parquet")),
         ("vectors", ("the rows", "rows.parquet")),
         ("folder", ("the rows", "folder/rows")),
+        ("index", ("the index", "x.parquet")),
+        ("classifier", ("the classifier", "classifier/model")),
+        ("report", ("the report",)),
         ("pool", ("the exemplars", "former store is as it was")),
         ("torch", ("the states", "states.pt")),
         ("run", ("the record of a run", "round-1/round.json", "marked as done stays so")),

@@ -83,3 +83,12 @@ def test_examples_of_a_report_are_not_pushed_with_rows_or_a_folder(hub: FakeHub,
         assert "## Curation" in (got / "README.md").read_text()
     with pytest.raises(TypeError, match="CurationReport"):
         push_dataset(folder, "me/folder", report="report")
+
+
+def test_a_curation_that_did_not_come_to_its_end_is_refused(hub: FakeHub, folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    for name in ("counts.json", "drops/drops-00000.parquet"):
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match="curated holds a curation that did not come to its end: run it again"):
+            push_dataset(folder, "me/curated")
+    assert hub.repos == {}

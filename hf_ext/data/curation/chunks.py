@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,12 +112,23 @@ def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> Non
 
 def read_rows(path: Path) -> pa.Table:
     """The rows that a chunk still has."""
-    return pq.read_table(path / _ROWS, partitioning=None)
+    with _naming_damage(path):
+        return pq.read_table(path / _ROWS, partitioning=None)
 
 
 def read_drops(path: Path) -> pa.Table:
     """The documents that went in a chunk."""
-    return pq.read_table(path / _DROPS, partitioning=None)
+    with _naming_damage(path):
+        return pq.read_table(path / _DROPS, partitioning=None)
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Name the chunk whose file cannot be read, and what to do."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: delete that folder and run again.") from error
 
 
 def read_counts(path: Path) -> CurationCounts:
@@ -143,7 +154,8 @@ def schema_of(paths: Iterable[Path]) -> pa.Schema:
     schema: pa.Schema | None = None
     widest: pa.Schema | None = None
     for path in paths:
-        metadata = pq.read_metadata(path / _ROWS)
+        with _naming_damage(path):
+            metadata = pq.read_metadata(path / _ROWS)
         other = metadata.schema.to_arrow_schema()
         widest = other if widest is None else widest
         if metadata.num_rows == 0:  # its columns are those of the rows before the last went

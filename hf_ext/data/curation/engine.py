@@ -41,7 +41,7 @@ from hf_ext.data.curation.running import Reading, step_names
 from hf_ext.data.curation.sources import Shard
 from hf_ext.data.curation.steps import Notes, Step
 from hf_ext.data.curation.workers import Task, peak_bytes, run_tasks
-from hf_ext.guards.disk import flush, write_whole
+from hf_ext.guards.disk import flush, flush_folder, write_whole
 
 CHUNKS_FOLDER = ".hf-ext-chunks"  # no push takes `.hf-ext*` along, and `datasets` reads no hidden folder
 DATA_FOLDER = "data"
@@ -187,15 +187,18 @@ def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts
             f"{counts.rows_read:,} documents were read, but {num_rows:,} are left and {num_drops:,} in the drop "
             f"ledger: a fault of hf-ext. Delete {folder} and run again."
         )
-    flush(staging)
-    (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for name in (DATA_FOLDER, DROPS_FOLDER):
-        if (output / name).exists():
-            os.replace(output / name, staging / f"former-{name}")  # a folder with something in it is not replaced
-        os.replace(staging / name, output / name)
-    write_whole(output / COUNTS_NAME, json.dumps(counts.to_dict(), indent=1, ensure_ascii=False) + "\n")
     manifest = {"plan": plan, "rows_read": counts.rows_read, "rows_kept": num_rows}
-    write_whole(output / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    for name, values in ((COUNTS_NAME, counts.to_dict()), (MANIFEST_NAME, manifest)):
+        # all in ASCII: half a surrogate pair, as a source's name may have, is no UTF-8
+        (staging / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    flush(staging)
+    # From here on nothing is written, so that a full disk leaves the former result whole.
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in (DATA_FOLDER, DROPS_FOLDER, COUNTS_NAME, MANIFEST_NAME):
+        if (output / name).is_dir():  # a folder with something in it is not replaced
+            os.replace(output / name, staging / f"former-{name}")
+        os.replace(staging / name, output / name)
+    flush_folder(output)
     in_use = {store.folder.name for phase_stores in stores for store in phase_stores}
     for path in folder.iterdir():
         if path.is_dir() and path.name not in in_use:

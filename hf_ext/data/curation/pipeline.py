@@ -20,7 +20,15 @@ from hf_ext.data.curation.engine import CHUNKS_FOLDER, DATA_FOLDER, Curation, co
 from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
 from hf_ext.data.curation.manifest import read_manifest
 from hf_ext.data.curation.running import Reading, run_chunk
-from hf_ext.data.curation.sources import CHUNK_ROWS, DatasetShard, Shard, StreamShard, require_same_columns, shards_of
+from hf_ext.data.curation.sources import (
+    CHUNK_ROWS,
+    DatasetShard,
+    FileShard,
+    Shard,
+    StreamShard,
+    require_same_columns,
+    shards_of,
+)
 from hf_ext.data.curation.steps import RowStep, SetStep, Step
 from hf_ext.data.splits import with_split
 from hf_ext.guards.disk import writing
@@ -104,6 +112,7 @@ def curate(
         if Path(output).resolve().is_relative_to(Path(dataset).resolve()):
             raise ValueError(f"output {os.fspath(output)!r} lies in the folder that is read: {_REMEDY}.")
         shards: list[Shard] = [*shards_of(dataset, on_bad_row == "drop")]
+        _require_apart(shards, Path(output))
         return _curated_into(Path(output), shards, steps, reading, on_bad_row, num_proc, show_progress)
     rows: Any = dataset
     if isinstance(dataset, dict):
@@ -182,8 +191,7 @@ def _curated_into(
     folder = output / CHUNKS_FOLDER
     advice = "The chunks so far are kept: free some space and run again."
     with claimed_folder(output, remedy=_REMEDY), writing("the curated rows", output, advice=advice):
-        if not folder.is_dir() and not (output / MANIFEST_NAME).is_file():
-            refuse_strangers(output / MANIFEST_NAME, f"{_REMEDY.capitalize()}.")
+        refuse_other_content(output)
         require_same_columns(shards)
         curation = Curation(shards, steps, reading, on_bad_row, folder, num_proc, show_progress)
         plan = curation.plan()
@@ -194,10 +202,35 @@ def _curated_into(
             return CurationCounts.read(output)
         folder.mkdir(exist_ok=True)
         stores = curation.run(plan)
+        _require_unchanged(shards, plan)
         counts = counts_of(stores, reading)
         publish(output, stores, counts, plan)
     _say(counts)
     return counts
+
+
+def refuse_other_content(output: Path) -> None:
+    """
+    Refuse a folder that holds something and is no curation's.
+
+    Raises:
+        ValueError: if it holds something else; the message names the first file.
+    """
+    if not (output / CHUNKS_FOLDER).is_dir() and not (output / MANIFEST_NAME).is_file():
+        refuse_strangers(output / MANIFEST_NAME, f"{_REMEDY.capitalize()}.")
+
+
+def _require_apart(shards: Sequence[Shard], output: Path) -> None:
+    """Refuse files that lie in the output, such as its own rows, which a pattern may match the next time."""
+    for shard in shards:
+        if isinstance(shard, FileShard) and shard.path.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"shard {shard.name!r} lies in output {os.fspath(output)!r}: {_REMEDY}.")
+
+
+def _require_unchanged(shards: Sequence[Shard], plan: dict[str, Any]) -> None:
+    for shard, record in zip(shards, plan["shards"], strict=True):
+        if isinstance(shard, FileShard) and shard.identity() != record["identity"]:
+            raise ValueError(f"shard {shard.name!r} was changed while it was read. Run again: it is read anew.")
 
 
 def _say(counts: CurationCounts) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_ext.data.curation import phases, sources
+from hf_ext.data.curation import phases, pipeline, sources
 from hf_ext.data.curation.pipeline import curate
 from hf_ext.guards.disk import DiskFullError
 from hf_ext.guards.runs import InUseError, claimed_folder
@@ -228,3 +228,62 @@ def test_a_full_disk_is_one_sentence_and_the_chunks_before_are_kept(place, tmp_p
     run(place, tmp_path / "out")
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     assert len(commits) == 27 - num_kept
+
+
+@pytest.mark.parametrize("room", [3000, 500])  # less than the rows of the new result take, then than its counts do
+def test_a_full_disk_while_the_result_is_put_in_place_leaves_the_former_one_whole(place, tmp_path, monkeypatch, room):
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "out"
+    run(place, output, steps=CHAIN[:1])
+    former = everything(output)
+    whole = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    publish = pipeline.publish
+
+    def without_room(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            publish(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "publish", without_room)
+        with pytest.raises(DiskFullError, match="No room to write the curated rows"):
+            run(place, output)
+    assert everything(output) == former
+    assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == whole
+    run(place, output)
+    run(place, tmp_path / "fresh")
+    assert everything(output) == everything(tmp_path / "fresh")
+
+
+def test_a_shard_that_changes_while_it_is_read_is_named_and_read_anew(place, tmp_path, monkeypatch):
+    plan = pipeline.Curation.plan
+    texts = documents(90, seed=5)
+
+    def then_changed(curation):
+        values = plan(curation)
+        pq.write_table(pa.table(rows_of(texts, 100)), place / "1.parquet")
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Curation, "plan", then_changed)
+        with pytest.raises(ValueError, match=r"shard '1\.parquet' was changed while it was read\. Run again"):
+            run(place, tmp_path / "out")
+    run(place, tmp_path / "out")
+    run(place, tmp_path / "fresh")
+    assert everything(tmp_path / "out") == everything(tmp_path / "fresh")
+
+
+def test_a_chunk_whose_rows_cannot_be_read_is_named_with_the_remedy(place, tmp_path, commits):
+    output = tmp_path / "out"
+    run(place, output)
+    expected = everything(output)
+    chunk = output / ".hf-ext-chunks" / commits[-1][0] / commits[-1][1]
+    (chunk / "rows.parquet").write_bytes(b"PAR1")
+    (output / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=rf"{chunk.name} is damaged: delete that folder and run again"):
+        run(place, output)
+    shutil.rmtree(chunk)
+    run(place, output)
+    assert everything(output) == expected

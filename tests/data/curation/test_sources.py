@@ -161,6 +161,10 @@ def test_places_without_a_shard_are_refused(tmp_path):
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(ValueError, match="lies in the folder that is read: name another output"):
         curate(tmp_path, [Words()], output=tmp_path / "out")
+    pattern = str(tmp_path / "**" / "*")
+    curate(pattern, [Words()], output=tmp_path / "out", **QUIET)
+    with pytest.raises(ValueError, match=r"shard 'out/data/train-00000.* lies in output '.*out': name another output"):
+        curate(pattern, [Words()], output=tmp_path / "out", **QUIET)
     with pytest.raises(ValueError, match="Files are curated into a folder: pass output="):
         curate(tmp_path, [Words()])
 
