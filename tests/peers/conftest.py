@@ -10,3 +10,4 @@ if os.environ.get("HF_EXT_PEERS") != "1":
 # Ray otherwise writes a token into the home folder, and reports that it was used.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "600")  # a busy machine takes longer than its half minute
