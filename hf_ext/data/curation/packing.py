@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DATA = "data"
 RECORD = "packing.json"
+COUNTS = "packed.json"
+TOKENIZER = "tokenizer"
 _WORK = ".packing"  # hidden: no push takes it along
 _BATCH_CHARS = 4_000_000
 _REMEDY = "choose another output"
@@ -75,7 +77,7 @@ def pack(
     `load_dataset(output, split="train")` has the column `input_ids`: `sequence_length` tokens to predict and the one
     before them. A document may begin in one sequence and end in another, and nothing keeps the documents of a sequence
     apart but the end token. What is left at the end and fills no sequence is not written. A killed run goes on where
-    it was; the shards appear in `output/data` all at once.
+    it was; the shards appear in `output/data` all at once. The tokenizer is saved in `output/tokenizer`.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -124,11 +126,12 @@ def pack(
         if (output / DATA).exists():
             raise ValueError(f"{output} holds finished shards. Delete it to pack again, or {_REMEDY}.")
         RunFolder(output, RECORD, remedy=_REMEDY).begin(settings)
+        tokenizer.save_pretrained(output / TOKENIZER)  # token ids mean nothing without it
         work = output / _WORK
         work.mkdir(exist_ok=True)
         progress = _TokenFile(work).fill(dataset, tokenizer, text_column)
         packed = _write_shards(work, progress, sequence_length + 1, sequences_per_shard, seed)
-        write_whole(output / "packed.json", json.dumps(asdict(packed), indent=1) + "\n")
+        write_whole(output / COUNTS, json.dumps(asdict(packed), indent=1) + "\n")
         os.replace(work / DATA, output / DATA)
         flush_folder(output)
         shutil.rmtree(work)

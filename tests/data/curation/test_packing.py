@@ -56,7 +56,12 @@ def test_the_sequences_are_the_joined_documents_cut_and_shuffled(tokenizer, tmp_
     assert names == [f"train-{number:05d}-of-{packed.num_shards:05d}.parquet" for number in range(-(-count // 20))]
     sizes = [pq.read_metadata(tmp_path / "out" / "data" / name).num_rows for name in names]
     assert sizes == [20] * (count // 20) + [count % 20] * (count % 20 > 0)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["data", "packed.json", "packing.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "data",
+        "packed.json",
+        "packing.json",
+        "tokenizer",
+    ]
     assert json.loads((tmp_path / "out" / "packed.json").read_text())["num_sequences"] == count
 
 
