@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import Trainer
 
-from hf_ext._upstream.labels import ClassifierTrainerHooks
+from hf_ext._upstream.stock import StockTrainerHooks
 from hf_ext.data.relabeling import RRChannel
 from hf_ext.data.relabeling.accuracy import channel_classes
 from hf_ext.data.relabeling.consensus import LABEL_PROBS
@@ -29,7 +29,7 @@ WEIGHT, CHANNEL_INDEX = "weight", "channel_index"
 IDENTITY = (1.0, 0.0)  # p and q of labels that went through nothing
 
 
-class NoisyLabels(BaseTrainer, ClassifierTrainerHooks):
+class NoisyLabels(BaseTrainer, StockTrainerHooks):
     """
     The loss of noisy labels for a stock trainer; stands before it in the bases. See [`ForwardCorrectedTrainer`].
 

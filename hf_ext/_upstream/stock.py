@@ -1,4 +1,4 @@
-"""Hooks of trainers of classifiers: any stock `Trainer`, with columns that reach the loss."""
+"""Hooks of any stock `Trainer`: columns that reach the loss, and metrics of training that are ratios."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from hf_ext._upstream.rows import CarriesColumns
 from hf_ext._upstream.trainer import BaseTrainerHooks
 
 TOUCHED = (
-    ("transformers.Trainer", "_set_signature_columns_if_needed", "columns of a classifier's loss would be dropped"),
-    ("transformers.Trainer", "_signature_columns", "columns of a classifier's loss would be dropped"),
+    ("transformers.Trainer", "_set_signature_columns_if_needed", "columns of the loss would be dropped"),
+    ("transformers.Trainer", "_signature_columns", "columns of the loss would be dropped"),
     ("transformers.Trainer", "_get_num_items_in_batch", "the loss would be divided by labels, not by weights"),
 )
 
 
-class ClassifierTrainerHooks(BaseTrainerHooks):
+class StockTrainerHooks(BaseTrainerHooks):
     """
-    A stock trainer of classifiers with public hooks; stands before the host in the bases.
+    A stock trainer with public hooks; stands before the host in the bases.
 
     - `carried_columns()`: numeric columns that must reach the batch;
-    - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch.
+    - `count_items(batches, device)`: the loss's denominator over the whole accumulated, gathered batch;
+    - ratios of training, summed over processes, join its log lines.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +38,12 @@ class ClassifierTrainerHooks(BaseTrainerHooks):
         """Denominator of the loss for one optimiser step over all processes; the default counts labels."""
         return super()._get_num_items_in_batch(batches, device)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the ratios of training on the lines that have its loss."""
+        if "loss" in logs:
+            logs |= self.take_ratios("train")
+        super().log(logs, start_time)
+
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
@@ -46,4 +53,4 @@ class ClassifierTrainerHooks(BaseTrainerHooks):
         return self.count_items(batch_samples, device) if batch_samples else None
 
 
-__all__ = ["TOUCHED", "ClassifierTrainerHooks"]
+__all__ = ["TOUCHED", "StockTrainerHooks"]
