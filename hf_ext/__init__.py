@@ -90,6 +90,7 @@ EXPORTS = {
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),
     "hf_ext.trainers.consensus.trainer": ("ForwardCorrectedTrainer",),
     "hf_ext.trainers.infopo.callbacks": ("LikelihoodGuardCallback",),
+    "hf_ext.trainers.pretraining.architecture": ("new_model",),
     "hf_ext.trainers.rare.config": ("RareSparseConfig",),
     "hf_ext.trainers.rare.trainer": ("RareSparseTrainer",),
 }

@@ -115,6 +115,9 @@ from hf_ext.trainers.infopo.config import InfoPOConfig as InfoPOConfig
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig as InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.trainer import InfoPOTrainer as InfoPOTrainer
 from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer as InfoPOUnpairedTrainer
+from hf_ext.trainers.pretraining.architecture import new_model as new_model
+from hf_ext.trainers.pretraining.config import PretrainingConfig as PretrainingConfig
+from hf_ext.trainers.pretraining.trainer import PretrainingTrainer as PretrainingTrainer
 from hf_ext.trainers.rare.config import RareConfig as RareConfig
 from hf_ext.trainers.rare.config import RareSparseConfig as RareSparseConfig
 from hf_ext.trainers.rare.trainer import RareSparseTrainer as RareSparseTrainer

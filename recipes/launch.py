@@ -130,6 +130,9 @@ class Recipe(Generic[Arguments]):
                 arguments = parser.parse_args_and_config(argv)
                 # First, for processes that train apart would be refused as two runs.
                 check_world_size(arguments[0].expected_num_processes)
+                if (answer := self.answer(*arguments)) is not None:
+                    print(answer)
+                    return 0
                 with claimed_output(arguments[1]):  # until the model is saved and pushed
                     self.main(*arguments)
             except PushError as error:
@@ -206,6 +209,16 @@ class Recipe(Generic[Arguments]):
         """Refuse now what would fail, or be ignored, after a long run."""
         check_arguments(script_args, training_args, model_args, dataset_args)
 
+    def answer(
+        self,
+        script_args: Arguments,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+        dataset_args: DatasetMixtureConfig,
+    ) -> str | None:
+        """What is printed in place of a training, where the arguments ask for that; here nothing."""
+        return None
+
     def before_loading(self, training_args: TrainingArguments, model_args: ModelConfig) -> None:
         """Tell the trainer how to load the model."""
         training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
@@ -235,11 +248,16 @@ def check_arguments(
     training_args: TrainingArguments,
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
+    *,
+    needs_model: bool = True,
 ) -> None:
     """Refuse a model, a dataset, a launch or a checkpoint that cannot be used."""
-    check_model_name(
-        model_args.model_name_or_path, model_args.model_revision, getattr(training_args, "trust_remote_code", False)
-    )
+    if needs_model:
+        check_model_name(
+            model_args.model_name_or_path,
+            model_args.model_revision,
+            getattr(training_args, "trust_remote_code", False),
+        )
     if bool(dataset_args.datasets) == bool(script_args.dataset_name):
         problem = "both were given" if script_args.dataset_name else "neither was given"
         raise ValueError(f"give either dataset_name or a 'datasets' mixture (YAML); {problem}")

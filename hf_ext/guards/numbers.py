@@ -105,12 +105,15 @@ NUMBERS: dict[str, Bounds] = {
             "torch_empty_cache_steps", "context_free_max_new_tokens", "expected_num_processes", "max_document_tokens",
             "max_example_document_tokens", "max_example_query_tokens", "max_query_tokens", "pad_to_multiple_of",
             "context_free_batch_size", "guard_patience", "max_new_tokens", "mini_batch_num_tokens",
-            "min_rows_per_class", "sample_batch_size",
+            "min_rows_per_class", "sample_batch_size", "plan_devices",
         ),
         SIZE,
     ),
     **dict.fromkeys(
-        ("context_free_num_tokens", "max_eval_rows", "max_train_rows", "questions_per_round", "report_num_tokens"),
+        (
+            "context_free_num_tokens", "core_max_rows", "max_eval_rows", "max_train_rows", "questions_per_round",
+            "report_num_tokens",
+        ),
         COUNT,
     ),
     **dict.fromkeys(("cross_fit", "dataloader_num_workers", "dataset_num_proc", "n_examples"), WHOLE_NUMBER),
@@ -118,12 +121,12 @@ NUMBERS: dict[str, Bounds] = {
     **dict.fromkeys(
         (
             "adam_epsilon", "desirable_weight", "eval_delay", "eval_steps", "learning_rate", "logging_steps",
-            "neftune_noise_alpha", "num_train_epochs", "router_aux_loss_coef", "save_steps", "undesirable_weight",
-            "warmup_steps", "weight_decay",
+            "neftune_noise_alpha", "num_train_epochs", "plan_hourly_price", "router_aux_loss_coef", "save_steps",
+            "undesirable_weight", "warmup_steps", "weight_decay",
         ),
         NON_NEGATIVE,
     ),
-    **dict.fromkeys(("beta", "discopop_tau", "loss_scale", "test_split_size"), POSITIVE),
+    **dict.fromkeys(("beta", "discopop_tau", "loss_scale", "plan_teraflops", "test_split_size"), POSITIVE),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), _BELOW_ONE),
     **dict.fromkeys(
         ("example_rate", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha", "warmup_ratio"), PROBABILITY

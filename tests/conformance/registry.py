@@ -19,10 +19,11 @@ from hf_ext.trainers.consensus import ConsensusConfig, ForwardCorrectedTrainer
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedConfig, InfoPOUnpairedTrainer
+from hf_ext.trainers.pretraining import PretrainingConfig, PretrainingTrainer, new_model
 from hf_ext.trainers.rare import RareConfig, RareTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
-from tests.trainers import classifiers, preference, retrieval
+from tests.trainers import classifiers, preference, pretraining, retrieval
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 
@@ -251,4 +252,50 @@ class Classifier:
 
 
 CLASSIFIERS = [Classifier("consensus", ForwardCorrectedTrainer, ConsensusConfig, Trainer)]
-BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS)}
+
+
+@dataclass(frozen=True)
+class Pretrainer:
+    """
+    A trainer on packed sequences: the lines of the suite that do not speak of rows of text (`test_pretrainers.py`).
+
+    Args:
+        name (`str`): the method's word.
+        trainer (`type`), config (`type`): its classes.
+        parent (`type`): the trainer it equals without a z-loss.
+        variants (`tuple`): as for [`Method`].
+    """
+
+    name: str
+    trainer: Any
+    config: Any
+    parent: Any
+    variants: tuple[str, ...] = ("plain", "streaming")
+
+    def rows(self, n: int) -> Dataset:
+        """Sequences of 33 tokens."""
+        return pretraining.sequences(n)
+
+    def model(self, dropout: float = 0.0) -> Any:
+        """A fresh tiny model."""
+        return new_model(pretraining.TINY | {"attention_dropout": dropout}, TOKENIZER, seed=0)
+
+    def adapter(self, dropout: float = 0.0) -> LoraConfig:
+        """An adapter for it."""
+        return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, task_type="CAUSAL_LM")
+
+    def build(self, folder: Path, rows: Any = 32, *, model: Any = None, **changes: Any) -> Any:
+        """A trainer on `rows` (or that many of its own); `changes` are to the config."""
+        dataset = self.rows(rows) if isinstance(rows, int) else rows
+        kwargs = changes.pop("kwargs", {})
+        model = model or self.model()
+        if "peft_config" in kwargs:
+            model = get_peft_model(model, kwargs.pop("peft_config"))
+        # Another schedule than its own is the host's.
+        ends = {} if changes.get("lr_scheduler_type", "cosine") == "cosine" else {"cooldown_learning_rate": None}
+        args = pretraining.config(folder / "out", **(ends | changes))
+        return self.trainer(model, args, train_dataset=dataset, processing_class=TOKENIZER, **kwargs)
+
+
+PRETRAINERS = [Pretrainer("pretraining", PretrainingTrainer, PretrainingConfig, Trainer)]
+BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)}

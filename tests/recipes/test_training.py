@@ -18,8 +18,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from hf_ext.data.curation.packing import pack
 from hf_ext.recipes.files import training_recipes
 from tests.recipes.work import SMALL
+from tests.tiny import tiny_text_dataset, tiny_tokenizer
+from tests.trainers.pretraining import TINY
 
 RECIPES = list(training_recipes())
 ONE_BATCH = ["--gradient_accumulation_steps", "1"]
@@ -87,10 +90,20 @@ CLASSIFIERS = {
 }
 
 
+FROM_SCRATCH = ("pretraining",)
+SEQUENCES = ["--dataset_name", "shards", "--sequence_length", "32", "--sequences_per_step", "8"]
+DATA |= {
+    f"pretraining/{scale}.yaml": [*SEQUENCES, *([] if "nano" in scale else ["--architecture", json.dumps(TINY)])]
+    for scale in ("nano_1x", "nano_2x", "400m_1x", "1b_1x", "3b_1x", "7b_1x", "7b_2x")
+}
+
+
 def run(name, *more):
     """Run a recipe in this process, small; returns its exit status."""
-    recipe = import_module(training_recipes()[name].recipe).RECIPE
-    return recipe.run(["--config", name, *SMALL, *DATA[name], "--output_dir", "out", *more])
+    method = training_recipes()[name]
+    small = SMALL[2:] if method.name in FROM_SCRATCH else SMALL  # without the model to begin with
+    recipe = import_module(method.recipe).RECIPE
+    return recipe.run(["--config", name, *small, *DATA[name], "--output_dir", "out", *more])
 
 
 @pytest.fixture
@@ -111,6 +124,7 @@ def weighted(work):
     turns = lambda *texts: [{"role": r, "content": c} for r, c in zip(roles, texts, strict=True)]  # noqa: E731
     whole = [{side: turns(pair["prompt"], pair[side]) for side in sides} | {"score_chosen": 7.5} for pair in pairs]
     (work / "ultrafeedback.jsonl").write_text("\n".join(map(json.dumps, whole)))  # no prompt of its own, as on the Hub
+    pack(tiny_text_dataset(40), tiny_tokenizer(), work / "shards", sequence_length=32)
     return work
 
 
@@ -120,6 +134,8 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
     if (weighted / "out" / "adapter_config.json").is_file():
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
+    elif training_recipes()[name].name in FROM_SCRATCH:
+        assert json.loads((weighted / "out" / "report" / "curve.json").read_text())["steps"] == [1, 2]
     else:
         start = "encoder" if training_recipes()[name].name in RETRIEVERS else CLASSIFIERS.get(name, ("original",))[0]
         before, after = (load_file(weighted / folder / "model.safetensors") for folder in (start, "out"))

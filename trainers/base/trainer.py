@@ -26,7 +26,7 @@ from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, size
 from hf_ext.trainers.base.steps import SafeSteps
 
 if TYPE_CHECKING:
-    from hf_ext.evaluation.report import ForgettingReport
+    from hf_ext.hub.cards import EvaluationReport
 
 
 class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
@@ -41,14 +41,14 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     - `data_collator_class`: the collator, around the host's or in its place.
 
     Attributes:
-        forgetting_report ([`ForgettingReport`], *optional*), forgetting_run (`str`, *optional*):
+        forgetting_report ([`ForgettingReport`] or another report, *optional*), forgetting_run (`str`, *optional*):
             Set them before saving, and the card carries the table and the numbers of that run.
     """
 
     method: ClassVar[str]
     config_class: ClassVar[type[TrainingArguments]]
     card_class: ClassVar[type[TrainerCard]] = TrainerCard
-    forgetting_report: ForgettingReport | None = None
+    forgetting_report: EvaluationReport | None = None
     forgetting_run: str | None = None
     forgetting_arm = renamed_attribute("forgetting_arm", "forgetting_run")
 
