@@ -132,7 +132,7 @@ NUMBERS: dict[str, Bounds] = {
         ("example_rate", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha", "warmup_ratio"), PROBABILITY
     ),
     **dict.fromkeys(("f_alpha_divergence_coef", "min_example_score"), FINITE),
-    **dict.fromkeys(("answers_per_question", "selection_folds"), _PAIR),
+    **dict.fromkeys(("answers_per_question", "seeds", "selection_folds"), _PAIR),
     "num_classes": CLASSES,
     # The host clips by no number of 0 or less, and measures the norm alone under an infinite one.
     "max_grad_norm": Bounds(float, -math.inf, math.inf, "a number (0: no clipping)"),

@@ -44,7 +44,7 @@ def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -
     assert data["library_name"] == ("sentence-transformers" if retriever else "transformers")
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/base"
-    by_trl = method not in ("rare", "consensus")
+    by_trl = method not in ("rare", "consensus", "pretraining")
     assert data["tags"] == ["hf-ext", method, *(["trl"] if by_trl else []), "demo"]
     assert "licence" not in data
     assert card.text.strip().startswith("# me/tuned")

@@ -29,6 +29,8 @@ CONFIGS = {
     "infopo_online": "InfoPOConfig",
     "rare": "RareConfig",
     "consensus": "ConsensusConfig",
+    "pretraining": "PretrainingConfig",
+    "dclm": "PretrainingConfig",
 }
 RECIPES = training_recipes()
 

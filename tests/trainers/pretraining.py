@@ -35,6 +35,6 @@ def config(folder: Path, **changes: Any) -> PretrainingConfig:
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
         "per_device_train_batch_size": 4, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1, "logging_steps": 1,
         "save_strategy": "no", "dataloader_pin_memory": False, "seed": 7, "sequence_length": LENGTH,
-        "cooldown_learning_rate": 1e-3,
+        "cooldown_learning_rate": min(1e-3, changes.get("learning_rate", 1.0)),
     }  # fmt: skip
     return PretrainingConfig(**(fields | changes))
