@@ -2,10 +2,10 @@
 What does a shared context save when CORE is measured?
 
 nanochat's way, rewritten here from its description (a padded batch for each row with every option whole, logits and
-losses of all positions), beside `evaluate_core` with the protocol of that name: the first five rows of each of the 16
-tasks at hand in the protocol's order, SmolLM2-135M-Instruct, float32. Both read the same model in one process, with
-tokenising; the order is swapped from run to run. CPU seconds, not time on the clock: other work on the machine counts
-in neither.
+losses of all positions), beside `evaluate_core` with the protocol of that name: the first five rows, in the protocol's
+order, of each of the 22 tasks at hand that are no generation; SmolLM2-135M-Instruct, float32. Both read the same model
+in one process, with tokenising; the order is swapped from run to run. CPU seconds, not time on the clock: other work
+on the machine counts in neither.
 
 Last line, one JSON object:
   benchmark, rows, runs
@@ -217,7 +217,8 @@ def main() -> None:
     torch.set_num_threads(1)
     data = data_folder() / "core_eval"
     num_rows, runs = (2, 1) if options.quick else (ROWS, RUNS)
-    labels = QUICK_TASKS if options.quick else [rows.task.label for rows in load_tasks(data)]
+    everything = [rows.task for rows in load_tasks(data, "all")]
+    labels = QUICK_TASKS if options.quick else [task.label for task in everything if task.type != "generation"]
     measure = Measurement(*model_and_tokenizer(options.quick), data, num_rows)
     rows = []
     for run, label in tqdm([(run, label) for run in range(runs) for label in labels], desc="task"):

@@ -22,7 +22,6 @@ from hf_ext.guards.inside import read_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
-    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -114,14 +113,26 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
+class Saves(Protocol):
+    """What says where a run writes, and whether this process does: `TrainingArguments` do."""
+
+    @property
+    def output_dir(self) -> str | os.PathLike[str] | None:
+        """The folder."""
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes there."""
+
+
 @contextmanager
-def claimed_output(args: TrainingArguments) -> Iterator[None]:
+def claimed_output(args: Saves) -> Iterator[None]:
     """
-    Hold the `output_dir` of a training for this run: the processes that train together are one.
+    Hold the `output_dir` of a run: the processes that train, or measure, together are one.
 
     Args:
-        args (`TrainingArguments`):
-            With `output_dir` and `should_save`: the processes that save claim it, one, or one on each machine.
+        args ([`Saves`]):
+            The processes that save claim the folder, one, or one on each machine.
 
     Raises:
         InUseError: if another run writes there; on every process.
@@ -131,7 +142,7 @@ def claimed_output(args: TrainingArguments) -> Iterator[None]:
 
     refusal: Exception | None = None
     with ExitStack() as stack:
-        if args.should_save:
+        if args.should_save and args.output_dir is not None:
             try:
                 stack.enter_context(claimed_folder(args.output_dir, remedy="choose another output_dir"))
             except (InUseError, OSError) as error:

@@ -30,7 +30,7 @@ from hf_ext.evaluation.core.tasks import CORE_TASKS, Protocol, check_choice
 from hf_ext.evaluation.core.tokens import PromptTokens, TokenPrompt
 from hf_ext.evaluation.models import Model, free_memory, loaded, ready
 from hf_ext.guards.numbers import SIZE
-from hf_ext.guards.runs import claimed_folder
+from hf_ext.guards.runs import claimed_output
 from hf_ext.guards.vocabulary import require_embedded
 from hf_ext.guards.world import check_world_size
 
@@ -138,18 +138,26 @@ def evaluate_core(
     evaluation.check_tasks()
     folder = None if output_dir is None else Path(output_dir)
     with evaluation.holding(folder):
-        first = loaded(model, like=model)
-        records = evaluation.records_of(first, None if folder is None else folder / "records")
-        settings = evaluation.settings(first, model, against)
+        measured = loaded(model, like=model)
+        records = evaluation.records_of(measured, None if folder is None else folder / "records")
+        settings = evaluation.settings(measured, model, against)
         other_records = None
         if against is not None:
-            like = model if isinstance(model, str | Path) else first
-            if first is not model:  # loaded here; one model at a time
-                del first
+            like = model if isinstance(model, str | Path) else measured
+            if measured is not model:  # loaded here; one model at a time
+                del measured
                 free_memory()
-            other = loaded(against, like=like)
-            other_records = evaluation.records_of(other, None if folder is None else folder / "against")
+            rival = loaded(against, like=like)
+            other_records = evaluation.records_of(rival, None if folder is None else folder / "against")
     return evaluation.report(records, other_records, settings)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an evaluation writes, and whether this process does."""
+
+    output_dir: Path
+    should_save: bool
 
 
 # --- one evaluation --------------------------------------------------------------------------------------------------
@@ -178,10 +186,10 @@ class _Evaluation:
             raise ValueError(f"Protocol 'nanochat' asks no task of type 'generation': leave out {', '.join(written)}.")
 
     def holding(self, folder: Path | None) -> AbstractContextManager[None]:
-        """The claim to the folder, by the process that begins runs there."""
-        if folder is None or not self.processes.is_main_process:
+        """The claim to the folder, by the process that begins runs there; refused, it is by all of them."""
+        if folder is None:
             return nullcontext()
-        return claimed_folder(folder, remedy="name another output folder")
+        return claimed_output(_Place(folder, self.processes.is_main_process))
 
     def settings(
         self, measured: Model, model: Model | str | Path, against: Model | str | Path | None
@@ -261,18 +269,18 @@ class _Evaluation:
             raise error
 
     def _scored(
-        self, judge: RowJudge, task_rows: TaskRows, model: Model, done: set[int]
+        self, judge: RowJudge, task_rows: TaskRows, model: Model, recorded: set[int]
     ) -> Iterator[tuple[list[RowRecord], int]]:
         """Records of this process's share, a batch at a time, with the number of rows, whosever they are, gone by."""
         for chunk in _chunks(text_prompts(task_rows, self.protocol, self.max_rows)):
-            if all(prompt.row.index in done for prompt in chunk):
+            if all(prompt.row.index in recorded for prompt in chunk):
                 yield [], len(chunk)
                 continue
             # The whole chunk is planned, whatever is done of it: so a row is read in the same batch after a kill.
             tokens = judge.tokens(chunk)
             self._require_embedded(model, task_rows, tokens)
             for number, batch in enumerate(judge.plan(tokens)):
-                missing = [tokens[place] for place in batch if tokens[place].row.index not in done]
+                missing = [tokens[place] for place in batch if tokens[place].row.index not in recorded]
                 is_ours = number % self.processes.num_processes == self.processes.process_index
                 yield judge(missing) if is_ours and missing else [], len(batch)
 

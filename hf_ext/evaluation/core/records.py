@@ -80,7 +80,7 @@ class RowRecords:
         if folder is None:
             return
         self.path = folder / f"rows-{number:05}.jsonl"
-        RunFolder(folder, remedy="name another output folder", processes=processes).begin(identity)
+        RunFolder(folder, processes=processes).begin(identity)
         _drop_half_line(self.path)
         processes.wait_for_everyone()  # no file ends in half a line before another process reads it
         for path in sorted(folder.glob(_PATTERN)):

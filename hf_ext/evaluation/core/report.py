@@ -224,6 +224,7 @@ class CoreReport(SavedReport):
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows as plain values that `json` takes; `from_dict` reads it back."""
         return {
+            "is_core": self.is_core,
             "scores": {name: asdict(score) for name, score in self.scores().items()},
             "tasks": [asdict(result) for result in self.tasks],
             "settings": self.settings,

@@ -170,8 +170,8 @@ class AnswerScorer:
                     answer = torch.tensor(row.sequences[option][start:], device=log_probs.device)
                     # logits at t predict the token at t + 1
                     where = torch.arange(start - 1, start - 1 + len(answer), device=log_probs.device) - reading.first
-                    chosen = log_probs[where, answer]
-                    losses[option] = -float(chosen.double().sum())
+                    # summed in float64, which not every accelerator has
+                    losses[option] = -float(log_probs[where, answer].cpu().double().sum())
                     is_greedy[option] = bool((likeliest[where] == answer).all())
             results.append(OptionLosses(losses, tokens, is_greedy))
         return results

@@ -65,8 +65,7 @@ def plain_losses(model: torch.nn.Module, sequences: list[list[int]], starts: lis
     sums = []
     for ids, start in zip(sequences, starts, strict=True):
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().numpy()
-        log_probs = log_softmax(logits, axis=-1)
-        sums.append(-sum(log_probs[t - 1, ids[t]] for t in range(start, len(ids))))
+        sums.append(-sum(log_softmax(logits[t - 1])[ids[t]] for t in range(start, len(ids))))
     return sums
 
 

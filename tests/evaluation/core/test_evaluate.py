@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_ext.evaluation.core import CoreIncomplete, CoreReport, evaluate_core
 from hf_ext.evaluation.core.generation import is_exact_match
@@ -22,7 +24,9 @@ from hf_ext.evaluation.core.scoring import AnswerScorer
 from hf_ext.evaluation.core.task_files import load_tasks
 from hf_ext.evaluation.core.tasks import CORE_TASKS, EXTENDED_TASKS, TASKS
 from hf_ext.evaluation.core.tokens import PromptTokens
+from hf_ext.guards.disk import DiskFullError, NotWritableError
 from hf_ext.guards.row_errors import RowError
+from hf_ext.guards.runs import InUseError, claimed_folder
 from tests.evaluation.core.small_tasks import plain_losses, plainly_greedy, small_rows, write_tasks
 from tests.forks import forked
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -76,6 +80,27 @@ def test_accuracies_are_those_of_a_plain_loop(data, report):
         assert result.accuracy == pytest.approx(sum(correct) / 11)
         assert result.summed_accuracy == (pytest.approx(sum(summed) / 11) if summed else None)
         assert result.standard_error == pytest.approx((result.accuracy * (1 - result.accuracy) / 11) ** 0.5)
+
+
+@pytest.mark.real
+def test_40_real_rows_of_each_type_equal_a_plain_loop(real_data, smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = tiny_model(len(tokenizer), initializer_range=0.3, max_position_embeddings=2048).eval()
+    labels = ["copa", "winograd", "lambada_openai"]
+    real = evaluate_core(model, tokenizer, real_data / "core_eval", tasks=labels, max_rows=40, show_progress=False)
+    rows = iter(real.rows)
+    for task_rows in load_tasks(real_data / "core_eval", labels):
+        texts = list(text_prompts(task_rows, max_rows=40))
+        for prompt in PromptTokens(tokenizer, task_rows.task, "foundry", 2048)(texts):
+            row = next(rows)
+            losses = plain_losses(model, prompt.sequences, prompt.starts)
+            assert (row["id"], row["losses"]) == (prompt.row.id, pytest.approx(losses, abs=1e-4))
+            if prompt.row.gold is None:
+                assert row["correct"] == plainly_greedy(model, prompt.sequences[0], prompt.starts[0])
+            else:
+                means = [loss / count for loss, count in zip(losses, row["tokens"], strict=True)]
+                assert row["pick"] == means.index(min(means))
+    assert next(rows, None) is None
 
 
 def test_the_score_is_named_for_the_tasks_in_it(report):
@@ -140,6 +165,28 @@ def test_a_half_written_line_is_scored_again(data, tmp_path):
     path.write_bytes(b"{}\n" + content)
     with pytest.raises(ValueError, match=r"rows-00000.jsonl, line 1, is no row's result"):
         measured(data, output_dir=tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_scored_stays(data, tmp_path, report):
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+        with pytest.raises(DiskFullError, match=r"No room to write the rows' results .* it goes on at the next row"):
+            measured(data, output_dir=tmp_path, batch_tokens=100)
+
+    assert os.waitpid(forked(work), 0)[1] == 0
+    lines = [line for path in tmp_path.glob("records/*/rows-*.jsonl") for line in path.read_text().splitlines()]
+    assert 0 < len(lines) == len([json.loads(line) for line in lines]) < 11
+    assert measured(data, output_dir=tmp_path) == report
+
+
+def test_a_folder_that_another_run_holds_or_that_is_none_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritableError, match="Cannot write"):
+        measured(data, tasks="copa", output_dir=tmp_path / "file")
+    with claimed_folder(tmp_path / "out"), ThreadPoolExecutor() as threads:
+        job = threads.submit(lambda: measured(data, tasks="copa", output_dir=tmp_path / "out"))
+        with pytest.raises(InUseError, match="is being written by process"):
+            job.result()
 
 
 def test_it_goes_on_with_other_batches_more_rows_and_more_tasks(data, tmp_path, report):

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from hf_ext.evaluation.core import scoring
+from hf_ext.evaluation.core.judges import least
 from hf_ext.evaluation.core.prompts import text_prompts
 from hf_ext.evaluation.core.scoring import AnswerScorer
 from hf_ext.evaluation.core.task_files import CoreRow, load_tasks
@@ -40,8 +41,18 @@ def scored(model, prompts, batch_tokens):
 
 def check(model, prompts, batch_tokens, atol=1e-4):
     for prompt, result in zip(prompts, scored(model, prompts, batch_tokens), strict=True):
-        assert result.losses == pytest.approx(plain_losses(model, prompt.sequences, prompt.starts), abs=atol)
-        assert result.tokens == [len(ids) - start for ids, start in zip(prompt.sequences, prompt.starts, strict=True)]
+        losses = plain_losses(model, prompt.sequences, prompt.starts)
+        tokens = [len(ids) - start for ids, start in zip(prompt.sequences, prompt.starts, strict=True)]
+        assert result.losses == pytest.approx(losses, abs=atol)
+        assert result.tokens == tokens
+        pairs = zip(losses, tokens, strict=True)
+        means = sorted((loss / count, option) for option, (loss, count) in enumerate(pairs) if count)
+        pick = least(result.losses, result.tokens, result.tokens)
+        assert (pick is None) == (not means)
+        if means and (len(means) == 1 or means[1][0] - means[0][0] > atol):
+            assert pick == means[0][1]
+        elif means:  # a tie: of equal texts the first one counts
+            assert prompt.sequences.index(prompt.sequences[pick]) == pick
 
 
 token = st.integers(0, VOCABULARY - 1)
