@@ -74,9 +74,10 @@ install: $(VENV)/.stamp-core
 demo: $(VENV)/.stamp-core
 	$(BIN)/hf-ext demo $(ARGS)
 
-# One worker a core; a file stays on one worker, so that its fixtures are built once.
+# One worker a core; a file stays on one worker, so that its fixtures are built once. tests/conftest.py says which come
+# first: by the number of its tests, a file with one that takes a minute would come last.
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # One at a time: some of these measure time.
 test-slow: $(VENV)/.stamp-dev

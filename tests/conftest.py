@@ -17,6 +17,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 if sys.platform == "darwin":
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the only switch that keeps the trainers off MPS
 
+import gc
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,27 @@ def _refuse_the_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_the_network)
+
+# `make test` gives a file to one worker: half a minute and more at the end would leave the other workers idle.
+LONG_FILES = (
+    *("conformance/test_killed.py", "conformance/test_trainers.py", "demo/test_run.py", "packaging/test_wheel.py"),
+    *("examples/test_docs.py", "conformance/test_map_functions.py", "trainers/test_consensus_resumed.py"),
+    *("recipes/test_training.py", "recipes/test_online.py", "conformance/test_interrupted.py", "hub/test_walk.py"),
+    *("reliability/test_two_processes.py", "cli/test_launching.py", "hub/test_label_privacy_whole_path.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the others keep their order."""
+    tests = Path(__file__).parent
+    first = {tests / name for name in LONG_FILES}
+    items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: every training begins with a full collection, which went through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _skip_or_fail(reason: str) -> None:

@@ -2,9 +2,9 @@
 Run training jobs that are interrupted while they save, and write what came of each as JSON.
 
     python -m tests.conformance.interruptions jobs.json results.json
-    torchrun --nproc_per_node 2 -m tests.conformance.interruptions jobs.json results.json
+    python -m tests.conformance.interruptions jobs.json results.json 2
 
-With one process each job runs in a forked child, which may be killed.
+Without a number of processes each job runs in a forked child, which may be killed.
 
 A job: `id`, `method`, `folder`, `rows`, `changes`, and optionally one of
 

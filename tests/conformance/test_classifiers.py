@@ -18,7 +18,6 @@ from hf_ext.guards.rows import RowError
 from hf_ext.losses.label_noise import forward_loss_func
 from tests.conformance.loading import PICKLES, check_training_loads_no_pickle_and_no_code
 from tests.conformance.registry import CLASSIFIERS, Classifier
-from tests.distributed.launch import launch_once
 from tests.trainers.classifiers import CHANNEL
 from tests.trainers.runs import Snapshot, assert_same_weights, train, weights_of
 
@@ -83,11 +82,11 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @every_classifier
 def test_batch_four_is_two_times_two_is_two_processes(
-    method: Classifier, optimiser: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    method: Classifier, optimiser: str, two_processes: dict, tmp_path: Path
 ) -> None:
     whole = train(method.build(tmp_path / "whole", 32, **changes_of(optimiser, 4, 1)))
     accumulated = train(method.build(tmp_path / "accumulated", 32, **changes_of(optimiser, 2, 2)))
-    shared = launch_once("classifiers", two_process_jobs, tmp_path_factory, processes=2)[f"{method.name}/{optimiser}"]
+    shared = two_processes[f"{method.name}/{optimiser}"]
     assert shared["world"] == 2
     assert len(whole) == len(shared["losses"]) == STEPS
     assert np.mean(whole[-EPOCH_STEPS:]) < np.mean(whole[:EPOCH_STEPS]) - 0.02, "nothing was learned"

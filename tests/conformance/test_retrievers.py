@@ -15,7 +15,6 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 
 from tests.conformance.loading import PICKLES, check_training_loads_no_pickle_and_no_code
 from tests.conformance.registry import RETRIEVERS, Retriever
-from tests.distributed.launch import launch_once
 from tests.trainers import retrieval
 from tests.trainers.runs import assert_same_weights, train, weights_of
 
@@ -72,12 +71,12 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.timeout(900)
 @every_retriever
 def test_a_batch_of_four_is_two_processes_of_two_and_mini_batches_of_any_size(
-    method: Retriever, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    method: Retriever, two_processes: dict, tmp_path: Path
 ) -> None:
     changes = SGD | {"per_device_train_batch_size": 4}
     whole = train(method.build(tmp_path / "whole", 32, **changes))
     cut = train(method.build(tmp_path / "cut", 32, mini_batch_num_tokens=60, **changes))
-    shared = launch_once("retrievers", two_process_jobs, tmp_path_factory, processes=2)[method.name]
+    shared = two_processes[method.name]
     assert shared["world"] == 2
     assert len(whole) == len(shared["losses"]) == STEPS
     assert np.mean(whole[-8:]) < np.mean(whole[:8]) - 0.1, "nothing was learned: equal losses would mean little"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,26 +16,15 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 840  # seconds: a launch takes about one minute on a free core, and test machines are shared
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def launch(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> dict[str, dict[str, Any]]:
     """Run the jobs in `folder` on that many processes over gloo, and return their results by id."""
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.json"
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
-        command += ["--master_port", str(_free_port()), "-m"]
-    command += ["tests.distributed.run_trainer", str(folder / "jobs.json"), str(results)]
+    command = [sys.executable, "-m", "tests.distributed.run_trainer", str(folder / "jobs.json"), str(results)]
+    command += [str(processes)] if processes > 1 else []
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    if sys.platform == "darwin":
-        environment["GLOO_SOCKET_IFNAME"] = "lo0"
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
     )

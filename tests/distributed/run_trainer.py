@@ -1,15 +1,15 @@
 """
-Run training jobs in a process of their own, or in two under `torchrun`, and write what came of each as JSON.
+Run training jobs in a process of their own, or in two that train together, and write what came of each as JSON.
 
     python -m tests.distributed.run_trainer jobs.json results.json
-    torchrun --nproc_per_node 2 -m tests.distributed.run_trainer jobs.json results.json
+    python -m tests.distributed.run_trainer jobs.json results.json 2
 
 A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to the config), and optionally `kill_at`
 (the process sends itself SIGKILL after that many steps, at 0 after the last one and all that training does after it),
 `resume` (from the newest checkpoint, if there is one), `dropout`, `streaming`
 (the rows come from an `IterableDataset`), `lora` (an adapter is trained) and `nan_at` (after that many steps the
 gradient of the last process is NaN; `error` is then what training ended with).
-With one process every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
+Without a number every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
 starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
 `state` (SHA-256 of what the next step would start from: optimiser, schedule and random numbers), `step` (the last one
 taken), `logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
@@ -17,6 +17,7 @@ taken), `logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from transformers import TrainerCallback
 
 from hf_ext.guards.world import check_world_size
 from tests.conformance.registry import BY_NAME
+from tests.forks import run_together
 from tests.trainers.runs import train
 
 
@@ -153,16 +155,23 @@ def main() -> None:
     jobs, results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     found = {}
     torch.set_num_threads(1)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    for job in jobs:
-        if world > 1:
+    gc.freeze()  # a full collection, with which every training begins, is then quick
+
+    def run_all() -> None:
+        for job in jobs:
             found[job["id"]] = run(job)
             check_world_size(world)
-        else:
-            found[job["id"]] = run_in_child(job, results.with_suffix(".job.json"))
-            results.with_suffix(".job.json").unlink(missing_ok=True)
-    if os.environ.get("RANK", "0") == "0":
-        results.write_text(json.dumps(found), encoding="utf-8")
+        if os.environ["RANK"] == "0":
+            results.write_text(json.dumps(found), encoding="utf-8")
+
+    if len(sys.argv) > 3:
+        world = int(sys.argv[3])
+        run_together(run_all, world)
+        return
+    for job in jobs:
+        found[job["id"]] = run_in_child(job, results.with_suffix(".job.json"))
+        results.with_suffix(".job.json").unlink(missing_ok=True)
+    results.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

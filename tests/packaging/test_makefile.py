@@ -150,3 +150,9 @@ def test_the_tools_of_others_have_an_environment_of_their_own(tmp_path):
     assert "ray" in ours.partition(" -e ")[2]
     assert peers.endswith("-r tests/peers/requirements.txt")
     assert tests == "1 -m pytest tests/peers"
+
+
+def test_the_files_that_run_first_are_there() -> None:
+    from tests.conftest import LONG_FILES
+
+    assert [name for name in LONG_FILES if not (ROOT / "tests" / name).is_file()] == []

@@ -11,6 +11,7 @@ first run, the third of the next, and so on; `--random` kills N runs once each, 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -78,6 +79,7 @@ def child(arguments: list[str], folder: Path, kill_at: int | None, log: Path) ->
 def main(folder: Path, arguments: list[str], kills: int | None = None) -> int:
     """The whole run into `whole`, the killed ones into `cut` or, one each, into `cut-N`."""
     log = folder / "killed.txt"
+    gc.freeze()  # a full collection, with which every training begins, is then quick
     if child(arguments, folder / "whole", None, log):
         return 1
     statuses = []

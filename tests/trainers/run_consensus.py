@@ -2,13 +2,13 @@
 Run the consensus recipe in processes that may be killed, and write what came of each run as JSON.
 
     python -m tests.trainers.run_consensus jobs.json results.json
-    torchrun --nproc_per_node 2 -m tests.trainers.run_consensus jobs.json results.json
+    python -m tests.trainers.run_consensus jobs.json results.json 2
 
 A job: `id`, `folder`, `changes` (to the config), `rows`, and optionally where the process sends itself SIGKILL:
 `kill_at` (after that many optimiser steps of the whole run), `kill_end` (where the n-th training ends, before anything
 is made of it), `kill_moment` (at the n-th moment: a training begins, takes a step or ends, or a file of the run is
 about to take its name), `kill_in` (in the n-th saving of predictions: half of them written). `uneven`: each process
-gets labels of its own. With one process each job runs in a forked child.
+gets labels of its own. Without a number of processes each job runs in a forked child.
 A result: `exit`, `weights` (SHA-256 of the file in `output_dir`), `table` (rounds.md), `steps` (taken here), and
 `moments` (passed here).
 """

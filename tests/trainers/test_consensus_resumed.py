@@ -52,12 +52,10 @@ def launch(jobs: list[dict[str, Any]], folder: Path, processes: int = 1) -> list
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     command, results = [sys.executable, "-m"], folder / "results.json"
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command += ["tests.trainers.run_consensus", str(folder / "jobs.json"), str(results)]
+    command += [str(processes)] if processes > 1 else []
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840, check=False)
     files = [results] if processes == 1 else [results.with_suffix(f".{rank}.json") for rank in range(processes)]
     assert all(file.is_file() for file in files), f"exit {done.returncode}\n{done.stderr[-6000:]}"
