@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 import shlex
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from tests.pages import pages, write_warc
@@ -23,8 +27,15 @@ def make_work_folder(folder: Path) -> Path:
     preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label); of retrieval
     `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form; of classification
     `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label); and of curation
-    `pages.warc.gz`.
+    `pages.warc.gz`. All of it is made once a process, and copied.
     """
+    return Path(shutil.copytree(_made_once(), folder, dirs_exist_ok=True))
+
+
+@cache
+def _made_once() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="hf-ext-work-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "original")
     tokenizer.save_pretrained(folder / "original")
@@ -60,14 +71,14 @@ def _write_classification(folder: Path) -> None:
     )
 
     tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(
-        folder / "classifier"
-    )
-    tokenizer.save_pretrained(folder / "classifier")
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
-    ResNetForImageClassification(resnet).save_pretrained(folder / "vision")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bert = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **small))
+        bert.save_pretrained(folder / "classifier")
+        ResNetForImageClassification(resnet).save_pretrained(folder / "vision")
+    tokenizer.save_pretrained(folder / "classifier")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "vision")
     names = ClassLabel(names=["no", "yes"])
     labels = [i * 7 % 3 % 2 for i in range(24)]
