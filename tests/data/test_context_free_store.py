@@ -20,9 +20,11 @@ import torch
 from hf_ext.data import context_free
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from tests.data.symbol_models import symbol_model, symbol_tokenizer
+from tests.forks import forked
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_new_tokens": 40, "batch_size": 4, "seed": 3, "show_progress": False}
+TOKENS = 900  # three shards of eight batches
+SETTINGS = {"max_new_tokens": 12, "batch_size": 4, "seed": 3, "show_progress": False}
 CHILD = """
 import sys, torch
 from hf_ext.data.context_free import generate_context_free
@@ -30,12 +32,12 @@ from tests.data.symbol_models import symbol_model, symbol_tokenizer
 torch.set_num_threads(1)
 {before}
 generate_context_free(symbol_model(64), symbol_tokenizer(64), {num_tokens}, output_dir=sys.argv[1],
-                      max_new_tokens=40, batch_size=4, seed=3, show_progress=False)
+                      max_new_tokens=12, batch_size=4, seed=3, show_progress=False)
 {after}
 """
 
 
-def generate(folder, num_tokens=3_000, model=None, tokenizer=None, **arguments):
+def generate(folder, num_tokens=TOKENS, model=None, tokenizer=None, **arguments):
     model = symbol_model(64) if model is None else model
     tokenizer = symbol_tokenizer(64) if tokenizer is None else tokenizer
     return generate_context_free(model, tokenizer, num_tokens, output_dir=folder, **(SETTINGS | arguments))
@@ -49,17 +51,17 @@ def child_environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def test_manifest_counts_what_the_rows_hold(tmp_path):
-    store = generate(tmp_path / "store")
+def test_manifest_counts_what_the_rows_hold(reference):
+    store = reference
     manifest, dataset = store.manifest, store.to_dataset()
     tokens = [sum(label != -100 for label in labels) for labels in dataset["labels"]]
     assert manifest["complete"]
-    assert manifest["num_tokens"] == 3_000 <= manifest["tokens"] == sum(tokens)
+    assert manifest["num_tokens"] == TOKENS <= manifest["tokens"] == sum(tokens)
     assert manifest["rows"] == len(dataset) == 32 * len(manifest["shards"])
     assert [shard["tokens"] for shard in manifest["shards"]] == [
         sum(tokens[i : i + 32]) for i in range(0, len(tokens), 32)
     ]
-    assert manifest["tokens"] - manifest["shards"][-1]["tokens"] < 3_000  # no shard too many
+    assert manifest["tokens"] - manifest["shards"][-1]["tokens"] < TOKENS  # no shard too many
     assert {"model_hash", "tokenizer_hash", "start_ids", "sampling", "versions", "dtype"} <= manifest.keys()
     assert not [file for file in store.path.iterdir() if file.name.startswith(".")]
 
@@ -70,12 +72,18 @@ def reference(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("reference"))
 
 
+@pytest.fixture
+def store(reference, tmp_path):
+    """A copy of it, to be spoilt."""
+    return ContextFreeStore(shutil.copytree(reference.path, tmp_path / "store"))
+
+
 class Killed(BaseException):
     """Not an Exception: nothing in the code under test may catch it."""
 
 
-@pytest.mark.parametrize("moment", range(7))  # manifest, then three times shard and manifest
-@pytest.mark.parametrize("renamed", [False, True])
+# Manifest, then three times shard and manifest; what a kill after a renaming leaves is seen once of each.
+@pytest.mark.parametrize(("moment", "renamed"), [*((moment, False) for moment in range(7)), (3, True), (4, True)])
 def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeypatch, reference, moment, renamed):
     replace, calls = os.replace, []
 
@@ -98,21 +106,20 @@ def test_stopped_beside_any_write_it_resumes_to_the_same_bytes(tmp_path, monkeyp
 
 
 def test_killed_process_resumes_to_the_same_bytes(tmp_path):
-    num_tokens, folder = 10_000, tmp_path / "store"
-    code = CHILD.format(before="", num_tokens=num_tokens, after="")
-    child = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=child_environment())
+    num_tokens, folder = 2_000, tmp_path / "store"
+    child = forked(lambda: generate(folder, num_tokens))
     try:
         deadline = time.monotonic() + 300
         while not (folder / "shard-00002.arrow").exists():
-            assert child.poll() is None, "the child ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, "the child ended before it could be killed"
     killed = ContextFreeStore(folder)
     assert not killed.manifest["complete"]
-    with pytest.raises(ValueError, match=r"incomplete.*of 10,000 sampled tokens"):
+    with pytest.raises(ValueError, match=r"incomplete.*of 2,000 sampled tokens"):
         killed.to_dataset()
     kept = len(killed.manifest["shards"])
     store = generate(folder, num_tokens)
@@ -128,7 +135,7 @@ def test_two_processes_write_the_rows_of_one(tmp_path, reference):
     script.write_text(
         CHILD.format(
             before="torch.distributed.init_process_group('gloo'); assert torch.distributed.get_world_size() == 2",
-            num_tokens=3_000,
+            num_tokens=TOKENS,
             after="torch.distributed.destroy_process_group()",
         )
     )
@@ -141,19 +148,19 @@ def test_two_processes_write_the_rows_of_one(tmp_path, reference):
         assert ContextFreeStore(tmp_path / "two").manifest == reference.manifest
 
 
-def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_shards(tmp_path, monkeypatch):
-    folder = tmp_path / "store"
-    first = generate(folder).to_dataset()[:]
+def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_shards(store, tmp_path, monkeypatch):
+    folder = store.path
+    first = store.to_dataset()[:]
     before = shard_hashes(folder)
     with monkeypatch.context() as patched:
         patched.setattr(context_free, "sample_rows", None)  # any sampling would now raise
         assert generate(folder).to_dataset()[:] == first
-        assert generate(folder, 1_400).to_dataset()[:] == first
-    more = generate(folder, 6_000)
-    assert more.manifest["tokens"] >= 6_000
+        assert generate(folder, 500).to_dataset()[:] == first
+    more = generate(folder, 1_500)
+    assert more.manifest["tokens"] >= 1_500
     assert before.items() < shard_hashes(folder).items()
     assert more.to_dataset()[: len(first["input_ids"])] == first
-    assert more.manifest == generate(tmp_path / "at_once", 6_000).manifest
+    assert more.manifest == generate(tmp_path / "at_once", 1_500).manifest
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_sha
     [
         ({"seed": 4}, "seed"),
         ({"batch_size": 8}, "batch_size"),
-        ({"max_new_tokens": 41}, "max_new_tokens"),
+        ({"max_new_tokens": 13}, "max_new_tokens"),
         ({"start": [5]}, "start_ids"),
         ({"autocast_dtype": torch.bfloat16}, "autocast_dtype"),
         ({"tokenizer": symbol_tokenizer(63)}, "tokenizer_hash"),
@@ -169,8 +176,7 @@ def test_a_complete_store_comes_back_without_sampling_and_a_larger_call_adds_sha
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_call_with_another_setting_is_refused_by_name(tmp_path, reference, arguments, setting, complete):
-    store = ContextFreeStore(shutil.copytree(reference.path, tmp_path / "store"))
+def test_a_call_with_another_setting_is_refused_by_name(store, arguments, setting, complete):
     manifest = store.manifest | {"complete": complete}
     (store.path / "manifest.json").write_text(json.dumps(manifest))
     before = shard_hashes(store.path)
@@ -180,9 +186,8 @@ def test_a_call_with_another_setting_is_refused_by_name(tmp_path, reference, arg
     assert store.manifest == manifest
 
 
-def test_other_weights_and_another_dtype_are_refused(tmp_path):
-    model = symbol_model(64)
-    store = generate(tmp_path / "store", model=model)
+def test_other_weights_and_another_dtype_are_refused(reference):
+    model, store = symbol_model(64), reference
     store.check_model(model)
     store.check_model(symbol_model(64))
     trained = copy.deepcopy(model)
@@ -193,8 +198,8 @@ def test_other_weights_and_another_dtype_are_refused(tmp_path):
             store.check_model(other)
 
 
-def test_another_tokenizer_is_refused_and_another_chat_template_or_end_token_is_not(tmp_path):
-    store, tokenizer = generate(tmp_path / "store"), symbol_tokenizer(64)
+def test_another_tokenizer_is_refused_and_another_chat_template_or_end_token_is_not(reference):
+    store, tokenizer = reference, symbol_tokenizer(64)
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.pad_token = "t5"
     tokenizer.eos_token = "t6"  # no stored id has another meaning
@@ -207,8 +212,7 @@ def test_another_tokenizer_is_refused_and_another_chat_template_or_end_token_is_
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
-def test_a_damaged_shard_is_named(tmp_path, damage):
-    store = generate(tmp_path / "store")
+def test_a_damaged_shard_is_named(store, damage):
     shard = store.path / "shard-00001.arrow"
     content = bytearray(shard.read_bytes())
     if damage == "cut":
@@ -234,15 +238,13 @@ def test_a_folder_that_is_no_store_is_refused_and_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_another_format_revision_is_refused(tmp_path):
-    store = generate(tmp_path / "store")
+def test_another_format_revision_is_refused(store):
     (store.path / "manifest.json").write_text(json.dumps(store.manifest | {"format_revision": 99}))
     with pytest.raises(ValueError, match="format revision 99"):
         ContextFreeStore(store.path)
 
 
-def test_a_store_of_the_first_revision_is_read_and_not_continued(tmp_path):
-    store = generate(tmp_path / "store")
+def test_a_store_of_the_first_revision_is_read_and_not_continued(store):
     rows = store.to_dataset()[:]
     manifest = {name: value for name, value in store.manifest.items() if name != "rows_per_shard"}
     (store.path / "manifest.json").write_text(json.dumps(manifest | {"format_revision": 1}))
@@ -253,7 +255,7 @@ def test_a_store_of_the_first_revision_is_read_and_not_continued(tmp_path):
     assert shard_hashes(store.path) == before
 
 
-@pytest.mark.parametrize(("num_tokens", "rows"), [(1, 4), (161, 8), (640, 16), (1_300, 32)])
+@pytest.mark.parametrize(("num_tokens", "rows"), [(1, 4), (49, 8), (192, 16), (390, 32)])
 def test_a_shard_is_one_to_eight_batches_as_the_tokens_call_for(tmp_path, num_tokens, rows):
     store = generate(tmp_path / "store", num_tokens)
     assert store.manifest["rows_per_shard"] == rows
@@ -261,9 +263,9 @@ def test_a_shard_is_one_to_eight_batches_as_the_tokens_call_for(tmp_path, num_to
 
 
 def test_progress_is_shown_in_tokens_and_only_when_asked(tmp_path, capsys):
-    generate(tmp_path / "silent")
+    generate(tmp_path / "silent", 40)
     assert capsys.readouterr().err == ""
-    generate(tmp_path / "shown", show_progress=True)
+    generate(tmp_path / "shown", 40, show_progress=True)
     assert "tok/s" in capsys.readouterr().err
 
 
