@@ -155,7 +155,7 @@ def left_alone(node: ast.AST, parent: ast.AST) -> bool:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every mutant of a module, top to bottom."""
+    """Every mutant of a module, top to bottom. Its tree is the module's own, restored before the next one comes."""
     lines = source.splitlines()
     tree = ast.parse(source)
     for parent, field, index, node in _places(tree):
@@ -167,11 +167,15 @@ def mutants(source: str) -> Iterator[Mutant]:
                 other = ast.Pass()
             old = getattr(parent, field)
             _put(parent, field, index, other)
-            changed = ast.fix_missing_locations(copy.deepcopy(tree))
+            line = node.lineno  # type: ignore[attr-defined]
+            yield Mutant(line, lines[line - 1].strip(), f"{before} -> {after}", tree)
             setattr(parent, field, old)
             _put(parent, field, index, node)
-            line = node.lineno  # type: ignore[attr-defined]
-            yield Mutant(line, lines[line - 1].strip(), f"{before} -> {after}", changed)
+
+
+def kept_mutants(source: str) -> list[Mutant]:
+    """All of them, each with a tree of its own that can be compiled."""
+    return [mutant._replace(tree=ast.fix_missing_locations(copy.deepcopy(mutant.tree))) for mutant in mutants(source)]
 
 
 def _places(parent: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
@@ -290,7 +294,7 @@ def measure(module: str, jobs: int) -> dict[str, Any]:
     source = (LOSSES / f"{module}.py").read_text(encoding="utf-8")
     if noticed(module, [None], EXAMPLES[-1], 1) == [True]:
         raise SystemExit(f"The tests of {module} fail on the module as it is; there is nothing to measure.")
-    every = list(mutants(source))
+    every = kept_mutants(source)
     equivalent = [m for m in every if (module, m.text, m.change) in EQUIVALENT]
     real = [m for m in every if (module, m.text, m.change) not in EQUIVALENT]
     survivors = real
