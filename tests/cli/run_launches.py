@@ -1,9 +1,9 @@
 """
 Launch workers as `hf-ext train --num_processes 2` does, send signals to the launchers, and write what came of each.
 
-    python -m tests.cli.run_launches FOLDER
+    python -m tests.cli.run_launches FOLDER CASE...
 
-Every case is a launcher in a fork of its own, so that imports are paid once; all run side by side. Writes
+Every case of `CASES` is a launcher in a fork of its own, so that imports are paid once; all run side by side. Writes
 `FOLDER/results.json`: case to `status`, `stderr`, `alive` (workers when the launcher has ended) and `ended` (how many
 wrote a file at SIGTERM).
 """
@@ -68,13 +68,14 @@ def workers(folder: Path) -> list[int]:
     return [int(file.name.split("-")[1]) for file in folder.glob("worker-*")]
 
 
-def main(root: Path) -> None:
-    """Every case."""
+def main(root: Path, names: list[str]) -> None:
+    """Those cases."""
+    cases = {name: CASES[name] for name in names}
     launchers, results = {}, {}
-    for case, (how, work, _signals, grace) in CASES.items():
+    for case, (how, work, _signals, grace) in cases.items():
         (root / case).mkdir()
         launchers[case] = launcher(root / case, how, work, grace)
-    for case, (how, _work, signals, _grace) in CASES.items():
+    for case, (how, _work, signals, _grace) in cases.items():
         count = 2 if how is TORCHRUN else 1
         wait_for(lambda folder=root / case, count=count: len(workers(folder)) == count)  # type: ignore[misc]
         for number, name in enumerate(signals):
@@ -98,4 +99,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

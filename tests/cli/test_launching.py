@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +23,55 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = sys.platform == "linux"
 
+# Case of `run_launches`: exit status, and words of what is said.
+ENDS = {
+    "SIGINT": (130, "hf-ext train x: interrupted; its processes have ended"),
+    "SIGKILL": (-9, ""),
+    "saves at SIGTERM": (143, "ended by SIGTERM"),
+    "no end, grace over": (143, "ended by SIGTERM"),
+    "status 3": (3, ""),
+    "accelerate": (129, "hf-ext train x: ended by SIGHUP; its processes have ended"),
+}
+SLOW_ENDS = {
+    "SIGTERM": (143, "hf-ext train x: ended by SIGTERM; its processes have ended"),
+    "no end, twice": (130, "interrupted"),
+    "accelerate, status 3": (3, ""),
+}
+if not LINUX:
+    ENDS.pop("SIGKILL")  # a signal of Linux at a parent's end
 
-@pytest.fixture(scope="module")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("launches")
-    command = [sys.executable, "-m", "tests.cli.run_launches", str(folder)]
+
+def launched(folder: Path, cases: Iterable[str]) -> dict[str, Any]:
+    """What came of each case."""
+    command = [sys.executable, "-m", "tests.cli.run_launches", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo" if LINUX else "lo0"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("case", "status", "words"),
-    [
-        ("SIGTERM", 143, "hf-ext train x: ended by SIGTERM; its processes have ended"),
-        ("SIGINT", 130, "hf-ext train x: interrupted; its processes have ended"),
-        pytest.param(
-            "SIGKILL", -9, "", marks=pytest.mark.skipif(not LINUX, reason="a signal of Linux at a parent's end")
-        ),
-        ("saves at SIGTERM", 143, "ended by SIGTERM"),
-        ("no end, grace over", 143, "ended by SIGTERM"),
-        ("no end, twice", 130, "interrupted"),
-        ("status 3", 3, ""),
-        ("accelerate", 129, "hf-ext train x: ended by SIGHUP; its processes have ended"),
-        ("accelerate, status 3", 3, ""),
-    ],
-)
-def test_no_worker_is_left_and_the_status_says_why(
-    launches: dict[str, Any], case: str, status: int, words: str
-) -> None:
-    result = launches[case]
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return launched(tmp_path_factory.mktemp("launches"), ENDS)
+
+
+def assert_ended(result: dict[str, Any], status: int, words: str) -> None:
     assert result["status"] == status, result["stderr"]
     assert result["alive"] == 0
     assert words in result["stderr"]
     assert "Traceback" not in result["stderr"]
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_no_worker_is_left_and_the_status_says_why(launches: dict[str, Any], case: str) -> None:
+    assert_ended(launches[case], *ENDS[case])
+
+
+@pytest.mark.slow
+def test_so_it_is_with_other_signals_and_launchers(tmp_path: Path) -> None:
+    results = launched(tmp_path, SLOW_ENDS)
+    for case, end in SLOW_ENDS.items():
+        assert_ended(results[case], *end)
 
 
 def test_workers_that_save_at_sigterm_are_waited_for(launches: dict[str, Any]) -> None:
