@@ -170,7 +170,7 @@ def test_a_damaged_or_missing_part_is_made_again(place, tmp_path, commits):
     output = tmp_path / "out"
     run(place, output)
     expected = everything(output)
-    chunks = sorted((output / ".hf-ext-chunks").glob("*/*/counts.json"))
+    chunks = sorted((output / ".hf-ext-chunks").glob("*/*/counts.json"))[::4]
     assert len({chunk.parent.parent for chunk in chunks}) >= 3  # of every phase
     for chunk in chunks:
         chunk.write_text('{"end": ')
