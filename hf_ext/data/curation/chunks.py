@@ -29,19 +29,25 @@ class ColumnError(ValueError):
     """Values of a column are of types that do not go together."""
 
 
-class Committed(NamedTuple):
-    """
-    Of a chunk that is on the disk.
-
-    Args:
-        end (`int`):
-            Position in the shard at which the next begins.
-        is_last (`bool`):
-            Whether there is no next.
-    """
+class ChunkEnd(NamedTuple):
+    """Position in the shard at which the chunk after this one begins, and whether there is none."""
 
     end: int
     is_last: bool
+
+
+def read_end(path: Path) -> ChunkEnd:
+    """Where a chunk ends that is on the disk."""
+    values = json.loads((path / _COUNTS).read_text(encoding="utf-8"))
+    return ChunkEnd(values["end"], values["is_last"])
+
+
+def end_if_written(path: Path) -> ChunkEnd | None:
+    """Where a chunk ends, `None` where it is still to write, or damaged."""
+    try:
+        return read_end(path)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 class ChunkStore:
@@ -51,10 +57,13 @@ class ChunkStore:
     Args:
         folder (`Path`):
             The place; made where it is missing. What killed processes left of chunks is removed.
+        shard (`str`):
+            Name of the shard.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shard: str) -> None:
         self.folder = folder
+        self.shard = shard
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, "*")
 
@@ -62,33 +71,25 @@ class ChunkStore:
         """Of a chunk, written or not."""
         return self.folder / f"{number:07d}"
 
-    def committed(self, number: int) -> Committed | None:
-        """Where a chunk ends, `None` where it is still to write."""
-        try:
-            values = json.loads((self.path(number) / _COUNTS).read_text(encoding="utf-8"))
-            return Committed(values["end"], values["is_last"])
-        except (FileNotFoundError, ValueError, TypeError, KeyError):  # a damaged one is written again
-            return None
-
     def is_whole(self) -> bool:
         """Whether every chunk is there, up to the last."""
         number = 0
-        while (chunk := self.committed(number)) is not None and not chunk.is_last:
+        while (end := end_if_written(self.path(number))) is not None and not end.is_last:
             number += 1
-        return chunk is not None
+        return end is not None
 
     def paths(self) -> Iterator[Path]:
         """Every chunk of a shard that is whole, in order."""
         for number in count():
-            chunk = self.committed(number)
-            if chunk is None:
+            end = end_if_written(self.path(number))
+            if end is None:
                 raise FileNotFoundError(f"{self.path(number)} is missing: run the curation again.")
             yield self.path(number)
-            if chunk.is_last:
+            if end.is_last:
                 return
 
 
-def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> None:
+def commit(path: Path, rows: Rows, result: ChunkResult, end: ChunkEnd) -> None:
     """
     Write a chunk.
 
@@ -99,14 +100,14 @@ def commit(path: Path, rows: Rows, result: ChunkResult, place: Committed) -> Non
             The rows that the steps were given.
         result ([`ChunkResult`]):
             What they made of them.
-        place ([`Committed`]):
+        end ([`ChunkEnd`]):
             Where it ends.
     """
     with replacing(path, overwrite=True) as temporary:
         temporary.mkdir()
         _write_table(temporary / _ROWS, assembled(rows, result))
         _write_table(temporary / _DROPS, drop_table(result.drops))
-        content = {**place._asdict(), "counts": result.counts.to_dict()}
+        content = {**end._asdict(), "counts": result.counts.to_dict()}
         (temporary / _COUNTS).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -246,10 +247,11 @@ def assembled(rows: Rows, result: ChunkResult) -> pa.Table:
         unchanged = {name: v for name, v in rows.items() if name not in columns and name not in result.consumed}
         table = pa.table({name: _array(name, [v[p] for p in positions]) for name, v in unchanged.items()})
     for name, values in columns.items():
-        place = table.schema.get_field_index(name)
-        field = table.schema.field(place) if place >= 0 else None
-        array = _array(name, values, None if field is None else field.type)
-        table = table.append_column(name, array) if field is None else table.set_column(place, name, array)
+        if name not in table.column_names:
+            table = table.append_column(name, _array(name, values))
+            continue
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, _array(name, values, table.schema.field(index).type))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,19 @@ class Histogram:
     def add(self, values: Values) -> None:
         """Count values; NaN, where a rule says nothing of a row, is left out."""
         numbers = values[~np.isnan(values)]
-        places = np.searchsorted(EDGES, numbers, side="right") - 1
-        is_above = numbers != EDGES[places]
-        for code, count in zip(*np.unique(2 * places + is_above, return_counts=True), strict=True):
+        edges = np.searchsorted(EDGES, numbers, side="right") - 1
+        is_above = numbers != EDGES[edges]
+        for code, count in zip(*np.unique(2 * edges + is_above, return_counts=True), strict=True):
             self._add(int(code) // 2, int(code) % 2, int(count))
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another."""
-        for place, counts in other._counts.items():
+        for edge, counts in other._counts.items():
             for side, count in enumerate(counts):
-                self._add(place, side, count)
+                self._add(edge, side, count)
 
-    def _add(self, place: int, side: int, count: int) -> None:
-        self._counts.setdefault(place, [0, 0])[side] += count
+    def _add(self, edge: int, side: int, count: int) -> None:
+        self._counts.setdefault(edge, [0, 0])[side] += count
 
     @property
     def total(self) -> int:
@@ -77,8 +77,8 @@ class Histogram:
         """The bins with something in them, from the smallest values to the largest."""
         upper = np.append(EDGES[1:], np.inf)
         return [
-            Bin(float(EDGES[place]), float(upper[place]), sum(counts), counts[0])
-            for place, counts in sorted(self._counts.items())
+            Bin(float(EDGES[edge]), float(upper[edge]), sum(counts), counts[0])
+            for edge, counts in sorted(self._counts.items())
         ]
 
     def num_beyond(self, rule: Rule) -> int:
@@ -100,15 +100,15 @@ class Histogram:
 
     def to_list(self) -> list[list[int]]:
         """For JSON: index of the edge, how many values are at it, how many between it and the next."""
-        return [[place, *counts] for place, counts in sorted(self._counts.items())]
+        return [[edge, *counts] for edge, counts in sorted(self._counts.items())]
 
     @classmethod
     def from_list(cls, entries: Iterable[Sequence[int]]) -> Histogram:
         """What [`to_list`] gave."""
         histogram = cls()
-        for place, *counts in entries:
+        for edge, *counts in entries:
             for side, count in enumerate(counts):
-                histogram._add(int(place), side, int(count))
+                histogram._add(int(edge), side, int(count))
         return histogram
 
 
@@ -120,36 +120,35 @@ class RuleCounts:
     Args:
         rule ([`Rule`]):
             Its bounds; none where documents go by it without a measurement, such as `empty`.
-        dropped (`int`):
+        num_dropped (`int`):
             Documents that go by it: it is the first in its step that they break.
-        dropped_alone (`int`):
+        num_dropped_alone (`int`):
             Those of them that break no other rule of the step.
         values ([`Histogram`]):
             What it measured, of every document that came to the step.
     """
 
     rule: Rule
-    dropped: int = 0
-    dropped_alone: int = 0
+    num_dropped: int = 0
+    num_dropped_alone: int = 0
     values: Histogram = field(default_factory=Histogram)
 
     def merge(self, other: RuleCounts) -> None:
         """Add the counts of other documents."""
-        self.dropped += other.dropped
-        self.dropped_alone += other.dropped_alone
+        self.num_dropped += other.num_dropped
+        self.num_dropped_alone += other.num_dropped_alone
         self.values.merge(other.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        bounds = {"minimum": self.rule.minimum, "maximum": self.rule.maximum, "exclusive": self.rule.exclusive}
-        drops = {"dropped": self.dropped, "dropped_alone": self.dropped_alone}
-        return bounds | drops | {"values": self.values.to_list()}
+        drops = {"num_dropped": self.num_dropped, "num_dropped_alone": self.num_dropped_alone}
+        return {**vars(self.rule), **drops, "values": self.values.to_list()}
 
     @classmethod
-    def from_dict(cls, name: str, values: Mapping[str, Any]) -> RuleCounts:
-        """What [`to_dict`] gave of the rule of that name."""
-        rule = Rule(name, values["minimum"], values["maximum"], values["exclusive"])
-        return cls(rule, values["dropped"], values["dropped_alone"], Histogram.from_list(values["values"]))
+    def from_dict(cls, values: Mapping[str, Any]) -> RuleCounts:
+        """What [`to_dict`] gave."""
+        rule = Rule(values["name"], values["minimum"], values["maximum"], values["exclusive"])
+        return cls(rule, values["num_dropped"], values["num_dropped_alone"], Histogram.from_list(values["values"]))
 
 
 @dataclass
@@ -194,21 +193,12 @@ class StepCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "name": self.name,
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "tokens_in": self.tokens_in,
-            "tokens_out": self.tokens_out,
-            "seconds": self.seconds,
-            "rules": {name: counts.to_dict() for name, counts in self.rules.items()},
-            "notes": self.notes,
-        }
+        return vars(self) | {"rules": {name: counts.to_dict() for name, counts in self.rules.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StepCounts:
         """What [`to_dict`] gave."""
-        rules = {name: RuleCounts.from_dict(name, counts) for name, counts in values["rules"].items()}
+        rules = {name: RuleCounts.from_dict(counts) for name, counts in values["rules"].items()}
         return cls(**{**values, "rules": rules})
 
 
@@ -217,13 +207,13 @@ class SourceCounts:
     """Of the documents of one source: how many were read, and how many each step dropped."""
 
     rows_read: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    drops_by_step: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: SourceCounts) -> None:
         """Add the counts of other documents."""
         self.rows_read += other.rows_read
-        for step_name, count in other.dropped.items():
-            self.dropped[step_name] = self.dropped.get(step_name, 0) + count
+        for step_name, count in other.drops_by_step.items():
+            self.drops_by_step[step_name] = self.drops_by_step.get(step_name, 0) + count
 
 
 @dataclass
@@ -278,16 +268,15 @@ class CurationCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        sources = {name: {"rows_read": c.rows_read, "dropped": c.dropped} for name, c in self.sources.items()}
-        steps = [step.to_dict() for step in self.steps]
-        return {"unit": self.unit, "steps": steps, "sources": sources, "peak_bytes": self.peak_bytes}
+        sources = {name: asdict(counts) for name, counts in self.sources.items()}
+        return vars(self) | {"steps": [step.to_dict() for step in self.steps], "sources": sources}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CurationCounts:
         """What [`to_dict`] gave."""
         steps = [StepCounts.from_dict(step) for step in values["steps"]]
         sources = {name: SourceCounts(**counts) for name, counts in values["sources"].items()}
-        return cls(values["unit"], steps, sources, values["peak_bytes"])
+        return cls(**{**values, "steps": steps, "sources": sources})
 
     @classmethod
     def read(cls, folder: str | Path) -> CurationCounts:

@@ -17,7 +17,7 @@ from hf_ext.data.curation.document_sample import DocumentSample, draw_documents
 from hf_ext.data.curation.report import CurationReport, DropExample, SampleFacts
 from hf_ext.data.curation.running import document_name, step_names
 from hf_ext.data.curation.sources import DatasetShard, Shard, StreamShard, shards_of
-from hf_ext.data.curation.steps import Drop, Notes, RowStep, Rule, SetStep, Step, Values
+from hf_ext.data.curation.steps import Drop, Judgement, Notes, RowStep, Rule, SetStep, Step, Values
 from hf_ext.data.curation.workers import peak_bytes
 
 if TYPE_CHECKING:
@@ -29,22 +29,6 @@ Columns = dict[str, list[Any]]
 EXAMPLES_PER_RULE = 3
 EXCERPT_LENGTH = 300  # characters
 _WARM_UP_ROWS = 4  # the first call compiles a kernel or loads a model, which says nothing of the whole set
-
-
-class JudgedSample(NamedTuple):
-    """
-    What steps make of a sample.
-
-    Args:
-        counts ([`CurationCounts`]):
-            As of a curation, but what a rule measured is of every document that could be read, whatever earlier steps
-            say, and `dropped_alone` counts documents that no other rule of any step drops.
-        examples (`list[DropExample]`):
-            A few documents of each rule.
-    """
-
-    counts: CurationCounts
-    examples: list[DropExample]
 
 
 def dry_run(
@@ -90,16 +74,18 @@ def dry_run(
         if name is not None and name not in columns:
             raise ValueError(f"{setting}={name!r} is no column of the documents; they have {sorted(columns)}.")
     ids = [
-        document_name(document.shard, document.row_number, document.row[id_column] if id_column else None)
+        document_name(document.shard, document.row_number, None if id_column is None else document.row.get(id_column))
         for document in document_sample.documents
     ]
     if on_bad_row == "drop":
         steps = [replace(step, on_bad_row="drop") for step in steps]
-    judged = judge_sample(columns, ids, steps, source_column)
-    judged.counts.peak_bytes = peak_bytes()
-    return CurationReport(
-        judged.counts, judged.examples, _facts(document_sample, judged, seed), _notes(document_sample, steps)
-    )
+    report = judge_sample(columns, ids, steps, source_column)
+    report.counts.peak_bytes = peak_bytes()
+    notes = list(document_sample.notes)
+    set_steps = ", ".join(step.name for step in steps if isinstance(step, SetStep))
+    if set_steps:
+        notes.append(f"{set_steps}: of the whole set more goes, for a sample rarely has both of two copies.")
+    return replace(report, sample=_facts(document_sample, report.counts, seed), notes=notes)
 
 
 def _shards(dataset: Dataset | IterableDataset | str | os.PathLike[str], on_bad_row: str) -> list[Shard]:
@@ -108,34 +94,23 @@ def _shards(dataset: Dataset | IterableDataset | str | os.PathLike[str], on_bad_
     return [DatasetShard(dataset) if hasattr(dataset, "num_rows") else StreamShard(dataset)]
 
 
-def _facts(document_sample: DocumentSample, judged: JudgedSample, seed: int) -> SampleFacts:
+def _facts(document_sample: DocumentSample, counts: CurationCounts, seed: int) -> SampleFacts:
     """What the sample says of the whole set."""
     num_rows = len(document_sample.documents)
-    seconds = sum(step.seconds for step in judged.counts.steps)
+    facts = SampleFacts(num_rows, document_sample.num_shards, seed)
     if document_sample.rows_of_set is None:
-        return SampleFacts(num_rows, document_sample.num_shards, seed)
+        return facts
     scale = document_sample.rows_of_set / num_rows
+    seconds = sum(step.seconds for step in counts.steps) * scale
     # a filter is sized by the n-grams, of which a larger set has more in proportion
-    sizes = {step.name: round(float(step.notes.get("filter_bytes", 0)) * scale) for step in judged.counts.steps}
+    sizes = {step.name: round(float(step.notes.get("filter_bytes", 0)) * scale) for step in counts.steps}
     bloom_bytes = {name: size for name, size in sizes.items() if size}
-    return SampleFacts(
-        num_rows, document_sample.num_shards, seed, document_sample.rows_of_set, seconds * scale, bloom_bytes
-    )
-
-
-def _notes(document_sample: DocumentSample, steps: Sequence[Step]) -> list[str]:
-    names = [step.name for step in steps if isinstance(step, SetStep)]
-    if not names:
-        return document_sample.notes
-    return [
-        *document_sample.notes,
-        f"{', '.join(names)}: of the whole set more goes, for a sample rarely has both of two copies.",
-    ]
+    return replace(facts, rows_of_set=document_sample.rows_of_set, seconds=seconds, bloom_bytes=bloom_bytes)
 
 
 def judge_sample(
     columns: Mapping[str, Sequence[Any]], ids: Sequence[str], steps: Sequence[Step], source_column: str | None = None
-) -> JudgedSample:
+) -> CurationReport:
     """
     Judge documents by every step, those that an earlier one drops too.
 
@@ -151,13 +126,17 @@ def judge_sample(
         source_column (`str`, *optional*):
             Column of the source that the counts are by.
 
+    Returns:
+        [`CurationReport`]: what a rule measured is of every document that could be read, whatever earlier steps say;
+        `num_dropped_alone` counts documents that no other rule of any step drops; with a few examples of each rule.
+
     Raises:
         RowError: if a document is none, and its step raises for such.
     """
     sample = _Sample({name: list(values) for name, values in columns.items()}, list(ids), steps[-1].text_column)
     for step, name in zip(steps, step_names(steps), strict=True):
         sample.judge(step, name)
-    return JudgedSample(sample.counts(source_column), sample.examples)
+    return CurationReport(sample.counts(source_column), sample.examples)
 
 
 class _Verdict(NamedTuple):
@@ -189,30 +168,29 @@ class _Sample:
 
     def judge(self, step: Step, name: str) -> None:
         """One step: verdicts, examples, and the columns that it rewrites."""
-        places = np.flatnonzero(self.is_in if isinstance(step, SetStep) else self.is_in | self._can_be_read(step))
-        batch: Columns = {name: [column[place] for place in places] for name, column in self.columns.items()}
+        positions = np.flatnonzero(self.is_in if isinstance(step, SetStep) else self.is_in | self._can_be_read(step))
+        batch: Columns = {name: [column[position] for position in positions] for name, column in self.columns.items()}
         counts = StepCounts(name, int(self.is_in.sum()), tokens_in=self.num_words())
-        if isinstance(step, RowStep) and len(places):
-            step.judge(
-                {name: column[:_WARM_UP_ROWS] for name, column in batch.items()}, places[:_WARM_UP_ROWS].tolist()
-            )
+        if isinstance(step, RowStep) and len(positions):
+            few: Columns = {name: column[:_WARM_UP_ROWS] for name, column in batch.items()}
+            step.judge(few, positions[:_WARM_UP_ROWS].tolist())
         start = time.perf_counter()
         if isinstance(step, RowStep):
-            columns, values, drops = step.judge(batch, places.tolist())
+            columns, values, drops = step.judge(batch, positions.tolist())
         else:
-            columns, values, drops = _decide(step, batch, places.tolist(), counts.notes)
-        seconds_a_row = (time.perf_counter() - start) / max(len(places), 1)
-        for verdict in self._verdicts(step, places, values, drops):
-            self._add_examples(step, name, verdict, dict(zip(places.tolist(), drops, strict=True)))
+            columns, values, drops = _decide(step, batch, positions.tolist(), counts.notes)
+        seconds_a_row = (time.perf_counter() - start) / max(len(positions), 1)
+        for verdict in self._verdicts(step, positions, values, drops):
+            self._add_examples(step, name, verdict, dict(zip(positions.tolist(), drops, strict=True)))
             counts.rules[verdict.counts.rule.name] = verdict.counts
             self.verdicts.append(verdict)
             self.is_in &= ~verdict.goes
-            for place in np.flatnonzero(verdict.goes):
-                self.reasons[place] = name
+            for position in np.flatnonzero(verdict.goes):
+                self.reasons[position] = name
         for column_name, column in columns.items():
             merged = self.columns.setdefault(column_name, [None] * len(self.ids))
-            for place, value in zip(places, column, strict=True):
-                merged[place] = value
+            for position, value in zip(positions, column, strict=True):
+                merged[position] = value
         counts.rows_out = int(self.is_in.sum())
         counts.tokens_out = self.num_words()
         counts.seconds = seconds_a_row * counts.rows_in
@@ -222,7 +200,7 @@ class _Sample:
         """The counts, once every step has judged."""
         num_broken = sum((verdict.breaks.astype(int) for verdict in self.verdicts), np.zeros(len(self.ids), dtype=int))
         for verdict in self.verdicts:
-            verdict.counts.dropped_alone = int((verdict.goes & (num_broken == 1)).sum())
+            verdict.counts.num_dropped_alone = int((verdict.goes & (num_broken == 1)).sum())
         counts = CurationCounts(steps=self.steps)
         for source, reason in zip(self.columns[source_column], self.reasons, strict=True) if source_column else ():
             part = SourceCounts(1, {} if reason is None else {reason: 1})
@@ -236,7 +214,7 @@ class _Sample:
         return self.is_legible & np.array(is_document, dtype=bool)
 
     def _verdicts(
-        self, step: Step, places: npt.NDArray[np.intp], values: Mapping[str, Values], drops: Sequence[Drop | None]
+        self, step: Step, positions: npt.NDArray[np.intp], values: Mapping[str, Values], drops: Sequence[Drop | None]
     ) -> list[_Verdict]:
         nobody = np.zeros(len(self.ids), dtype=bool)
         verdicts = {rule.name: _Verdict(RuleCounts(rule), nobody.copy(), nobody.copy()) for rule in step.rules}
@@ -244,47 +222,34 @@ class _Sample:
         for name, numbers in values.items():
             if name in verdicts:
                 verdicts[name].counts.values.add(numbers)
-                verdicts[name].breaks[places] = verdicts[name].counts.rule.broken_by(numbers)
-        for place, drop in zip(places, drops, strict=True):
+                verdicts[name].breaks[positions] = verdicts[name].counts.rule.broken_by(numbers)
+        for position, drop in zip(positions, drops, strict=True):
             if drop is None:
                 continue
             verdict = verdicts.setdefault(
                 drop.rule, _Verdict(RuleCounts(Rule(drop.rule)), nobody.copy(), nobody.copy())
             )
-            verdict.breaks[place] = True
-            verdict.goes[place] = self.is_in[place]
-            self.is_legible[place] &= drop.rule in rule_names  # else nothing could be measured
+            verdict.breaks[position] = True
+            verdict.goes[position] = self.is_in[position]
+            self.is_legible[position] &= drop.rule in rule_names  # else nothing could be measured
         for verdict in verdicts.values():
-            verdict.counts.dropped = int(verdict.goes.sum())
+            verdict.counts.num_dropped = int(verdict.goes.sum())
         return list(verdicts.values())
 
     def _add_examples(self, step: Step, name: str, verdict: _Verdict, drops: Mapping[int, Drop | None]) -> None:
         texts = self.columns.get(step.read_column, self.ids)
-        for place in np.flatnonzero(verdict.goes)[:EXAMPLES_PER_RULE]:
-            text = texts[place]
+        for position in np.flatnonzero(verdict.goes)[:EXAMPLES_PER_RULE]:
+            text = texts[position]
             text = text[:EXCERPT_LENGTH].decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-            drop = drops[int(place)] or Drop(verdict.counts.rule.name)
+            drop = drops[int(position)] or Drop(verdict.counts.rule.name)
             excerpt = text[:EXCERPT_LENGTH]
-            self.examples.append(DropExample(self.ids[place], name, drop.rule, drop.value, drop.threshold, excerpt))
+            self.examples.append(DropExample(self.ids[position], name, drop.rule, drop.value, drop.threshold, excerpt))
 
 
-def _decide(
-    step: SetStep, batch: Columns, places: Sequence[int], notes: Notes
-) -> tuple[Columns, dict[str, Values], list[Drop | None]]:
-    """What a step that needs every document does with those at hand: columns, measurements and drops."""
-    drops = step.unreadable(batch, places)
-    readable = [place for place, drop in enumerate(drops) if drop is None]
-    readable_batch = {name: [column[place] for place in readable] for name, column in batch.items()}
-    texts = readable_batch[step.read_column]
-    decisions = list(chain.from_iterable(step.decide([step.features(texts, readable_batch)], notes)))
-    columns: Columns = {step.read_column: list(batch[step.read_column])}
-    for place, text, decision in zip(readable, texts, decisions, strict=True):
-        drops[place] = decision.drop
-        if decision.drop is None and decision.kept_pieces is not None:
-            columns[step.read_column][place] = step.rewrite(text, decision.kept_pieces)
-        for name, value in decision.columns.items():
-            columns.setdefault(name, [None] * len(drops))[place] = value
-    numbers = {
-        rule.name: [None if d is None or d.rule != rule.name else d.value for d in drops] for rule in step.rules
-    }
-    return columns, {name: np.array(column, dtype=float) for name, column in numbers.items()}, drops
+def _decide(step: SetStep, batch: Columns, positions: Sequence[int], notes: Notes) -> Judgement:
+    """What a step that needs every document does with those at hand."""
+    drops = step.unreadable(batch, positions)
+    readable = [position for position, drop in enumerate(drops) if drop is None]
+    documents = {name: [column[position] for position in readable] for name, column in batch.items()}
+    tables = [step.features(documents[step.read_column], documents)]
+    return step.judge(batch, drops, chain.from_iterable(step.decide(tables, notes)))

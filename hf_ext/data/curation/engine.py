@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_ext.data.curation.chunks import (
     ChunkStore,
-    Committed,
+    end_if_written,
     fitted,
     read_counts,
     read_drops,
@@ -29,14 +29,7 @@ from hf_ext.data.curation.drop_ledger import FOLDER as DROPS_FOLDER
 from hf_ext.data.curation.drop_ledger import SCHEMA as DROPS_SCHEMA
 from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
 from hf_ext.data.curation.manifest import key_of, reading_record, step_record
-from hf_ext.data.curation.phases import (
-    SetPhase,
-    decision_tasks,
-    feature_tasks,
-    phases_of,
-    reading_tasks,
-    remaining,
-)
+from hf_ext.data.curation.phases import SetPhase, decision_tasks, pairs_of, phases_of, reading_tasks
 from hf_ext.data.curation.running import Reading, step_names
 from hf_ext.data.curation.sources import Shard
 from hf_ext.data.curation.steps import Notes, Step
@@ -46,13 +39,13 @@ from hf_ext.guards.disk import flush, flush_folder, write_whole
 CHUNKS_FOLDER = ".hf-ext-chunks"  # no push takes `.hf-ext*` along, and `datasets` reads no hidden folder
 DATA_FOLDER = "data"
 _STAGING = "publishing"
-NOTES_SUFFIX = ".notes.json"  # of a step over the whole set, beside the chunks of the first shard
+_NOTES_SUFFIX = ".notes.json"
 
 
 @dataclass(frozen=True)
 class Curation:
     """
-    A curation in a folder.
+    A curation, in whatever folder.
 
     Args:
         shards (`list[Shard]`):
@@ -63,8 +56,6 @@ class Curation:
             How documents are named and counted.
         on_bad_row (`str`):
             `"raise"` or `"drop"`.
-        folder (`Path`):
-            Of the chunks.
         num_proc (`int`):
             Processes.
         show_progress (`bool`):
@@ -75,7 +66,6 @@ class Curation:
     steps: tuple[Step, ...]
     reading: Reading
     on_bad_row: str
-    folder: Path
     num_proc: int
     show_progress: bool
 
@@ -89,11 +79,13 @@ class Curation:
             "shards": [{"name": shard.name, "identity": shard.identity()} for shard in self.shards],
         }
 
-    def run(self, plan: dict[str, Any]) -> list[list[ChunkStore]]:
+    def run(self, folder: Path, plan: dict[str, Any]) -> list[list[ChunkStore]]:
         """
         Do what is not on the disk yet.
 
         Args:
+            folder (`Path`):
+                Of the chunks.
             plan (`dict`):
                 What [`plan`] gave.
 
@@ -106,57 +98,48 @@ class Curation:
         keys = [key_of(settings, shard) for shard in plan["shards"]]
         stores: list[list[ChunkStore]] = []
         for number, phase in enumerate(phases):
+            if isinstance(phase, SetPhase):
+                keys = [key_of(keys, records[phase.name], position) for position in range(len(keys))]
+            else:
+                keys = [key_of(key, [records[name] for name in phase.names]) for key in keys]
+            stores.append([ChunkStore(folder / key, s.name) for key, s in zip(keys, self.shards, strict=True)])
             label = f"Phase {number + 1} of {len(phases)}"
             if isinstance(phase, SetPhase):
-                keys = [key_of(keys, records[phase.name], place) for place in range(len(keys))]
-                features = self.folder / f"features-{key_of(keys)}"
-                stores.append([ChunkStore(self.folder / key) for key in keys])
-                self._decide(phase, stores[-2], stores[-1], features, label)
-                continue
-            keys = [key_of(key, [records[name] for name in phase.names]) for key in keys]
-            stores.append([ChunkStore(self.folder / key) for key in keys])
-            if number == 0:
-                tasks = (
-                    task for s, store in zip(self.shards, stores[0], strict=True) for task in reading_tasks(s, store)
-                )
-                self._run(phase.read, tasks, label)
+                self._decide(phase, stores[-2], stores[-1], folder / f"features-{key_of(keys)}", label)
+            elif number == 0:
+                pairs = zip(self.shards, stores[0], strict=True)
+                self._run(phase.read, (task for pair in pairs for task in reading_tasks(*pair)), label)
             else:
-                self._run(phase.go_on, self._remaining(stores[-2], stores[-1]), label)
+                tasks = (pair for pair in pairs_of(*stores[-2:]) if end_if_written(pair[-1]) is None)
+                self._run(phase.go_on, tasks, label)
         return stores
 
     def _decide(
         self, phase: SetPhase, former: list[ChunkStore], stores: list[ChunkStore], folder: Path, label: str
     ) -> None:
-        notes_file = stores[0].folder.with_suffix(NOTES_SUFFIX)
-        if notes_file.is_file() and all(store.is_whole() for store in stores):  # a chunk may be damaged since
+        if _notes_file(stores).is_file() and all(store.is_whole() for store in stores):  # one may be damaged since
             return
         folder.mkdir(exist_ok=True)
-        places = []
-        for number, store in enumerate(former):
-            (folder / f"{number:07d}").mkdir(exist_ok=True)
-            places.append((store, self.shards[number].name, folder / f"{number:07d}"))
-        tasks = (task for place in places for task in feature_tasks(*place))
-        self._run(phase.write_features, tasks, f"{label}, features of {phase.name}")
-        features = [directory / f"{path.name}.parquet" for store, _, directory in places for path in store.paths()]
-        chunks = (
-            (source, shard.name, store.path(int(source.name)), place, store.committed(int(source.name)) is not None)
-            for shard, former_store, store in zip(self.shards, former, stores, strict=True)
-            for source in former_store.paths()
-            if (place := former_store.committed(int(source.name))) is not None
+        pairs = list(pairs_of(former, stores))
+        features = [folder / f"{target.parent.name}-{target.name}.parquet" for _, _, target in pairs]
+        tasks = (
+            (source, shard, table)
+            for (source, shard, _), table in zip(pairs, features, strict=True)
+            if not table.is_file()
         )
+        self._run(phase.write_features, tasks, f"{label}, features of {phase.name}")
         notes: Notes = {}
-        self._run(phase.decided, decision_tasks(phase.step, features, chunks, notes), f"{label}, {phase.name}")
-        write_whole(notes_file, json.dumps({"step": phase.name, "notes": notes}) + "\n")
-
-    def _remaining(
-        self, former: list[ChunkStore], stores: list[ChunkStore]
-    ) -> Iterator[tuple[Path, str, Path, Committed]]:
-        for shard, former_store, store in zip(self.shards, former, stores, strict=True):
-            yield from remaining(former_store, shard.name, store)
+        self._run(phase.apply, decision_tasks(phase.step, features, pairs, notes), f"{label}, {phase.name}")
+        write_whole(_notes_file(stores), json.dumps({"step": phase.name, "notes": notes}) + "\n")
 
     def _run(self, function: Callable[..., int], tasks: Iterator[Task], label: str) -> None:
         with tqdm(desc=label, unit="row", disable=not self.show_progress) as bar:
             run_tasks(function, tasks, self.num_proc, bar.update)
+
+
+def _notes_file(stores: Sequence[ChunkStore]) -> Path:
+    """What a step over the whole set says of it, beside the chunks of the first shard."""
+    return stores[0].folder.with_suffix(_NOTES_SUFFIX)
 
 
 def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts, plan: dict[str, Any]) -> None:
@@ -203,7 +186,7 @@ def publish(output: Path, stores: list[list[ChunkStore]], counts: CurationCounts
     for path in folder.iterdir():
         if path.is_dir() and path.name not in in_use:
             shutil.rmtree(path)
-        elif path.name.removesuffix(NOTES_SUFFIX) not in in_use:
+        elif path.name.removesuffix(_NOTES_SUFFIX) not in in_use:
             path.unlink()
 
 
@@ -221,9 +204,8 @@ def counts_of(stores: list[list[ChunkStore]], reading: Reading) -> CurationCount
         for store in phase_stores:
             for path in store.paths():
                 counts.merge(read_counts(path))
-        notes_file = phase_stores[0].folder.with_suffix(NOTES_SUFFIX)
-        if notes_file.is_file():
-            values = json.loads(notes_file.read_text(encoding="utf-8"))
+        if _notes_file(phase_stores).is_file():
+            values = json.loads(_notes_file(phase_stores).read_text(encoding="utf-8"))
             counts.merge(CurationCounts(steps=[StepCounts(values["step"], notes=values["notes"])]))
     counts.peak_bytes = max(counts.peak_bytes, peak_bytes())
     return counts

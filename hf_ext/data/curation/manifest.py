@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "manifest.json"
-FORMAT = 1  # of the chunks on the disk and of the counts in them
+FORMAT = 2  # of the chunks on the disk and of the counts in them
 
 
 def key_of(*parts: object) -> str:

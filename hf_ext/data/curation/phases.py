@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_ext.data.curation.chunks import ChunkStore, ColumnError, Committed, commit, numbered, read_rows
+from hf_ext.data.curation.chunks import (
+    ChunkEnd,
+    ChunkStore,
+    ColumnError,
+    commit,
+    end_if_written,
+    numbered,
+    read_end,
+    read_rows,
+)
 from hf_ext.data.curation.running import (
     ChunkResult,
     Reading,
@@ -59,13 +68,13 @@ class RowPhase:
         first.counts.steps[0].seconds = seconds
         first.counts.merge(result.counts)
         drops = first.drops + result.drops
-        _commit(target, rows, result._replace(counts=first.counts, drops=drops), shard, Committed(chunk.end, is_last))
+        _commit(target, rows, result._replace(counts=first.counts, drops=drops), shard, ChunkEnd(chunk.end, is_last))
         return len(chunk.row_numbers) + len(chunk.unread)
 
-    def go_on(self, source: Path, shard: str, target: Path, place: Committed) -> int:
+    def go_on(self, source: Path, shard: str, target: Path) -> int:
         """Do with documents that an earlier phase has left."""
         rows = read_rows(source)
-        _commit(target, rows, self._run(rows, shard), shard, place)
+        _commit(target, rows, self._run(rows, shard), shard, read_end(source))
         return len(rows)
 
     def _run(self, rows: Rows, shard: str) -> ChunkResult:
@@ -105,15 +114,13 @@ class SetPhase:
             pq.write_table(table, sink)
         return len(rows)
 
-    def decided(
-        self, source: Path, shard: str, target: Path, place: Committed, decisions: list[Decision], seconds: float
-    ) -> int:
+    def apply(self, source: Path, shard: str, target: Path, decisions: list[Decision], seconds: float) -> int:
         """Do with a chunk what was decided."""
         rows = read_rows(source)
         result = decided_chunk(
             rows, self.step, decisions, name=self.name, shard=shard, seconds=seconds, reading=self.reading
         )
-        _commit(target, rows, result, shard, place)
+        _commit(target, rows, result, shard, read_end(source))
         return len(rows)
 
 
@@ -126,10 +133,10 @@ class FeatureTables(Sequence[pa.Table]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return FeatureTables(self.paths[place])
-        return pq.read_table(self.paths[place], partitioning=None)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return FeatureTables(self.paths[index])
+        return pq.read_table(self.paths[index], partitioning=None)
 
 
 def phases_of(steps: Sequence[Step], names: Sequence[str], reading: Reading) -> list[RowPhase | SetPhase]:
@@ -152,11 +159,11 @@ def reading_tasks(shard: Shard, store: ChunkStore) -> Iterator[Task]:
     chunks: Iterator[Chunk] | None = None
     following: Chunk | None = None
     while True:
-        committed = store.committed(number)
-        if committed is not None:
-            if committed.is_last:
+        end = end_if_written(store.path(number))
+        if end is not None:
+            if end.is_last:
                 return
-            number, row, chunks = number + 1, committed.end, None
+            number, row, chunks = number + 1, end.end, None
             continue
         begin = time.perf_counter()
         if chunks is None:
@@ -164,62 +171,54 @@ def reading_tasks(shard: Shard, store: ChunkStore) -> Iterator[Task]:
             following = next(chunks, None)
         chunk = following or Chunk({}, [], [], row)  # a shard without documents has one chunk, too
         following = next(chunks, None)
-        yield chunk, shard.name, store.path(number), following is None, time.perf_counter() - begin
+        yield chunk, store.shard, store.path(number), following is None, time.perf_counter() - begin
         if following is None:
             return
         number, row = number + 1, chunk.end
 
 
-def remaining(former: ChunkStore, shard: str, store: ChunkStore) -> Iterator[tuple[Path, str, Path, Committed]]:
-    """Chunks of the phase before that have no counterpart yet: source, shard, target and where it ends."""
-    for source in former.paths():
-        number = int(source.name)
-        if store.committed(number) is None:
-            place = former.committed(number)
-            if place is not None:
-                yield source, shard, store.path(number), place
+ChunkPair = tuple[Path, str, Path]  # a chunk, its shard, and the same chunk after the next phase
 
 
-def feature_tasks(former: ChunkStore, shard: str, folder: Path) -> Iterator[Task]:
-    """Tasks of [`SetPhase.write_features`] for chunks that have none yet."""
-    for source in former.paths():
-        target = folder / f"{source.name}.parquet"
-        if not target.is_file():
-            yield source, shard, target
+def pairs_of(former: Sequence[ChunkStore], stores: Sequence[ChunkStore]) -> Iterator[ChunkPair]:
+    """Every chunk of a phase beside that of the next, written or not."""
+    for former_store, store in zip(former, stores, strict=True):
+        for source in former_store.paths():
+            yield source, store.shard, store.folder / source.name
 
 
 def decision_tasks(
-    step: SetStep, features: Sequence[Path], chunks: Iterable[tuple[Path, str, Path, Committed, bool]], notes: Notes
+    step: SetStep, features: Sequence[Path], pairs: Sequence[ChunkPair], notes: Notes
 ) -> Iterator[Task]:
     """
-    Tasks of [`SetPhase.decided`]; the decisions are made in the order of the documents, while tasks are taken.
+    Tasks of [`SetPhase.apply`]; the decisions are made in the order of the documents, while tasks are taken.
 
     Args:
         step ([`SetStep`]):
             The step.
         features (`Sequence[Path]`):
             Its tables, in order.
-        chunks:
-            A chunk for each of them: source, shard, target, where it ends, and whether it is on the disk already.
+        pairs (`Sequence[ChunkPair]`):
+            The chunks that they are of.
         notes (`dict`):
             Filled with what the step has to say of the whole set, by the time that the last task was taken.
     """
     begin = time.perf_counter()
     decisions = step.decide(FeatureTables(features), notes)
-    for path, (source, shard, target, place, is_done) in zip(features, chunks, strict=True):
+    for path, (source, shard, target) in zip(features, pairs, strict=True):
         chunk_decisions = next(decisions)
         seconds = time.perf_counter() - begin + _feature_seconds(path)
-        if not is_done:
-            yield source, shard, target, place, chunk_decisions, seconds
+        if end_if_written(target) is None:
+            yield source, shard, target, chunk_decisions, seconds
         begin = time.perf_counter()
     if next(decisions, None) is not None:  # goes through to the end of its code, where notes are complete
         raise ValueError(f"{type(step).__name__}.decide gave decisions on more than {len(features)} tables.")
 
 
-def _commit(path: Path, rows: Rows, result: ChunkResult, shard: str, place: Committed) -> None:
+def _commit(path: Path, rows: Rows, result: ChunkResult, shard: str, end: ChunkEnd) -> None:
     result.counts.peak_bytes = peak_bytes()
     try:
-        commit(path, rows, result, place)
+        commit(path, rows, result, end)
     except ColumnError as error:
         raise ColumnError(f"shard {shard!r}, {error}") from error
 

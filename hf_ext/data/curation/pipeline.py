@@ -106,33 +106,28 @@ def curate(
     reading = Reading(id_column, source_column, steps[-1].text_column, tokenizer)
     if id_column in {step.text_column for step in steps}:
         raise ValueError(f"id_column={id_column!r} is a column of documents; the drop ledger holds no text.")
+    settings = (steps, reading, on_bad_row, num_proc, show_progress)
     if isinstance(dataset, str | os.PathLike):
         if output is None:
             raise ValueError("Files are curated into a folder: pass output=.")
         if Path(output).resolve().is_relative_to(Path(dataset).resolve()):
             raise ValueError(f"output {os.fspath(output)!r} lies in the folder that is read: {_REMEDY}.")
-        shards: list[Shard] = [*shards_of(dataset, on_bad_row == "drop")]
-        _require_apart(shards, Path(output))
-        return _curated_into(Path(output), shards, steps, reading, on_bad_row, num_proc, show_progress)
+        files = shards_of(dataset, on_bad_row == "drop")
+        _require_apart(files, Path(output))
+        return _curated_into(Path(output), Curation([*files], *settings))
     rows: Any = dataset
     if isinstance(dataset, dict):
         if split not in dataset:
             raise ValueError(f"there is no split {split!r}; there are {sorted(dataset)}. Pass split=.")
         rows = dataset[split]
     is_stream = not hasattr(rows, "num_rows")
+    shard = StreamShard(rows) if is_stream else DatasetShard(rows)
     if output is not None:
-        shard = StreamShard(rows) if is_stream else DatasetShard(rows)
-        return _curated_into(Path(output), [shard], steps, reading, on_bad_row, num_proc, show_progress)
-    curated: Any
-    if is_stream:
-        curated = _curated_stream(rows, steps)
-    else:
-        curated = _curated_rows(rows, steps, reading, on_bad_row, num_proc, show_progress)
+        return _curated_into(Path(output), Curation([shard], *settings))
+    curated: Any = _curated_stream(rows, steps) if is_stream else _curated_rows(rows, Curation([shard], *settings))
     if not isinstance(dataset, dict):
         return curated
-    if is_stream:
-        return type(dataset)({**dataset, split: curated})
-    return with_split(dataset, split, curated)
+    return type(dataset)({**dataset, split: curated}) if is_stream else with_split(dataset, split, curated)
 
 
 @dataclass(frozen=True)
@@ -158,42 +153,30 @@ def _curated_stream(rows: IterableDataset, steps: tuple[Step, ...]) -> IterableD
     return rows.map(RunSteps(row_steps), batched=True, batch_size=CHUNK_ROWS, with_indices=True, remove_columns=names)
 
 
-def _curated_rows(
-    rows: Dataset, steps: tuple[Step, ...], reading: Reading, on_bad_row: str, num_proc: int, show_progress: bool
-) -> Dataset:
+def _curated_rows(rows: Dataset, curation: Curation) -> Dataset:
     from datasets import Dataset
     from datasets.fingerprint import Hasher
 
+    plan = curation.plan()
     with tempfile.TemporaryDirectory(prefix="hf-ext-curate-") as folder:
-        curation = Curation([DatasetShard(rows)], steps, reading, on_bad_row, Path(folder), num_proc, show_progress)
-        plan = curation.plan()
         with writing("the chunks", folder):
-            stores = curation.run(plan)
+            stores = curation.run(Path(folder), plan)
         paths = list(stores[-1][0].paths())
         schema = schema_of(paths)
         table = pa.concat_tables([fitted(read_rows(path), schema) for path in paths])
-        counts = counts_of(stores, reading)
+        counts = counts_of(stores, curation.reading)
     _say(counts)
     info = rows.info.copy()
     info.features = None  # as the table has them
     return Dataset(table, info=info, split=rows.split, fingerprint=Hasher.hash(plan))
 
 
-def _curated_into(
-    output: Path,
-    shards: list[Shard],
-    steps: tuple[Step, ...],
-    reading: Reading,
-    on_bad_row: str,
-    num_proc: int,
-    show_progress: bool,
-) -> CurationCounts:
+def _curated_into(output: Path, curation: Curation) -> CurationCounts:
     folder = output / CHUNKS_FOLDER
     advice = "The chunks so far are kept: free some space and run again."
     with claimed_folder(output, remedy=_REMEDY), writing("the curated rows", output, advice=advice):
         refuse_other_content(output)
-        require_same_columns(shards)
-        curation = Curation(shards, steps, reading, on_bad_row, folder, num_proc, show_progress)
+        require_same_columns(curation.shards)
         plan = curation.plan()
         former = read_manifest(output)
         is_whole = all((output / name).is_dir() for name in (DATA_FOLDER, DROPS_FOLDER))
@@ -201,9 +184,9 @@ def _curated_into(
             logger.info("%s holds the result of this very curation already.", output)
             return CurationCounts.read(output)
         folder.mkdir(exist_ok=True)
-        stores = curation.run(plan)
-        _require_unchanged(shards, plan)
-        counts = counts_of(stores, reading)
+        stores = curation.run(folder, plan)
+        _require_unchanged(curation.shards, plan)
+        counts = counts_of(stores, curation.reading)
         publish(output, stores, counts, plan)
     _say(counts)
     return counts
@@ -220,10 +203,10 @@ def refuse_other_content(output: Path) -> None:
         refuse_strangers(output / MANIFEST_NAME, f"{_REMEDY.capitalize()}.")
 
 
-def _require_apart(shards: Sequence[Shard], output: Path) -> None:
+def _require_apart(shards: Sequence[FileShard], output: Path) -> None:
     """Refuse files that lie in the output, such as its own rows, which a pattern may match the next time."""
     for shard in shards:
-        if isinstance(shard, FileShard) and shard.path.resolve().is_relative_to(output.resolve()):
+        if shard.path.resolve().is_relative_to(output.resolve()):
             raise ValueError(f"shard {shard.name!r} lies in output {os.fspath(output)!r}: {_REMEDY}.")
 
 

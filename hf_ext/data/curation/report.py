@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.data.curation.counts import CurationCounts, RuleCounts, StepCounts
+from hf_ext.data.curation.counts import CurationCounts, StepCounts
 from hf_ext.data.curation.report_page import Chart, Table, histogram_chart, render_page
 from hf_ext.data.curation.steps import Rule
 from hf_ext.guards.markdown import escape
@@ -106,12 +106,7 @@ class CurationReport(SavedReport):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values that `json` takes; `from_dict` reads it back."""
-        return {
-            "counts": self.counts.to_dict(),
-            "examples": [asdict(example) for example in self.examples],
-            "sample": None if self.sample is None else asdict(self.sample),
-            "notes": self.notes,
-        }
+        return asdict(self) | {"counts": self.counts.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CurationReport:
@@ -136,7 +131,7 @@ class CurationReport(SavedReport):
         counts = self.counts
         lines = [("documents read", f"{counts.rows_read:,}")]
         if self.sample is not None:
-            lines = self._sample_lines()
+            lines = _sample_lines(self.sample)
         lines.append(("documents kept", f"{counts.rows_kept:,} ({_percent(counts.rows_kept, counts.rows_read)})"))
         tokens_read = self._tokens_read()
         tokens_kept = counts.steps[-1].tokens_out if counts.steps else None
@@ -166,7 +161,7 @@ class CurationReport(SavedReport):
         """The report as one HTML page that loads nothing; every text of the data is escaped."""
         title = "What a curation would drop" if self.sample is not None else "What a curation dropped"
         funnel = [(step.name, rows, tokens) for step, rows, tokens in self._shares()]
-        charts = [histogram_chart(_rule_name(step, rule), rule) for step, rule in self.counts.rules()]
+        charts = [histogram_chart(f"{step}: {counts.rule.name}", counts) for step, counts in self.counts.rules()]
         shown_charts: list[Chart] = [chart for chart in charts if chart is not None]
         return render_page(title, self.summary(), self.warnings(), funnel, self.tables(), shown_charts)
 
@@ -183,7 +178,7 @@ class CurationReport(SavedReport):
         rows = []
         for step, share, token_share in self._shares():
             speed = f"{step.rows_in / step.seconds:,.0f}" if step.seconds else ""
-            tokens = [_count(step.tokens_out), "" if token_share is None else f"{token_share:.1%}"]
+            tokens = [_number(step.tokens_out), "" if token_share is None else f"{token_share:.1%}"]
             num_dropped = step.rows_in - step.rows_out
             rows.append([step.name, f"{num_dropped:,}", f"{step.rows_out:,}", f"{share:.1%}", *tokens, speed])
         names = ("step", "dropped", "documents left", "of all", f"{unit} left", "of all", "documents/s")
@@ -191,9 +186,9 @@ class CurationReport(SavedReport):
 
     def _rules_table(self) -> Table:
         rows = [
-            [step, counts.rule.name, _bounds(counts.rule), f"{counts.dropped:,}", f"{counts.dropped_alone:,}"]
+            [step, counts.rule.name, _bounds(counts.rule), f"{counts.num_dropped:,}", f"{counts.num_dropped_alone:,}"]
             for step, counts in self.counts.rules()
-            if counts.dropped or _has_bound(counts.rule)
+            if counts.num_dropped or _bounds(counts.rule)
         ]
         scope = "of all steps" if self.sample is not None else "of its step"
         note = (
@@ -227,8 +222,8 @@ class CurationReport(SavedReport):
         sources = sorted(self.counts.sources.items(), key=lambda item: -item[1].rows_read)
         rows = []
         for name, counts in sources[:_SHOWN_SOURCES]:
-            step, most = max(counts.dropped.items(), key=lambda item: item[1], default=("", 0))
-            num_dropped = sum(counts.dropped.values())
+            step, most = max(counts.drops_by_step.items(), key=lambda item: item[1], default=("", 0))
+            num_dropped = sum(counts.drops_by_step.values())
             share = _percent(counts.rows_read - num_dropped, counts.rows_read)
             rows.append([name, step, f"{most:,}" if most else "", f"{counts.rows_read:,}", share])
         more = (
@@ -266,39 +261,24 @@ class CurationReport(SavedReport):
             tokens = None if step.tokens_out is None else step.tokens_out / max(tokens_read or 0, 1)
             yield step, step.rows_out / max(self.counts.rows_read, 1), tokens
 
-    def _sample_lines(self) -> list[tuple[str, str]]:
-        sample = self.sample
-        if sample is None:
-            return []
-        files = "one file" if sample.shards == 1 else f"{sample.shards:,} files"
-        lines = [("documents in the sample", f"{sample.rows:,}, drawn from {files} (seed {sample.seed})")]
-        if sample.rows_of_set is not None:
-            lines.append(("documents in the set", f"about {sample.rows_of_set:,}"))
-        if sample.seconds is not None:
-            lines.append(("expected time for the set, one process", _duration(sample.seconds)))
-        lines += [
-            (f"expected memory of {step}", f"{size / 2**20:,.0f} MiB") for step, size in sample.bloom_bytes.items()
-        ]
-        return lines
-
     def _greedy_steps(self) -> Iterator[str]:
         for step in self.counts.steps:
-            dropped = step.rows_in - step.rows_out
-            if step.rows_in >= FEWEST_ROWS and dropped >= MOST_OF_A_STEP * step.rows_in:
-                rule = max(step.rules.values(), key=lambda counts: counts.dropped, default=None)
-                by = "" if rule is None else f", most of them by {rule.rule.name} ({rule.dropped:,})"
+            num_dropped = step.rows_in - step.rows_out
+            if step.rows_in >= FEWEST_ROWS and num_dropped >= MOST_OF_A_STEP * step.rows_in:
+                rule = max(step.rules.values(), key=lambda counts: counts.num_dropped, default=None)
+                by = "" if rule is None else f", most of them by {rule.rule.name} ({rule.num_dropped:,})"
                 yield (
-                    f"{step.name} drops {dropped:,} of the {step.rows_in:,} documents that come to it{by}: look at "
-                    "some of them before you go on."
+                    f"{step.name} drops {num_dropped:,} of the {step.rows_in:,} documents that come to it{by}: look "
+                    "at some of them before you go on."
                 )
 
     def _one_sided_steps(self) -> Iterator[str]:
         for step in self.counts.steps:
             losers = [
-                f"{counts.dropped[step.name]:,} of the {counts.rows_read:,} documents of {name}"
+                f"{counts.drops_by_step[step.name]:,} of the {counts.rows_read:,} documents of {name}"
                 for name, counts in self.counts.sources.items()
                 if counts.rows_read >= FEWEST_ROWS
-                and counts.dropped.get(step.name, 0) > MOST_OF_A_SOURCE * counts.rows_read
+                and counts.drops_by_step.get(step.name, 0) > MOST_OF_A_SOURCE * counts.rows_read
             ]
             if losers:
                 others = (
@@ -316,25 +296,28 @@ class CurationReport(SavedReport):
         """Draw the shares of rows and of tokens left after each step, the first step at the top."""
         axes = figure.subplots()
         shares = list(self._shares())
-        places = range(len(shares), 0, -1)
+        heights = range(len(shares), 0, -1)
         names = [step.name.replace("$", r"\$") for step, _, _ in shares]  # matplotlib sets what stands between two
-        axes.barh([place + 0.18 for place in places], [rows for _, rows, _ in shares], 0.34, label="documents")
+        axes.barh([height + 0.18 for height in heights], [rows for _, rows, _ in shares], 0.34, label="documents")
         if self._tokens_read() is not None:
             tokens = [share or 0.0 for _, _, share in shares]
-            axes.barh([place - 0.18 for place in places], tokens, 0.34, color="0.65", label=self.counts.unit)
-        axes.set_yticks(list(places), names)
+            axes.barh([height - 0.18 for height in heights], tokens, 0.34, color="0.65", label=self.counts.unit)
+        axes.set_yticks(list(heights), names)
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("left after the step, of all that were read")
         figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
 
 
-def _rule_name(step: str, counts: RuleCounts) -> str:
-    return f"{step}: {counts.rule.name}"
-
-
-def _has_bound(rule: Rule) -> bool:
-    return rule.minimum is not None or rule.maximum is not None
+def _sample_lines(sample: SampleFacts) -> list[tuple[str, str]]:
+    files = "one file" if sample.shards == 1 else f"{sample.shards:,} files"
+    lines = [("documents in the sample", f"{sample.rows:,}, drawn from {files} (seed {sample.seed})")]
+    if sample.rows_of_set is not None:
+        lines.append(("documents in the set", f"about {sample.rows_of_set:,}"))
+    if sample.seconds is not None:
+        lines.append(("expected time for the set, one process", _duration(sample.seconds)))
+    sizes = sample.bloom_bytes.items()
+    return lines + [(f"expected memory of {step}", f"{size / 2**20:,.0f} MiB") for step, size in sizes]
 
 
 def _bounds(rule: Rule) -> str:
@@ -346,26 +329,17 @@ def _bounds(rule: Rule) -> str:
 
 def _other_rules(rule: Rule) -> Iterator[tuple[str, list[tuple[float, Rule]]]]:
     """Each bound of a rule in words, and other values for it with the rule that has them."""
-    if rule.minimum:  # nothing is a multiple of 0
-        others = [(value, replace(rule, minimum=value)) for value in _other_bounds(rule.minimum)]
-        yield f"min {_number(rule.minimum)}", others
-    if rule.maximum:
-        others = [(value, replace(rule, maximum=value)) for value in _other_bounds(rule.maximum)]
-        yield f"max {_number(rule.maximum)}", others
-
-
-def _other_bounds(bound: float) -> list[float]:
-    return [float(f"{factor * bound:.2g}") for factor in _OTHER_BOUNDS]
+    for field_name, bound in (("minimum", rule.minimum), ("maximum", rule.maximum)):
+        if bound:  # nothing is a multiple of 0
+            others = [float(f"{factor * bound:.2g}") for factor in _OTHER_BOUNDS]
+            rules = [(value, replace(rule, **{field_name: value})) for value in others]
+            yield f"{field_name[:3]} {_number(bound)}", rules
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
 
 
 def _percent(part: int, total: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -50,8 +50,10 @@ class Reading:
         """What is counted."""
         return "words" if self.tokenizer is None else "tokens"
 
-    def count(self, texts: Sequence[object]) -> list[int]:
-        """Tokens, or words, of each text; none of what is no text."""
+    def count(self, texts: Sequence[object] | None) -> list[int] | None:
+        """Tokens, or words, of each text, none of what is no text; `None` where there are no texts yet."""
+        if texts is None:
+            return None
         if self.tokenizer is None:
             return [len(text.split()) if isinstance(text, str) else 0 for text in texts]
         strings = [text if isinstance(text, str) else "" for text in texts]
@@ -110,13 +112,18 @@ class _Columns(Mapping[str, list[Any]]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    @property
+    def row_numbers(self) -> list[int]:
+        """Positions in the shard."""
+        return self[ROW_INDEX] if ROW_INDEX in self else list(self.positions)
+
     def keep(self, staying: Sequence[int], columns: Mapping[str, list[Any]]) -> None:
-        """Go on with rewritten columns, and of the rows with those in these places."""
+        """Go on with rewritten columns, and of the rows with those at these positions."""
         self.written |= columns
         if len(staying) < len(self.positions):
-            self.positions = [self.positions[place] for place in staying]
-            self.written = {name: [values[place] for place in staying] for name, values in self.written.items()}
-            self._lists = {name: [values[place] for place in staying] for name, values in self._lists.items()}
+            self.positions = [self.positions[index] for index in staying]
+            self.written = {name: [values[index] for index in staying] for name, values in self.written.items()}
+            self._lists = {name: [values[index] for index in staying] for name, values in self._lists.items()}
 
 
 def step_names(steps: Sequence[Step]) -> list[str]:
@@ -163,7 +170,7 @@ def run_chunk(
             continue
         begin = time.perf_counter()
         with _naming(shard):
-            judgement = step.judge(columns, chunk.row_numbers())
+            judgement = step.judge(columns, columns.row_numbers)
         seconds = time.perf_counter() - begin
         chunk.step(name, step.rules, judgement, seconds)
     consumed = frozenset(column for step in steps for column in step.consumed_columns)
@@ -198,24 +205,8 @@ def decided_chunk(
     begin = time.perf_counter()
     columns = _Columns(rows)
     chunk = _ChunkCounts(columns, shard, reading)
-    unread = readable_rows(rows, step, shard)[1]
-    remaining_decisions = iter(decisions)
-    decisions = [next(remaining_decisions) if drop is None else Decision(drop) for drop in unread]
-    added = dict.fromkeys(column for decision in decisions for column in decision.columns)
-    written: dict[str, list[Any]] = {column: [d.columns.get(column) for d in decisions] for column in added}
-    if any(decision.kept_pieces is not None for decision in decisions):
-        texts = columns[step.read_column]
-        pairs = zip(texts, decisions, strict=True)
-        written[step.read_column] = [
-            text if d.drop is not None or d.kept_pieces is None else step.rewrite(text, d.kept_pieces)
-            for text, d in pairs
-        ]
-    drops = [decision.drop for decision in decisions]
-    values = {}
-    for rule in step.rules:  # what it measured is known of the documents that went by it
-        numbers = [d.value if d is not None and d.rule == rule.name else None for d in drops]
-        values[rule.name] = np.array(numbers, dtype=float)
-    chunk.step(name, step.rules, Judgement(written, values, drops), seconds + time.perf_counter() - begin)
+    judgement = step.judge(columns, readable_rows(rows, step, shard)[1], decisions)
+    chunk.step(name, step.rules, judgement, seconds + time.perf_counter() - begin)
     return chunk.result()
 
 
@@ -231,8 +222,8 @@ def readable_rows(rows: Rows, step: SetStep, shard: str) -> tuple[Batch, list[Dr
     if not columns.positions:  # a chunk of which nothing is left may lack the column
         return {step.read_column: []}, []
     with _naming(shard):
-        drops = step.unreadable(columns, _row_numbers(columns))
-    columns.keep([place for place, drop in enumerate(drops) if drop is None], {})
+        drops = step.unreadable(columns, columns.row_numbers)
+    columns.keep([index for index, drop in enumerate(drops) if drop is None], {})
     return columns, drops
 
 
@@ -249,29 +240,25 @@ class _ChunkCounts:
             name = getattr(reading, setting)
             if columns.positions and name is not None and name not in columns:
                 raise ValueError(f"{setting}={name!r} is no column of shard {shard!r}; it has {sorted(columns)}.")
-        self.tokens = self._count(reading.count)
-
-    def row_numbers(self) -> list[int]:
-        """Positions in the shard of the rows still in."""
-        return _row_numbers(self.columns)
+        self.tokens = reading.count(columns.get(reading.text_column))
 
     def step(self, name: str, rules: Sequence[Rule], judgement: Judgement, seconds: float) -> None:
         """Count what a step has judged, and go on with what it left."""
         counts = StepCounts(name, rows_in=len(judgement.drops), tokens_in=_total(self.tokens), seconds=seconds)
-        broken = {rule.name: rule.broken_by(judgement.values[rule.name]) for rule in rules}
-        num_broken = sum(broken.values(), np.zeros(len(judgement.drops), dtype=int))
+        num_broken = np.zeros(len(judgement.drops), dtype=int)
         for rule in rules:
             counts.rules[rule.name] = RuleCounts(rule)
             counts.rules[rule.name].values.add(judgement.values[rule.name])
+            num_broken += rule.broken_by(judgement.values[rule.name])
         self._write_down(name, judgement.drops, counts, num_broken)
-        staying = [place for place, drop in enumerate(judgement.drops) if drop is None]
+        staying = [index for index, drop in enumerate(judgement.drops) if drop is None]
         former_texts = self.columns.get(self.reading.text_column)
         former_tokens = self.tokens
         self.columns.keep(staying, judgement.columns)
         if self.reading.text_column in judgement.columns:
             self.tokens = self._recount(staying, former_texts, former_tokens)
         elif former_tokens is not None:
-            self.tokens = [former_tokens[place] for place in staying]
+            self.tokens = [former_tokens[index] for index in staying]
         counts.rows_out = len(staying)
         counts.tokens_out = _total(self.tokens)
         self.counts.steps.append(counts)
@@ -283,36 +270,32 @@ class _ChunkCounts:
     def _write_down(self, name: str, drops: Sequence[Drop | None], counts: StepCounts, num_broken: np.ndarray) -> None:
         if not any(drops):
             return
-        row_numbers = self.row_numbers()
+        row_numbers = self.columns.row_numbers
         ids = self.columns[self.reading.id_column] if self.reading.id_column is not None else None
         sources = self.columns[self.reading.source_column] if self.reading.source_column is not None else None
-        for place, drop in enumerate(drops):
+        for index, drop in enumerate(drops):
             if drop is None:
                 continue
-            row = row_numbers[place]
-            document_id = document_name(self.shard, row, None if ids is None else ids[place])
+            row = row_numbers[index]
+            document_id = document_name(self.shard, row, None if ids is None else ids[index])
             self.drops.append(DropRecord(document_id, self.shard, row, name, *drop))
             rule_counts = counts.rules.setdefault(drop.rule, RuleCounts(Rule(drop.rule)))
-            rule_counts.dropped += 1
-            rule_counts.dropped_alone += int(num_broken[place] <= 1)
+            rule_counts.num_dropped += 1
+            rule_counts.num_dropped_alone += int(num_broken[index] <= 1)
             if sources is not None:
-                source = self.counts.sources.setdefault(well_formed(str(sources[place])), SourceCounts())
-                source.dropped[name] = source.dropped.get(name, 0) + 1
-
-    def _count(self, count: Callable[[Sequence[object]], list[int]]) -> list[int] | None:
-        texts = self.columns.get(self.reading.text_column)
-        return None if texts is None else count(texts)
+                source = self.counts.sources.setdefault(well_formed(str(sources[index])), SourceCounts())
+                source.drops_by_step[name] = source.drops_by_step.get(name, 0) + 1
 
     def _recount(
         self, staying: Sequence[int], former_texts: Sequence[object] | None, former_tokens: list[int] | None
     ) -> list[int] | None:
         """Tokens now; those of texts that a step left as they were are not counted again."""
-        if former_texts is None or former_tokens is None:
-            return self._count(self.reading.count)
         texts = self.columns[self.reading.text_column]
-        tokens = [former_tokens[place] for place in staying]
-        changed = [i for i, place in enumerate(staying) if texts[i] != former_texts[place]]
-        for i, count in zip(changed, self.reading.count([texts[i] for i in changed]), strict=True):
+        if former_texts is None or former_tokens is None:
+            return self.reading.count(texts)
+        changes = [i for i, index in enumerate(staying) if texts[i] != former_texts[index]]
+        tokens = [former_tokens[index] for index in staying]
+        for i, count in zip(changes, self.reading.count([texts[i] for i in changes]) or [], strict=True):
             tokens[i] = count
         return tokens
 
@@ -351,7 +334,7 @@ class Unread(NamedTuple):
 
 def num_tokens(rows: Rows, reading: Reading) -> int | None:
     """Tokens of the rows; `None` where there is no text yet."""
-    return _total(_ChunkCounts(_Columns(rows), "", reading).tokens)
+    return _total(reading.count(_Columns(rows).get(reading.text_column)))
 
 
 def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Reading, tokens: int | None) -> ChunkResult:
@@ -365,8 +348,8 @@ def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Readi
         document_id = document_name(shard, row, None if reading.id_column is None else facts.get(reading.id_column))
         records.append(DropRecord(document_id, shard, row, "read", *drop))
         rule_counts = counts.rules.setdefault(drop.rule, RuleCounts(Rule(drop.rule)))
-        rule_counts.dropped += 1
-        rule_counts.dropped_alone += 1
+        rule_counts.num_dropped += 1
+        rule_counts.num_dropped_alone += 1
     if reading.source_column is not None:
         for source in columns[reading.source_column] if num_rows else []:
             sources.setdefault(well_formed(str(source)), SourceCounts()).rows_read += 1
@@ -374,10 +357,6 @@ def read_counts(rows: Rows, unread: Sequence[Unread], shard: str, reading: Readi
             source_counts = sources.setdefault(well_formed(str(facts.get(reading.source_column))), SourceCounts())
             source_counts.merge(SourceCounts(1, {"read": 1}))
     return ChunkResult(columns.positions, {}, records, CurationCounts(reading.unit, [counts], sources))
-
-
-def _row_numbers(columns: _Columns) -> list[int]:
-    return columns[ROW_INDEX] if ROW_INDEX in columns else list(columns.positions)
 
 
 def _total(tokens: list[int] | None) -> int | None:

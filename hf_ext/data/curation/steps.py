@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -334,6 +334,34 @@ class SetStep(_DocumentStep):
         Returns:
             The decisions on the documents of each table in turn.
         """
+
+    def judge(self, batch: Batch, drops: Sequence[Drop | None], decisions: Iterable[Decision]) -> Judgement:
+        """
+        What becomes of each row of a batch.
+
+        Args:
+            batch (`Mapping[str, Sequence]`):
+                Columns of rows.
+            drops (`Sequence[Drop | None]`):
+                What [`unreadable`] says of each.
+            decisions (`Iterable[Decision]`):
+                On those that take part, in their order.
+        """
+        remaining_decisions = iter(decisions)
+        decisions = [next(remaining_decisions) if drop is None else Decision(drop) for drop in drops]
+        names = dict.fromkeys(name for decision in decisions for name in decision.columns)
+        columns = {name: [decision.columns.get(name) for decision in decisions] for name in names}
+        if any(decision.kept_pieces is not None for decision in decisions):
+            columns[self.read_column] = [
+                text if drop is not None or pieces is None else self.rewrite(text, pieces)
+                for text, (drop, pieces, _) in zip(batch[self.read_column], decisions, strict=True)
+            ]
+        drops = [decision.drop for decision in decisions]
+        values = {}
+        for rule in self.rules:  # what it measured is known of the documents that went by it
+            numbers = [drop.value if drop is not None and drop.rule == rule.name else None for drop in drops]
+            values[rule.name] = np.array(numbers, dtype=float)
+        return Judgement(columns, values, drops)
 
     def rewrite(self, text: str, kept_pieces: tuple[int, ...]) -> str:
         """What is left of a document when only the pieces of these numbers stay; for steps that cut documents."""

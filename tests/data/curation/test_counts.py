@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_ext.data.curation.counts import (
@@ -39,12 +39,14 @@ two_digits = st.builds(lambda digits, power: float(f"{digits}e{power}"), st.inte
 numbers = st.one_of(two_digits, st.floats(-1e8, 1e8), st.integers(-10, 2000).map(float), st.just(float("nan")))
 
 
+@settings(deadline=None)
 @given(st.lists(numbers), two_digits, st.booleans(), st.sampled_from(["minimum", "maximum"]))
 def test_the_number_beyond_a_bound_of_two_digits_is_exact(values, bound, exclusive, side):
     rule = Rule("r", **{side: bound}, exclusive=exclusive)
     assert histogram_of(values).num_beyond(rule) == rule.broken_by(np.array(values, dtype=float)).sum()
 
 
+@settings(deadline=None)
 @given(st.lists(numbers), st.integers(0, 100))
 def test_histograms_of_parts_add_up_and_survive_json(values, cut):
     whole = histogram_of(values)
@@ -77,7 +79,7 @@ def test_parts_of_a_curation_add_up_and_survive_json():
     assert (shorten.rows_in, shorten.rows_out, shorten.tokens_in, shorten.seconds) == (15, 13, 150, 1.0)
     assert (later.name, later.rows_out) == ("later", 12)
     assert (counts.rows_read, counts.rows_kept, counts.peak_bytes) == (15, 12, 10)
-    assert [(name, rule.dropped, rule.dropped_alone, rule.values.total) for name, rule in counts.rules()] == [
+    assert [(name, rule.num_dropped, rule.num_dropped_alone, rule.values.total) for name, rule in counts.rules()] == [
         ("shorten", 2, 2, 4)
     ]
     assert counts.sources["b"] == SourceCounts(5, {"shorten": 0})

@@ -113,7 +113,7 @@ def test_rows_after_each_step_and_drops_are_those_of_the_steps_one_after_another
     sizes, reasons = funnel(texts)
     assert [step.rows_out for step in counts.steps] == [len(texts), *sizes]
     assert [step.rows_in for step in counts.steps[1:]] == [len(texts), *sizes[:-1]]
-    drops = {f"{step}:{rule.rule.name}": rule.dropped for step, rule in counts.rules() if rule.dropped}
+    drops = {f"{step}:{rule.rule.name}": rule.num_dropped for step, rule in counts.rules() if rule.num_dropped}
     assert drops == {name: count for name, count in reasons.items() if count}
     assert sum(drops.values()) + counts.rows_kept == counts.rows_read
 
@@ -132,7 +132,7 @@ def test_a_document_counts_as_one_rule_s_alone_if_it_breaks_no_other_rule_of_any
             names += ["letters"] * (len(set(cut) - {" "}) > 8)
         broken.append(names)
     alone = Counter(names[0] for names in broken if len(names) == 1)
-    counted = {rule.rule.name: rule.dropped_alone for _, rule in judged(texts).counts.rules()}
+    counted = {rule.rule.name: rule.num_dropped_alone for _, rule in judged(texts).counts.rules()}
     for name in ("empty", "few", "many", "long", "letters"):
         assert counted[name] == alone[name] > 0, name
 
@@ -155,7 +155,9 @@ def test_examples_name_documents_that_go_by_the_rule_with_value_bound_and_text(t
     result = judged(texts)
     rules = {(step, rule.rule.name): rule for step, rule in result.counts.rules()}
     numbers = Counter((example.step, example.rule) for example in result.examples)
-    assert numbers == {key: min(rule.dropped, EXAMPLES_PER_RULE) for key, rule in rules.items() if rule.dropped}
+    assert numbers == {
+        key: min(rule.num_dropped, EXAMPLES_PER_RULE) for key, rule in rules.items() if rule.num_dropped
+    }
     for example in result.examples:
         text = texts[int(example.id.removeprefix("id"))]
         if example.rule == "many":
@@ -167,7 +169,7 @@ def test_documents_are_counted_by_their_source(texts):
     counts = judged(texts, source=sources).counts
     assert {name: source.rows_read for name, source in counts.sources.items()} == Counter(sources)
     for step in counts.steps[1:]:
-        dropped = sum(source.dropped.get(step.name, 0) for source in counts.sources.values())
+        dropped = sum(source.drops_by_step.get(step.name, 0) for source in counts.sources.values())
         assert dropped == step.rows_in - step.rows_out
 
 
@@ -175,7 +177,7 @@ def test_a_document_that_is_none_is_an_error_or_counted():
     with pytest.raises(RowError, match="row 1"):
         judge_sample({"text": ["a b", None]}, ["0", "1"], [Words()])
     counts = judge_sample({"text": ["a b", None]}, ["0", "1"], [Words(on_bad_row="drop"), Letters()]).counts
-    assert {rule.rule.name: rule.dropped for _, rule in counts.rules()}["error:NoneType"] == 1
+    assert {rule.rule.name: rule.num_dropped for _, rule in counts.rules()}["error:NoneType"] == 1
 
 
 # --- the sample ------------------------------------------------------------------------------------------------------

@@ -91,14 +91,14 @@ def test_a_folder_of_shards_of_every_kind_gives_rows_reasons_and_counts_of_a_pla
     }
     assert saved == comparable(counts)
     assert (counts.rows_read, counts.rows_kept) == (400, len(LEFT))
-    by_rule = {(step, rule.rule.name): rule.dropped for step, rule in counts.rules() if rule.dropped}
+    by_rule = {(step, rule.rule.name): rule.num_dropped for step, rule in counts.rules() if rule.num_dropped}
     assert by_rule == Counter(GONE.values()) == DropLedger.read(output).counts()
     assert counts.steps[-1].tokens_out == sum(len(text.split()) for text in LEFT.values())
     assert counts.steps[0].tokens_in == sum(len(text.split()) for text in TEXTS)
     assert sum(source.rows_read for source in counts.sources.values()) == 400
     for source, source_counts in counts.sources.items():
         steps = Counter(GONE[row][0] for row in GONE if row % 100 % 3 == int(source[1:]))
-        assert source_counts.dropped == steps
+        assert source_counts.drops_by_step == steps
     through = [text.strip() for row, text in enumerate(TEXTS) if GONE.get(row, ("",))[0] != "words"]
     assert counts.steps[2].notes == {"lines": len({line for text in through for line in text.split("\n")})}
 
@@ -108,7 +108,7 @@ def test_every_value_that_came_to_a_rule_is_in_its_histogram(tmp_path):
     few = counts.steps[1].rules["few"]
     word_counts = [len(text.split()) for text in TEXTS if text.strip()]
     assert {entry.low: entry.count for entry in few.values.bins()} == Counter(word_counts)
-    assert few.dropped == few.dropped_alone == few.values.num_beyond(few.rule)
+    assert few.num_dropped == few.num_dropped_alone == few.values.num_beyond(few.rule)
     assert few.rule == Words().rules[0]
 
 

@@ -30,7 +30,7 @@ def counts_of(step: str = "quality", rule: str = "word_count", sources: dict | N
     """100 documents read, 5 broken, of the others 19 dropped by words, 1 by symbols; 4,000 of 5,000 words stay."""
     words = rule_counts(Rule(rule, minimum=50.0), [10.0] * 10 + [45.0] * 9 + [60.0] * 6 + [200.0] * 70, alone=18)
     symbols = rule_counts(Rule("symbol_ratio", maximum=0.1), [0.02] * 93 + [0.12, 0.2])
-    symbols.dropped = 1
+    symbols.num_dropped = 1
     steps = [
         StepCounts("read", 100, 95, None, 5000, 0.5, {"empty": RuleCounts(Rule("empty"), 5, 5)}),
         StepCounts(step, 95, 75, 5000, 4000, 0.25, {rule: words, "symbol_ratio": symbols}),
