@@ -64,8 +64,8 @@ def plain_losses(model: torch.nn.Module, sequences: list[list[int]], starts: lis
     """Summed cross-entropy of each option, one whole sequence at a time, every logit, no cache."""
     sums = []
     for ids, start in zip(sequences, starts, strict=True):
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().numpy()
-        sums.append(-sum(log_softmax(logits[t - 1])[ids[t]] for t in range(start, len(ids))))
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+        sums.append(-sum(log_softmax(logits[t - 1].astype(np.float64))[ids[t]] for t in range(start, len(ids))))
     return sums
 
 
