@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from tests.conformance.loading import PICKLES, check_training_loads_no_pickle_and_no_code
 from tests.conformance.registry import PRETRAINERS, Pretrainer
-from tests.distributed.launch import launch_once
 from tests.trainers.runs import assert_same_weights, train, weights_of
 
 every_pretrainer = pytest.mark.parametrize("method", PRETRAINERS, ids=lambda method: method.name)
@@ -67,11 +66,11 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @every_pretrainer
 def test_batch_four_is_two_times_two_is_two_processes(
-    method: Pretrainer, optimiser: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    method: Pretrainer, optimiser: str, two_processes: dict, tmp_path: Path
 ) -> None:
     whole = train(method.build(tmp_path / "whole", 32, **changes_of(optimiser, 4, 1)))
     accumulated = train(method.build(tmp_path / "accumulated", 32, **changes_of(optimiser, 2, 2)))
-    shared = launch_once("pretrainers", two_process_jobs, tmp_path_factory, processes=2)[f"{method.name}/{optimiser}"]
+    shared = two_processes[f"{method.name}/{optimiser}"]
     assert shared["world"] == 2
     assert len(whole) == len(shared["losses"]) == STEPS
     assert np.mean(whole[-8:]) < np.mean(whole[:8]) - 0.02, "nothing was learned"
