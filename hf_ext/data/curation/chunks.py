@@ -78,6 +78,14 @@ class ChunkStore:
             number += 1
         return end is not None
 
+    def num_read(self) -> int:
+        """Documents of a shard whose chunks are there, up to the first that is not."""
+        end = number = 0
+        while (chunk_end := end_if_written(self.path(number))) is not None and not chunk_end.is_last:
+            end, number = chunk_end.end, number + 1
+        end = end if chunk_end is None else chunk_end.end
+        return end
+
     def paths(self) -> Iterator[Path]:
         """Every chunk of a shard that is whole, in order."""
         for number in count():
@@ -115,6 +123,12 @@ def read_rows(path: Path) -> pa.Table:
     """The rows that a chunk still has."""
     with _naming_damage(path):
         return pq.read_table(path / _ROWS, partitioning=None)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a chunk still has."""
+    with _naming_damage(path):
+        return pq.read_metadata(path / _ROWS).num_rows
 
 
 def read_drops(path: Path) -> pa.Table:

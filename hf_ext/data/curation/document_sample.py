@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hf_ext.data.curation.sources import CHUNK_ROWS, Chunk, DatasetShard, FileShard, ParquetShard, Shard
+from hf_ext.data.curation.sources import CHUNK_ROWS, Chunk, FileShard, Shard
 
 ROWS_READ_PER_DRAWN = 50  # of a shard at most so many documents are read for each that is drawn from it
 _LEAST_READ = CHUNK_ROWS
@@ -73,12 +73,13 @@ def draw_documents(shards: Sequence[Shard], size: int, seed: int) -> DocumentSam
     documents: list[Document] = []
     totals: list[int | None] = []
     beginnings: list[str] = []
-    num_used = 0
+    num_used = num_read = 0
+    reasons: Counter[str] = Counter()
     for number, place in enumerate(order):
         shard = shards[int(place)]
         quota = -(-(size - len(documents)) // (len(order) - number))
         limit = max(_LEAST_READ, ROWS_READ_PER_DRAWN * quota)
-        num_rows = _known_rows(shard)
+        num_rows = shard.num_rows()
         reservoir = _Reservoir(quota, generator)
         for chunk in _chunks(shard, num_rows, limit, generator):
             if num_rows is None and reservoir.num_seen >= limit:
@@ -86,6 +87,8 @@ def draw_documents(shards: Sequence[Shard], size: int, seed: int) -> DocumentSam
                 num_rows = _reckoned_rows(shard, reservoir.rows)
                 break
             reservoir.add(chunk)
+            num_read += len(chunk.row_numbers) + len(chunk.unread)
+            reasons.update(unread.drop.rule for unread in chunk.unread)
         else:
             num_rows = reservoir.num_seen if num_rows is None else num_rows
         documents += [Document(shard.name, row_number, row) for row_number, row in reservoir.rows]
@@ -93,6 +96,9 @@ def draw_documents(shards: Sequence[Shard], size: int, seed: int) -> DocumentSam
         totals.append(num_rows)
     documents = [documents[int(place)] for place in generator.permutation(len(documents))]
     notes = beginnings[:3] + ([f"So it was with {len(beginnings) - 3:,} more files."] if beginnings[3:] else [])
+    if reasons:
+        names = ", ".join(f"{rule} {count:,}" for rule, count in sorted(reasons.items()))
+        notes.append(f"{reasons.total():,} of {num_read:,} records cannot be read ({names}); none is in the sample.")
     return DocumentSample(documents, num_used, _total(sizes, order, totals), notes)
 
 
@@ -129,13 +135,6 @@ def _row(chunk: Chunk, position: int) -> dict[str, Any]:
     if isinstance(chunk.rows, pa.Table):
         return chunk.rows.slice(position, 1).to_pylist()[0]
     return {name: column[position] for name, column in chunk.rows.items()}
-
-
-def _known_rows(shard: Shard) -> int | None:
-    """Documents of a shard that says so, and that can be read from anywhere."""
-    if isinstance(shard, ParquetShard):
-        return pq.read_metadata(shard.path).num_rows
-    return len(shard.dataset) if isinstance(shard, DatasetShard) else None
 
 
 def _reckoned_rows(shard: Shard, rows: Sequence[tuple[int, dict[str, Any]]]) -> int | None:

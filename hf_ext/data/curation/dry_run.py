@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from hf_ext.data.curation.counts import CurationCounts, RuleCounts, SourceCounts, StepCounts
 from hf_ext.data.curation.document_sample import DocumentSample, draw_documents
@@ -40,6 +41,7 @@ def dry_run(
     id_column: str | None = None,
     source_column: str | None = None,
     on_bad_row: str = "raise",
+    show_progress: bool = True,
 ) -> CurationReport:
     """
     Judge a sample of documents by every step, and write nothing.
@@ -55,6 +57,8 @@ def dry_run(
             Of the draw.
         id_column, source_column, on_bad_row:
             As of [`~hf_ext.data.curation.curate`].
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a bar of the steps.
 
     Returns:
         [`CurationReport`]: with examples, and with what the sample says of the whole set. Of duplicates a sample shows
@@ -79,7 +83,7 @@ def dry_run(
     ]
     if on_bad_row == "drop":
         steps = [replace(step, on_bad_row="drop") for step in steps]
-    report = judge_sample(columns, ids, steps, source_column)
+    report = judge_sample(columns, ids, steps, source_column, show_progress)
     report.counts.peak_bytes = peak_bytes()
     notes = list(document_sample.notes)
     set_steps = ", ".join(step.name for step in steps if isinstance(step, SetStep))
@@ -109,7 +113,11 @@ def _facts(document_sample: DocumentSample, counts: CurationCounts, seed: int) -
 
 
 def judge_sample(
-    columns: Mapping[str, Sequence[Any]], ids: Sequence[str], steps: Sequence[Step], source_column: str | None = None
+    columns: Mapping[str, Sequence[Any]],
+    ids: Sequence[str],
+    steps: Sequence[Step],
+    source_column: str | None = None,
+    show_progress: bool = False,
 ) -> CurationReport:
     """
     Judge documents by every step, those that an earlier one drops too.
@@ -125,6 +133,8 @@ def judge_sample(
             In their order.
         source_column (`str`, *optional*):
             Column of the source that the counts are by.
+        show_progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a bar of the steps.
 
     Returns:
         [`CurationReport`]: what a rule measured is of every document that could be read, whatever earlier steps say;
@@ -134,8 +144,11 @@ def judge_sample(
         RowError: if a document is none, and its step raises for such.
     """
     sample = _Sample({name: list(values) for name, values in columns.items()}, list(ids), steps[-1].text_column)
-    for step, name in zip(steps, step_names(steps), strict=True):
-        sample.judge(step, name)
+    with tqdm(total=len(steps), desc=f"Judging {len(ids):,} documents", unit="step", disable=not show_progress) as bar:
+        for step, name in zip(steps, step_names(steps), strict=True):
+            bar.set_postfix_str(name)
+            sample.judge(step, name)
+            bar.update()
     return CurationReport(sample.counts(source_column), sample.examples)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_ext.data.curation.chunks import (
     ChunkStore,
+    count_rows,
     end_if_written,
     fitted,
     read_counts,
@@ -29,7 +30,7 @@ from hf_ext.data.curation.drop_ledger import FOLDER as DROPS_FOLDER
 from hf_ext.data.curation.drop_ledger import SCHEMA as DROPS_SCHEMA
 from hf_ext.data.curation.manifest import FILE_NAME as MANIFEST_NAME
 from hf_ext.data.curation.manifest import key_of, reading_record, step_record
-from hf_ext.data.curation.phases import SetPhase, decision_tasks, pairs_of, phases_of, reading_tasks
+from hf_ext.data.curation.phases import RowPhase, SetPhase, decision_tasks, pairs_of, phases_of, reading_tasks
 from hf_ext.data.curation.running import Reading, step_names
 from hf_ext.data.curation.sources import Shard
 from hf_ext.data.curation.steps import Notes, Step
@@ -103,15 +104,20 @@ class Curation:
             else:
                 keys = [key_of(key, [records[name] for name in phase.names]) for key in keys]
             stores.append([ChunkStore(folder / key, s.name) for key, s in zip(keys, self.shards, strict=True)])
-            label = f"Phase {number + 1} of {len(phases)}"
+            label = f"{number + 1} of {len(phases)}: {_title(phase)}"
             if isinstance(phase, SetPhase):
                 self._decide(phase, stores[-2], stores[-1], folder / f"features-{key_of(keys)}", label)
             elif number == 0:
                 pairs = zip(self.shards, stores[0], strict=True)
-                self._run(phase.read, (task for pair in pairs for task in reading_tasks(*pair)), label)
+                sizes = [shard.num_rows() for shard in self.shards]
+                total = None if None in sizes else sum(size or 0 for size in sizes)
+                num_read = sum(store.num_read() for store in stores[0])
+                self._run(
+                    phase.read, (task for pair in pairs for task in reading_tasks(*pair)), label, total, num_read
+                )
             else:
-                tasks = (pair for pair in pairs_of(*stores[-2:]) if end_if_written(pair[-1]) is None)
-                self._run(phase.go_on, tasks, label)
+                tasks = [pair for pair in pairs_of(*stores[-2:]) if end_if_written(pair[-1]) is None]
+                self._run(phase.go_on, tasks, label, _total_rows(tasks))
         return stores
 
     def _decide(
@@ -122,19 +128,44 @@ class Curation:
         folder.mkdir(exist_ok=True)
         pairs = list(pairs_of(former, stores))
         features = [folder / f"{target.parent.name}-{target.name}.parquet" for _, _, target in pairs]
-        tasks = (
+        tasks = [
             (source, shard, table)
             for (source, shard, _), table in zip(pairs, features, strict=True)
             if not table.is_file()
-        )
-        self._run(phase.write_features, tasks, f"{label}, features of {phase.name}")
+        ]
+        self._run(phase.write_features, tasks, f"{label}, features", _total_rows(tasks))
         notes: Notes = {}
-        self._run(phase.apply, decision_tasks(phase.step, features, pairs, notes), f"{label}, {phase.name}")
+        total = _total_rows(pair for pair in pairs if end_if_written(pair[-1]) is None)
+        self._run(phase.apply, decision_tasks(phase.step, features, pairs, notes), label, total)
         write_whole(_notes_file(stores), json.dumps({"step": phase.name, "notes": notes}) + "\n")
 
-    def _run(self, function: Callable[..., int], tasks: Iterator[Task], label: str) -> None:
-        with tqdm(desc=label, unit="row", disable=not self.show_progress) as bar:
-            run_tasks(function, tasks, self.num_proc, bar.update)
+    def _run(
+        self, function: Callable[..., int], tasks: Iterable[Task], label: str, total: int | None, initial: int = 0
+    ) -> None:
+        hidden = not self.show_progress
+        with tqdm(desc=label, total=total, initial=initial, unit="row", disable=hidden) as bar:
+            run_tasks(function, self._naming_files(tasks, bar), self.num_proc, bar.update)
+
+    def _naming_files(self, tasks: Iterable[Task], bar: tqdm) -> Iterator[Task]:
+        """The tasks; the bar names the file of the last one taken: not every file says how many documents it has."""
+        numbers = {shard.name: number for number, shard in enumerate(self.shards, 1)}
+        for task in tasks:
+            if len(numbers) > 1:
+                bar.set_postfix_str(f"file {numbers[task[1]]:,} of {len(numbers):,}", refresh=False)
+            yield task
+
+
+def _title(phase: RowPhase | SetPhase) -> str:
+    """The steps of a phase, for people."""
+    if isinstance(phase, SetPhase):
+        return phase.name
+    names = phase.names or ("reading",)
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def _total_rows(tasks: Iterable[Task]) -> int:
+    """Rows of the chunks that tasks begin with."""
+    return sum(count_rows(task[0]) for task in tasks)
 
 
 def _notes_file(stores: Sequence[ChunkStore]) -> Path:

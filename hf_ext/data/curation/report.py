@@ -163,7 +163,8 @@ class CurationReport(SavedReport):
         funnel = [(step.name, rows, tokens) for step, rows, tokens in self._shares()]
         charts = [histogram_chart(f"{step}: {counts.rule.name}", counts) for step, counts in self.counts.rules()]
         shown_charts: list[Chart] = [chart for chart in charts if chart is not None]
-        return render_page(title, self.summary(), self.warnings(), funnel, self.tables(), shown_charts)
+        unit = self.counts.unit
+        return render_page(title, self.summary(), self.warnings(), funnel, unit, self.tables(), shown_charts)
 
     def tables(self) -> list[Table]:
         """The tables of Markdown and page: steps, rules, other bounds, sources, examples; those with a row."""
@@ -177,7 +178,7 @@ class CurationReport(SavedReport):
         unit = self.counts.unit
         rows = []
         for step, share, token_share in self._shares():
-            speed = f"{step.rows_in / step.seconds:,.0f}" if step.seconds else ""
+            speed = _speed(step.rows_in / step.seconds) if step.seconds else ""
             tokens = [_number(step.tokens_out), "" if token_share is None else f"{token_share:.1%}"]
             num_dropped = step.rows_in - step.rows_out
             rows.append([step.name, f"{num_dropped:,}", f"{step.rows_out:,}", f"{share:.1%}", *tokens, speed])
@@ -317,7 +318,7 @@ def _sample_lines(sample: SampleFacts) -> list[tuple[str, str]]:
     if sample.seconds is not None:
         lines.append(("expected time for the set, one process", _duration(sample.seconds)))
     sizes = sample.bloom_bytes.items()
-    return lines + [(f"expected memory of {step}", f"{size / 2**20:,.0f} MiB") for step, size in sizes]
+    return lines + [(f"expected memory of {step}", f"{max(size / 2**20, 1):,.0f} MiB") for step, size in sizes]
 
 
 def _bounds(rule: Rule) -> str:
@@ -340,6 +341,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _percent(part: int, total: int) -> str:

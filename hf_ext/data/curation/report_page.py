@@ -104,6 +104,7 @@ def render_page(
     summary: Sequence[tuple[str, str]],
     warnings: Sequence[str],
     funnel: Sequence[tuple[str, float, float | None]],
+    unit: str,
     tables: Sequence[Table],
     charts: Sequence[Chart],
 ) -> str:
@@ -118,7 +119,9 @@ def render_page(
         warnings (`Sequence[str]`):
             Sentences.
         funnel (`Sequence[tuple[str, float, float | None]]`):
-            A step, and the shares of rows and of tokens left after it, from 0 to 1.
+            A step, and the shares of documents and of tokens or words left after it, from 0 to 1.
+        unit (`str`):
+            `"tokens"` or `"words"`.
         tables, charts (`Sequence`):
             What follows.
 
@@ -135,7 +138,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    values: dict[str, Any] = {"title": title, "summary": summary, "warnings": warnings, "funnel": funnel}
+    values: dict[str, Any] = {"title": title, "summary": summary, "warnings": warnings, "funnel": funnel, "unit": unit}
     return environment.get_template("report_page.jinja").render(**values, tables=tables, charts=charts) + "\n"
 
 

@@ -75,6 +75,10 @@ class Shard(ABC):
     def identity(self) -> str:
         """What changes when the content does."""
 
+    def num_rows(self) -> int | None:
+        """How many documents it has, of a shard that says so and can be read from anywhere; `None` of others."""
+        return None
+
     @abstractmethod
     def chunks(self, start: int) -> Iterator[Chunk]:
         """
@@ -97,6 +101,10 @@ class DatasetShard(Shard):
         """Digest of every row: a fingerprint of `datasets` differs between processes for the same rows."""
         digest = rows_digest(self.dataset)
         return _hash(json.dumps([digest["count"], digest["columns"]]).encode())
+
+    def num_rows(self) -> int:
+        """See [`Shard.num_rows`]."""
+        return len(self.dataset)
 
     def chunks(self, start: int) -> Iterator[Chunk]:
         """See [`Shard.chunks`]."""
@@ -188,6 +196,13 @@ class FileShard(Shard):
 
 class ParquetShard(FileShard):
     """A Parquet file."""
+
+    def num_rows(self) -> int:
+        """See [`Shard.num_rows`]."""
+        try:
+            return pq.read_metadata(self.path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise self.cut_off(error) from error
 
     def chunks(self, start: int) -> Iterator[Chunk]:
         """See [`Shard.chunks`]."""

@@ -263,3 +263,13 @@ def test_a_dry_run_of_files_and_of_a_dataset_is_the_same_and_says_what_to_expect
     write_shards(tmp_path / "none", {"a.jsonl": 0})
     with pytest.raises(ValueError, match="no document to draw a sample from"):
         dry_run(tmp_path / "none", STEPS)
+
+
+def test_records_that_cannot_be_read_are_counted_and_the_steps_shown(tmp_path, capsys):
+    lines = [json.dumps({"text": f"one two three {i}"}) for i in range(20)]
+    lines[3:3] = ["{broken", "[1]"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    report = dry_run(tmp_path / "a.jsonl", STEPS, on_bad_row="drop")
+    (note,) = [note for note in report.warnings() if "cannot be read" in note]
+    assert note.startswith("2 of 22 records cannot be read (error:JSONDecodeError 1, error:ValueError 1)")
+    assert f"{len(STEPS)}/{len(STEPS)}" in capsys.readouterr().err

@@ -171,3 +171,23 @@ def test_a_step_over_the_set_alone_reads_and_names_what_is_no_document(tmp_path)
     curate(tmp_path / "a.jsonl", [FirstLines()], output=tmp_path / "out", on_bad_row="drop", **QUIET)
     ledger = [(record.row, record.step, record.rule) for record in DropLedger.read(tmp_path / "out")]
     assert ledger == [(1, "first_lines", "error:NoneType"), (2, "first_lines", "repeated")]
+
+
+def test_the_bars_name_the_steps_and_know_how_many_documents_are_left(tmp_path, capsys):
+    curate(Dataset.from_dict({"text": TEXTS}), CHAIN, output=tmp_path / "out")
+    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
+    left = [step.rows_out for step in CurationCounts.read(tmp_path / "out").steps]
+    bars = (
+        ("1 of 3: words", len(TEXTS)),
+        ("2 of 3: first_lines, features", left[1]),
+        ("2 of 3: first_lines", left[1]),
+        ("3 of 3: words_2", left[2]),
+    )
+    for title, total in bars:
+        assert [line for line in lines if line.startswith(f"{title}: 100%") and f"{total}/{total} [" in line], title
+
+
+def test_the_bar_of_files_says_which_of_them_is_read(tmp_path, capsys):
+    folder = shards(tmp_path / "in")
+    curate(folder, [Words()], output=tmp_path / "out")
+    assert "file 4 of 4" in capsys.readouterr().err
