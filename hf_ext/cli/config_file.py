@@ -76,6 +76,18 @@ def named_value(text: str) -> tuple[str, Any]:
     return name, parse_yaml(value, f"--option {name[:80]}", exponents_from=0)
 
 
+def named_values(entries: list[str] | dict[str, Any]) -> dict[str, Any]:
+    """
+    The names and values of all `--option`, or of the mapping that a YAML file has in their place.
+
+    Raises:
+        ValueError: if one is no name with a value.
+    """
+    if isinstance(entries, dict):
+        return {str(name): value for name, value in entries.items()}
+    return dict(named_value(text) for text in entries)
+
+
 def _checked(value: Any, action: argparse.Action, name: str) -> Any:
     """A value of the YAML file as the command line would have it: within its bounds; YAML reads 1e-1 as text."""
     if not isinstance(action.type, Bounds) or value is None:

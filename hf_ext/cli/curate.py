@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli.config_file import option_schemas, read_config
-from hf_ext.cli.options import option
+from hf_ext.cli.config_file import named_values, option_schemas, read_config
+from hf_ext.cli.options import add_field_option, option
 from hf_ext.cli.outputs import check_files, report_output, resumed_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SEED, SIZE
@@ -32,6 +32,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "continues; after a change it does again what depends on it.",
     )
     option(parser, "--config", metavar="NAME", help="a YAML file with steps: of the package, or on disk")
+    add_field_option(parser, "STEP.FIELD=VALUE", "a field of a step, such as GopherQuality.min_words=60")
     add_curation_options(parser)
     group = parser.add_argument_group("instead of curating")
     option(group, "--dry-run", action="store_true", help="judge a sample and write the report alone")
@@ -85,7 +86,7 @@ def run_curate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         return _explain(Path(options.output), options.explain)
     values = read_config(options, parser, other_keys=("steps",))
     require_options(options, "config", "dataset", "output")
-    steps = read_steps(values.get("steps"), f"--config {options.config}")
+    steps = read_steps(values.get("steps"), f"--config {options.config}", named_values(options.option))
     return judge(options, steps) if options.dry_run else curate_documents(options, lambda: steps)
 
 
@@ -191,10 +192,12 @@ def _explain(folder: Path, document_id: str) -> int:
     from hf_ext.data.curation.drop_ledger import DropLedger
     from hf_ext.guards.markdown import one_line
 
-    records = DropLedger.read(folder).explain(document_id)
+    ledger = DropLedger.read(folder)
+    records = ledger.explain(document_id)
     if not records:
+        example = next((f"; ids are such as {record.id[:80]!r}" for record in ledger), "")
         raise ValueError(
-            f"no document {document_id[:80]!r} is in the drop ledger of {folder}: it was kept, or not read"
+            f"no document {document_id[:80]!r} is in the drop ledger of {folder}: it was kept, or not read{example}"
         )
     for record in records:
         measured = "" if record.value is None else f", {record.value:g}"

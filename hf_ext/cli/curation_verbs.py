@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli.config_file import named_value
+from hf_ext.cli.config_file import named_values
 from hf_ext.cli.curate import add_curation_options, curate_documents, require_options
-from hf_ext.cli.options import option
+from hf_ext.cli.options import add_field_option, option
 from hf_ext.cli.outputs import check_folder_output, file_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import PROBABILITY, SHARE
@@ -32,14 +32,7 @@ def add_parsers(actions: argparse._SubParsersAction) -> None:
         "paragraph (a Bloom filter of 13-grams, as for DCLM-Baseline). The first of several stays.",
     )
     option(parser, "--method", choices=[*METHODS], default="minhash", help="what counts as one (default: minhash)")
-    option(
-        parser,
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a field of the step, such as bands=93, threshold=0.7 or mode=both; may be repeated",
-    )
+    add_field_option(parser, "NAME=VALUE", "a field of the step, such as bands=93, threshold=0.7 or mode=both")
     add_curation_options(parser)
     parser.set_defaults(run=lambda o: exit_status(lambda: run_dedup(o), "hf-ext data dedup"))
 
@@ -90,8 +83,7 @@ def run_dedup(options: argparse.Namespace) -> int:
     from hf_ext.recipes.curation.settings import read_steps
 
     require_options(options, "dataset", "output")
-    fields = dict(named_value(text) for text in options.option)
-    steps = read_steps([{METHODS[options.method]: fields}], "--option")
+    steps = read_steps([{METHODS[options.method]: named_values(options.option)}], "--option")
     return curate_documents(options, lambda: steps)
 
 

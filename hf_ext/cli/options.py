@@ -19,6 +19,11 @@ def option(parser: argparse._ActionsContainer, name: str, *extra: str, **kwargs:
     parser.add_argument(*dict.fromkeys(names + [n.replace("-", "_").replace("__", "--", 1) for n in names]), **kwargs)
 
 
+def add_field_option(parser: argparse._ActionsContainer, metavar: str, description: str) -> None:
+    """Add the option of a step's fields, which may be given several times."""
+    option(parser, "--option", action="append", default=[], metavar=metavar, help=f"{description}; may be repeated")
+
+
 def temperature(text: str) -> float | str:
     """
     The `type` of an option for FLOW's temperature: a number of nats per token, `median`, or `ess:SHARE`.

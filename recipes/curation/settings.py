@@ -26,7 +26,7 @@ def step_types() -> dict[str, type[Step]]:
     return {name: value for name, value in values.items() if is_step(value) and not inspect.isabstract(value)}
 
 
-def read_steps(entries: object, place: str) -> list[Step]:
+def read_steps(entries: object, place: str, changes: Mapping[str, Any] | None = None) -> list[Step]:
     """
     Make the steps that a YAML file lists.
 
@@ -35,18 +35,24 @@ def read_steps(entries: object, place: str) -> list[Step]:
             The list: each entry is the name of a class, or a mapping of one such name to its fields.
         place (`str`):
             Where the list stands, for messages, such as `"--config mine.yaml"`.
+        changes (`Mapping[str, Any]`, *optional*):
+            Values that fields of listed steps have instead, by names such as `"GopherQuality.min_words"`.
 
     Raises:
-        ValueError: if an entry is no step, or a field of it is unknown or has a value that it does not take.
+        ValueError: if an entry is no step, a field of it is unknown or has a value that it does not take, or a change
+            is of a step that the list has not, or twice.
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{place}: steps must be a list with a step or more, such as '- GopherQuality'")
     types = step_types()
+    listed_steps = [_named_fields(entry, f"{place}: step {number}") for number, entry in enumerate(entries, 1)]
+    for setting, value in (changes or {}).items():
+        _field_owner(setting, listed_steps)[setting.partition(".")[2]] = value
     steps = []
-    for number, entry in enumerate(entries, 1):
-        name, fields = _named_fields(entry, f"{place}: step {number}")
+    for number, (name, fields) in enumerate(listed_steps, 1):
         if name not in types:
-            raise ValueError(f"{place}: step {number}: there is no step {name[:80]!r}{did_you_mean(name, types)}")
+            advice = "; steps of your own go to curate() in Python" if "." in name else did_you_mean(name, types)
+            raise ValueError(f"{place}: step {number}: there is no step {name[:80]!r}{advice}")
         steps.append(_make(types[name], fields, f"{place}: step {number}, {name}"))
     return steps
 
@@ -72,7 +78,18 @@ def file_schema(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"$schema": DRAFT, "title": "curation", **tidy(schema)}
 
 
-def _named_fields(entry: object, place: str) -> tuple[str, Mapping[str, Any]]:
+def _field_owner(setting: str, listed_steps: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The fields of the step that a setting such as `GopherQuality.min_words` is of."""
+    step_name, _, field = setting.partition(".")
+    fields = [fields for name, fields in listed_steps if name == step_name]
+    if not field or len(fields) != 1:
+        names = [name for name, _ in listed_steps]
+        problem = "the chain has it twice" if len(fields) > 1 else f"the chain has {', '.join(names)[:200]}"
+        raise ValueError(f"--option {setting[:80]!r}: expected STEP.FIELD=VALUE with a step of the chain; {problem}")
+    return fields[0]
+
+
+def _named_fields(entry: object, place: str) -> tuple[str, dict[str, Any]]:
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
@@ -80,7 +97,7 @@ def _named_fields(entry: object, place: str) -> tuple[str, Mapping[str, Any]]:
     name, fields = next(iter(entry.items()))
     if fields is not None and not isinstance(fields, dict):
         raise ValueError(f"{place}, {name[:80]}: expected a mapping of fields, found {fields!r:.80}")
-    return name, fields or {}
+    return name, dict(fields or {})
 
 
 def _make(kind: type[Step], fields: Mapping[str, Any], place: str) -> Step:
@@ -89,9 +106,8 @@ def _make(kind: type[Step], fields: Mapping[str, Any], place: str) -> Step:
     if problem is not None:
         raise ValueError(f"{place}: {problem}")
     hints = typing.get_type_hints(kind)
-    values = {name: _value(value, hints[name]) for name, value in converted(dict(fields), schema).items()}
     try:
-        return kind(**values)
+        return kind(**{name: _value(value, hints[name]) for name, value in converted(dict(fields), schema).items()})
     except (ValueError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
 

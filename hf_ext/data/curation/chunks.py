@@ -81,9 +81,8 @@ class ChunkStore:
     def num_read(self) -> int:
         """Documents of a shard whose chunks are there, up to the first that is not."""
         end = number = 0
-        while (chunk_end := end_if_written(self.path(number))) is not None and not chunk_end.is_last:
+        while (chunk_end := end_if_written(self.path(number))) is not None:
             end, number = chunk_end.end, number + 1
-        end = end if chunk_end is None else chunk_end.end
         return end
 
     def paths(self) -> Iterator[Path]:
