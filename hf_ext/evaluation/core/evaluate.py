@@ -53,7 +53,7 @@ def evaluate_core(
     max_rows: int | None = None,
     max_length: int = 2048,
     batch_tokens: int = 4096,
-    against: Model | str | Path | None = None,
+    against: Model | str | Path | CoreReport | None = None,
     autocast_dtype: torch.dtype | None = None,
     output_dir: str | Path | None = None,
     show_progress: bool = True,
@@ -94,8 +94,9 @@ def evaluate_core(
             beginning of their context; the report says how many.
         batch_tokens (`int`, *optional*, defaults to `4096`):
             Tokens of a batch. The result depends on it by rounding only.
-        against (model, `str` or `Path`, *optional*):
-            Another model for the same tokenizer, measured on the same rows: the report has the paired differences.
+        against (model, `str`, `Path` or [`CoreReport`], *optional*):
+            Another model for the same tokenizer, measured on the same rows: the report has the paired differences. Or
+            what an earlier call returned for it, so that one model is measured once beside many.
         autocast_dtype (`torch.dtype`, *optional*):
             Autocast of every forward. Faster; a row near a tie may fall to the other side.
         output_dir (`str` or `Path`, *optional*):
@@ -139,10 +140,11 @@ def evaluate_core(
     folder = None if output_dir is None else Path(output_dir)
     with evaluation.holding(folder):
         measured = loaded(model, like=model)
-        records = evaluation.records_of(measured, None if folder is None else folder / "records")
         settings = evaluation.settings(measured, model, against)
-        other_records = None
-        if against is not None:
+        # now, and not after the model was measured: the report may be of other rows
+        other_records = evaluation.records_in(against, settings) if isinstance(against, CoreReport) else None
+        records = evaluation.records_of(measured, None if folder is None else folder / "records")
+        if against is not None and not isinstance(against, CoreReport):
             like = model if isinstance(model, str | Path) else measured
             if measured is not model:  # loaded here; one model at a time
                 del measured
@@ -192,12 +194,12 @@ class _Evaluation:
         return claimed_output(_Place(folder, self.processes.is_main_process))
 
     def settings(
-        self, measured: Model, model: Model | str | Path, against: Model | str | Path | None
+        self, measured: Model, model: Model | str | Path, against: Model | str | Path | CoreReport | None
     ) -> dict[str, Any]:
         """What the report says of how it was measured."""
         return {
             "model": _name(model),
-            "against": None if against is None else _name(against),
+            "against": _name_of_other(against),
             "protocol": self.protocol,
             "max_length": self._length(measured),
             "max_rows": self.max_rows,
@@ -233,6 +235,30 @@ class _Evaluation:
                 self._score_task(model, scorer, task_rows, store, bar)
                 order = row_order(task_rows, self.protocol)[: self.max_rows]
                 records[task_rows.task.label] = [store.records[index] for index in order]
+        return records
+
+    def records_in(self, report: CoreReport, settings: dict[str, Any]) -> dict[str, list[RowRecord]]:
+        """Records of the same rows, asked alike, of a report that was made before."""
+        if report.rows is None:
+            raise ValueError("The report `against` was read back without its rows: give one that evaluate_core made.")
+        for name in ("protocol", "max_length", "autocast_dtype"):
+            if report.settings.get(name) != settings[name]:
+                raise ValueError(
+                    f"The report `against` was made with {name}={report.settings.get(name)!r}, and now it is "
+                    f"{settings[name]!r}: rows that are asked in two ways make no pair."
+                )
+        by_row = {(row["task"], row["row"], row["id"]): RowRecord(**row) for row in report.rows}
+        records = {}
+        for task_rows in self.tasks:
+            label = task_rows.task.label
+            rows = [task_rows.rows[index] for index in row_order(task_rows, self.protocol)[: self.max_rows]]
+            missing = [row.index for row in rows if (label, row.index, row.id) not in by_row]
+            if missing:
+                raise ValueError(
+                    f"The report `against` lacks {len(missing):,} of {len(rows):,} rows of {label!r}, such as row "
+                    f"{missing[0]:,}: measure both models on the same rows."
+                )
+            records[label] = [by_row[label, row.index, row.id] for row in rows]
         return records
 
     def _identity(self, model: Model) -> dict[str, Any]:
@@ -379,6 +405,12 @@ def _check_whole(model: Model) -> None:
             f"{type(model).__name__} is sharded over the processes, which share the rows, so each needs all of it. "
             "Measure a saved checkpoint, loaded whole by each process."
         )
+
+
+def _name_of_other(against: Model | str | Path | CoreReport | None) -> str | None:
+    if isinstance(against, CoreReport):
+        return str(against.settings["model"])
+    return None if against is None else _name(against)
 
 
 def _name(model: Model | str | Path) -> str:
