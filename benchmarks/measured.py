@@ -36,6 +36,7 @@ MEASURED = {
         "trainers/consensus",
     ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
+    "core_agreement": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
     "core_smollm2": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
     "core_speed": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
     "curation_quality": ["hf_ext/data/curation"],

