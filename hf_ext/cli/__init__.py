@@ -23,7 +23,7 @@ VERBS = {
     "demo": "fine-tune the embedded model four ways and show what each forgot",
     "train": "train with a method (hf-ext methods names them)",
     "data": "curate, weight, sample, prune, privatize or relabel rows (curate, flow-weights, prune ...)",
-    "eval": "measure what a tuned model learned, forgot (forgetting) and prefers (preference)",
+    "eval": "measure what a model learned, forgot (forgetting), prefers (preference) and knows (core)",
     "methods": "list what hf-ext can do, with the command and the paper of each",
     "recipes": "list, show or copy the recipes that come with the package",
     "card": "write the model card of a saved folder again (render)",

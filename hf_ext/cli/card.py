@@ -19,7 +19,8 @@ from hf_ext.method import method_of_models, trained_methods
 if TYPE_CHECKING:
     from hf_ext.hub.front_matter import CardText
 
-CARD, ARGUMENTS, REPORT = "README.md", "training_args.json", "forgetting.json"
+CARD, ARGUMENTS, REPORT, CORE_REPORT = "README.md", "training_args.json", "forgetting.json", "core.json"
+RESULTS_HEADING, CORE_HEADING = "What it learned and what it forgot", "DCLM CORE"  # as in model_cards/base.jinja
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -30,11 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "render",
         help="write README.md from the folder's own files",
         description="Writes README.md of a saved model's folder again: settings from training_args.json, numbers from "
-        "forgetting.json, everything else from the card that is there. Options win. No network, and no model is "
-        "loaded.",
+        "forgetting.json and core.json, everything else from the card that is there. Options win. No network, and no "
+        "model is loaded.",
     )
     render.add_argument("folder", help="folder of the saved model")
     option(render, "--report", metavar="FILE", help="forgetting.json (default: the folder's, or its report/)")
+    option(render, "--core-report", metavar="FILE", help="core.json (default: the folder's, or its report/ or core/)")
     option(render, "--run", dest="run_name", metavar="NAME", help="which run of the report this model is, if several")
     render.add_argument("--arm", dest="arm", help=argparse.SUPPRESS)
     methods = [method.name for method in trained_methods()]
@@ -68,8 +70,9 @@ def run_render(options: argparse.Namespace) -> int:
     metadata, body, _ = read_card(folder)
     arguments = read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
     report = _report(folder, options.report)
+    core_report = _core_report(folder, options.core_report)
     if not options.force:
-        _refuse_losses(metadata, body, report)
+        _refuse_losses(metadata, body, report, core_report)
     tags = names_in(metadata.get("tags"))
     method = options.method or method_of(tags, arguments)
     method_names = {record.name for record in trained_methods()}
@@ -84,6 +87,7 @@ def run_render(options: argparse.Namespace) -> int:
         dataset_name=options.dataset or next(iter(names_in(metadata.get("datasets"))), None),
         report=report,
         run=options.run_name or options.arm,
+        core_report=core_report,
         tags=[tag for tag in tags if tag not in method_names],
         usage=_usage(body) if has_own_usage else None,
         model_name=options.name or next(iter(names_in(arguments.get("hub_model_id"))), None) or _title(body),
@@ -92,7 +96,9 @@ def run_render(options: argparse.Namespace) -> int:
     )
     new_metadata = read_card(folder).metadata
     unknown = [name for name in ("license", "base_model") if _licence(new_metadata.get(name)) is None]
-    print(f"card: {path} ({method}{'' if report is None else ', with the forgetting table'})")
+    tables = {"forgetting": report, "CORE": core_report}
+    words = "".join(f", with the {name} table" for name, measured in tables.items() if measured is not None)
+    print(f"card: {path} ({method}{words})")
     for name in unknown:
         print(f"not known: {name.replace('_', ' ')}; give it with --{name.replace('_', '-')}")
     return 0
@@ -154,28 +160,47 @@ def _report(folder: Path, report_path: str | None) -> Any:
     """The forgetting report: the one named, else the folder's own, else `None`."""
     from hf_ext.evaluation.report import ForgettingReport
 
-    places = [folder / REPORT, folder / "report" / REPORT]
+    return _read_report(ForgettingReport, REPORT, [folder, folder / "report"], report_path)
+
+
+def _core_report(folder: Path, report_path: str | None) -> Any:
+    """The CORE report: the one named, else the folder's own, else `None`."""
+    from hf_ext.evaluation.core.report import CoreReport
+
+    return _read_report(CoreReport, CORE_REPORT, [folder, folder / "report", folder / "core"], report_path)
+
+
+def _read_report(kind: type, file_name: str, folders: list[Path], report_path: str | None) -> Any:
+    places = [folder / file_name for folder in folders]
     if report_path is not None:
-        places = [Path(report_path) / REPORT if Path(report_path).is_dir() else Path(report_path)]
+        places = [Path(report_path) / file_name if Path(report_path).is_dir() else Path(report_path)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         if report_path is not None:
             raise FileNotFoundError(f"there is no report {report_path!r}")
         return None
     try:
-        return ForgettingReport.from_dict(read_json(path))
+        return kind.from_dict(read_json(path))  # type: ignore[attr-defined]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} is no forgetting report: {type(error).__name__} {error}") from error
+        name = "CORE" if file_name == CORE_REPORT else "forgetting"
+        raise ValueError(f"{path.name} is no {name} report: {type(error).__name__} {error}") from error
 
 
-def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any) -> None:
+def _refuse_losses(metadata: Mapping[str, Any], body: str, report: Any, core_report: Any) -> None:
     if (metadata or body.strip()) and "hf-ext" not in names_in(metadata.get("tags")):
         raise ValueError(f"{CARD} was not written by hf-ext; --force overwrites it")
-    if metadata.get("model-index") and report is None:
-        raise ValueError(
-            f"{CARD} has a forgetting table, and no {REPORT} was found to write it again; give --report, or --force "
-            "to lose it"
-        )
+    headings = {heading for heading, _ in sections_of(body)}
+    had_core = CORE_HEADING in headings
+    had_forgetting = RESULTS_HEADING in headings or (bool(metadata.get("model-index")) and not had_core)
+    for name, option_name, file_name, is_lost in (
+        ("forgetting", "--report", REPORT, had_forgetting and report is None),
+        ("CORE", "--core-report", CORE_REPORT, had_core and core_report is None),
+    ):
+        if is_lost:
+            raise ValueError(
+                f"{CARD} has a {name} table, and no {file_name} was found to write it again; give {option_name}, or "
+                "--force to lose it"
+            )
 
 
 def _base_model(folder: Path, metadata: Mapping[str, Any]) -> str | None:

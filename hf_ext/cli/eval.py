@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting|preference|retrieval`: what a model learned and forgot, prefers, and finds."""
+"""`hf-ext eval forgetting|preference|core|retrieval`: what a model learned and forgot, prefers, knows, and finds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli import exemplars
+from hf_ext.cli import core, exemplars
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -15,6 +15,7 @@ from hf_ext.cli.options import (
     model_and_tokenizer,
     option,
     rows_of,
+    tuned_model_and_tokenizer,
 )
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `hf-ext eval`."""
-    parser = subparsers.add_parser("eval", help="measure what a tuned model learned, forgot, prefers and finds")
+    parser = subparsers.add_parser("eval", help="measure what a model learned, forgot, prefers, knows and finds")
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     _add_forgetting(actions)
     _add_preference(actions)
+    core.add_eval_parser(actions)
     exemplars.add_eval_parser(actions)
 
 
@@ -51,6 +53,8 @@ def _add_forgetting(actions: argparse._SubParsersAction) -> None:
     )
     option(forgetting, "--output", required=True, help="folder for the report")
     option(forgetting, "--general-text", metavar="DATA", help="general text (column 'text'): file, folder or Hub name")
+    option(forgetting, "--core", metavar="FOLDER", help="tasks of DCLM's CORE; slow: about a million tokens a model")
+    option(forgetting, "--core-max-rows", type=SIZE, default=100, metavar="N", help="rows a task (default: 100)")
     option(forgetting, "--groups", metavar="COLUMN", help="give the target loss for each value of this column too")
     option(forgetting, "--batch-size", type=SIZE, default=8, help="rows a forward (default: 8)")
     option(forgetting, "--max-length", type=SIZE, default=1024, help="rows are cut to so many tokens (default: 1024)")
@@ -120,7 +124,7 @@ def run_preference(options: argparse.Namespace) -> int:
         require_extra("matplotlib")  # now, and not after two models have scored every pair
     _require_folder(options.output)
     pairs = rows_of(options, options.dataset)
-    model, tokenizer = _policy(options)
+    model, tokenizer = tuned_model_and_tokenizer(options.model, options.dtype, options.device)
     reference = None
     if options.reference is not None:
         reference, _ = model_and_tokenizer(options.reference, options.dtype, options.device)
@@ -147,25 +151,6 @@ def run_preference(options: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The tuned model and its tokenizer; an adapter stays one, so that it can be switched off."""
-    folder = Path(options.model)
-    if not (folder / "adapter_config.json").is_file():
-        return model_and_tokenizer(options.model, options.dtype, options.device)
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoTokenizer
-
-    from hf_ext.guards.models import loading_model
-
-    with loading_model(options.model, "adapter"):
-        base = PeftConfig.from_pretrained(options.model).base_model_name_or_path
-    model, tokenizer = model_and_tokenizer(base, options.dtype, options.device)
-    with loading_model(options.model, "adapter"):
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
-        return PeftModel.from_pretrained(model, options.model), tokenizer
-
-
 def run_forgetting(options: argparse.Namespace) -> int:
     """
     Measure, print the table, write the report.
@@ -174,11 +159,15 @@ def run_forgetting(options: argparse.Namespace) -> int:
         ValueError: if an argument, a model or a row cannot be used.
     """
     from hf_ext.data.loading import check_model_name, load_rows
+    from hf_ext.evaluation.core.task_files import load_tasks
     from hf_ext.evaluation.forgetting import forgetting_report
     from hf_ext.evaluation.rows import require_columns
 
-    if options.target is None and options.context_free is None and not options.num_tokens and not options.general_text:
-        raise ValueError("nothing to measure: give one of --target, --context-free, --num-tokens, --general-text")
+    measures = (options.target, options.context_free, options.num_tokens, options.general_text, options.core)
+    if not any(measures):
+        raise ValueError(
+            "nothing to measure: give one of --target, --context-free, --num-tokens, --general-text, --core"
+        )
     if options.context_free is not None and options.num_tokens is not None:
         raise ValueError("give --context-free or --num-tokens, not both")
     _require_folder(options.output)
@@ -194,6 +183,8 @@ def run_forgetting(options: argparse.Namespace) -> int:
         require_columns(general, ["text"], "general_text")
     if target is not None and options.groups is not None:
         require_columns(target, [options.groups], "target")
+    if options.core is not None:
+        load_tasks(options.core)
     store, dtype = _store(options.context_free)
     original, tokenizer = model_and_tokenizer(options.original, dtype, options.device)
     if options.num_tokens is not None:
@@ -205,6 +196,8 @@ def run_forgetting(options: argparse.Namespace) -> int:
         target=target,
         context_free=store,
         general_text=general,
+        core=options.core,
+        core_max_rows=options.core_max_rows,
         groups=options.groups,
         args=_sft_config(options),
         batch_size=options.batch_size,

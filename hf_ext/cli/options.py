@@ -125,6 +125,30 @@ def model_and_tokenizer(
     return model.to(target_device), tokenizer
 
 
+def tuned_model_and_tokenizer(name: str, dtype: str, device: str | None = None) -> tuple[Any, Any]:
+    """
+    Load a model and its tokenizer; an adapter stays one, on its base model, so that it can be switched off.
+
+    Raises:
+        ValueError: as [`model_and_tokenizer`]; or if an adapter cannot be loaded.
+    """
+    folder = Path(name)
+    if not (folder / "adapter_config.json").is_file():
+        return model_and_tokenizer(name, dtype, device)
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoTokenizer
+
+    from hf_ext.guards.models import loading_model
+
+    with loading_model(name, "adapter"):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    model, tokenizer = model_and_tokenizer(base, dtype, device)
+    with loading_model(name, "adapter"):
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return PeftModel.from_pretrained(model, name), tokenizer
+
+
 def autocast_dtype(options: argparse.Namespace) -> Any:
     """The dtype that `--autocast` names, or `None`."""
     import torch

@@ -1,6 +1,6 @@
 """What a run learned and what it forgot: measurements and reports."""
 
-from hf_ext.method import Method
+from hf_ext.method import Method, Paper
 
 METHODS = (
     Method(
@@ -12,5 +12,15 @@ METHODS = (
         name="preference",
         summary="how tuning changed the likelihood of chosen and rejected responses",
         commands=("eval preference",),
+    ),
+    Method(
+        name="core",
+        summary="DCLM's CORE: centred accuracy of a language model on up to 22 tasks, with errors",
+        commands=("eval core",),
+        paper=Paper(
+            title="DataComp-LM: In search of the next generation of training sets for language models",
+            id="2406.11794",
+            citation="",
+        ),
     ),
 )

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
+    from hf_ext.evaluation.core.aggregate import Difference, Score
+
 __all__ = ["ForgettingReport", "RunResult"]
 
 UNIT = "nats/token"
+CORE_WORDS = (
+    "CORE is a mean of accuracies, 0 a guess and 1 perfect, by DCLM's first baselines (v1) and those of 2025 (v2); ± "
+    "is its standard error, and half of a 95 % interval for a change. With fewer than 22 tasks it is not CORE itself."
+)
 
 # Field of RunResult, its name in tables and cards.
 MEASURES = {
@@ -44,6 +50,9 @@ class RunResult:
             KL(original || new) of the next token, mean over the prefixes of fresh context-free rows.
         group_loss (`dict[str, Estimate]`):
             Target loss of each group of rows, keyed `column=value`.
+        core (`dict[str, Score]`), core_change (`dict[str, Difference]`):
+            CORE by its name, such as `core16_v2`, and what it is above the original model's on the same rows, by
+            version; no nats, but centred accuracy.
     """
 
     name: str
@@ -53,13 +62,20 @@ class RunResult:
     general_loss: Estimate | None = None
     general_change: Estimate | None = None
     group_loss: dict[str, Estimate] = field(default_factory=dict)
+    core: dict[str, Score] = field(default_factory=dict)
+    core_change: dict[str, Difference] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunResult:
         """Read back what `dataclasses.asdict` wrote."""
+        from hf_ext.evaluation.core.aggregate import Difference, Score  # heavy: with torch
+
         estimates = {key: values[key] and Estimate(**values[key]) for key in MEASURES}
         groups = {group: Estimate(**estimate) for group, estimate in values["group_loss"].items()}
-        return cls(name=values["name"], group_loss=groups, **estimates)
+        # reports from before CORE was one of the measures lack it
+        core = {name: Score(**score) for name, score in values.get("core", {}).items()}
+        core_change = {name: Difference(**change) for name, change in values.get("core_change", {}).items()}
+        return cls(name=values["name"], group_loss=groups, core=core, core_change=core_change, **estimates)
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,11 @@ class ForgettingReport(SavedReport):
             f"target loss, {group} ({UNIT})": [m.group_loss.get(group) for m in models]
             for group in self.original.group_loss
         }
+        columns |= {f"{name} (centred accuracy)": [m.core.get(name) for m in models] for name in self.original.core}
+        columns |= {
+            f"change of CORE, {version} (centred accuracy)": [m.core_change.get(version) for m in models]
+            for version in sorted({version for run in self.runs for version in run.core_change}, reverse=True)
+        }
         columns = {title: cells for title, cells in columns.items() if any(cells)}
         rows = [
             [model.name, *("" if column[i] is None else str(column[i]) for column in columns.values())]
@@ -137,10 +158,14 @@ class ForgettingReport(SavedReport):
             counts.append(
                 f"{kl.num_rows:,} fresh context-free samples of the original model ({kl.num_tokens:,} tokens)"
             )
-        return (
+        core = next(iter(self.original.core.values()), None)
+        if core is not None:
+            counts.append(f"{core.num_tasks} of CORE's 22 tasks")
+        text = (
             f"Measured on {', '.join(counts)}. ± is half of a 95 % interval over rows; that of a change is paired. "
             "KL is exact over the vocabulary; 0 means that nothing was forgotten on the original model's own text."
         )
+        return text if core is None else f"{text} {CORE_WORDS}"
 
     def missing_for_plot(self) -> str | None:
         """What a plot needs and the report lacks."""
@@ -216,7 +241,19 @@ class ForgettingReport(SavedReport):
                     metric_value=round(estimate.mean, 6),
                 )
             )
-        return entries
+        core = {name: score.value for name, score in result.core.items()}
+        core |= {f"core_change_{version}": change.mean for version, change in result.core_change.items()}
+        return entries + [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="dclm-core",
+                dataset_name="DCLM CORE",
+                metric_type=metric_type,
+                metric_name=f"{metric_type.replace('_', ' ')}, centred accuracy",
+                metric_value=round(value, 6),
+            )
+            for metric_type, value in core.items()
+        ]
 
 
 def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:

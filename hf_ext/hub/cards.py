@@ -1,4 +1,4 @@
-"""Model cards with valid metadata: licence, base model, method, paper and the forgetting report's numbers."""
+"""Model cards with valid metadata: licence, base model, method, paper, and the numbers of what was measured."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def write_model_card(
     dataset_name: str | None = None,
     report: EvaluationReport | None = None,
     run: str | None = None,
+    core_report: EvaluationReport | None = None,
     tags: str | Iterable[str] = (),
     model_name: str | None = None,
     usage: str | None = None,
@@ -112,6 +113,8 @@ def write_model_card(
             Its table goes into the text, and the numbers of `run` into the `model-index`.
         run (`str`, *optional*):
             Which run of `report` this model is; needed if it has several.
+        core_report ([`CoreReport`], *optional*):
+            Of this model: a section with its table, and its scores in the `model-index`.
         tags (`str` or `Iterable[str]`, *optional*):
             Tags beside `hf-ext`, the method and, where TRL's trainer is behind it, `trl`.
         model_name (`str`, *optional*):
@@ -148,7 +151,7 @@ def write_model_card(
         tags=list(dict.fromkeys([*_first_tags(record), *strings(tags, "tags")])),
         pipeline_tag=task or record.task,
         model_name=model_name,
-        eval_results=report.eval_results(run, **_target_names(dataset_name)) if report is not None else None,
+        eval_results=_eval_results(report, run, core_report, dataset_name) or None,
     )
     body = _render(
         f"{record.card}.jinja",
@@ -157,6 +160,7 @@ def write_model_card(
         origin=Markdown(f"It was fine-tuned from {_link(base)}.") if base else "",
         dataset_name=_dataset_link(dataset_name),
         results=Markdown(report.to_markdown().strip()) if report is not None else "",
+        core_results=Markdown(core_report.to_markdown().strip()) if core_report is not None else "",
         usage=Markdown(usage or _usage(folder, model_name)),
         settings=[(name, value) for name, value in (settings or {}).items()],
         versions=_versions(record.host),
@@ -313,6 +317,14 @@ def _paper(method: Method, paper_words: Mapping[str, str] | None = None) -> dict
     if "id" not in paper:
         return None
     return {**paper, "url": Markdown(f"https://huggingface.co/papers/{quote(well_formed(str(paper['id'])), safe='')}")}
+
+
+def _eval_results(
+    report: EvaluationReport | None, run: str | None, core_report: EvaluationReport | None, dataset_name: str | None
+) -> list[EvalResult]:
+    """Entries of the `model-index`: those of the run, then CORE's."""
+    results = [] if report is None else report.eval_results(run, **_target_names(dataset_name))
+    return results + ([] if core_report is None else core_report.eval_results(None))
 
 
 def _target_names(dataset_name: str | None) -> dict[str, str]:

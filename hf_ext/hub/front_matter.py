@@ -39,7 +39,15 @@ _FACTS = {"library_name", "base_model", "datasets", "pipeline_tag", "model_name"
 _FACTS |= {"dataset_info", "task_categories", "licence"}
 LICENSE_KEYS = ("license", "license_name", "license_link")
 # Headings of our templates; a section under any other heading was added by hand.
-_HEADINGS = {"What it learned and what it forgot", "Use", "Training settings", "Limitations", "Versions", "Citation"}
+_HEADINGS = {
+    "What it learned and what it forgot",
+    "DCLM CORE",
+    "Use",
+    "Training settings",
+    "Limitations",
+    "Versions",
+    "Citation",
+}
 _HEADINGS |= {"Rows", "How they were made", "Pruning", "Label privacy", "Licence", "Exemplars"}
 
 

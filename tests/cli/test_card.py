@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from hf_ext.cli import main
 from hf_ext.cli.card import method_of, read_card
+from hf_ext.evaluation.core.report import CoreReport, TaskResult
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import ForgettingReport, RunResult
 from hf_ext.hub.cards import write_model_card
@@ -85,6 +86,27 @@ def test_the_report_s_numbers_come_into_text_and_model_index(model, tmp_path, pl
     results = ModelCard.load(model / "README.md").data.eval_results
     assert {r.metric_type: r.metric_value for r in results} == {"target_loss": 2.25, "kl_original_to_new": 0.125}
     assert "| flow | 2.250" in text_of(model)
+
+
+@pytest.mark.parametrize("place", ["core.json", "report/core.json", "core/core.json", None])
+def test_core_has_a_section_of_its_own_and_is_not_lost_when_its_report_is_gone(model, tmp_path, capsys, place):
+    task = TaskResult("copa", "multiple_choice", 0, 0, 60, 100, 0.75, 0.05, 0.0, 0.7, 0.7)
+    report = CoreReport([task], {"protocol": "foundry", "max_length": 2048, "max_rows": 60, "against": None})
+    target = model / place if place else tmp_path / "elsewhere.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(report.to_dict()))
+    named = [] if place else ["--core-report", str(target)]
+    assert render(model, *named) == 0
+    results = {r.metric_type: r.metric_value for r in ModelCard.load(model / "README.md").data.eval_results}
+    assert results["core1_v2"] == results["core1_v1"] == 0.5  # (0.75 - 0.5) / (1 - 0.5)
+    assert render(model, *named) == 0
+    assert text_of(model).count("## DCLM CORE") == 1
+    target.unlink()
+    assert render(model) == 2
+    assert "give --core-report" in capsys.readouterr().err
+    assert render(model, "--force") == 0
+    assert "CORE" not in text_of(model)
+    assert "model-index" not in text_of(model)
 
 
 def test_a_table_is_not_lost_when_its_report_is_gone(model, capsys):

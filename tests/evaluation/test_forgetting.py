@@ -15,8 +15,10 @@ from datasets import Dataset
 from scipy.special import log_softmax, rel_entr
 
 from hf_ext.evaluation import forgetting
+from hf_ext.evaluation.core.evaluate import evaluate_core
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.report import ForgettingReport
+from tests.evaluation.core.small_tasks import small_rows, write_tasks
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_sentences, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -290,6 +292,47 @@ def test_a_store_sampled_from_other_weights_is_refused(tmp_path: Path, original:
     assert by_path == report
     with pytest.raises(ValueError, match="model"):
         forgetting_report(new, original, TOKENIZER, context_free=store, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def core_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    labels = ("copa", "winograd")
+    return write_tasks(tmp_path_factory.mktemp("core"), {label: small_rows(label, 6) for label in labels})
+
+
+def test_core_is_that_of_each_model_alone_and_its_change_is_paired(core_data: Path, original: Any, new: Any) -> None:
+    report = forgetting_report(original, {"new": new}, TOKENIZER, core=core_data, core_max_rows=5, show_progress=False)
+    alone = {
+        name: evaluate_core(model, TOKENIZER, core_data, max_rows=5, show_progress=False)
+        for name, model in (("original", original), ("new", new))
+    }
+    assert report.original.core == alone["original"].scores()
+    assert report.run().core == alone["new"].scores()
+    both = evaluate_core(new, TOKENIZER, core_data, max_rows=5, against=original, show_progress=False)
+    assert report.run().core_change == both.differences
+    change = report.run().core["core2_v2"].value - report.original.core["core2_v2"].value
+    assert report.run().core_change["v2"].mean == pytest.approx(change)
+    assert ForgettingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    table = report.to_markdown()
+    assert all(words in table for words in ("core2_v2", "core2_v1", "change of CORE, v2", "2 of CORE's 22 tasks"))
+    entries = {entry.metric_type: entry.metric_value for entry in report.eval_results()}
+    assert entries["core_change_v2"] == round(change, 6)
+
+
+def test_core_of_adapters_off_is_the_originals(core_data: Path, original: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model(TOKENIZER, seed=0), config)
+    report = forgetting_report(None, model, TOKENIZER, core=core_data, core_max_rows=5, show_progress=False)
+    alone = evaluate_core(original, TOKENIZER, core_data, max_rows=5, show_progress=False)
+    assert report.original.core == alone.scores()
+
+
+def test_a_report_from_before_core_was_measured_is_read(report: ForgettingReport) -> None:
+    values = json.loads(json.dumps(report.to_dict()))
+    for result in (values["original"], *values["runs"]):
+        del result["core"], result["core_change"]
+    assert ForgettingReport.from_dict(values) == report
 
 
 def test_report_survives_json(report: ForgettingReport) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from tests.evaluation.core.small_tasks import small_rows, write_tasks
 from tests.pages import pages, write_warc
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset, tiny_tokenizer
 
@@ -26,8 +27,8 @@ def make_work_folder(folder: Path) -> Path:
     Write `original`, `train.jsonl`, `held_out.jsonl`, `general.jsonl` and `gsm8k.jsonl` (question, answer); of
     preferences `pairs.jsonl`, `held_out_pairs.jsonl` and `feedback.jsonl` (prompt, completion, label); of retrieval
     `encoder`, `retrieval.jsonl` (id, query, positive) and `beir`, a folder in BEIR's form; of classification
-    `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label); and of curation
-    `pages.warc.gz`. All of it is made once a process, and copied.
+    `classifier`, `vision`, `intents` (text, noisy label, ledger) and `pictures` (img, noisy label); of curation
+    `pages.warc.gz`; and of CORE the tasks in `core_eval`. All of it is made once a process, and copied.
     """
     return Path(shutil.copytree(_made_once(), folder, dirs_exist_ok=True))
 
@@ -55,6 +56,8 @@ def _made_once() -> Path:
     _write_retrieval(folder)
     _write_classification(folder)
     write_warc(folder / "pages.warc.gz", pages())
+    labels = ("arc_easy", "copa", "winograd", "lambada_openai")
+    write_tasks(folder / "core_eval", {label: small_rows(label, 6) for label in labels})
     return folder
 
 

@@ -50,7 +50,7 @@ class TrainerCard:
 
     Args:
         trainer ([`BaseTrainer`]):
-            Its `forgetting_report`, if set, gives the table and the model-index entries.
+            Its `forgetting_report` and `core_report`, where set, give the tables and the model-index entries.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -84,6 +84,7 @@ class TrainerCard:
             dataset_name=dataset_name,
             report=trainer.forgetting_report,
             run=trainer.forgetting_run,
+            core_report=trainer.core_report,
             tags=self.tags([tags] if isinstance(tags, str) else tags or []),
             model_name=model_name,
             **self.usage(model_name),

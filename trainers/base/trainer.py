@@ -26,6 +26,7 @@ from hf_ext.trainers.base.resuming import StopOnSigterm, agreed_checkpoint, size
 from hf_ext.trainers.base.steps import SafeSteps
 
 if TYPE_CHECKING:
+    from hf_ext.evaluation.core import CoreReport
     from hf_ext.hub.cards import EvaluationReport
 
 
@@ -43,6 +44,8 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     Attributes:
         forgetting_report ([`ForgettingReport`] or another report, *optional*), forgetting_run (`str`, *optional*):
             Set them before saving, and the card carries the table and the numbers of that run.
+        core_report ([`CoreReport`], *optional*):
+            Of the model as it is: the card carries it. A [`CoreCallback`] sets it.
     """
 
     method: ClassVar[str]
@@ -50,6 +53,7 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     card_class: ClassVar[type[TrainerCard]] = TrainerCard
     forgetting_report: EvaluationReport | None = None
     forgetting_run: str | None = None
+    core_report: CoreReport | None = None
     forgetting_arm = renamed_attribute("forgetting_arm", "forgetting_run")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -189,7 +193,7 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write a card with licence, method, paper, settings and, once known, the forgetting table."""
+        """Write a card with licence, method, paper, settings and, once known, the tables of forgetting and CORE."""
         if self.is_world_process_zero():
             self.write_card(self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
 
