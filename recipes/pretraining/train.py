@@ -200,7 +200,7 @@ class PretrainingRecipe(Recipe[PretrainingArguments]):
             curve.save(folder)
             print(curve.to_markdown())
         if script_args.core_data is not None:
-            trainer.forgetting_report = report = evaluate_core(  # on every process: they share the rows
+            trainer.core_report = report = evaluate_core(  # on every process: they share the rows
                 trainer.accelerator.unwrap_model(trainer.model),
                 trainer.processing_class,
                 script_args.core_data,

@@ -138,7 +138,7 @@ def test_core_of_the_trained_model_is_in_the_report_and_on_the_card(
     assert {task.label: task.rows for task in report.tasks} == {"copa": 4, "winograd": 4, "lambada_openai": 4}
     assert "| copa |" in capsys.readouterr().out
     card = (shards / "out" / "README.md").read_text()
-    assert "## What it can do" in card
+    assert "## DCLM CORE" in card
     assert "core3_v2" in card
     assert run("--core_max_rows", "4") == 2
     assert run("--core_data", "nowhere") == 2
