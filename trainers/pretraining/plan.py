@@ -158,5 +158,5 @@ def activation_bytes(config: Any, args: PretrainingConfig) -> int:
     tokens = args.per_device_train_batch_size * args.sequence_length
     layer = size * (9 * width + 4 * inner)
     is_checkpointed = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
-    kept = layers * size * width + layer if is_checkpointed else layers * layer
-    return tokens * (kept + config.vocab_size * LOGIT_BYTES)
+    all_layers = layers * size * width + layer if is_checkpointed else layers * layer
+    return tokens * (all_layers + config.vocab_size * LOGIT_BYTES)

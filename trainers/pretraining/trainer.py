@@ -115,12 +115,12 @@ class PretrainingTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         """Warn where the sequences are fewer than the run takes."""
         if not isinstance(self.train_dataset, Dataset) or self.args.max_steps <= 0 or not self.is_world_process_zero():
             return
-        wanted = self.args.max_steps * self.args.tokens_per_step
-        there = len(self.train_dataset) * self.args.sequence_length
-        if wanted > there:
+        num_tokens = self.args.max_steps * self.args.tokens_per_step
+        num_available = len(self.train_dataset) * self.args.sequence_length
+        if num_tokens > num_available:
             logger.warning(
                 "The run takes %s tokens and the train dataset has %s: each of its sequences is read %.2f times on "
-                "average.", f"{wanted:,}", f"{there:,}", wanted / there,
+                "average.", f"{num_tokens:,}", f"{num_available:,}", num_tokens / num_available,
             )  # fmt: skip
 
     @classmethod
