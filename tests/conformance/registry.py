@@ -270,7 +270,7 @@ class Pretrainer:
     trainer: Any
     config: Any
     parent: Any
-    variants: tuple[str, ...] = ("plain", "streaming")
+    variants: tuple[str, ...] = ("plain",)
 
     def rows(self, n: int) -> Dataset:
         """Sequences of 33 tokens."""
