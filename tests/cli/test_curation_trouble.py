@@ -20,7 +20,10 @@ from tests.data.curation.test_resume import killed_at_replacement
 from tests.forks import forked
 from tests.pages import article, pages
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks, signals and limits of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="forks, signals and limits of POSIX"),
+    pytest.mark.timeout(1800),  # a classifier is trained at each of many kills
+]
 
 # `{}` stands for a folder: what a verb saves beside its output is its own in every run
 VERBS = {
@@ -100,22 +103,25 @@ def test_killed_at_any_name_it_gives_a_command_ends_as_an_undisturbed_one(verb, 
 
 
 @pytest.mark.parametrize("verb", VERBS_TO_TRY)
-def test_without_room_a_command_says_so_in_one_line_and_with_room_it_goes_on(verb, capfd):
+def test_without_room_a_command_says_so_in_one_line_and_with_room_it_goes_on(verb):
     resource = pytest.importorskip("resource")
     assert run(verb, "whole") == 0
     sizes = [path.stat().st_size for path in Path().rglob("*") if path.is_file() and "whole" in str(path)]
     limits = sorted({size - 1 for size in sizes if size > 100})
     for limit in limits[:: 5 if verb == IN_MAKE_TEST else 1]:
         output = f"full-{limit}"
+        reader, writer = os.pipe()
 
-        def work(output=output, limit=limit):
+        def work(output=output, limit=limit, writer=writer):
+            sys.stdout = sys.stderr = open(writer, "w", buffering=1)  # noqa: SIM115  a file would be cut, too
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             os._exit(run(verb, output, "--overwrite"))
 
-        capfd.readouterr()
-        _, status = os.waitpid(forked(work), 0)
-        assert os.waitstatus_to_exitcode(status) == 1, limit
-        (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+        process = forked(work)
+        os.close(writer)
+        with open(reader) as pipe:
+            (line,) = [line for line in pipe.read().splitlines() if "error" in line]
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1, limit
         assert f"hf-ext data {verb}: error: No room to write the " in line
         assert "run again" in line
         assert run(verb, output, "--overwrite") == 0
