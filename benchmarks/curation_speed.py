@@ -17,10 +17,11 @@ Last line, one JSON object:
   over_dclm_rules                quality and repetition alone (goal >= 150)
   over_dclm_same_words           the same, DCLM's word breaking taken out and ours left in (goal >= 10)
   over_datatrove                 quality and repetition, each its own rules and words (goal >= 40)
-  minhash_over_datasketch        signatures of 112 hashes from word 5-grams on: ours of their hashes, as the step has
-                                 them by then, datasketch's of their bytes, as its users have them (goal >= 40)
-  minhash_from_text              the same from the text on: ours cuts at Unicode's word boundaries, for datasketch
-                                 Python cuts at white space
+  minhash_over_datasketch        signatures of 112 hashes of word 5-grams, from the text to the signature: ours folds
+                                 case and accents and cuts at all but letters and digits, for datasketch Python lowers
+                                 and splits at white space; its `MinHash.bulk`, SHA-1 as by default (goal >= 40)
+  minhash_same_hashes            the hash functions alone: both get the n-grams as the same 32-bit numbers, datasketch
+                                 with a hash function that gives them back
   extraction_over_trafilatura    text of pages, each with its own settings (goal >= 15)
   rules_per_second               documents a second of quality and repetition, ours
   verdict_differences            documents of which quality and repetition decide otherwise than DCLM's
@@ -61,7 +62,7 @@ from tqdm.auto import tqdm
 
 FULL = {"documents": 600, "pages": 150, "rounds": 5}
 QUICK = {"documents": 30, "pages": 6, "rounds": 2}
-PEERS = ("datasketch", "datatrove", "spacy", "trafilatura", "uniseg", "numba", "rensa", "resiliparse")
+PEERS = ("datasketch", "datatrove", "spacy", "trafilatura", "uniseg", "numba", "resiliparse")
 BLINK = 0.5  # seconds that our side of a round takes at least
 LIST_SIZES = {"domains": 5_000, "strict": 150, "hard": 150, "soft": 100}
 HASHES = 112
@@ -71,7 +72,7 @@ RATIOS = {
     "same_words": "over_dclm_same_words",
     "datatrove": "over_datatrove",
     "minhash": "minhash_over_datasketch",
-    "minhash_text": "minhash_from_text",
+    "minhash_hashes": "minhash_same_hashes",
     "extraction": "extraction_over_trafilatura",
 }
 
@@ -156,16 +157,11 @@ def byte_ngrams(text: str) -> set[bytes]:
     return {" ".join(words[start : start + 5]).encode() for start in range(max(1, len(words) - 4))}
 
 
-def datasketch_signatures(ngrams: Iterable[set[bytes]]) -> list[Any]:
+def datasketch_signatures(ngrams: Iterable[Any], **options: Any) -> list[Any]:
     """A signature of each set."""
     from datasketch import MinHash
 
-    signatures = []
-    for members in ngrams:
-        signature = MinHash(num_perm=HASHES, seed=1)
-        signature.update_batch(members)
-        signatures.append(signature)
-    return signatures
+    return MinHash.bulk(ngrams, num_perm=HASHES, seed=1, **options)
 
 
 def comparisons(options: argparse.Namespace, folder: Path) -> dict[str, Comparison]:
@@ -174,6 +170,7 @@ def comparisons(options: argparse.Namespace, folder: Path) -> dict[str, Comparis
     import trafilatura
     from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
 
+    from hf_ext.data.curation.deduplication.folded_text import folded_ngrams
     from hf_ext.data.curation.deduplication.minhash import MinHashDeduplication
     from hf_ext.data.curation.extract import HtmlToText
     from hf_ext.data.curation.lines import LineRules
@@ -208,9 +205,8 @@ def comparisons(options: argparse.Namespace, folder: Path) -> dict[str, Comparis
     steps = [addresses, RemoveUrls(), *rules, LineRules()]
     filters = [GopherQualityFilter(), GopherRepetitionFilter()]
     minhash = MinHashDeduplication()
-    ngrams = [byte_ngrams(text) for text in texts]
-    hashes = [minhash._shingles(text) for text in texts]
-    counts = np.array([len(values) for values in hashes], np.uint64)
+    hashes = [folded_ngrams(text, minhash.ngram, minhash.seed) for text in texts]
+    numbers = [values.tolist() for values in hashes]
     extractor = HtmlToText()
 
     def ours() -> list[int]:
@@ -228,11 +224,13 @@ def comparisons(options: argparse.Namespace, folder: Path) -> dict[str, Comparis
         "same_words": Comparison(ours, dclm, len(texts), words_given(texts)),
         "datatrove": Comparison(ours, lambda: through_datatrove(filters, texts), len(texts)),
         "minhash": Comparison(
-            lambda: minhash._signatures(hashes, counts), lambda: datasketch_signatures(ngrams), len(texts)
-        ),
-        "minhash_text": Comparison(
             lambda: minhash.features(texts, {"text": texts}),
             lambda: datasketch_signatures(map(byte_ngrams, texts)),
+            len(texts),
+        ),
+        "minhash_hashes": Comparison(
+            lambda: minhash._signatures(hashes),
+            lambda: datasketch_signatures(numbers, hashfunc=int),
             len(texts),
         ),
         "extraction": Comparison(

@@ -19,7 +19,6 @@ EXTRAS = {
     "numba": "fast",
     "peft": "peft",
     "ray": "ray",
-    "rensa": "data",
     "resiliparse": "data",
     "scipy": "data",
     "sentence_transformers": "retrieval",

@@ -161,7 +161,7 @@ MISTAKES = [
     ("steps: GopherQuality", "steps must be a list with a step or more"),
     ("steps: []", "steps must be a list with a step or more"),
     ("step: [LineRules]", "no option 'step'; did you mean 'steps'"),
-    ("steps: [{GopherQuality: {max_chars: 0}}]", "step 1, GopherQuality: max_chars must be at least 1, got 0"),
+    ("steps: [{GopherQuality: {max_chars: 0}}]", "GopherQuality: max_chars must be a whole number, at least 1"),
     ("num_proc: 0\nsteps: [LineRules]", "num_proc must be a whole number, at least 1"),
     ("on_bad_row: keep\nsteps: [LineRules]", "on_bad_row"),
     ("id_column: text\nsteps: [LineRules]", "id_column='text' is a column of documents"),

@@ -13,7 +13,7 @@ Points = npt.NDArray[np.uint32]  # code points
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.integer]
 
-_PERIOD = 4096  # of the powers below: a longer word takes them anew, so that no text needs a longer table
+_PERIOD = 4096  # powers in a table; those of longer words are products of two
 _BLOCK = 1 << 18  # characters taken at once, so that a long line needs little memory
 _BASE = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -23,27 +23,6 @@ def word_spans(is_word: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
     """Starts and ends of the runs of characters that belong to words; each `(words,)`."""
     edges = np.diff(is_word.astype(np.int8), prepend=0, append=0)
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-
-
-def kind_spans(kinds: npt.NDArray[np.uint8]) -> tuple[Positions, Positions]:
-    """
-    Starts and ends of words by what each character is.
-
-    Args:
-        kinds (`np.ndarray` of shape `(characters,)`):
-            0 for no part of a word, 1 for a part of one, 2 for a word by itself.
-
-    Returns:
-        Two arrays of shape `(words,)`.
-    """
-    kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
-    if kernel is not None:
-        return kernel.kind_spans(kinds)
-    padded = np.pad(kinds, 1)
-    is_word = padded > 0
-    is_edge = (is_word[1:] != is_word[:-1]) | (is_word[1:] & ((padded[1:] == 2) | (padded[:-1] == 2)))
-    edges = np.flatnonzero(is_edge)
-    return edges[is_word[1:][edges]], edges[is_word[:-1][edges]]
 
 
 def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 0) -> Hashes:
@@ -60,11 +39,13 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
     """
     kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
     if kernel is not None:
-        return kernel.word_hashes(points, starts, ends, np.uint64(seed), _powers())
+        return kernel.word_hashes(points, starts, ends, np.uint64(seed), powers()[1])
     lengths = ends - starts
     lasts = np.cumsum(lengths)  # where each word ends among the characters of all words
     total = int(lasts[-1]) if len(lasts) else 0
     sums = np.full(len(lengths), seed, np.uint64)
+    longest = int(lengths.max(initial=0))
+    further = np.array([pow(_BASE, start, 1 << 64) for start in range(0, longest + 1, _PERIOD)], np.uint64)
     for begin in range(0, total, _BLOCK):
         end = min(begin + _BLOCK, total)
         first = int(np.searchsorted(lasts, begin, side="right"))
@@ -75,7 +56,7 @@ def word_hashes(points: Points, starts: Positions, ends: Positions, seed: int = 
         offsets = np.arange(begin, end) - np.repeat(word_begins, counts)
         # one more than the code point: otherwise NUL at the end of a word would not count
         characters = points[offsets + np.repeat(starts[words], counts)].astype(np.uint64) + np.uint64(1)
-        characters *= _powers()[offsets % _PERIOD]
+        characters *= powers()[offsets % _PERIOD] * further[offsets // _PERIOD]
         sums[words] += np.add.reduceat(characters, np.maximum(word_begins - begin, 0))
     return mixed(sums)
 
@@ -85,7 +66,7 @@ def ngram_hashes(words: Hashes, length: int) -> Hashes:
     count = max(len(words) - length + 1, 0)
     kernel = compiled_module("hf_ext.data.curation.hashing_kernel")
     if kernel is not None and count:
-        return kernel.ngram_hashes(words, length, _powers())
+        return kernel.ngram_hashes(words, length, powers())
     return hashes_from(words, slice(0, count), length)
 
 
@@ -94,16 +75,17 @@ def hashes_from(words: Hashes, starts: Positions | slice, length: int) -> Hashes
     # every offset looks at its own words: those from the first start on, shifted by the offset
     total = np.full_like(words[starts], length)
     for offset in range(length):
-        total += words[offset:][starts] * _powers()[offset + 1]
+        total += words[offset:][starts] * powers()[offset + 1]
     return mixed(total)
 
 
 @cache
-def _powers() -> Hashes:
-    powers = [1]
-    while len(powers) < _PERIOD:
-        powers.append(powers[-1] * _BASE & _MASK)
-    return np.array(powers, np.uint64)
+def powers() -> Hashes:
+    """What the characters of a word, and the words of an n-gram, are multiplied with; `(4096,)`."""
+    numbers = [1]
+    while len(numbers) < _PERIOD:
+        numbers.append(numbers[-1] * _BASE & _MASK)
+    return np.array(numbers, np.uint64)
 
 
 def mixed(values: Hashes) -> Hashes:

@@ -17,14 +17,15 @@ def _mixed(value):
 
 
 @compiled
-def word_hashes(points, starts, ends, seed, powers):
+def word_hashes(points, starts, ends, seed, base):
     """A number for each word."""
     hashes = np.empty(len(starts), np.uint64)
     for word in range(len(starts)):
         total = seed
-        for offset in range(ends[word] - starts[word]):
-            character = np.uint64(points[starts[word] + offset]) + np.uint64(1)
-            total += character * powers[offset % len(powers)]
+        power = np.uint64(1)  # multiplied, not looked up: the compiler would take words for long rows of numbers
+        for place in range(starts[word], ends[word]):
+            total += (np.uint64(points[place]) + np.uint64(1)) * power
+            power *= base
         hashes[word] = _mixed(total)
     return hashes
 
@@ -41,28 +42,8 @@ def ngram_hashes(words, length, powers):
     return hashes
 
 
-@compiled
-def kind_spans(kinds):
-    """Starts and ends of runs of kind 1, and of each item of kind 2."""
-    starts = np.empty(len(kinds), np.int32)
-    ends = np.empty(len(kinds), np.int32)
-    count = 0
-    previous = 0
-    for place in range(len(kinds)):
-        kind = kinds[place]
-        if kind and previous == 1 and kind == 1:
-            ends[count - 1] = place + 1
-        elif kind:
-            starts[count] = place
-            ends[count] = place + 1
-            count += 1
-        previous = kind
-    return starts[:count], ends[:count]
-
-
 def try_out():
     """Compile, or load, what is here: raises where that cannot be done."""
     places = np.zeros(1, np.int32), np.ones(1, np.int32)
-    words = word_hashes(np.zeros(1, np.uint32), *places, np.uint64(0), np.ones(2, np.uint64))
+    words = word_hashes(np.zeros(1, np.uint32), *places, np.uint64(0), np.uint64(1))
     ngram_hashes(words, 1, np.ones(2, np.uint64))
-    kind_spans(np.zeros(1, np.uint8))

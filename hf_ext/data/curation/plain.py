@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cache
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from hf_ext.data.curation.text_counts import (
     NGRAM_SIZES,
@@ -48,6 +50,7 @@ _LAST = r"""(?:
     | G+ <x>                                     # WB3d
     | [^CLW] <x>                                 # WB999
 )"""
+_Integers = npt.NDArray[np.int64]
 _FT_WORD = re.compile(r"[^ \n\r\t\v\f\0]+")
 _SYMBOLS = ("#", "...", ". . .", "…")
 _BULLETS = ("●", "•", "*", "-")
@@ -67,7 +70,7 @@ def segment_spans(text: str, *, words_only: bool) -> Spans:
     traits = tables.traits[points]
     letters = _CLASS_LETTERS[tables.word_break[points]] + np.where(traits & IS_PICTOGRAPH, _LOWER, 0).astype(np.uint8)
     matches = _segment_pattern().finditer(letters.tobytes().decode("ascii"))
-    spans = np.array([match.span() for match in matches], np.int32).reshape(-1, 2)
+    spans = np.fromiter(chain.from_iterable(map(re.Match.span, matches)), np.int32).reshape(-1, 2)
     if words_only:
         spans = spans[traits[spans[:, 0]] & IS_ALNUM != 0]
     return spans[:, 0], spans[:, 1]
@@ -109,39 +112,44 @@ def _count_pieces(pieces: list[str]) -> PieceCounts:
 def count_repetition(text: str) -> RepetitionCounts:
     """What the rules of repetition go by."""
     starts, ends = segment_spans(text, words_only=True)
-    words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    numbers: dict[str, int] = {}
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    words = [numbers.setdefault(text[start:end], len(numbers)) for start, end in spans]
     lines = _count_pieces(_stripped(text.split("\n")))
-    return RepetitionCounts(lines, _count_pieces(_stripped(text.split("\n\n"))), _ngram_chars(words))
+    ngrams = _ngram_chars(np.array(words, np.int64), ends - starts)
+    return RepetitionCounts(lines, _count_pieces(_stripped(text.split("\n\n"))), ngrams)
 
 
-def _ngram_chars(words: list[str]) -> tuple[int, ...]:
-    """See the compiled function of the same name: a round goes only by what repeats in the round before."""
-    chars_before = np.cumsum([0, *map(len, words)]).tolist()  # of the words before each
-    totals = [chars_before[-1]] + [0] * len(NGRAM_SIZES)
-    counts = Counter[object](words)
-    grams: dict[int, object] = {position: word for position, word in enumerate(words) if counts[word] > 1}
+def _ngram_chars(words: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> tuple[int, ...]:
+    """
+    Characters of the words, then for each n from 2 to 10 those that the rule counts.
+
+    A round goes only by what repeats in the round before. `words` are numbers, equal for equal words.
+    """
+    chars_before = np.concatenate(([0], np.cumsum(lengths)))  # of the words before each
+    totals = [int(chars_before[-1])]
+    positions, grams = _repeated(np.arange(len(words)), words)[:2]
     for size in NGRAM_SIZES:
-        numbers: dict[object, int] = {}
-        longer: dict[int, object] = {}
-        for position, gram in grams.items():
-            if position + 1 in grams:
-                pair = (gram, grams[position + 1])
-                longer[position] = numbers.setdefault(pair, len(numbers))
-        counts = Counter(longer.values())
-        grams = {position: number for position, number in longer.items() if counts[number] > 1}
-        if not grams:
-            break
-        lengths = {position: chars_before[position + size] - chars_before[position] for position in grams}
-        if size in TOP_NGRAM_SIZES:
-            highest = max(counts.values())
-            longest = max(length for position, length in lengths.items() if counts[grams[position]] == highest)
-            totals[size - 1] = highest * longest
+        follows = np.flatnonzero(np.diff(positions) == 1)  # where the next word begins a repeated (n-1)-gram, too
+        pairs = grams[follows] * len(words) + grams[follows + 1]
+        positions, grams, counts = _repeated(positions[follows], pairs)
+        ends = positions + size
+        if not len(positions):
+            total = 0
+        elif size in TOP_NGRAM_SIZES:
+            highest = counts == counts.max()
+            total = counts.max() * (chars_before[ends] - chars_before[positions])[highest].max()
         else:
-            covered_end = 0
-            for position in grams:
-                totals[size - 1] += chars_before[position + size] - chars_before[max(position, covered_end)]
-                covered_end = position + size
+            total = (chars_before[ends] - chars_before[np.maximum(positions, np.append(0, ends[:-1]))]).sum()
+        totals.append(int(total))
     return tuple(totals)
+
+
+def _repeated(positions: _Integers, grams: _Integers) -> tuple[_Integers, _Integers, _Integers]:
+    """Of n-grams at some positions those that occur more than once: positions, numbers and how often they occur."""
+    _, numbers, counts = np.unique(grams, return_inverse=True, return_counts=True)
+    is_repeated = counts[numbers] > 1
+    return positions[is_repeated], numbers[is_repeated], counts[numbers][is_repeated]
 
 
 def mark_lines(text: str) -> LineMarks:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hf_ext.guards.numbers import SIZE
 from hf_ext.guards.row_errors import RowError
 from hf_ext.guards.row_text import describe
 
@@ -121,8 +122,9 @@ class _DocumentStep(ABC):
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("raise", "drop"):
             raise ValueError(f'on_bad_row must be "raise" or "drop", got {self.on_bad_row!r}.')
-        if self.max_chars < 1:
-            raise ValueError(f"max_chars must be at least 1, got {self.max_chars!r}.")
+        problem = SIZE.problem_of(self.max_chars)  # places in a text are counted in 32 bits
+        if problem is not None:
+            raise ValueError(f"max_chars {problem}.")
 
     @property
     def read_column(self) -> str:

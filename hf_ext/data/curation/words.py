@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import cache
 
+from hf_ext.data.curation import plain
 from hf_ext.data.curation.text_counts import Counters, Spans
-
-logger = logging.getLogger(__name__)
+from hf_ext.guards.compiling import compiled_module
 
 _FT_WORD = re.compile(r"[^ \n\r\t\v\f\0]+")
 
 
-@cache
 def counters() -> Counters:
     """What counts: the compiled functions, or the plain ones, with the same results, where numba cannot be used."""
-    try:
-        from hf_ext.data.curation import kernel
-
-        kernel.count_repetition("a b")  # a cache that cannot be written, on a full disk, shows here
-    except (ImportError, OSError) as error:
-        logger.info("numba cannot be used (%s): plain Python. Install hf-ext[fast] for many times the speed.", error)
-        from hf_ext.data.curation import plain
-
-        return plain
-    return kernel
+    return compiled_module("hf_ext.data.curation.kernel") or plain
 
 
 def segment_spans(text: str, *, words_only: bool = False) -> Spans:

@@ -87,6 +87,27 @@ def test_repetition_of_texts_of_few_words_is_that_of_the_slow_rules(tokens):
     assert plain.count_repetition(text).ngram_chars[0] == sum(map(len, words_uax(text)))
 
 
+def test_many_different_words_and_their_ngrams_are_told_apart(counters):
+    """More than a small table holds, each word twice: the second half says them in the same order, bar every tenth."""
+    words = [f"w{number:x}" for number in range(12_000)]
+    again = [f"v{number}" if number % 10 == 0 else word for number, word in enumerate(words)]
+    counts = counters.count_repetition(" ".join(words + again)).ngram_chars
+    assert counts[0] == sum(map(len, words + again))
+    inside = sum(len(word) for number, word in enumerate(words) if number % 10)
+    assert counts[4:9] == (2 * inside,) * 5  # runs of nine words
+    assert counts[9] == 0
+
+
+def test_a_long_line_of_short_words_is_counted_as_arithmetic_says(counters):
+    num_words = 120_000
+    counts = counters.count_repetition("ab cd e " * (num_words // 3)).ngram_chars
+    num_chars = 5 * num_words // 3
+    assert counts[0] == num_chars
+    # `ab cd` and `ab cd e` come once a round; of four words none comes as often, for the last round has but three
+    assert counts[1:4] == (4 * num_words // 3, 5 * (num_words // 3), 7 * (num_words // 3 - 1))
+    assert counts[4:] == (num_chars,) * 6
+
+
 MARKS = ["#", "...", ". . .", "…", ".", " ", "\n", "•", "- ", "* ", "●", "The", "the,", "\u212anow", "WITH", "7",
          "\u00a0", "\0", "é", "be\t", "of\v"]  # fmt: skip
 

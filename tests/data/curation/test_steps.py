@@ -71,6 +71,12 @@ def test_a_row_that_is_no_document_is_named_or_written_down():
     assert np.isnan(judgement.values["short"]).tolist() == [True, False, True, True, True]
 
 
+@pytest.mark.parametrize("max_chars", [0, -1, 2**31, 1.5e10, "many"])
+def test_places_of_a_document_fit_32_bits(max_chars):
+    with pytest.raises(ValueError, match=r"max_chars must be a whole number, at least 1 and below 2\*\*31, got"):
+        Shorten(max_chars=max_chars)
+
+
 def test_a_missing_column_is_named_with_a_remedy():
     with pytest.raises(ValueError, match=r"needs a column 'text'.*'body'.*text_column"):
         Shorten().judge({"body": ["abc"]})

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from hf_ext.data.curation.deduplication.clusters import Clusters, ClusterStep, Rows, equal_runs
-from hf_ext.data.curation.hashing import Hashes, kind_spans, mixed, ngram_hashes, word_hashes
+from hf_ext.data.curation.deduplication.folded_text import folded_ngrams
+from hf_ext.data.curation.hashing import mixed
 from hf_ext.data.curation.steps import Batch, Decision, Notes, Rule
-from hf_ext.data.curation.unicode_tables import EXTEND, IS_ALNUM, OTHER, code_points, unicode_tables, unicode_versions
-from hf_ext.guards.extras import naming_extras
+from hf_ext.data.curation.unicode_tables import unicode_versions
+from hf_ext.guards.compiling import compiled_module
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,11 +26,11 @@ Signatures = npt.NDArray[np.uint32]  # (documents, bands * rows)
 MINHASH_PRESETS = {"fineweb": (14, 8), "dclm": (93, 15), "refinedweb": (450, 20)}
 """Bands and hashes a band of well-known settings."""
 
+_KERNEL = "hf_ext.data.curation.deduplication.minhash_kernel"
 _MEMORY = 1 << 28  # bytes of band keys, or of signatures, held at a time
+_VALUES = 1 << 16  # of hash functions, worked out at a time where numba is missing
 _GIANT_CLUSTER = 1_000  # a cluster is worth a warning from this size,
 _GIANT_SHARE = 0.01  # if it is this share of the set, too
-_NO_WORD, _PART, _WORD = range(3)
-_ACCENT = re.compile("[\u0300-\u036f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +106,18 @@ class MinHashDeduplication(ClusterStep):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of what signs, and of the tables that say what a word is."""
-        return {"rensa": version("rensa"), **unicode_versions()}
+        """Of the tables that say what a word is."""
+        return unicode_versions()
 
     def features(self, texts: list[str], batch: Batch) -> pa.Table:
         """The signature of each document."""
         import pyarrow as pa
 
-        shingles = [self._shingles(text) for text in texts]
-        counts = np.array([len(hashes) for hashes in shingles], np.uint64)
-        signatures = self._signatures(shingles, counts)
+        shingles = [folded_ngrams(text, self.ngram, self.seed) for text in texts]
+        signatures = self._signatures(shingles)
         flat = pa.array(signatures.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, self.bands * self.rows)
-        return pa.table({"signature": column, "has_words": counts > 0, **self.ids_of(batch)})
+        return pa.table({"signature": column, "has_words": list(map(bool, map(len, shingles))), **self.ids_of(batch)})
 
     def decide(self, tables: Sequence[pa.Table], notes: Notes | None = None) -> Iterator[list[Decision]]:
         """Join what agrees in a whole band, some bands at a time, as the memory allows."""
@@ -145,27 +142,21 @@ class MinHashDeduplication(ClusterStep):
                 stacklevel=2,
             )
 
-    def _shingles(self, text: str) -> Hashes:
-        """Hashes of the n-grams of a text's words."""
-        text = text.lower()
-        if not text.isascii():
-            if not unicodedata.is_normalized("NFKD", text):
-                text = unicodedata.normalize("NFKD", text)
-            text = _ACCENT.sub("", text)
-        points = code_points(text)
-        words = word_hashes(points, *kind_spans(_word_kinds()[points]), self.seed)
-        return ngram_hashes(words, min(self.ngram, max(1, len(words))))
-
-    def _signatures(self, shingles: list[Hashes], counts: Hashes) -> Signatures:
-        """The least of each hash function over the n-grams of each document."""
-        with naming_extras():
-            from rensa import RMinHash
-        offsets = np.zeros(len(counts) + 1, np.uint64)
-        np.cumsum(counts, out=offsets[1:])
-        flat = np.concatenate([*shingles, np.empty(0, np.uint64)])
-        # the plain sketch: the faster "rho" one samples words by their place, so that its errors are not binomial
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, self.bands * self.rows, self.seed)
-        return np.array(matrix.to_rows(), np.uint32).reshape(len(counts), self.bands * self.rows)
+    def _signatures(self, shingles: list[npt.NDArray[np.uint32]]) -> Signatures:
+        """The least value of each hash function over the n-grams of each document."""
+        ngrams = np.concatenate([*shingles, np.empty(0, np.uint32)])
+        ends = np.cumsum([len(hashes) for hashes in shingles], dtype=np.int64)
+        factors, addends = _hash_functions(self.bands * self.rows, self.seed)
+        kernel = compiled_module(_KERNEL)
+        if kernel is not None:
+            return kernel.signatures(ngrams, ends, factors, addends)
+        signatures = np.full((len(shingles), len(factors)), 0xFFFFFFFF, np.uint32)
+        at_once = max(1, _VALUES // len(factors))
+        for signature, hashes, end in zip(signatures, shingles, ends.tolist(), strict=True):
+            for start in range(end - len(hashes), end, at_once):
+                values = ngrams[start : min(start + at_once, end), None] * factors + addends  # modulo 2^32
+                np.minimum(signature, values.min(axis=0), out=signature)
+        return signatures
 
     def _band_keys(self, tables: Sequence[pa.Table], bands: slice) -> npt.NDArray[np.uint64]:
         """A 64-bit key of each of some bands of each document; `(bands, documents)`."""
@@ -228,12 +219,14 @@ class MinHashDeduplication(ClusterStep):
         return column.flatten().to_numpy().reshape(table.num_rows, self.bands * self.rows)
 
 
-@cache
-def _word_kinds() -> npt.NDArray[np.uint8]:
-    """Of each code point: no part of a word, a part of one, or one by itself; see [`kind_spans`]."""
-    tables = unicode_tables()
-    is_alnum = (tables.traits & IS_ALNUM) != 0
-    kinds = np.where(is_alnum | (tables.word_break == EXTEND), _PART, _NO_WORD).astype(np.uint8)
-    # word boundaries put no class on letters of scripts without spaces: each is by itself
-    kinds[is_alnum & (tables.word_break == OTHER)] = _WORD
-    return kinds
+@lru_cache(maxsize=8)
+def _hash_functions(count: int, seed: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """
+    Factors and addends of functions $a x + b$ modulo $2^{32}$.
+
+    As the factors are odd, no two n-grams have the same value: a hash that agrees is an n-gram that agrees.
+    """
+    # the numbers of splitmix64
+    draws = mixed(np.uint64(seed) + np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    factors, addends = (draws >> np.uint64(32)).astype(np.uint32).reshape(2, count)
+    return factors | np.uint32(1), addends

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import config, get_num_threads, njit, prange, set_num_threads
+from numba import config, get_num_threads, prange, set_num_threads
 
+from hf_ext.guards.compiling import compiled
 from hf_ext.guards.threads import torch_threads_kept
 
 _MARGIN = 1.0 + 1e-9  # over the roundings of the bounds themselves
@@ -25,7 +26,7 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}  # not ninf, nnan: -inf marks a r
 # float32 1.8 times, 8-bit codes 1.5 times as fast as row after row, and 1.5 times as fast as the BLAS product.
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _dots_int(q, t, start, stop, out):
     apart, d = (stop - start) // 4, q.shape[1]
     for j in range(start, start + apart):
@@ -45,7 +46,7 @@ def _dots_int(q, t, start, stop, out):
         out[j] = total
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _dots_float(z, t, start, stop, out):
     apart, d = (stop - start) // 4, z.shape[1]
     for j in range(start, start + apart):
@@ -64,7 +65,7 @@ def _dots_float(z, t, start, stop, out):
         out[j] = total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _exact(row, inverse_norm, target, theta):
     total = 0.0
     for i in range(len(theta)):
@@ -72,7 +73,7 @@ def _exact(row, inverse_norm, target, theta):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _length(vector):
     total = 0.0
     for value in vector:
@@ -80,7 +81,7 @@ def _length(vector):
     return np.sqrt(total)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _code(theta, codes):
     """Fill `codes` (int16) with theta / scale such that 127 * sum |codes| fits int32; return the scale and error."""
     # Row codes are at most 127, so no sum of products leaves int32; each code may round up by one half: less d.
@@ -95,7 +96,7 @@ def _code(theta, codes):
     return scale, np.sqrt(error)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target, theta):
     """Place of the greatest exact score, the first of equals; the score; how many exact scores were is_taken."""
     # Start at the leader with the highest bound: its score rules out nearly all others.
@@ -120,7 +121,7 @@ def _decide(upper, highest, leaders, width, rows, inverse_norms, numbers, target
     return best, score, count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _first_left(is_taken):
     for j in range(len(is_taken)):
         if not is_taken[j]:
@@ -128,7 +129,7 @@ def _first_left(is_taken):
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _step(number, rows, inverse_norms, target, theta):
     row = rows[number]
     inverse_norm = inverse_norms[number]
@@ -141,7 +142,7 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
     # Compiled twice: not on every threading layer may several threads (one a group) enter a parallel region at a time.
     # `width` is in the closures and differs, by which numba's cache tells the two apart.
 
-    @njit(cache=True, nogil=True, parallel=threaded)
+    @compiled(parallel=threaded)
     def quantise(rows, inverse_norms, numbers, target, q, scale, error, norm):
         d = len(target)
         for b in prange((len(numbers) + width - 1) // width):
@@ -163,7 +164,7 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
                 error[j] = np.sqrt(residual) * 1.000001
                 norm[j] = (_length(z) + np.sqrt(residual)) * 1.000001 + 1e-30
 
-    @njit(cache=True, nogil=True, parallel=threaded)
+    @compiled(parallel=threaded)
     def int8_scores(q, scale, error, norm, codes, code_scale, length, code_error, is_taken, upper, highest, leaders):
         n = len(q)
         for b in prange((n + width - 1) // width):
@@ -181,7 +182,7 @@ def _over_blocks(threaded: bool, width: int) -> tuple[Any, Any, Any]:
                     low, leader = score - bound, j
             highest[b], leaders[b] = high, leader
 
-    @njit(cache=True, nogil=True, parallel=threaded)
+    @compiled(parallel=threaded)
     def f32_scores(z, norm, t, unit_error, length, is_taken, upper, highest, leaders):
         n = len(z)
         for b in prange((n + width - 1) // width):
@@ -207,7 +208,7 @@ _quantise_alone, _int8_alone, _f32_alone = _over_blocks(False, WIDTH_ALONE)
 _quantise_shared, _int8_shared, _f32_shared = _over_blocks(True, WIDTH_SHARED)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def int8_screen(shared, coded, theta, is_taken, upper, highest, leaders):
     """Upper bound of every score; per block the highest of them and the row whose lower bound leads."""
     q, scale, error, norm = coded
@@ -221,7 +222,7 @@ def int8_screen(shared, coded, theta, is_taken, upper, highest, leaders):
         _int8_alone(q, scale, error, norm, codes, code_scale, length, code_error, is_taken, upper, highest, leaders)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, is_taken, places, lengths, scores):
     """Fill `places`, `lengths` (of theta after each pick) and `scores`; return how many exact scores were is_taken."""
     n = len(is_taken)
@@ -243,7 +244,7 @@ def int8_picks(shared, coded, rows, inverse_norms, numbers, target, theta, is_ta
     return evaluations
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, is_taken, places, lengths, scores):
     """As `int8_picks`, from centred float32 rows."""
     n, d = z.shape
@@ -273,7 +274,7 @@ def f32_picks(shared, z, norm, rows, inverse_norms, numbers, target, theta, is_t
     return evaluations
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def quantise(shared, rows, inverse_norms, numbers, target, coded):
     """Fill the codes, steps, error bounds and norm bounds of `coded`."""
     q, scale, error, norm = coded

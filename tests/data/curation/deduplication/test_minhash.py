@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hf_ext.data.curation.deduplication import MinHashDeduplication, minhash
+from hf_ext.data.curation.deduplication import MinHashDeduplication, folded_text, minhash
 from hf_ext.data.curation.deduplication.clusters import Clusters, equal_runs
+from hf_ext.data.curation.deduplication.folded_text import folded_ngrams, folded_words
 from hf_ext.data.curation.deduplication.minhash import MINHASH_PRESETS
-from hf_ext.data.curation.hashing import kind_spans
-from hf_ext.data.curation.unicode_tables import code_points
 
 LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -65,6 +64,23 @@ def check_recall(step: MinHashDeduplication, similarity: float) -> None:
     # where hardly a pair is missed the binomial is no bell: its own quantiles of three deviations
     low, high = binom.ppf([0.00135, 0.99865], 500, theory) / 500
     assert min(low, theory - 3 * deviation) <= recall <= max(high, theory + 3 * deviation)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_signatures_are_the_least_values_of_functions_modulo_32_bits(is_compiled, monkeypatch):
+    if is_compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(minhash, "compiled_module", lambda name: None)
+    monkeypatch.setattr(minhash, "_VALUES", 1_500)
+    step = MinHashDeduplication(bands=300, rows=2, seed=2**64 - 1)
+    factors, addends = (values.tolist() for values in minhash._hash_functions(600, step.seed))
+    assert all(factor % 2 for factor in factors)
+    assert len({*factors, *addends}) > 1_190
+    shingles = [np.random.default_rng(count).integers(0, 2**32, count, np.uint32) for count in (1, 0, 4, 7, 50)]
+    for hashes, signature in zip(shingles, step._signatures(shingles).tolist(), strict=True):
+        for factor, addend, value in zip(factors, addends, signature, strict=True):
+            assert value == min([(factor * ngram + addend) % 2**32 for ngram in hashes.tolist()], default=2**32 - 1)
 
 
 def test_the_value_of_a_drop_estimates_the_similarity():
@@ -144,12 +160,47 @@ def test_short_texts_are_compared_whole_and_texts_without_words_stay():
 
 def test_words_are_runs_of_letters_marks_and_digits_and_characters_of_scripts_without_spaces():
     texts = ["don't  stop_me-now 3.14", "", "!?", "word", "\u4eca\u5929x1 \u0e01\u0e02", "हिन्दी भाषा", "\x00\ud800a"]
-    spans = [kind_spans(minhash._word_kinds()[code_points(text)]) for text in texts]
-    words = [[t[a:b] for a, b in zip(*pair, strict=True)] for t, pair in zip(texts, spans, strict=True)]
-    assert words == [
+    assert list(map(words_of, texts)) == [
         ["don", "t", "stop", "me", "now", "3", "14"], [], [], ["word"],
         ["\u4eca", "\u5929", "x1", "\u0e01", "\u0e02"], ["हिन्दी", "भाषा"], ["a"],
     ]  # fmt: skip
+
+
+def words_of(text):
+    points, starts, ends = folded_words(text)
+    characters = "".join(map(chr, points.tolist()))
+    return [characters[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def test_characters_are_folded_one_by_one():
+    texts = [
+        "ΟΔΟΣ ὁδός",
+        "İstanbul ISTANBUL",
+        "Straße ½ №5 ™",
+        "ﬁne ＦＵＬＬ ﾊﾟ",
+        "한국어 한국",
+        "e\u0301te\u034f\u0323",
+        "…x… a\u00b4b",
+    ]
+    assert list(map(words_of, texts)) == [
+        ["οδοσ", "οδοσ"], ["istanbul", "istanbul"], ["straße", "1", "2", "no5", "tm"], ["fine", "full", "ハ\u309a"],
+        ["한국어", "한국"], ["ete"], ["x", "a", "b"],
+    ]  # fmt: skip
+
+
+def test_compiled_and_plain_fold_alike(monkeypatch):
+    pytest.importorskip("numba")
+    draw = np.random.default_rng(0)
+    points = [*range(0x20, 0x3000, 7), *range(0x3000, 0x30000, 397), 0xD800, 0x10FFFF]
+    points += map(ord, "aaaaaaééé      ½ﬁİΣ한…\u0301" * 30)
+    texts = ["".join(map(chr, draw.choice(points, size))) for size in (0, 1, 2, 3, 3, 5, *range(0, 120, 3))]
+    texts += ["x" * 9_000, "x" * 9_001, "é" * 5_000 + " ½ " + "漢字" * 50]
+    hashes = []
+    for _ in range(2):
+        hashes.append([folded_ngrams(text, length, 2**64 - 1).tolist() for text in texts for length in (1, 5)])
+        monkeypatch.setattr(folded_text, "compiled_module", lambda name: None)
+    assert hashes[0] == hashes[1]
+    assert sum(map(len, hashes[0])) > 1_000
 
 
 def test_chinese_is_compared_by_characters():
