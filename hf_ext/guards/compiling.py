@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Call
 
 
 @cache
-def compiled_module(name: str) -> ModuleType | None:
+def compiled_module(name: str) -> Any:
     """
     A module of compiled functions, or `None` where numba cannot be used, so that the same has to be done plainly.
 
