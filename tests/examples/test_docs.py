@@ -29,7 +29,7 @@ def run_page(page):
     names = {"__name__": "__docs__"}
     for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")), 1):
         if language == "python":
-            exec(compile(text, f"{page.name}, block {number}", "exec"), names)
+            exec(compile(text, f"{page.name}, block {number}", "exec", dont_inherit=True), names)
             continue
         for program, *arguments in commands(text):
             assert program == "hf-ext", f"{page.name}, block {number}: {program} is not run by this test"
