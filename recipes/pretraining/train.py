@@ -45,7 +45,7 @@ from hf_ext.evaluation.core import evaluate_core
 from hf_ext.evaluation.core.task_files import load_tasks
 from hf_ext.guards.models import loading_model
 from hf_ext.recipes.launch import Recipe, RecipeArguments, check_arguments, is_sharded, load_train_and_eval
-from hf_ext.trainers.pretraining import METHOD
+from hf_ext.trainers.pretraining import TRAINING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -286,7 +286,7 @@ def made_model(
         )
 
 
-RECIPE = PretrainingRecipe(METHOD)
+RECIPE = PretrainingRecipe(TRAINING)
 main = RECIPE.main
 make_parser = RECIPE.make_parser
 

@@ -1,9 +1,11 @@
 """Pretraining from scratch on packed shards, as DCLM does it."""
 
+from dataclasses import replace
+
 from hf_ext.guards.lazy import lazy_names
 from hf_ext.method import Method, Paper
 
-METHOD = Method(
+TRAINING = Method(
     name="pretraining",
     summary="a language model from scratch on packed shards, on DCLM's schedule",
     commands=("train pretraining",),
@@ -30,6 +32,15 @@ METHOD = Method(
 }""",
     ),
 )
+GAME = replace(
+    TRAINING,
+    name="dclm",
+    summary="DCLM's game: one scale, a model a treatment of the data, held-out loss and CORE with errors",
+    commands=("train dclm",),
+    recipe="hf_ext.recipes.dclm.train",
+    variant_of="pretraining",
+)
+METHODS = (TRAINING, GAME)
 
 EXPORTS = {
     "hf_ext.trainers.pretraining.architecture": ("new_model",),

@@ -7,4 +7,6 @@ from hf_ext.trainers.pretraining.curve import TrainingCurve as TrainingCurve
 from hf_ext.trainers.pretraining.plan import TrainingPlan as TrainingPlan
 from hf_ext.trainers.pretraining.trainer import PretrainingTrainer as PretrainingTrainer
 
-METHOD: Method
+TRAINING: Method
+GAME: Method
+METHODS: tuple[Method, ...]
