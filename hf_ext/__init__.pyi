@@ -73,7 +73,16 @@ from hf_ext.data.weighting import add_original_losses as add_original_losses
 from hf_ext.data.weighting import flow_temperature as flow_temperature
 from hf_ext.data.weighting import prepare_sft_rows as prepare_sft_rows
 from hf_ext.demo.model import embedded_model as embedded_model
+from hf_ext.evaluation.core.aggregate import CoreIncomplete as CoreIncomplete
+from hf_ext.evaluation.core.aggregate import aggregate_core as aggregate_core
+from hf_ext.evaluation.core.callback import CoreCallback as CoreCallback
+from hf_ext.evaluation.core.evaluate import evaluate_core as evaluate_core
+from hf_ext.evaluation.core.export import export_lm_eval as export_lm_eval
+from hf_ext.evaluation.core.report import CoreReport as CoreReport
 from hf_ext.evaluation.forgetting import forgetting_report as forgetting_report
+from hf_ext.evaluation.metrics import CentredAccuracy as CentredAccuracy
+from hf_ext.evaluation.metrics import KLOriginalToNew as KLOriginalToNew
+from hf_ext.evaluation.metrics import NDCGAt10 as NDCGAt10
 from hf_ext.evaluation.preference import likelihood_report as likelihood_report
 from hf_ext.evaluation.preference_report import LikelihoodReport as LikelihoodReport
 from hf_ext.evaluation.report import ForgettingReport as ForgettingReport
