@@ -269,6 +269,7 @@ def made_model(
 
     name = model_args.model_name_or_path
     if name is None:
+        assert isinstance(training_args.architecture, dict)  # the arguments were looked at
         return hf_ext.new_model(
             training_args.architecture,
             tokenizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -29,7 +29,7 @@ from hf_ext.trainers.pretraining.sequences import COLUMN, NextTokens, checked_se
 
 logger = logging.getLogger(__name__)
 
-AnySets = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
+AnySets: TypeAlias = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
 
 
 class PretrainingTrainer(BaseTrainer, StockTrainerHooks, Trainer):

@@ -333,7 +333,7 @@ def _other_rules(rule: Rule) -> Iterator[tuple[str, list[tuple[float, Rule]]]]:
     for field_name, bound in (("minimum", rule.minimum), ("maximum", rule.maximum)):
         if bound:  # nothing is a multiple of 0
             others = [float(f"{factor * bound:.2g}") for factor in _OTHER_BOUNDS]
-            rules = [(value, replace(rule, **{field_name: value})) for value in others]
+            rules = [(value, replace(rule, **{field_name: value})) for value in others]  # type: ignore[arg-type]
             yield f"{field_name[:3]} {_number(bound)}", rules
 
 
