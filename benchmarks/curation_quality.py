@@ -47,13 +47,13 @@ from common import data_folder, finish, parser, piece
 from junk import KINDS, mixed
 from tiny_lm import nats_a_token, token_rows, tokenizer_of, trained
 
-FULL = {"seeds": 5, "steps": 300, "documents": 700}
+FULL = {"seeds": 5, "steps": 1000, "documents": 700}
 QUICK = {"seeds": 1, "steps": 6, "documents": 90}
 ARMS = ("raw", "heuristics", "dedup", "classifier", "oracle")
 PAGE_CHARS = 20_000  # longer pages and articles are cut: no document shall be a tenth of a set
 HELD_OUT = 0.12
 REFERENCE = 0.18
-KEEP_SHARE = 0.85  # of the tokens that the classifier sees
+KEEP_SHARE = 0.8  # of the tokens that the classifier sees: chosen on seed 9, which is not among those measured
 FOLDS = 5
 STEPS = (
     "language",
@@ -91,14 +91,19 @@ def page_texts(count: int) -> tuple[list[str], list[str]]:
 
     from hf_ext.data.curation import HtmlToText
 
-    rows = pq.read_table(data_folder() / "web_docs/html_docs.parquet", columns=["html", "lang"]).to_pylist()
+    path = data_folder() / "web_docs/html_docs.parquet"
+    rows = pq.read_table(path, columns=["html", "lang", "source"]).to_pylist()
     rows = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))[:count]]
     texts = HtmlToText()({"html": [row["html"] for row in rows]})["text"]
     english: list[str] = []
     foreign: list[str] = []
     for row, text in zip(rows, texts, strict=True):
-        if text and len(text) >= 500:
-            (english if row["lang"] == "en" else foreign).append(text[:PAGE_CHARS])
+        if not text or len(text) < 500:
+            continue
+        if row["lang"].startswith("en"):
+            english.append(text[:PAGE_CHARS])
+        elif row["source"] == "apache2-doc":  # translations elsewhere are half done: English under another language
+            foreign.append(text[:PAGE_CHARS])
     return english, foreign
 
 
