@@ -29,7 +29,7 @@ Last line, one JSON object:
 Runs in the environment of `make test-peers`:
 
     make test-peers PYTEST_ARGS=--collect-only
-    .venv-peers/bin/python benchmarks/curation_speed.py [--dclm PATH]      # about ten minutes on a quiet machine
+    .venv-peers/bin/python benchmarks/curation_speed.py [--dclm PATH]      # about fifteen minutes on a quiet machine
     .venv-peers/bin/python benchmarks/curation_speed.py --quick            # under a minute, not the claim
 """
 
@@ -60,7 +60,7 @@ from common import data_folder, finish, parser
 from dclm_checkout import Checkout
 from tqdm.auto import tqdm
 
-FULL = {"documents": 600, "pages": 150, "rounds": 5}
+FULL = {"documents": 600, "pages": 400, "rounds": 5}  # pages: about a chunk of `curate`
 QUICK = {"documents": 30, "pages": 6, "rounds": 2}
 PEERS = ("datasketch", "datatrove", "spacy", "trafilatura", "uniseg", "numba", "resiliparse")
 BLINK = 0.5  # seconds that our side of a round takes at least
