@@ -40,10 +40,9 @@ import gzip
 import json
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before the libraries that read these
-os.environ["NUMBA_NUM_THREADS"] = "1"
-os.environ["RAYON_NUM_THREADS"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if __name__ == "__main__":  # before the libraries that read these, and not where another process looks at this file
+    for name in ("OMP", "NUMBA", "RAYON", "OPENBLAS"):
+        os.environ[f"{name}_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable, Iterable, Sequence
