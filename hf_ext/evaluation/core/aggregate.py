@@ -168,8 +168,8 @@ def accuracy_of(correct: ArrayLike, categories: Sequence[str] | None = None) -> 
         `tuple[float, float]`: shares.
     """
     parts = _by_category(np.asarray(correct, dtype=np.float64), categories)
-    means = [float(part.mean()) for part in parts]
-    variances = [mean * (1 - mean) / len(part) for mean, part in zip(means, parts, strict=True)]
+    means = [float(category.mean()) for category in parts]
+    variances = [mean * (1 - mean) / len(category) for mean, category in zip(means, parts, strict=True)]
     return math.fsum(means) / len(means), math.sqrt(math.fsum(variances)) / len(means)
 
 
@@ -212,10 +212,10 @@ def paired_difference(
     """
     differences = np.asarray(correct, dtype=np.float64) - np.asarray(other_correct, dtype=np.float64)
     parts = _by_category(differences, categories)
-    mean = math.fsum(float(part.mean()) for part in parts) / len(parts)
+    mean = math.fsum(float(category.mean()) for category in parts) / len(parts)
     half_width = None
-    if all(len(part) > 1 for part in parts):
-        variance = math.fsum(float(part.var(ddof=1)) / len(part) for part in parts) / len(parts) ** 2
+    if all(len(category) > 1 for category in parts):
+        variance = math.fsum(float(category.var(ddof=1)) / len(category) for category in parts) / len(parts) ** 2
         half_width = _quantile() * math.sqrt(variance) / (1 - baseline)
     return Difference(mean / (1 - baseline), half_width)
 
@@ -223,8 +223,8 @@ def paired_difference(
 def mean_difference(differences: Iterable[Difference]) -> Difference:
     """The mean over tasks; its interval is theirs added as independent ones."""
     parts = list(differences)
-    mean = math.fsum(part.mean for part in parts) / len(parts)
-    widths = [part.half_width for part in parts]
+    mean = math.fsum(difference.mean for difference in parts) / len(parts)
+    widths = [difference.half_width for difference in parts]
     if any(width is None for width in widths):
         return Difference(mean, None)
     return Difference(mean, math.sqrt(math.fsum(width**2 for width in widths if width is not None)) / len(parts))

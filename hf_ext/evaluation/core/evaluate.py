@@ -229,9 +229,9 @@ class _Evaluation:
             scorer = AnswerScorer(model, self.batch_tokens, self.autocast_dtype)
             for task_rows in self.tasks:
                 bar.set_postfix_str(task_rows.task.label)
-                place = None if folder is None else folder / task_rows.task.label
+                task_folder = None if folder is None else folder / task_rows.task.label
                 facts = {} if identity is None else {**identity, "task_file": task_rows.digest}
-                store = RowRecords(place, facts, self.processes, self.processes.process_index)
+                store = RowRecords(task_folder, facts, self.processes, self.processes.process_index)
                 self._score_task(model, scorer, task_rows, store, bar)
                 order = row_order(task_rows, self.protocol)[: self.max_rows]
                 records[task_rows.task.label] = [store.records[index] for index in order]

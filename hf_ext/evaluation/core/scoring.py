@@ -137,8 +137,8 @@ class AnswerScorer:
 
     def _fits(self, readings: list[_Reading]) -> bool:
         width = _width(readings)
-        kept = width - min((reading.first for reading in readings), default=0) if self.keeps_logits else width
-        logit_bytes = 4 * self.vocabulary * kept * len(readings)
+        num_columns = width - min((reading.first for reading in readings), default=0) if self.keeps_logits else width
+        logit_bytes = 4 * self.vocabulary * num_columns * len(readings)
         return width * len(readings) <= self.batch_tokens and logit_bytes <= LOGIT_BYTES
 
     # --- reading them ---
@@ -195,21 +195,23 @@ class AnswerScorer:
         width = _width(readings) - prefix
         # Filled up with the last token: any would do, and a padding token may be missing or make the host warn.
         rows = [(reading.ids[prefix:] + reading.ids[-1:] * width)[:width] for reading in readings]
-        kept = sorted({t for reading in readings for t in range(reading.first - prefix, len(reading.ids) - prefix)})
+        positions = sorted(
+            {t for reading in readings for t in range(reading.first - prefix, len(reading.ids) - prefix)}
+        )
         options: dict[str, Any] = {"use_cache": False}
         if cache is not None:
             mask = torch.ones((len(rows), prefix + width), dtype=torch.long, device=self.device)
             options = {"use_cache": True, "past_key_values": cache, "attention_mask": mask}
         if self.keeps_logits:
-            options["logits_to_keep"] = torch.tensor(kept, device=self.device)
+            options["logits_to_keep"] = torch.tensor(positions, device=self.device)
         with self._autocast():
             logits = self.model(input_ids=torch.tensor(rows, device=self.device), **options).logits
         if not self.keeps_logits:
-            logits = logits[:, -width:][:, kept]  # virtual tokens stand in front
-        place = {position: i for i, position in enumerate(kept)}
+            logits = logits[:, -width:][:, positions]  # virtual tokens stand in front
+        column_of = {position: i for i, position in enumerate(positions)}
         for reading, of_reading in zip(readings, logits, strict=True):
-            begin = place[reading.first - prefix]
-            end = place[len(reading.ids) - 1 - prefix] + 1
+            begin = column_of[reading.first - prefix]
+            end = column_of[len(reading.ids) - 1 - prefix] + 1
             of_answer = of_reading[begin:end].float()
             yield F.log_softmax(of_answer, dim=-1), of_answer.argmax(dim=-1)
 
