@@ -26,8 +26,38 @@ PICKS = [
         )
     ),
 ]
-# Files and folders of Python from the repository's root. The script and the modules beside it that it imports belong
-# to it too. A result is current while none of them has changed.
+# What carries documents through the rules and tells of it: neither verdicts nor their cost hang on these.
+CURATION = [
+    "hf_ext/data/curation",
+    *(
+        f"-hf_ext/data/curation/{name}"
+        for name in (
+            "backends",
+            "document_sample.py",
+            "drop_ledger.py",
+            "dry_run.py",
+            "manifest.py",
+            "mixing.py",
+            "packed.py",
+            "packing.py",
+            "report.py",
+            "report_page.py",
+            "sources.py",
+            "warc.py",
+            "workers.py",
+        )
+    ),
+]
+# What a row of CORE is asked and how its answer is judged.
+CORE = [
+    *(
+        f"hf_ext/evaluation/core/{name}.py"
+        for name in ("evaluate", "judges", "prompts", "scoring", "task_files", "tasks", "tokens")
+    ),
+    "hf_ext/evaluation/models.py",
+]
+# Files and folders of Python from the repository's root, without those behind a minus. The script and the modules
+# beside it that it imports belong to it too. A result is current while none of them has changed.
 MEASURED = {
     "consensus_label_dp": [
         "hf_ext/data/relabeling",
@@ -36,11 +66,11 @@ MEASURED = {
         "trainers/consensus",
     ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
-    "core_agreement": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
-    "core_smollm2": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
-    "core_speed": ["hf_ext/evaluation/core", "hf_ext/evaluation/models.py"],
-    "curation_quality": ["hf_ext/data/curation"],
-    "curation_speed": ["hf_ext/data/curation"],
+    "core_agreement": [*CORE, "hf_ext/evaluation/core/export.py"],
+    "core_smollm2": [*CORE, "hf_ext/evaluation/core/aggregate.py"],
+    "core_speed": CORE,
+    "curation_quality": CURATION,
+    "curation_speed": CURATION,
     "demo": [
         "hf_ext/_upstream",
         "hf_ext/data",
@@ -102,8 +132,9 @@ def files_of(name: str, root: Path = ROOT) -> list[str]:
     """Paths from the root of every file that the benchmark measures, sorted."""
     files = scripts_of(name, root / "benchmarks")
     for place in MEASURED[name]:
-        path = root / place
-        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
+        path = root / place.removeprefix("-")
+        modules = set(path.rglob("*.py")) if path.is_dir() else {path}
+        files = files - modules if place.startswith("-") else files | modules
     return sorted(path.relative_to(root).as_posix() for path in files)
 
 
