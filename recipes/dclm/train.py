@@ -11,8 +11,9 @@ Documents go through each treatment, are packed, and a model is trained on what 
 compares held-out loss and CORE, with errors, and names no winner inside them. A game that was stopped, even by
 `kill -9`, goes on where it was when the same command is run again.
 
-# Raw, rules of quality, duplicates out: a model a treatment and seed on two processor cores
+# Raw, rules of quality, duplicates out, the best half: a model a treatment and seed on two processor cores
 ```bash
+hf-ext data classify --positives good.jsonl --negatives web.jsonl --save quality
 hf-ext train dclm --config dclm/nano \
     --dataset_name web.jsonl --eval_dataset_name held_out.jsonl --tokenizer_name tokenizer
 ```

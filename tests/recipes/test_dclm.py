@@ -18,9 +18,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from hf_ext import PretrainingTrainer
+from hf_ext.cli import main
 from hf_ext.recipes.dclm.train import RECIPE
+from hf_ext.recipes.files import read_settings
 from hf_ext.rounds.game_report import GameReport, TreatmentResult
 from tests.evaluation.core.small_tasks import small_rows, write_tasks
+from tests.pages import article, pages
 from tests.tiny import tiny_sentences, tiny_tokenizer
 from tests.trainers.pretraining import TINY
 
@@ -101,6 +104,7 @@ WORDS = [
     *("--dataset_name", "web.jsonl", "--eval_dataset_name", "held_out.jsonl", "--tokenizer_name", "tokenizer"),
 ]
 TREATMENTS = {"raw": [], "unique": ["ExactDeduplication"], "mixed": {"mix": {"web.jsonl": 0.5, "wiki.jsonl": 0.5}}}
+PAIR = ("--treatments", json.dumps({"raw": [], "unique": ["ExactDeduplication"]}))
 
 
 @pytest.fixture
@@ -178,6 +182,22 @@ def test_a_game_stopped_anywhere_goes_on_in_the_right_treatment_to_the_same_repo
     assert "learning_rate was 0.003, is 0.5" in capsys.readouterr().err
 
 
+def test_the_game_of_the_file_is_played_with_a_classifier_that_one_command_trains(
+    documents: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Dataset.from_dict({"text": [*pages(30).values()]}).to_json("web.jsonl")
+    Dataset.from_dict({"text": [article(seed) for seed in range(100, 110)]}).to_json("good.jsonl")
+    assert play("--output_dir", "out", "--max_steps", "1") == 2
+    assert "QualityShare: quality/classifier.safetensors is missing" in capsys.readouterr().err
+    words = ["data", "classify", "--positives", "good.jsonl", "--negatives", "web.jsonl", "--save", "quality"]
+    assert main(words) == 0
+    assert play("--output_dir", "out", "--max_steps", "1", "--save_strategy", "no") == 0
+    counts = {entry["name"]: entry["num_documents"] for entry in report_in("out")["treatments"]}
+    assert list(counts) == list(read_settings("dclm/nano")[1]["treatments"])
+    assert (counts["raw"], counts["heuristics"], counts["deduplicated"]) == (37, 34, 30)
+    assert 10 <= counts["classifier"] <= 20
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -196,7 +216,7 @@ def test_a_game_stopped_anywhere_goes_on_in_the_right_treatment_to_the_same_repo
 def test_what_cannot_be_played_is_one_line_and_status_2(
     more: list[str], words: str, documents: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert play(*more, "--output_dir", "out") == 2
+    assert play(*PAIR, *more, "--output_dir", "out") == 2
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
