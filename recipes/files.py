@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hf_ext.recipes
+from hf_ext.guards.near_names import did_you_mean
 from hf_ext.guards.yaml_file import read_yaml
 from hf_ext.method import Method, known_methods
 
@@ -120,9 +120,3 @@ def _is_file(name: str) -> bool:
         return Path(name).is_file()
     except OSError:  # a name too long for the disk
         return False
-
-
-def did_you_mean(name: str, possible_names: Iterable[str]) -> str:
-    """`; did you mean 'a' or 'b'?`, or nothing where no possible name is close."""
-    close_names = difflib.get_close_matches(name, list(possible_names), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close_names))}?" if close_names else ""

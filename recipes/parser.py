@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import torch
 from trl import TrlParser
 
+from hf_ext.guards.near_names import did_you_mean
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.guards.row_text import shorten
-from hf_ext.recipes.files import did_you_mean, read_settings, take_config
+from hf_ext.recipes.files import read_settings, take_config
 from hf_ext.recipes.schema import config_schema, converted, problem_of
 
 EPILOG = """

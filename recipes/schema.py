@@ -17,8 +17,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, Literal, Union
 
+from hf_ext.guards.near_names import did_you_mean
 from hf_ext.guards.numbers import TextOrNumber
-from hf_ext.recipes.files import did_you_mean
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"

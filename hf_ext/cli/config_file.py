@@ -36,7 +36,8 @@ def read_config(
     """
     if options.config is None:
         return {}
-    from hf_ext.recipes.files import did_you_mean, read_settings
+    from hf_ext.guards.near_names import did_you_mean
+    from hf_ext.recipes.files import read_settings
     from hf_ext.recipes.schema import problem_of
 
     _, values = read_settings(options.config)

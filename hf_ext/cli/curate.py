@@ -156,9 +156,13 @@ def documents_of(options: argparse.Namespace) -> Any:
     from glob import has_magic
 
     from hf_ext.data.curation.sources import KINDS
-    from hf_ext.data.loading import load_rows
+    from hf_ext.data.loading import load_rows, require_place
 
     path = Path(options.dataset)
+    if not has_magic(options.dataset):
+        require_place(options.dataset)
+    if (path / "data").is_dir() and (path / "drops").is_dir():  # what `curate` wrote; its drop ledger is no document
+        return f"{options.dataset.rstrip('/')}/data"
     is_saved = any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
     is_files = (path.is_dir() and not is_saved) or path.name.endswith(KINDS) or has_magic(options.dataset)
     if is_files and options.dataset_config is None:

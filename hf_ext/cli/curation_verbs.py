@@ -153,8 +153,6 @@ def _trained(options: argparse.Namespace) -> Classifier:
     print(f"trained on {report.num_positives:,} good and {report.num_negatives:,} other documents")
     if report.auc is not None:
         print(f"held-out AUC {report.auc:.3f}; of the length alone {report.length_auc:.3f}")
-    for warning in report.warnings:
-        print(f"note: {warning}")
     print(f"classifier: {options.save}")
     return classifier
 

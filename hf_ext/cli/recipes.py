@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.exits import exit_status
-from hf_ext.recipes.files import did_you_mean, method_of, recipe_files
+from hf_ext.guards.near_names import did_you_mean
+from hf_ext.recipes.files import method_of, recipe_files
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.inside import file_in, read_json, require_inside, require_links_inside, require_path_inside
 from hf_ext.guards.models import first_line, loading_model
+from hf_ext.guards.near_names import did_you_mean
 from hf_ext.guards.unpacked import require_modest, require_shallow
 
 if TYPE_CHECKING:
@@ -20,11 +21,37 @@ if TYPE_CHECKING:
 
 # Suffix of a local file -> the builder of `datasets.load_dataset`; each may be compressed with gzip.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+_OTHER_FILES = (".warc", ".warc.gz", ".jsonl.zst")  # which curation reads
+_REMOTE = ("hf://", "buckets/")  # as `datasets` (5.2) takes them
 
 
 def file_format(name: str) -> str | None:
     """The `load_dataset` builder for a file of that name, or `None` where the suffix is not one of `FORMATS`."""
     return FORMATS.get(Path(name.removesuffix(".gz")).suffix)
+
+
+def require_place(name: str) -> None:
+    """
+    Refuse a path at which nothing lies, before it is sought on the Hub for half a minute.
+
+    A path begins with a dot or at the root, has more than one separator, or ends as the files do that are read; any
+    other name may be one of the Hub's.
+
+    Raises:
+        ValueError: if there is nothing; the message has the names beside it that are nearly the same.
+    """
+    path = Path(name)
+    is_file_name = file_format(name) is not None or name.endswith(_OTHER_FILES)
+    is_path = is_file_name or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2
+    if not is_path or name.startswith(_REMOTE) or path.exists():
+        return
+    absent = path
+    while not absent.parent.exists():
+        absent = absent.parent
+    folder = absent.parent
+    place = "" if absent == path else f", for there is no {absent.name!r} in {str(folder)!r}"
+    close_names = did_you_mean(absent.name, [other.name for other in folder.iterdir()] if folder.is_dir() else [])
+    raise ValueError(f"dataset {name!r}: there is no such {'file' if is_file_name else 'folder'}{place}{close_names}")
 
 
 def load_splits(
@@ -52,8 +79,7 @@ def load_splits(
 
     path = Path(name)
     kind = file_format(name)
-    if kind is not None and not path.exists():
-        raise ValueError(f"dataset {name!r}: there is no such file")
+    require_place(name)
     if kind is None and path.suffix and path.is_file():  # without one it may be a name on the Hub as well
         raise ValueError(f"dataset {name!r} is a file of none of the kinds that are read: {', '.join(FORMATS)}")
     try:
@@ -68,9 +94,10 @@ def load_splits(
                 return splits
             return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in splits.items()})
         return load_dataset(name, name=config, streaming=streaming, data_dir=data_dir)
-    except StopIteration as error:  # how `datasets` meets an empty JSON file
-        raise ValueError(f"dataset {name!r} cannot be loaded: there is no row in it") from error
     except Exception as error:  # readers raise what they like: BadZipFile, ArrowInvalid, EOFError, no connection...
+        # how `datasets` (5.2) meets an empty JSON file, and Parquet without rows such as a curation that left none
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise ValueError(f"dataset {name!r} cannot be loaded: there is no row in it") from error
         # what went wrong while rows were read is behind a DatasetGenerationError that does not say it
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ValueError(f"dataset {name!r} cannot be loaded: {first_line(cause)}") from error

@@ -59,6 +59,13 @@ def _is_of_packages(error: Exception) -> bool:
     return (error.name or "").partition(".")[0] != "hf_ext" and "cannot import name" not in str(error)
 
 
+def _is_of_killed_worker(error: Exception) -> bool:
+    """Whether a process that shared the work was killed, as the system does where memory runs out."""
+    from concurrent.futures import BrokenExecutor
+
+    return isinstance(error.__cause__, BrokenExecutor)
+
+
 def exit_status(command: Callable[[], int | None], prog: str) -> int:
     """
     Run a command and turn its errors into a message and an exit status.
@@ -71,8 +78,9 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
 
     Returns:
         `int`: 2 after an error of the input or of a chat template, a missing package, or a place that cannot be read
-        or written (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite
-        and where a disk is full, 130 after Ctrl-C. Any other error passes through, with its traceback.
+        or written (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite,
+        where a disk is full and where a process that shared the work was killed, 130 after Ctrl-C. Any other error
+        passes through, with its traceback.
     """
     try:
         with forks_end_with_us():
@@ -99,8 +107,9 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
         if _is_interrupted(error) or isinstance(error, OutputError):
             raise
         full, in_template, of_packages = is_disk_full(error), _is_of_chat_template(error), _is_of_packages(error)
-        is_known = full or in_template or of_packages or is_refused(error)
-        if not (is_known or isinstance(error, (*INPUT_ERRORS, FloatingPointError))):
+        is_broken = isinstance(error, FloatingPointError) or _is_of_killed_worker(error)
+        is_known = full or in_template or of_packages or is_broken or is_refused(error)
+        if not (is_known or isinstance(error, INPUT_ERRORS)):
             raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
@@ -113,4 +122,4 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
                 "HF_DATASETS_CACHE, HF_HOME or TMPDIR, and run again."
             )
         print(f"{prog}: error: {without_keys(message)}", file=sys.stderr)
-        return 1 if full or isinstance(error, FloatingPointError) else 2
+        return 1 if full or is_broken else 2

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.recipes.files import did_you_mean
+from hf_ext.guards.near_names import did_you_mean
 from hf_ext.recipes.schema import DRAFT, converted, fields_schema, problem_of, tidy
 
 if TYPE_CHECKING:
@@ -107,9 +107,11 @@ def _make(kind: type[Step], fields: Mapping[str, Any], place: str) -> Step:
         raise ValueError(f"{place}: {problem}")
     hints = typing.get_type_hints(kind)
     try:
-        return kind(**{name: _value(value, hints[name]) for name, value in converted(dict(fields), schema).items()})
+        step = kind(**{name: _value(value, hints[name]) for name, value in converted(dict(fields), schema).items()})
+        _ = step.versions  # of its files: one that is missing is missed before a document is read
     except (ValueError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
+    return step
 
 
 def _fields_schema(kind: type[Step]) -> dict[str, Any]:

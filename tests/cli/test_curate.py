@@ -19,6 +19,7 @@ from hf_ext.data.curation import (
     curate,
     dclm_baseline,
 )
+from hf_ext.data.loading import load_rows
 from hf_ext.recipes.curation.settings import file_schema, read_steps, step_types, steps_schema
 from hf_ext.recipes.files import find_recipe
 from tests.pages import pages, write_warc
@@ -69,6 +70,8 @@ def test_the_same_command_again_does_nothing_and_other_steps_do_the_rest(texts, 
     assert run(*command) == 0
     assert CurationReport.load("out/report").counts.rows_kept == 0
     assert "note: gopher_quality drops 37 of the 37 documents that come to it" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="dataset 'out' cannot be loaded: there is no row in it"):
+        load_rows("out")
 
 
 def test_a_dry_run_writes_the_report_and_nothing_else(texts, tmp_path, capsys):
@@ -166,8 +169,15 @@ MISTAKES = [
     ("on_bad_row: keep\nsteps: [LineRules]", "on_bad_row"),
     ("id_column: text\nsteps: [LineRules]", "id_column='text' is a column of documents"),
     ("id_column: body\nsteps: [LineRules]", "id_column='body' is no column of shard 'texts.jsonl'"),
+    ("steps: [LineRules, {UrlRules: {domains: nowhere.txt}}]", "step 2, UrlRules: nowhere.txt is missing"),
     ("steps: [{QualityFilter: {classifier: nowhere, threshold: 0.5}}]", "step 1, QualityFilter: nowhere"),
 ]
+
+
+def test_what_another_curation_wrote_is_read_without_its_drop_ledger(texts):
+    assert run("--config", "c.yaml", "--dataset", "texts.jsonl", "--output", "out") == 0
+    assert main(["data", "dedup", "--method", "exact", "--dataset", "out", "--output", "unique"]) == 0
+    assert CurationReport.load("unique/report").counts.rows_read == len(load_dataset("out", split="train"))
 
 
 @pytest.mark.parametrize(("text", "words"), MISTAKES)
@@ -185,7 +195,9 @@ def test_a_mistake_in_the_file_is_status_2_and_one_sentence(texts, capsys, text,
         (["--dataset", "texts.jsonl", "--output", "o"], "--config is missing"),
         (["--config", "c.yaml", "--output", "o"], "--dataset is missing"),
         (["--config", "c.yaml", "--dataset", "texts.jsonl"], "--output is missing"),
-        (["--config", "c.yaml", "--dataset", "none.jsonl", "--output", "o"], "none.jsonl"),
+        (["--config", "c.yaml", "--dataset", "text.jsonl", "--output", "o"], "did you mean 'texts.jsonl'"),
+        (["--config", "c.yaml", "--dataset", "./texts.jsonl.gz", "--output", "o"], "did you mean 'texts.jsonl'"),
+        (["--config", "c.yaml", "--dataset", "no/such/folder", "--output", "o"], "there is no 'no' in '.'"),
         (["--config", "c.yaml", "--dataset", "texts.jsonl", "--output", "texts.jsonl"], "is the --dataset"),
         (["--config", "c.yaml", "--dataset", ".", "--output", "o"], "lies in the --dataset"),
         (["--config", "c.yaml", "--dataset", "texts.jsonl", "--output", "full"], "is not empty"),
@@ -221,7 +233,7 @@ def test_the_schema_takes_the_recipes_of_the_package_and_refuses_the_mistakes(ca
     texts_recipe = yaml.safe_load(find_recipe("curation/dclm_baseline_texts").read_text())
     assert validator.is_valid(texts_recipe)
     assert read_steps(texts_recipe["steps"], "") == [*dclm_baseline(bloom=BloomDeduplication())]
-    for text, _ in MISTAKES[:-6]:  # the others are not about what the file may hold
+    for text, _ in MISTAKES[:-7]:  # the others are not about what the file may hold
         assert not validator.is_valid(yaml.safe_load(text)), text
 
 

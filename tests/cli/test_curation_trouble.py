@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_ext.cli import main
-from hf_ext.data.curation import CurationReport, sources
+from hf_ext.data.curation import CurationReport, GopherQuality, sources
 from hf_ext.guards.runs import claimed_file, claimed_folder
 from tests.data.curation.test_pipeline import comparable, everything
 from tests.data.curation.test_resume import killed_at_replacement
@@ -100,6 +100,30 @@ def test_killed_at_any_name_it_gives_a_command_ends_as_an_undisturbed_one(verb, 
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, moment
         assert run(verb, output, "--overwrite") == 0
         assert result(output) == result("whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the workers are forks, which take the planted kill along")
+def test_a_worker_that_is_killed_is_one_line_with_the_remedy_and_the_command_again_goes_on(capfd, monkeypatch):
+    command_process = os.getpid()
+    judge = GopherQuality.judge
+
+    def judge_or_be_killed(step, batch, indices=None):
+        if os.getpid() != command_process and 30 in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return judge(step, batch, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GopherQuality, "judge", judge_or_be_killed)
+        assert run("curate", "killed", "--num-proc", "2") == 1
+    last_line = capfd.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("hf-ext data curate: error: A process was killed, most likely by the system because")
+    assert last_line.endswith("run again with a smaller num_proc.")
+    chunks = [*Path("killed/.hf-ext-chunks").glob("*/*/rows.parquet")]
+    times = [path.stat().st_mtime_ns for path in chunks]
+    assert run("curate", "killed") == run("curate", "whole") == 0
+    assert chunks
+    assert [path.stat().st_mtime_ns for path in chunks] == times
+    assert result("killed") == result("whole")
 
 
 @pytest.mark.parametrize("verb", VERBS_TO_TRY)

@@ -71,13 +71,15 @@ def test_decontaminate_drops_what_has_a_benchmark_s_row_and_keeps_the_index(text
     assert "--overwrite" in capsys.readouterr().err
 
 
-def test_classify_trains_keeps_a_share_and_a_file_of_steps_takes_the_classifier(texts, capsys):
+def test_classify_trains_keeps_a_share_and_a_file_of_steps_takes_the_classifier(texts, capsys, caplog):
     write("good.jsonl", [article(number) for number in range(100, 110)])
     write("bad.jsonl", [f"Buy {number} of these now and here" for number in range(10)])
     training = ["data", "classify", "--positives", "good.jsonl", "--negatives", "bad.jsonl", "--save", "model"]
     filtering = ["--dataset", "texts.jsonl", "--keep-share", "0.5"]
     assert main([*training, *filtering, "--output", "out"]) == 0
-    assert "held-out AUC 1.000; of the length alone" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "held-out AUC 1.000; of the length alone" in out
+    assert (out + err + caplog.text).count("Only 10 documents of a class") == 1
     expected = curate(texts, [QualityShare(classifier=load_classifier("model"), keep_share=0.5)], show_progress=False)
     assert load_dataset("out", split="train")["text"][:] == expected["text"][:]
     assert main(["data", "classify", "--classifier", "model", *filtering, "--output", "again"]) == 0

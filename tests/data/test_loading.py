@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -54,6 +56,33 @@ def test_several_splits_need_a_name(dataset, tmp_path):
 def test_no_such_dataset_is_named(tmp_path):
     with pytest.raises(ValueError, match="dataset 'nobody/nothing' cannot be loaded"):
         load_rows("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("page.jsonl", "there is no such file; did you mean 'pages.jsonl'"),
+        ("pages.warc.gz", "there is no such file; did you mean 'pages' or 'pages.jsonl'"),
+        ("{}/pags/train", "there is no such folder, for there is no 'pags' in '{}'; did you mean 'pages'"),
+        ("pags/2024/train.parquet", "there is no such file, for there is no 'pags' in '.'; did you mean 'pages'"),
+        ("./pages/train", "there is no such folder"),
+        ("pages/2024/train", "there is no such folder, for there is no '2024' in 'pages'"),
+        ("pages.jsonl/a/b", "for there is no 'a' in 'pages.jsonl'"),
+    ],
+)
+def test_a_path_at_which_nothing_lies_is_not_sought_on_the_hub(tmp_path, monkeypatch, name, words):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("sought on the Hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError, match=re.escape(words.format(tmp_path))):
+        load_splits(name.format(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["web", "someone/web", "someone/web.v2", "hf://datasets/someone/web", "buckets/a/b"])
+def test_other_names_are_sought_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr("datasets.load_dataset", lambda place, **_: place)
+    assert load_splits(name) == name
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -41,6 +42,13 @@ def test_what_the_system_refuses_is_a_line_and_not_a_traceback(capsys, tmp_path)
     assert exit_status((tmp_path / "file" / "a").touch, "hf-ext x") == 2
     assert exit_status(raising(OSError(errno.EROFS, "Read-only file system", "/a")), "hf-ext x") == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_worker_that_was_killed_is_a_line_and_not_a_traceback(capsys):
+    error = RuntimeError("a process was killed: fewer of them")
+    error.__cause__ = BrokenProcessPool("terminated abruptly")
+    assert exit_status(raising(error), "hf-ext x") == 1
+    assert capsys.readouterr().err == "hf-ext x: error: a process was killed: fewer of them\n"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def test_rows_report_and_card_arrive_as_one_commit_under_faults(hub: FakeHub, tm
     assert str(tmp_path) not in public
     card = DatasetCard.load(got / "README.md")
     assert card.data.tags == ["hf-ext", "curated"]
+    assert "Documents to train a language model on" in card.text
+    assert "fine-tuning" not in card.text
     assert f"| documents kept | {len(left)} " in card.text
     assert "(report/curation.png)" in card.text
     assert "2406.11794" not in card.text  # none of the paper's rules were among these steps
