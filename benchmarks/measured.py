@@ -56,6 +56,22 @@ CORE = [
     ),
     "hf_ext/evaluation/models.py",
 ]
+# How a model is made of shards, and a game of models.
+GAME = [
+    *CORE,
+    "hf_ext/data/curation",
+    *(
+        f"-hf_ext/data/curation/{name}"
+        for name in ("backends", "dry_run.py", "report.py", "report_page.py", "warc.py")
+    ),
+    "hf_ext/losses/z_loss.py",
+    "hf_ext/rounds/data_game.py",
+    "hf_ext/rounds/game_report.py",
+    "recipes/dclm",
+    "recipes/pretraining",
+    "trainers/base",
+    "trainers/pretraining",
+]
 # Files and folders of Python from the repository's root, without those behind a minus. The script and the modules
 # beside it that it imports belong to it too. A result is current while none of them has changed.
 MEASURED = {
@@ -71,6 +87,7 @@ MEASURED = {
     "core_speed": CORE,
     "curation_quality": CURATION,
     "curation_speed": CURATION,
+    "dclm_game": GAME,
     "demo": [
         "hf_ext/_upstream",
         "hf_ext/data",
@@ -96,6 +113,7 @@ MEASURED = {
     "gm_matching_speed": PICKS,
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
     "preference_reasoning": ["hf_ext/_upstream", "hf_ext/evaluation", "hf_ext/losses", "trainers/infopo"],
+    "pretraining_nano": GAME,
     "pruning_generation": PICKS,
     "pruning_robustness": PICKS,
     "rare_retrieval": ["hf_ext/data/exemplars", "hf_ext/retrieval/vectors.py", "trainers/rare"],

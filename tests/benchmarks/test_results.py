@@ -23,6 +23,7 @@ PARTS = {  # of several scripts
     "figures",
     "junk",
     "measured",
+    "nano_runs",
     "peak",
     "retrieval_jobs",
     "scorer",
@@ -30,7 +31,8 @@ PARTS = {  # of several scripts
     "table",
     "tiny_lm",
 }
-AWAITED = {"core_agreement", "core_smollm2", "core_speed", "curation_quality"}  # no result yet
+# no result yet
+AWAITED = {"core_agreement", "core_smollm2", "core_speed", "curation_quality", "dclm_game", "pretraining_nano"}
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
