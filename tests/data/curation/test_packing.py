@@ -109,7 +109,10 @@ packing.pack(rows, tiny_tokenizer(), sys.argv[1], sequence_length=16, sequences_
 """
 
 
-@pytest.mark.parametrize("marks", [[6], pytest.param([3, 9, 15, 2], marks=pytest.mark.slow)])
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]  # starts Python four times
+
+
+@pytest.mark.parametrize("marks", [[6], pytest.param([3, 9, 15, 2], marks=SLOW)])
 def test_a_killed_run_goes_on_to_the_same_shards(tokenizer, tmp_path, marks):
     rows = Dataset.from_dict({"text": TEXTS})
     pack(rows, tokenizer, tmp_path / "whole", sequence_length=16, sequences_per_shard=30)
