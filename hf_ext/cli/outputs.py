@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hf_ext.cli.options import option
-from hf_ext.guards.runs import claimed_file, claimed_folder, is_lock
+from hf_ext.guards.locks import is_lock
+from hf_ext.guards.runs import claimed_file, claimed_folder
 
 ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.

@@ -24,14 +24,8 @@ from hf_ext.data.slots import can_refill
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.guards.inside import file_in, read_json
-from hf_ext.guards.runs import (
-    InUseError,
-    changed_settings,
-    claimed_folder,
-    refuse_changes,
-    refuse_strangers,
-    remove_leftovers,
-)
+from hf_ext.guards.locks import InUseError
+from hf_ext.guards.runs import changed_settings, claimed_folder, refuse_changes, refuse_strangers, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
-import logging
 import os
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from hf_ext.guards.disk import is_refused, publishing, unwritable, write_whole, writing
+from hf_ext.guards.disk import publishing, write_whole, writing
 from hf_ext.guards.inside import read_json
-
-if TYPE_CHECKING:
-    from filelock import FileLock
-
-logger = logging.getLogger(__name__)
+from hf_ext.guards.locks import LOCK, InUseError, locked
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOCK = ".hf-ext.lock"  # hidden: no push takes `.hf-ext*` along, and no check for an empty folder may count it
-_CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 FORMAT_REVISION = 2  # of the record of a run's settings; 1: labels and two dozen settings alone were compared
 _LONGEST = 80  # characters of a value in a message
-_claims: set[tuple[str, int]] = set()  # lock and thread: a run claims its folder, and its trainer the same one again
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_claims.clear)  # filelock >= 4 closes the child's copy of the lock, too
-
-
-class InUseError(ValueError):
-    """Another process writes there; the message names the place, the process and what to do."""
 
 
 @contextmanager
@@ -70,7 +52,7 @@ def claimed_folder(
     folder = Path(folder)
     is_new = not os.path.exists(folder)  # unlike Path.exists it takes a name that is too long
     try:
-        with _claimed(folder / LOCK, folder, waits, remedy):
+        with locked(folder / LOCK, folder, waits, remedy):
             yield
     finally:
         if is_new:
@@ -91,7 +73,7 @@ def claimed_file(path: str | os.PathLike[str], *, waits: bool = False, remedy: s
         NotWritableError: if the place is read-only, without permission, or a file where a folder should be.
     """
     path = Path(path)
-    with _claimed(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, remedy):
+    with locked(path.with_name(f".hf-ext-{path.name}.lock"), path, waits, remedy):
         remove_leftovers(path.parent, glob.escape(path.name))
         for former in path.parent.glob(".*.former"):
             if former.name.rsplit(".", 2)[0] != f".{path.name}":
@@ -163,75 +145,6 @@ def claims_output(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
 
     return claiming
-
-
-def is_lock(name: str) -> bool:
-    """Whether a file's name is that of a lock."""
-    return name.startswith(".hf-ext") and name.endswith(".lock")
-
-
-@contextmanager
-def _claimed(lock: Path, place: Path, waits: bool, remedy: str) -> Iterator[None]:
-    from filelock import FileLock  # imported here: `hf-ext --help` does without
-
-    key = os.path.realpath(lock), threading.get_ident()  # Path.resolve raises a RuntimeError for links in a circle
-    if key in _claims:
-        yield
-        return
-    handle = FileLock(lock)
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        is_held = _acquired(handle)
-        if not is_held and not lock.exists():
-            lock.touch()  # refused where no file can be made: filelock takes that for a lock of somebody else
-            is_held = _acquired(handle)
-        if not is_held and not waits:
-            raise InUseError(f"{place} is being written by {_holder(lock)}. Wait until it has ended, or {remedy}.")
-        if not is_held:
-            logger.warning("%s is being written by %s: waiting until it has ended.", place, _holder(lock))
-            handle.acquire()
-    except OSError as error:
-        if error.errno not in _CANNOT_LOCK:
-            if is_refused(error) or error.errno == errno.ENOENT:  # the folder is there: /proc answers so
-                raise unwritable(error, place) from error
-            raise
-        logger.warning(
-            "The file system of %s knows no locks (%s): see yourself that no other process writes there.", place, error
-        )
-        yield
-        return
-    try:
-        _claims.add(key)
-        with suppress(OSError):  # for the message alone; Windows lets nobody write into a locked file
-            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        # A fork that leaves by this way, too, holds nothing.
-        if key in _claims:
-            _claims.discard(key)
-            with suppress(OSError):
-                lock.unlink()  # while it is held: who waits for it looks whether its file is still there
-            handle.release()
-
-
-def _acquired(handle: FileLock) -> bool:
-    from filelock import Timeout
-
-    try:
-        handle.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
-
-
-def _holder(lock: Path) -> str:
-    try:
-        return lock.read_text(encoding="utf-8")[:200] or "another process"
-    except (OSError, UnicodeDecodeError):
-        return "another process"
-
-
-# --- a run in its folder ---------------------------------------------------------------------------------------------
 
 
 class Processes(Protocol):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from hf_ext.guards.disk import NotWritableError, replacing
-from hf_ext.guards.runs import InUseError, claimed_file, claimed_folder, is_lock
+from hf_ext.guards.locks import InUseError, is_lock
+from hf_ext.guards.runs import claimed_file, claimed_folder
 from tests.forks import forked
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="forks and signals of POSIX")

@@ -21,7 +21,7 @@ from hf_ext.data.context_free import generate_context_free
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.pruning import embed_rows, gm_matching
 from hf_ext.data.relabeling import RRChannel
-from hf_ext.guards.runs import InUseError
+from hf_ext.guards.locks import InUseError
 from hf_ext.rounds.consensus import ConsensusRecipe
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer

@@ -18,8 +18,9 @@ from datasets import Dataset, IterableDataset, load_dataset
 from hf_ext.data.curation import packing
 from hf_ext.data.curation.packing import pack
 from hf_ext.guards.disk import DiskFullError
+from hf_ext.guards.locks import InUseError
 from hf_ext.guards.rows import RowError
-from hf_ext.guards.runs import InUseError, claimed_folder
+from hf_ext.guards.runs import claimed_folder
 from tests.tiny import tiny_sentences, tiny_tokenizer
 
 TEXTS = [*tiny_sentences(60, seed=1), "", "Text with <|im_end|> and <s> in it. \U0001f600", "\n"]

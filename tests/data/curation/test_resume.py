@@ -17,7 +17,8 @@ import pytest
 from hf_ext.data.curation import phases, pipeline, sources
 from hf_ext.data.curation.pipeline import curate
 from hf_ext.guards.disk import DiskFullError
-from hf_ext.guards.runs import InUseError, claimed_folder
+from hf_ext.guards.locks import InUseError
+from hf_ext.guards.runs import claimed_folder
 from tests.data.curation.chain import CHAIN, Words, documents
 from tests.data.curation.test_pipeline import QUIET, everything, rows_of
 from tests.forks import forked

@@ -25,8 +25,9 @@ from hf_ext.evaluation.core.task_files import load_tasks
 from hf_ext.evaluation.core.tasks import CORE_TASKS, EXTENDED_TASKS, TASKS
 from hf_ext.evaluation.core.tokens import PromptTokens
 from hf_ext.guards.disk import DiskFullError, NotWritableError
+from hf_ext.guards.locks import InUseError
 from hf_ext.guards.row_errors import RowError
-from hf_ext.guards.runs import InUseError, claimed_folder
+from hf_ext.guards.runs import claimed_folder
 from tests.evaluation.core.small_tasks import plain_losses, plainly_greedy, small_rows, write_tasks
 from tests.forks import forked
 from tests.tiny import tiny_model, tiny_tokenizer
