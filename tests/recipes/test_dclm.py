@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -180,6 +184,33 @@ def test_a_game_stopped_anywhere_goes_on_in_the_right_treatment_to_the_same_repo
 
     assert play("--output_dir", "cut", *core, "--learning_rate", "0.5") == 2
     assert "learning_rate was 0.003, is 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_game_killed_thrice_ends_in_the_report_of_an_undisturbed_one(documents: Path) -> None:
+    core = ("--core_data", "tasks", "--core_max_rows", "3", "--treatments", json.dumps(TREATMENTS))
+    assert play("--output_dir", "whole", *core) == 0
+    moments = (  # documents are curated, a model is in training, CORE of it is measured
+        ("unique/documents", "unique-seed-124.json"),
+        ("unique/seed-124/checkpoint-1/hf_ext_checkpoint.json", "unique-seed-124.json"),
+        ("mixed/seed-124/core", "mixed-seed-124.json"),
+    )
+    command = [sys.executable, "-m", "hf_ext", "train", "dclm", "--config", "dclm/nano", *WORDS, *core]
+    for reached, unreached in moments:
+        with Path("log.txt").open("ab") as log:
+            process = subprocess.Popen([*command, "--output_dir", "cut"], stdout=log, stderr=log)
+        while not Path("cut", reached).exists():
+            assert process.poll() is None, Path("log.txt").read_text()[-3000:]
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not Path("cut", unreached).exists(), "it was killed too late to show anything"
+    times = {path: path.stat().st_mtime_ns for path in Path("cut").glob("*-seed-*.json")}
+    assert len(times) == 4
+    assert play("--output_dir", "cut", *core) == 0
+    assert report_in("cut") == report_in("whole")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_the_game_of_the_file_is_played_with_a_classifier_that_one_command_trains(
