@@ -52,6 +52,19 @@ def test_perfect_is_one_and_guessing_is_zero():
     assert len(EXTENDED_TASKS) == 53
 
 
+# Eight of the results that DCLM publishes, from 400 million to 8 billion parameters: github.com/mlfoundations/dclm, commit
+# 361714b, exp_data/evals, each under its file's name; labels and numbers alone. One lacks tasks of EXTENDED.
+GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "core_published.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("result", GOLDEN, ids=lambda result: result["file"][:40])
+def test_published_scores_are_met_from_their_accuracies(result):
+    for version in ("v1", "v2"):
+        scores = aggregate_core(result["accuracies"], version)
+        assert scores[f"core_{version}"] == pytest.approx(result[f"core_{version}"], abs=1e-9)
+        assert scores.get(f"extended_{version}") == pytest.approx(result[f"extended_{version}"], abs=1e-9)
+
+
 def published() -> list[Path]:
     folder = os.environ.get("HF_EXT_DCLM", "")
     return sorted(Path(folder, "exp_data", "evals").glob("*.json")) if folder else []
