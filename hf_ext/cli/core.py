@@ -70,22 +70,21 @@ def run_core(options: argparse.Namespace) -> int:
     load_tasks(options.data, tasks)  # a bad row is named now, and not after a model was loaded
     state = PartialState(cpu=options.device == "cpu")  # before a model is loaded: each process has its own device
     model, tokenizer = tuned_model_and_tokenizer(options.model, options.dtype, options.device)
+    settings: dict[str, Any] = {
+        "tasks": tasks,
+        "protocol": options.protocol,
+        "max_rows": options.max_rows,
+        "max_length": options.max_length,
+        "batch_tokens": options.batch_tokens,
+        "autocast_dtype": autocast_dtype(options),
+    }
     other: Any = None
     if options.against is not None:
-        other, _ = tuned_model_and_tokenizer(options.against, options.dtype, options.device)
-    report = evaluate_core(
-        model,
-        tokenizer,
-        options.data,
-        tasks=tasks,
-        protocol=options.protocol,
-        max_rows=options.max_rows,
-        max_length=options.max_length,
-        batch_tokens=options.batch_tokens,
-        against=other,
-        autocast_dtype=autocast_dtype(options),
-        output_dir=options.output,
-    )
+        other, other_tokenizer = tuned_model_and_tokenizer(options.against, options.dtype, options.device)
+        # by its own tokenizer: read by the other's, it would be asked what it never learned
+        folder = Path(options.output) / "against"
+        other = evaluate_core(other, other_tokenizer, options.data, output_dir=folder, **settings)
+    report = evaluate_core(model, tokenizer, options.data, against=other, output_dir=options.output, **settings)
     if not state.is_main_process:
         return 0
     folder = report.save(options.output)

@@ -53,6 +53,25 @@ def test_a_second_run_reads_the_rows_of_the_first_and_measures_the_new_ones(work
     assert json.loads(out[out.index("{\n") :])["tasks"][1]["label"] in ("copa", "winograd")
 
 
+def test_the_other_model_is_read_by_its_own_tokenizer(work):
+    tokenizer = tiny_tokenizer()
+    # the same model under another order of its tokens: read by the first one's tokenizer it would be another model
+    number = len(tokenizer)
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"] = {token: number - 1 - place for token, place in content["model"]["vocab"].items()}
+    for token in content["added_tokens"]:
+        token["id"] = number - 1 - token["id"]
+    tokenizer.save_pretrained("turned")
+    (work / "turned" / "tokenizer.json").write_text(json.dumps(content))
+    model = AutoModelForCausalLM.from_pretrained("original", dtype=torch.float32)
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(model.get_input_embeddings().weight.data.flip(0)))
+    model.tie_weights()
+    model.save_pretrained("turned")
+    assert main([*CORE, "--model", "original", "--against", "turned"]) == 0
+    report = json.loads((work / "report" / "core.json").read_text())
+    assert report["differences"]["v2"] == {"mean": 0, "half_width": 0}
+
+
 def test_an_adapter_is_measured_against_its_base(work):
     from peft import LoraConfig, get_peft_model
 

@@ -9,43 +9,59 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hf_ext.evaluation.core.prompts import QUESTION, REASONING_DELIMITER
+from hf_ext.evaluation.core.task_files import CoreRow
 from hf_ext.evaluation.core.tokens import TokenPrompt
 from hf_ext.evaluation.models import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["AnswerWriter", "is_exact_match"]
+__all__ = ["AnswerWriter", "begins_with_answer"]
 
 STOPS = ("\n\n", QUESTION.rstrip())
 _APART = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
-def is_exact_match(text: str, answers: Iterable[str], *, is_reasoned: bool) -> bool:
+def begins_with_answer(text: str, answers: Iterable[str], *, is_reasoned: bool) -> bool:
     """
-    Whether what a model wrote is one of the accepted answers, once case, punctuation, articles and spaces are evened.
+    Whether what a model wrote begins with an accepted answer, once case, punctuation, articles and spaces are evened.
+
+    This is LLM Foundry's exact match, of DCLM's figures: a base model writes on behind its answer. So 36 passes for 3,
+    and any text for an answer that is an article alone.
 
     Args:
         text (`str`):
             Written behind the prompt. With `is_reasoned` it ends where the next question would begin, and the answer
             stands behind the last ` #### `.
         answers (`Iterable[str]`):
-            The accepted ones. LLM Foundry also takes a longer text that begins with one, so that 36 passes for 3;
-            here it does not.
+            The accepted ones.
         is_reasoned (`bool`):
             Whether a chain of thought stands before the answer.
     """
     if is_reasoned:
         text = re.split("|".join(map(re.escape, STOPS)), text)[0].rpartition(REASONING_DELIMITER)[2]
-    return _evened(text) in map(_evened, answers)
+    return _evened(text).startswith(tuple(map(_evened, answers)))
 
 
 def _evened(text: str) -> str:
     words = re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_APART)).split()
     return " ".join(words)
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Stops at logits that are no numbers: the likeliest of them would pass for an answer."""
+
+    def __init__(self, row: CoreRow) -> None:
+        self.row = row
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise FloatingPointError(f"row {self.row.index:,} ({self.row.id}): the logits of its answer are NaN.")
+        return scores
 
 
 class AnswerWriter:
@@ -100,7 +116,12 @@ class AnswerWriter:
 
     @torch.no_grad()
     def __call__(self, prompt: TokenPrompt) -> bool:
-        """Whether the model's answer to a prompt is right."""
+        """
+        Whether the model's answer to a prompt is right.
+
+        Raises:
+            FloatingPointError: if the model's logits are NaN; the message names the row.
+        """
         ids = torch.tensor(prompt.sequences, device=self.device)  # (1, context)
         dtype = self.autocast_dtype
         with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype):
@@ -108,7 +129,8 @@ class AnswerWriter:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self.settings,
+                logits_processor=LogitsProcessorList([_RefuseNaN(prompt.row)]),
                 tokenizer=self.tokenizer,  # for the stop strings
             )
         text = self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-        return is_exact_match(text, prompt.row.answers, is_reasoned=self.is_reasoned)
+        return begins_with_answer(text, prompt.row.answers, is_reasoned=self.is_reasoned)

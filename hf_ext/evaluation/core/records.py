@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -122,10 +123,20 @@ def _read(path: Path) -> list[RowRecord]:
     records = []
     for number, line in enumerate(lines):
         try:
-            records.append(RowRecord(**json.loads(line)))
+            records.append(_record(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number + 1:,}, is no row's result ({error}). Remove the file, and its rows are scored "
                 "again."
             ) from error
     return records
+
+
+def _record(values: dict[str, Any]) -> RowRecord:
+    record = RowRecord(**values)
+    sizes = {len(record.losses), len(record.tokens), len(record.characters)}
+    kinds = (type(record.row), type(record.correct), type(record.truncated))
+    numbers = [*record.losses, *record.tokens, *record.characters]
+    if kinds != (int, bool, bool) or len(sizes) > 1 or not all(map(math.isfinite, numbers)):
+        raise ValueError("a field of another kind")
+    return record

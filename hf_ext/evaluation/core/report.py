@@ -234,11 +234,13 @@ class CoreReport(SavedReport):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CoreReport:
         """The report that `to_dict` gave."""
-        return cls(
+        report = cls(
             [TaskResult.from_dict(result) for result in values["tasks"]],
             values["settings"],
             {version: Difference(**difference) for version, difference in values["differences"].items()},
         )
+        report.to_markdown()  # what is missing or of another kind fails here, where `load` names the file
+        return report
 
     def __str__(self) -> str:
         """The report as Markdown."""

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import string
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_ext.evaluation.core import CoreIncomplete, CoreReport, evaluate_core
-from hf_ext.evaluation.core.generation import is_exact_match
+from hf_ext.evaluation.core.generation import begins_with_answer
 from hf_ext.evaluation.core.prompts import text_prompts
 from hf_ext.evaluation.core.scoring import AnswerScorer
 from hf_ext.evaluation.core.task_files import load_tasks
@@ -168,9 +169,28 @@ def test_a_half_written_line_is_scored_again(data, tmp_path):
     assert again == first
     assert_same_rows(again.rows, first.rows)
     assert path.read_bytes().count(b"\n") == content.count(b"\n")
-    path.write_bytes(b"{}\n" + content)
-    with pytest.raises(ValueError, match=r"rows-00000.jsonl, line 1, is no row's result"):
-        measured(data, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"row": "3"},
+        {"losses": [1.0]},
+        {"losses": ["1", "2"]},
+        {"losses": None},
+        {"tokens": [float("nan"), 3]},
+        {"correct": "no"},
+        {"truncated": [True]},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_record_is_named(data, tmp_path, change):
+    measured(data, tasks="copa", output_dir=tmp_path)
+    path = tmp_path / "records" / "copa" / "rows-00000.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, json.dumps(json.loads(first) | change) + "\n", *others]))
+    with pytest.raises(ValueError, match=r"rows-00000.jsonl, line 2, is no row's result .* Remove the file"):
+        measured(data, tasks="copa", output_dir=tmp_path)
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_scored_stays(data, tmp_path, report):
@@ -302,6 +322,31 @@ def test_the_report_is_saved_read_back_and_drawn(report, tmp_path):
     assert metrics["copa_accuracy"] == pytest.approx(report.task("copa").accuracy, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("settings",), {}),
+        (("settings",), None),
+        (("settings", "max_length"), "long"),
+        (("tasks", 0, "label"), "riddles"),
+        (("tasks", 0, "label"), ["copa"]),
+        (("tasks", 0, "accuracy"), None),
+        (("tasks", 0, "accuracy"), 7),
+        (("tasks", 0, "speed"), 3.0),
+        (("differences",), []),
+    ],
+)
+def test_a_report_of_another_make_is_named(report, tmp_path, place, value):
+    values = report.to_dict()
+    inner = values = json.loads(json.dumps(values))
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    (tmp_path / "core.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"core\.json is not a report that hf-ext wrote"):
+        CoreReport.load(tmp_path)
+
+
 def test_published_figures_stand_only_beside_a_whole_score_of_their_protocol(report):
     template = report.tasks[0].__dict__
     whole = [
@@ -408,6 +453,9 @@ def test_a_loss_that_is_no_number_names_task_and_row(data):
         FloatingPointError, match=r"task 'arc_easy', row \d+ \(arc_easy-\d+\): the loss of option 0 is nan"
     ):
         measured(data, model)
+    written = write_tasks(data.parent / "written", {"svamp_cot": small_rows("svamp_cot", 2)})
+    with pytest.raises(FloatingPointError, match=r"row 0 \(svamp_cot-000\): the logits of its answer are NaN"):
+        measured(written, model, tasks="all")
 
 
 def test_an_option_without_tokens_is_never_chosen_and_counted(tmp_path):
@@ -451,12 +499,31 @@ def test_a_model_is_as_before_afterwards(data):
 # --- generation ------------------------------------------------------------------------------------------------------
 
 
-def test_written_answers_are_compared_once_evened():
-    assert is_exact_match("( 2 + 1 ) #### 3\n\nQ: more", ["3"], is_reasoned=True)
-    assert is_exact_match("a #### 1 #### The  Eiffel_Tower!", ["eiffel tower"], is_reasoned=True)
-    assert not is_exact_match("x #### 36", ["3"], is_reasoned=True)  # LLM Foundry takes it
-    assert is_exact_match("An apple.", ["Apple", "pear"], is_reasoned=False)
-    assert not is_exact_match("", ["3"], is_reasoned=False)
+def evened(text):
+    """Lower case, without punctuation and articles: told word by word."""
+    letters = "".join(" " if letter in string.punctuation or letter in "‘’´`" else letter for letter in text.lower())
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "is_reasoned", "is_right"),
+    [
+        ("( 2 + 1 ) #### 3\n\nQ: more", ["3"], True, True),
+        ("a #### 1 #### The  Eiffel_Tower!", ["eiffel tower"], True, True),
+        ("x #### 36", ["3"], True, True),  # as in LLM Foundry
+        ("x #### 3\nQ: 4 #### 5", ["5"], True, False),  # the next question is the model's own
+        ("3, as 2 + 1 #### 4", ["3"], True, False),
+        ("An apple.", ["Apple", "pear"], False, True),
+        ("pear\nWho was it? Paris", ["Apple", "pear"], False, True),  # a base model writes on
+        ("green apple", ["Apple", "pear"], False, False),
+        ("", ["3"], False, False),
+        ("anything", ["The"], False, True),  # nothing is left of the answer
+    ],
+)
+def test_a_written_answer_begins_with_an_accepted_one(text, answers, is_reasoned, is_right):
+    part = text.split("\n\n")[0].split("Q:")[0].split(" #### ")[-1] if is_reasoned else text
+    assert any(evened(part).startswith(evened(answer)) for answer in answers) == is_right
+    assert begins_with_answer(text, answers, is_reasoned=is_reasoned) == is_right
 
 
 def test_generation_is_asked_for_only_beyond_core_and_scored_by_what_is_written(tmp_path):
@@ -469,11 +536,12 @@ def test_generation_is_asked_for_only_beyond_core_and_scored_by_what_is_written(
         measured(tmp_path, tasks="all", protocol="nanochat")
 
 
-def test_a_generation_that_writes_the_answer_is_right(tmp_path, monkeypatch):
-    write_tasks(tmp_path, {"svamp_cot": small_rows("svamp_cot", 3)})
+@pytest.mark.parametrize(("label", "text"), [("svamp_cot", "( 1 + 0 ) #### 1\n\n"), ("triviaqa_sm_sub", "1\nWho ?")])
+def test_a_generation_that_writes_the_answer_is_right(tmp_path, monkeypatch, label, text):
+    write_tasks(tmp_path, {label: small_rows(label, 3)})
     model = tiny_model(TOKENIZER)
-    text = TOKENIZER("( 1 + 0 ) #### 1\n\n")["input_ids"]
-    monkeypatch.setattr(model, "generate", lambda input_ids, **kw: torch.cat([input_ids, torch.tensor([text])], 1))
+    ids = torch.tensor([TOKENIZER(text)["input_ids"]])
+    monkeypatch.setattr(model, "generate", lambda input_ids, **kw: torch.cat([input_ids, ids], 1))
     assert [row["correct"] for row in measured(tmp_path, model, tasks="all").rows] == [False, True, False]
 
 
