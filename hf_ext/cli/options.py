@@ -122,6 +122,9 @@ def model_and_tokenizer(
             f"model {name!r} reads a text in both directions (is_decoder is false in its config.json), so it has no "
             "likelihood of one: name a causal language model"
         )
+    # Of a BART's files it makes the decoder alone, which never wrote without the encoder, and the config forgets it.
+    if type(model.config).is_encoder_decoder and type(model).__name__ not in (model.config.architectures or ()):
+        raise ValueError(f"model {name!r} has an encoder and a decoder: name a causal language model")
     return model.to(target_device), tokenizer
 
 

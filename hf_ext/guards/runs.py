@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -378,7 +379,9 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
     if name not in settings:
         return "not there"
     text = repr(settings[name])
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    # the beginning of a hash tells two apart, and a command takes a whole one for a key, which it does not repeat
+    longest = 16 if re.fullmatch("'[0-9a-f]{64}'", text) else _LONGEST
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

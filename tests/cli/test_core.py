@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from hf_ext.cli import main
 from hf_ext.evaluation.core.evaluate import evaluate_core
@@ -70,6 +70,14 @@ def test_the_other_model_is_read_by_its_own_tokenizer(work):
     assert main([*CORE, "--model", "original", "--against", "turned"]) == 0
     report = json.loads((work / "report" / "core.json").read_text())
     assert report["differences"]["v2"] == {"mean": 0, "half_width": 0}
+
+
+def test_an_encoder_decoder_is_refused_where_transformers_would_load_its_decoder(work, capsys):
+    config = BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1)
+    BartForConditionalGeneration(config).save_pretrained("bart")
+    tiny_tokenizer().save_pretrained("bart")
+    assert main([*CORE, "--model", "bart"]) == 2
+    assert "model 'bart' has an encoder and a decoder: name a causal language model" in capsys.readouterr().err
 
 
 def test_an_adapter_is_measured_against_its_base(work):

@@ -39,6 +39,13 @@ def test_the_same_settings_go_on_and_each_other_one_is_named_with_both_values(tm
     assert (tmp_path / "out" / "run.json").read_bytes() == record
 
 
+def test_a_hash_is_told_by_its_beginning(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "out")
+    run.begin({"model": "0123456789ab" + 52 * "c"})
+    with pytest.raises(ValueError, match=r"model was '0123456789ab\.\.\., is 'ba9876543210\.\.\.\. Run"):
+        run.begin({"model": "ba9876543210" + 52 * "c"})
+
+
 def test_other_rows_are_named_by_what_changed(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.begin({}, {"training rows": "abc", "questions": "x"})

@@ -52,8 +52,8 @@ def test_perfect_is_one_and_guessing_is_zero():
     assert len(EXTENDED_TASKS) == 53
 
 
-# Eight of the results that DCLM publishes, from 400 million to 8 billion parameters: github.com/mlfoundations/dclm, commit
-# 361714b, exp_data/evals, each under its file's name; labels and numbers alone. One lacks tasks of EXTENDED.
+# Eight of the results that DCLM publishes, from 400 million to 8 billion parameters; one lacks tasks of EXTENDED:
+# labels and numbers of github.com/mlfoundations/dclm, commit 361714b, exp_data/evals, under the names of its files.
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "core_published.json").read_text(encoding="utf-8"))
 
 
