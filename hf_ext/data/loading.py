@@ -46,7 +46,7 @@ def require_place(name: str) -> None:
     if not is_path or name.startswith(_REMOTE) or path.exists():
         return
     absent = path
-    while not absent.parent.exists():
+    while not absent.parent.exists() and absent.parent != absent:  # a drive that is not there has itself above it
         absent = absent.parent
     folder = absent.parent
     place = "" if absent == path else f", for there is no {absent.name!r} in {str(folder)!r}"

@@ -79,6 +79,12 @@ def test_a_path_at_which_nothing_lies_is_not_sought_on_the_hub(tmp_path, monkeyp
         load_splits(name.format(tmp_path))
 
 
+def test_a_path_on_a_drive_that_is_not_there_is_refused_too(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_splits("/pages/train.parquet")
+
+
 @pytest.mark.parametrize("name", ["web", "someone/web", "someone/web.v2", "hf://datasets/someone/web", "buckets/a/b"])
 def test_other_names_are_sought_on_the_hub(monkeypatch, name):
     monkeypatch.setattr("datasets.load_dataset", lambda place, **_: place)
