@@ -83,7 +83,7 @@ MEASURED = {
     ],
     "context_free_speed": ["hf_ext/data/sampling.py", "hf_ext/data/slots.py"],
     "core_agreement": [*CORE, "hf_ext/evaluation/core/export.py"],
-    "core_smollm2": [*CORE, "hf_ext/evaluation/core/aggregate.py"],
+    "core_smollm2": [*CORE, "hf_ext/evaluation/core/aggregate.py", "hf_ext/evaluation/core/generation.py"],
     "core_speed": CORE,
     "curation_quality": CURATION,
     "curation_speed": CURATION,
