@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hf_ext.data.run_settings import begin_run, settings_of
 from hf_ext.evaluation.core import evaluate_core
 from hf_ext.evaluation.core.task_files import TaskRows, load_tasks
 from hf_ext.guards.inside import read_json
+from hf_ext.guards.row_errors import RowError
 from hf_ext.guards.runs import RunFolder, claims_output
 from hf_ext.rounds._rounds import train_from_newest
 from hf_ext.rounds.game_report import GameReport, TreatmentResult
@@ -133,21 +135,13 @@ class DataGame:
         begin_run(
             self.run_folder, settings, {"documents": self.documents, HELD_OUT: self.held_out, **sources}, parts="*"
         )
-        held_out = self._packed(HELD_OUT, (), self.held_out)
-        for treatment in self.treatments:
-            documents: Any = self.documents
-            if treatment.sources:
-                documents, _ = mix(
-                    treatment.sources,
-                    treatment.weights,
-                    self._num_tokens,
-                    seed=self.args.seed,
-                    tokenizer=self.tokenizer,
-                )
-            shards = self._packed(treatment.name, (*self.decontaminate, *treatment.steps), documents)
+        held_out = self._packed(HELD_OUT, (), lambda: self.held_out)
+        # All before the first training: a treatment that leaves too few documents is found now.
+        shards = [self._treated(treatment) for treatment in self.treatments]
+        for treatment, folder in zip(self.treatments, shards, strict=True):
             for seed in self.seeds:
                 if self.run_folder.results(self._step(treatment, seed)) is None:
-                    self._train(treatment, seed, shards, held_out)
+                    self._train(treatment, seed, folder, held_out)
         report = self._report()
         if self.state.is_main_process:
             report.save(self.output)
@@ -165,15 +159,29 @@ class DataGame:
     def _step(self, treatment: Treatment, seed: int) -> str:
         return f"{treatment.name}-seed-{seed}"
 
-    def _packed(self, name: str, steps: tuple[Step, ...], documents: Dataset) -> Path:
-        """The folder of packed shards of a treatment, made by the main process unless it is finished."""
+    def _treated(self, treatment: Treatment) -> Path:
+        """The packed shards of what a treatment leaves."""
+
+        def make_documents() -> Any:
+            if not treatment.sources:
+                return self.documents
+            return mix(
+                treatment.sources, treatment.weights, self._num_tokens, seed=self.args.seed, tokenizer=self.tokenizer
+            )[0]
+
+        return self._packed(treatment.name, (*self.decontaminate, *treatment.steps), make_documents)
+
+    def _packed(self, name: str, steps: tuple[Step, ...], make_documents: Callable[[], Dataset]) -> Path:
+        """The folder of packed shards of documents after the steps, made by the main process unless it is finished."""
         folder = self.output / name
         shards = folder / "shards"
         if self.state.is_main_process and not (shards / "data").exists():
-            if steps:
-                curate(documents, steps, output=folder / "documents", on_bad_row="drop", show_progress=self._shows)
-                documents = load_rows(str(folder / "documents"))
-            pack(documents, self.tokenizer, shards, sequence_length=self.args.sequence_length, seed=self.args.seed)
+            with _naming(name):
+                documents = make_documents()
+                if steps:
+                    curate(documents, steps, output=folder / "documents", on_bad_row="drop", show_progress=self._shows)
+                    documents = load_rows(str(folder / "documents"))
+                pack(documents, self.tokenizer, shards, sequence_length=self.args.sequence_length, seed=self.args.seed)
         self.state.wait_for_everyone()
         num_sequences(shards)
         return shards
@@ -230,6 +238,18 @@ class DataGame:
                 )
             )
         return GameReport(treatments, core_name, {"tokens": f"{self._num_tokens:,}", "seeds": len(self.seeds)})
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Begin messages with the set of documents that they are of."""
+    try:
+        yield
+    except ValueError as error:
+        message = f"{name}: {error}"
+        if isinstance(error, RowError):
+            raise RowError(message, error.row_index, error.column) from error
+        raise ValueError(message) from error
 
 
 def index_of_tasks(tasks: Sequence[TaskRows]) -> NGramIndex:

@@ -242,12 +242,16 @@ def test_the_game_of_the_file_is_played_with_a_classifier_that_one_command_train
         (["--eval_dataset_name", "none.jsonl"], "no such file"),
         (["--dataset_name", "none.jsonl"], "no such file"),
         (["--plan"], "hf-ext train pretraining has it"),
+        (["--eval_dataset_name", "one.jsonl"], "held-out: The set has"),
+        (["--treatments", '{"raw": [], "few": [{"GopherQuality": {"min_words": 1000}}]}'], "few: dataset"),
     ],
 )
 def test_what_cannot_be_played_is_one_line_and_status_2(
     more: list[str], words: str, documents: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    Dataset.from_dict({"text": ["One document."]}).to_json("one.jsonl")
     assert play(*PAIR, *more, "--output_dir", "out") == 2
+    assert not Path("out/raw/seed-124").exists(), "a model was trained before it was found"
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
