@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 1000
+_MOST_EXCESS = 0.05  # of the tokens asked for
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def mix(
     Put together a training set in which each source has its share of the tokens.
 
     Documents of a `Dataset` come in an order drawn with the seed, those of a stream in the stream's. A source that
-    ends before its share is reached begins anew, in another order, with a warning. Sources take turns in such a way
-    that every part of the mixture has their shares, to within a document.
+    ends before its share is reached begins anew, in another order, with a warning. The document that reaches a share
+    is taken whole, with a warning where the mixture has over 5 % more tokens than it should. Sources take turns in
+    such a way that every part of the mixture has their shares, to within a document.
 
     Args:
         sources (`Mapping[str, Dataset | IterableDataset]`):
@@ -166,6 +168,15 @@ def mix(
                 name, f"{weights[name] * token_budget:,.0f}", draw.epochs,
             )  # fmt: skip
     unit = "words" if tokenizer is None else "tokens"
+    if num_tokens > (1 + _MOST_EXCESS) * token_budget:
+        excess = [
+            f"{name} {share.num_tokens:,} of {share.weight * token_budget:,.0f}" for name, share in shares.items()
+        ]
+        logger.warning(
+            "The mixture has %s %s and not %s, for the last document of a source is taken whole (%s). Ask for more, "
+            "or cut long documents first.",
+            f"{num_tokens:,}", unit, f"{token_budget:,}", ", ".join(excess),
+        )  # fmt: skip
     manifest = MixManifest(token_budget, num_tokens, unit, seed, shares)
     return _interleaved(list(sources.values()), list(draws.values()), text_column), manifest
 

@@ -58,6 +58,17 @@ def test_every_part_of_a_mixture_has_the_shares(sources):
             assert abs(words[name] - weight * sum(words.values())) < 200
 
 
+def test_a_budget_of_less_than_a_document_a_source_is_warned_of_with_what_was_taken(caplog):
+    long, short = (Dataset.from_dict({"text": ["word " * length] * 60}) for length in (90, 20))
+    with caplog.at_level(logging.WARNING, logger="hf_ext"):
+        mix({"long": long, "short": short}, {"long": 0.5, "short": 0.5}, 2000)
+        assert not caplog.records
+        manifest = mix({"long": long, "short": short}, {"long": 0.5, "short": 0.5}, 60)[1]
+    assert manifest.num_tokens == 90 + 40
+    assert "The mixture has 130 words and not 60" in caplog.text
+    assert "(long 90 of 30, short 40 of 30)" in caplog.text
+
+
 def test_no_document_comes_twice_before_all_have_come_once(sources, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_ext"):
         mixture, manifest = mix(sources, {"web": 0.3, "books": 0.2, "code": 0.5}, 20_000)
