@@ -129,6 +129,25 @@ def test_shards_become_a_stock_model_with_tokenizer_curve_and_card_and_a_resumed
     assert all((resumed[name] == weights[name]).all() for name in weights)
 
 
+@pytest.mark.parametrize("scale", NANO)
+def test_a_nano_scale_trains_two_steps_of_its_own_model(scale: str, shards: Path) -> None:
+    architecture = json.dumps(settings(scale)["architecture"])
+    assert run("--architecture", architecture, "--max_steps", "2", "--save_strategy", "no", scale=scale) == 0
+    weights = load_file(shards / "out" / "model.safetensors")
+    assert sum(value.numel() for value in weights.values()) == parameters(scale)[0]
+    assert len(json.loads((shards / "out" / "report" / "curve.json").read_text())["losses"]) == 2
+
+
+@pytest.mark.parametrize("scale", [*DCLM, *NANO])
+def test_every_scale_has_a_plan(scale: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    place = ["--use_cpu", "true", "--output_dir", str(tmp_path / "planned")]
+    assert RECIPE.run(["--config", f"pretraining/{scale}", *place, "--plan"]) == 0
+    text = capsys.readouterr().out
+    assert f"{parameters(scale)[0]:,}" in text
+    assert f"(asked for: {settings(scale)['token_budget']:,})" in text
+    assert not (tmp_path / "planned").exists()
+
+
 def test_core_of_the_trained_model_is_in_the_report_and_on_the_card(
     shards: Path, capsys: pytest.CaptureFixture
 ) -> None:
