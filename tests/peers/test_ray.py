@@ -17,6 +17,9 @@ from hf_ext.data.curation.pipeline import curate  # noqa: E402
 from hf_ext.data.vectors.embedding import EmbedBatches  # noqa: E402
 from tests.peers.steps import Fatal, FirstOfEach, Shorten  # noqa: E402
 
+# a worker imports torch anew whenever Ray has ended an idle one: on a busy machine that is most of the time
+pytestmark = pytest.mark.timeout(1800)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
