@@ -91,8 +91,8 @@ class NDCGAt10(evaluate.Metric):
     The result is `{"ndcg@10": ...}`.
 
     Raises:
-        ValueError: if a query has more scores than grades or fewer, or a score that is NaN, or if no query has a
-            relevant candidate.
+        ValueError: if a query has more scores than grades or fewer, a score that is NaN or a grade that is not finite,
+            or if no query has a relevant candidate.
 
     Relations: without ties [`~hf_ext.evaluation.retrieval.graded_ndcg`] of the ranking; with ties the mean over all
     orders of the tied, which is `sklearn.metrics.ndcg_score`.
@@ -113,6 +113,8 @@ class NDCGAt10(evaluate.Metric):
             candidates = np.asarray(scores, dtype=np.float64)[counts]
             if np.isnan(candidates).any():
                 raise ValueError(f"Query {query:,} has a score that is NaN.")
+            if not np.isfinite(grades).all():
+                raise ValueError(f"Query {query:,} has a grade that is not finite.")
             gains = np.maximum(np.asarray(grades, dtype=np.float64)[counts], 0)
             ideal = float(_dcg(gains, gains))
             if ideal > 0:

@@ -80,6 +80,8 @@ def test_what_the_search_did_not_return_stays_in_the_ideal_ranking_and_padding_d
     [
         ([[1.0, 2.0], [1.0]], [[1, 0], [1, 0]], "Query 1 has 1 scores and 2 grades"),
         ([[math.nan, 2.0]], [[1, 0]], "Query 0 has a score that is NaN"),
+        ([[1.0, 2.0]] * 2, [[1, 0], [math.nan, 1]], "Query 1 has a grade that is not finite"),
+        ([[1.0, 2.0]], [[math.inf, 1]], "Query 0 has a grade that is not finite"),
         ([[1.0, 2.0]], [[0, -1]], "No query has a relevant candidate"),
     ],
 )
