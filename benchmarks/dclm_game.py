@@ -86,7 +86,7 @@ def words_of(options: argparse.Namespace, documents: Path) -> list[Any]:
     words += ["--dataset_name", documents / "web.jsonl", "--eval_dataset_name", documents / "held_out.jsonl"]
     words += ["--tokenizer_name", documents / "tokenizer", "--core_data", core_folder(options.work, options.quick)]
     words += ["--core_max_rows", CORE_OF_QUICK if options.quick else CORE_ROWS]
-    return words + [*QUICK, "--seeds", "2"] * options.quick
+    return [*words, *QUICK, "--seeds", "2"] if options.quick else words
 
 
 def model_rows(report: Any, seed: int) -> list[dict[str, Any]]:

@@ -61,8 +61,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     curve = TrainingCurve.load(folder / "report")
     core = CoreReport.load(folder / "report")
     score = core.score()
+    args = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
     return {
-        "tokens": curve.steps[-1] * curve.tokens_per_step,
+        "tokens": args["max_steps"] * curve.tokens_per_step,  # the last log line may be some steps before the end
         "curve": [{"step": step, "loss": loss} for step, loss in zip(curve.steps, curve.losses, strict=True)],
         "core": {"name": score.name, "value": score.value, "error": score.standard_error},
         "core_rows": sum(task.rows for task in core.tasks),
