@@ -213,20 +213,27 @@ def test_a_game_killed_thrice_ends_in_the_report_of_an_undisturbed_one(documents
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_the_game_of_the_file_is_played_with_a_classifier_that_one_command_trains(
-    documents: Path, capsys: pytest.CaptureFixture
+def test_the_treatments_of_the_file_leave_what_they_say_with_a_classifier_that_one_command_trains(
+    documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     Dataset.from_dict({"text": [*pages(30).values()]}).to_json("web.jsonl")
     Dataset.from_dict({"text": [article(seed) for seed in range(100, 110)]}).to_json("good.jsonl")
-    assert play("--output_dir", "out", "--max_steps", "1") == 2
+    assert play("--output_dir", "out") == 2
     assert "QualityShare: quality/classifier.safetensors is missing" in capsys.readouterr().err
     words = ["data", "classify", "--positives", "good.jsonl", "--negatives", "web.jsonl", "--save", "quality"]
     assert main(words) == 0
-    assert play("--output_dir", "out", "--max_steps", "1", "--save_strategy", "no") == 0
-    counts = {entry["name"]: entry["num_documents"] for entry in report_in("out")["treatments"]}
-    assert list(counts) == list(read_settings("dclm/nano")[1]["treatments"])
-    assert (counts["raw"], counts["heuristics"], counts["deduplicated"]) == (37, 34, 30)
-    assert 10 <= counts["classifier"] <= 20
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        raise Stopped
+
+    monkeypatch.setattr(PretrainingTrainer, "training_step", stopping)  # all documents are packed by then
+    with pytest.raises(Stopped):
+        play("--output_dir", "out")
+    names = list(read_settings("dclm/nano")[1]["treatments"])
+    counts = [json.loads(Path("out", name, "shards/packed.json").read_text())["num_documents"] for name in names]
+    assert names == ["raw", "heuristics", "deduplicated", "classifier"]
+    assert counts[:3] == [37, 34, 30]  # 3 are no articles, and 4 are there twice
+    assert 10 <= counts[3] <= 20
 
 
 @pytest.mark.parametrize(
