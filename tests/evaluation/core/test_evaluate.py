@@ -238,6 +238,10 @@ def test_results_of_another_model_or_protocol_are_not_gone_on_with(data, tmp_pat
         measured(tmp_path / "changed", tasks="copa", output_dir=tmp_path)
 
 
+def broken_row():
+    raise FloatingPointError("task 'copa', row 3: the loss of option 0 is nan.")
+
+
 def test_two_processes_share_the_rows_and_have_the_whole_report(data, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -252,6 +256,11 @@ def test_two_processes_share_the_rows_and_have_the_whole_report(data, tmp_path):
         sharded.lm_head.weight.ds_id = 0  # as DeepSpeed marks weights that it holds in parts
         with pytest.raises(ValueError, match="is sharded over the processes"):
             measured(data, sharded)
+        with pytest.MonkeyPatch.context() as patch:  # what goes wrong on the second one ends both, with its sentence
+            if rank == 1:
+                patch.setattr(AnswerScorer, "__call__", lambda self, rows: broken_row())
+            with pytest.raises(FloatingPointError, match="task 'copa', row 3"):
+                measured(data, batch_tokens=300, tasks=three)
         whole = measured(data, batch_tokens=300, output_dir=tmp_path / "out", against=OTHER, tasks=three)
         (tmp_path / f"{rank}.json").write_text(json.dumps([whole.to_dict(), whole.rows]))
 
