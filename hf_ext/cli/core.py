@@ -33,7 +33,12 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
         help="labels, or one of: available (CORE's that are there; the default), core (all 22 or an error), all",
     )
     option(parser, "--max-rows", type=SIZE, metavar="N", help="first rows of each task (default: all)")
-    option(parser, "--against", metavar="MODEL", help="another model, by its own tokenizer: paired differences on the same rows")
+    option(
+        parser,
+        "--against",
+        metavar="MODEL",
+        help="another model, by its own tokenizer: paired differences on the same rows",
+    )
     option(parser, "--protocol", choices=["foundry", "nanochat"], default="foundry", help="default: foundry, as DCLM")
     option(parser, "--max-length", type=SIZE, default=2048, help="tokens of a prompt with its answer (default: 2048)")
     option(parser, "--batch-tokens", type=SIZE, default=4096, help="tokens of a batch (default: 4096)")
