@@ -209,7 +209,13 @@ def test_a_game_killed_thrice_ends_in_the_report_of_an_undisturbed_one(documents
     times = {path: path.stat().st_mtime_ns for path in Path("cut").glob("*-seed-*.json")}
     assert len(times) == 4
     assert play("--output_dir", "cut", *core) == 0
-    assert report_in("cut") == report_in("whole")
+    report = report_in("cut")
+    assert report == report_in("whole")
+    assert play("--output_dir", "cut", *core, "--seeds", "3") == 0  # a finished game goes on with more models
+    assert [entry["losses"][:2] for entry in report_in("cut")["treatments"]] == [
+        entry["losses"] for entry in report["treatments"]
+    ]
+    assert [len(entry["losses"]) for entry in report_in("cut")["treatments"]] == [3, 3, 3]
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
