@@ -66,7 +66,7 @@ def evaluate_core(
     | multiple choice | the right option has the least mean cross-entropy a token, the first one on a tie |
     | schema | the same, over contexts before one continuation |
     | language modelling | every token of the answer is the likeliest one |
-    | generation | the answer written greedily is an accepted one; in EXTENDED only |
+    | generation | what is written greedily begins with an accepted answer; in EXTENDED only |
 
     A task's accuracy $a$ is centred, $(a - b) / (1 - b)$ with $b$ what guessing gets, and CORE is the mean over 22
     tasks. The report has it by both of DCLM's tables of $b$, v1 and v2, and names a mean over fewer tasks otherwise.
@@ -245,7 +245,8 @@ class _Evaluation:
             if report.settings.get(name) != settings[name]:
                 raise ValueError(
                     f"The report `against` was made with {name}={report.settings.get(name)!r}, and now it is "
-                    f"{settings[name]!r}: rows that are asked in two ways make no pair."
+                    f"{settings[name]!r}: rows that are asked in two ways make no pair. Measure both with one {name}"
+                    + (", which both models have positions for." if name == "max_length" else ".")
                 )
         by_row = {(row["task"], row["row"], row["id"]): RowRecord(**row) for row in report.rows}
         records = {}
@@ -386,7 +387,11 @@ def _weight(task_rows: TaskRows, max_rows: int | None) -> float:
 
 
 def _check_causal(model: Model) -> None:
-    if getattr(model.config, "is_encoder_decoder", False):
+    # Of a BART's files transformers makes the decoder alone, which never wrote without the encoder.
+    architectures = getattr(model.config, "architectures", None)
+    is_half = bool(architectures) and getattr(type(model.config), "is_encoder_decoder", False)
+    is_half = is_half and type(model).__name__ not in architectures
+    if getattr(model.config, "is_encoder_decoder", False) or is_half:
         raise ValueError(
             f"{type(model).__name__} has an encoder and a decoder; CORE is of causal language models, which read the "
             "prompt and its answer as one text."

@@ -61,7 +61,9 @@ def export_lm_eval(
     | `acc` of language modelling | `accuracy` |
 
     It tokenises context and answer as one text, with a space between, and cuts a prompt at the model's own length; we
-    tokenise them apart, as LLM Foundry does. Where a tokenizer joins the two in another way a row's figures differ.
+    tokenise them apart, as LLM Foundry does. Where a tokenizer joins the two in another way a row's figures differ;
+    with one for which `" a"` is more than one token, of bytes or characters, those of every row do, for LLM Foundry,
+    and so we, then put no space before an answer.
 
     Args:
         data (`str` or `Path`):

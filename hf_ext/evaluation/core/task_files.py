@@ -127,8 +127,10 @@ def _of_manifest(folder: Path) -> dict[str, Path]:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{manifest}: {name!r} lacks file, type or dclm_labels ({error}).") from error
         for label in labels:
-            if label not in TASKS:
+            if not isinstance(label, str) or label not in TASKS:
                 continue  # another benchmark's: its prompt is not known
+            if label in files:
+                raise ValueError(f"{manifest}: {label!r} is there twice, the second time under {name!r}.")
             if task_type != TASKS[label].type:
                 raise ValueError(
                     f"{manifest}: {name!r} has the type {task_type!r}; {label!r} is of type {TASKS[label].type!r}."

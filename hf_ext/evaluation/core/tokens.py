@@ -209,6 +209,6 @@ class PromptTokens:
         return TokenPrompt(prompt.row, cut_sequences, cut_starts, lengths, is_truncated)
 
     def _error(self, row: CoreRow, field: str, problem: str) -> RowError:
-        return RowError(
-            f"task {self.task.label!r}, row {row.index:,} ({row.id}), field {field!r}: {problem}.", row.index, field
-        )
+        place = f"task {self.task.label!r}, row {row.index:,} ({row.id}), field {field!r}"
+        remedy = "Fix the row in the file, or leave the task out with `tasks`."
+        return RowError(f"{place}: {problem}. {remedy}", row.index, field)

@@ -16,7 +16,13 @@ import pytest
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_ext.evaluation.core import CoreIncomplete, CoreReport, evaluate_core
 from hf_ext.evaluation.core.generation import begins_with_answer
@@ -434,10 +440,14 @@ def test_folders_and_labels_that_cannot_be_used_are_refused(data, tmp_path):
             measured(data, **changes)
 
 
-def test_models_that_are_no_causal_ones_are_refused(data):
+def test_models_that_are_no_causal_ones_are_refused(data, tmp_path):
     config = T5Config(vocab_size=400, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="has an encoder and a decoder"):
         measured(data, T5ForConditionalGeneration(config))
+    small = BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1)
+    BartForConditionalGeneration(small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has an encoder and a decoder"):  # as its decoder transformers loads it
+        measured(data, str(tmp_path))
     with pytest.raises(ValueError, match="no language-model head"):
         measured(data, tiny_model(TOKENIZER).model)
 

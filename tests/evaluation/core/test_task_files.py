@@ -56,7 +56,12 @@ def test_a_task_of_another_benchmark_in_the_list_is_left_alone(tmp_path):
     manifest = json.loads((tmp_path / "tasks.json").read_text())
     manifest["riddles"] = {"file": "riddles.jsonl", "type": "riddle", "dclm_labels": [{"label": "riddles"}]}
     (tmp_path / "tasks.json").write_text(json.dumps(manifest))
+    manifest["lists"] = manifest["riddles"] | {"dclm_labels": [{"label": ["copa"]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps(manifest))
     assert list(task_files(tmp_path)) == ["copa"]
+    (tmp_path / "tasks.json").write_text(json.dumps(manifest | {"again": manifest["copa"]}))
+    with pytest.raises(ValueError, match="'copa' is there twice, the second time under 'again'"):
+        task_files(tmp_path)
 
 
 @pytest.mark.parametrize(
