@@ -388,9 +388,9 @@ def _weight(task_rows: TaskRows, max_rows: int | None) -> float:
 
 def _check_causal(model: Model) -> None:
     # Of a BART's files transformers makes the decoder alone, which never wrote without the encoder.
-    architectures = getattr(model.config, "architectures", None)
-    is_half = bool(architectures) and getattr(type(model.config), "is_encoder_decoder", False)
-    is_half = is_half and type(model).__name__ not in architectures
+    architectures: list[str] = getattr(model.config, "architectures", None) or [type(model).__name__]
+    is_of_two_halves = getattr(type(model.config), "is_encoder_decoder", False)
+    is_half = is_of_two_halves and type(model).__name__ not in architectures
     if getattr(model.config, "is_encoder_decoder", False) or is_half:
         raise ValueError(
             f"{type(model).__name__} has an encoder and a decoder; CORE is of causal language models, which read the "
