@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Suffix of a local file -> the builder of `datasets.load_dataset`; each may be compressed with gzip.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
-_OTHER_FILES = (".warc", ".warc.gz", ".jsonl.zst")  # which curation reads
+_OTHER_FILES = (".warc", ".gz", ".zst")  # which curation reads, or with an ending that is mistyped, too
 _REMOTE = ("hf://", "buckets/")  # as `datasets` (5.2) takes them
 
 

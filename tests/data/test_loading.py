@@ -63,6 +63,7 @@ def test_no_such_dataset_is_named(tmp_path):
     [
         ("page.jsonl", "there is no such file; did you mean 'pages.jsonl'"),
         ("pages.warc.gz", "there is no such file; did you mean 'pages' or 'pages.jsonl'"),
+        ("pages.jsnl.gz", "there is no such file; did you mean 'pages.jsonl' or 'pages'"),
         ("{}/pags/train", "there is no such folder, for there is no 'pags' in '{}'; did you mean 'pages'"),
         ("pags/2024/train.parquet", "there is no such file, for there is no 'pags' in '.'; did you mean 'pages'"),
         ("./pages/train", "there is no such folder"),
