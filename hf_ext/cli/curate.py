@@ -94,8 +94,8 @@ def require_options(options: argparse.Namespace, *names: str) -> None:
     """Refuse a command that lacks one of these, in a file of options too."""
     for name in names:
         if getattr(options, name) is None:
-            where = "name a YAML file, such as curation/dclm_baseline.yaml" if name == "config" else "give it"
-            raise ValueError(f"--{name} is missing: {where}")
+            remedy = "name a YAML file, such as curation/dclm_baseline.yaml" if name == "config" else "give it"
+            raise ValueError(f"--{name} is missing: {remedy}")
 
 
 def curate_documents(options: argparse.Namespace, make_steps: Callable[[], Sequence[Step]]) -> int:

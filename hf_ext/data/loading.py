@@ -49,9 +49,11 @@ def require_place(name: str) -> None:
     while not absent.parent.exists() and absent.parent != absent:  # a drive that is not there has itself above it
         absent = absent.parent
     folder = absent.parent
-    place = "" if absent == path else f", for there is no {absent.name!r} in {str(folder)!r}"
+    absence = "" if absent == path else f", for there is no {absent.name!r} in {str(folder)!r}"
     close_names = did_you_mean(absent.name, [other.name for other in folder.iterdir()] if folder.is_dir() else [])
-    raise ValueError(f"dataset {name!r}: there is no such {'file' if is_file_name else 'folder'}{place}{close_names}")
+    raise ValueError(
+        f"dataset {name!r}: there is no such {'file' if is_file_name else 'folder'}{absence}{close_names}"
+    )
 
 
 def load_splits(

@@ -89,9 +89,11 @@ def export_lm_eval(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something; name a folder that is empty or not there.")
     loaded_tasks = load_tasks(data, tasks)
-    written = [task_rows.task.label for task_rows in loaded_tasks if task_rows.task.type not in SETTINGS]
-    if written:
-        raise ValueError(f"{', '.join(written)}: the answer is written by the model; leave such tasks out of `tasks`.")
+    generation_labels = [task_rows.task.label for task_rows in loaded_tasks if task_rows.task.type not in SETTINGS]
+    if generation_labels:
+        raise ValueError(
+            f"{', '.join(generation_labels)}: the answer is written by the model; leave such tasks out of `tasks`."
+        )
     with writing("the tasks", folder), claimed_file(folder), replacing(folder) as temporary:
         temporary.mkdir()
         for task_rows in loaded_tasks:

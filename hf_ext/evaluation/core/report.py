@@ -259,7 +259,7 @@ class CoreReport(SavedReport):
         parts = [self._score_table(), self._task_table(), self._caption()]
         if self.is_core:
             parts.insert(1, self._published_table())
-        return "\n\n".join(part for part in parts if part) + "\n"
+        return "\n\n".join(section for section in parts if section) + "\n"
 
     def _score_table(self) -> str:
         if not self.scores():
