@@ -1,0 +1,1 @@
+"""Mixtures of experts fitted by EM: the mathematics, on float64 tensors."""
