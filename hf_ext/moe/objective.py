@@ -16,6 +16,7 @@ of another size counts by its products, a Gram matrix, which is symmetric, at ha
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -130,8 +131,44 @@ class Objective:
         self.setup_passes = 0.0
         self.whitening: Tensor | None = None
         self.unwhitening: Tensor | None = None
+        self.feature_variances = self.penalised[:-1]
         if whiten:
             self._whiten()
+
+    @property
+    def size(self) -> int:
+        """Coordinates of a restart, P."""
+        return (self.shape.gate_rows + self.shape.expert_rows) * self.width + self.shape.num_variances
+
+    def of_shape(self, shape: MixtureShape) -> Objective:
+        """The objective of another mixture on the same rows, in the same coordinates of the features."""
+        other = copy.copy(self)
+        other.shape = shape
+        return other
+
+    def on_rows(self, rows: MixtureRows) -> Objective:
+        """The objective of the same mixture on other rows, in the same coordinates."""
+        other = copy.copy(self)
+        other.rows = rows
+        return other
+
+    def nll(self, point: Tensor) -> Tensor:
+        """Negative log-likelihood in nats a row, without the penalty, at coordinates `(A, P)`: half a pass."""
+        vectors, log_variance = self.vectors(point)
+        experts = self.shape.num_experts
+        total = point.new_zeros(len(point))
+        for block in self.rows.blocks(vectors[..., 0].numel()):
+            logits = (self.rows.X[block] @ vectors.flatten(0, 1).T).unflatten(1, vectors.shape[:2])
+            outputs = logits[..., experts:].unflatten(-1, (experts, -1))
+            log_likelihood, _ = _expert_terms(outputs, self.rows.y[block], log_variance, self.shape.expert_type)
+            joint = logits[..., :experts].log_softmax(-1) + log_likelihood
+            total -= self.rows.weights[block] @ joint.logsumexp(-1)
+        return self.reduce(total)
+
+    def effective_dimension(self, ridge: float) -> float:
+        """Coefficients that a penalty leaves free, of one output; without whitening those of uncorrelated features."""
+        variances = self.feature_variances
+        return 1.0 + float((variances / (variances + ridge)).nan_to_num(0.0).sum())
 
     def _whiten(self) -> None:
         X = self.rows.X[:, :-1]
@@ -142,7 +179,8 @@ class Objective:
         mean = torch.zeros_like(gram[0]) + weights @ X
         gram, mean = self.reduce(torch.cat([gram, mean[None]])).split([self.width - 1, 1])
         eigenvalues, vectors = torch.linalg.eigh(gram - mean.T @ mean)
-        scale = (eigenvalues.clamp(min=0) + eigenvalues.mean().clamp(min=1e-300)).sqrt()
+        self.feature_variances = eigenvalues.clamp(min=0)
+        scale = (self.feature_variances + eigenvalues.mean().clamp(min=1e-300)).sqrt()
         self.whitening = torch.eye(self.width, dtype=X.dtype, device=X.device)
         self.unwhitening = self.whitening.clone()
         self.whitening[:-1, :-1] = (vectors / scale) @ vectors.T

@@ -1,0 +1,668 @@
+r"""
+A mixture of experts fitted by EM, one iteration at a time.
+
+EM on this likelihood is mirror descent with a unit step: the next parameters minimise
+$\langle \nabla L(t), \theta - t \rangle + \mathrm{KL}$, the divergence being the one between the complete-data models.
+It therefore never raises $L$, needs no learning rate, and converges linearly at the rate of the missing information,
+`mim_lambda_max` in [`hf_ext.moe.diagnostics`].
+
+[`MixtureFit`] is the fit: `step()` is one iteration of all restarts, `state_dict()` its state. [`fit_em`] runs it.
+
+Reference: Fruytier, Mokhtari and Sanghavi 2025, *Learning Mixtures of Experts with EM: A Mirror Descent Perspective*
+(ICML 2025, PMLR 267; arXiv 2411.06056).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from hf_ext.moe.arguments import DEFAULT_RIDGE, RIDGES, EMArguments
+from hf_ext.moe.lbfgs import line_search
+from hf_ext.moe.m_steps import em_targets, m_step_lbfgs, m_step_linear
+from hf_ext.moe.objective import Look, Objective
+from hf_ext.moe.parameters import MixtureParameters, MixtureShape
+from hf_ext.moe.rows import Reduce, alone, check_row_count, mixture_rows
+from hf_ext.moe.starts import least_rows, restart_expert, seed_responsibilities, starting_points
+from hf_ext.moe.state import (
+    EM,
+    GRADIENT,
+    JOINT,
+    RUNNING,
+    STOP_REASONS,
+    FitState,
+    check_settings,
+    pack_settings,
+)
+
+logger = logging.getLogger(__name__)
+
+VARIANCE_FLOOR = 1e-6  # of the labels' variance: an expert that collapses on d points has no maximum without it
+_INNER_TOLERANCE = 1e-10  # largest slope with which an M-step is over
+_STALLS = 3  # iterations below `tol` in a row: one short step of a line search is not yet convergence
+_SEPARABLE = 1e3  # a coefficient this large without a ridge: classes that can be separated
+_TOL, _M_STEP, _HELD_OUT, _MOST, _SEPARABLE_STOP, _NOT_FINITE = range(1, 7)
+
+
+@dataclass(frozen=True)
+class FitLog:
+    """
+    What an iteration shows, of the best restart: its values are those before the iteration's M-step.
+
+    Args:
+        iteration (`int`):
+            Iterations so far.
+        objective, nll (`float`):
+            Nats a row with and without the penalty.
+        held_out_nll (`float` or `None`):
+            Least nats a row on the held-out rows so far.
+        passes (`float`):
+            Of all restarts, with the set-up.
+        seconds (`float`):
+            Since this process began the fit.
+        n_i (`list[float]`):
+            Rows that each expert handles, weighted.
+        running (`int`):
+            Restarts that go on.
+        reseeds (`int`):
+            Re-seeded experts so far, of all restarts.
+    """
+
+    iteration: int
+    objective: float
+    nll: float
+    held_out_nll: float | None
+    passes: float
+    seconds: float
+    n_i: list[float]
+    running: int
+    reseeds: int
+
+
+@dataclass(frozen=True)
+class EMResult:
+    """
+    The best restart of a fit.
+
+    Args:
+        parameters ([`MixtureParameters`]):
+            On raw features.
+        objective, nll (`float`):
+            Nats a row on the training rows, with and without the penalty.
+        held_out_nll (`float` or `None`):
+            Nats a row on the held-out rows.
+        iterations (`int`), passes (`float`), seconds (`float`):
+            Of the whole fit, all restarts and the set-up.
+        ridge (`float`):
+            The penalty of this restart.
+        restart (`int`), stop_reason (`str`), reseeds (`int`):
+            Its number, why it stopped (`"tol"`, `"m_step"`, `"held_out"`, `"max_iterations"`, `"separable"`,
+            `"not_finite"`, `"running"`), and its re-seeded experts.
+        shares (`torch.Tensor` of shape `(k,)`):
+            $n_i / n$ of every expert, pruned ones too.
+        dead_experts (`list[int]`):
+            Experts that handle too few rows to be fitted.
+    """
+
+    parameters: MixtureParameters
+    objective: float
+    nll: float
+    held_out_nll: float | None
+    iterations: int
+    passes: float
+    seconds: float
+    ridge: float
+    restart: int
+    stop_reason: str
+    reseeds: int
+    shares: Tensor
+    dead_experts: list[int]
+
+
+class MixtureFit:
+    """
+    A fit of several restarts, one iteration a call.
+
+    Args:
+        X (`torch.Tensor` of shape `(n, d)`):
+            Features of the rows of this process, raw, without a column of ones; the fit is in float64, on its device.
+        y (`torch.Tensor` of shape `(n,)`, linear experts also `(n, m)`):
+            Classes from 0, or numbers.
+        shape ([`MixtureShape`]):
+            Of the mixture.
+        arguments ([`EMArguments`], *optional*):
+            How to fit.
+        sample_weight (`torch.Tensor` of shape `(n,)`, *optional*):
+            Non-negative row weights; 2 is the row twice.
+        held_out (`tuple` of `X`, `y`, *optional*):
+            Rows on which a restart is stopped early, and the best one and `ridge="auto"` are chosen.
+        reduce (`Callable`, *optional*):
+            Sum of a float64 tensor over processes, each of which holds some of the rows. All processes then hold the
+            same fit. Called once a pass, in the same order everywhere.
+        generator (`torch.Generator`, *optional*):
+            On the CPU, in the same state on every process; seeded with 0 by default. Used by the starts alone.
+
+    Raises:
+        ValueError: if rows cannot be used (see [`mixture_rows`]), there are too few for a fit without a penalty, or
+            `ridge="auto"` comes without held-out rows.
+
+    Reference: Fruytier et al. 2025 (arXiv 2411.06056).
+    """
+
+    def __init__(
+        self,
+        X: Tensor,
+        y: Tensor,
+        shape: MixtureShape,
+        arguments: EMArguments | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
+        reduce: Reduce = alone,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.arguments = arguments or EMArguments()
+        self.shape = shape
+        if self.arguments.ridge == "auto" and held_out is None:
+            raise ValueError("ridge='auto' compares penalties on held-out rows: give held_out, or a number.")
+        self.ridge = DEFAULT_RIDGE if isinstance(self.arguments.ridge, str) else self.arguments.ridge
+        self._reduce = reduce
+        self._generator = generator or torch.Generator().manual_seed(0)
+        self._seconds = time.perf_counter()
+        rows = mixture_rows(
+            X, y, shape, sample_weight=sample_weight, standardize=self.arguments.standardize, reduce=reduce
+        )
+        check_row_count(rows, shape, self.ridge)
+        variance = reduce((rows.weights @ rows.y.double().square().view(len(rows.y), -1)).mean().reshape(1))
+        self.objective = Objective(
+            rows,
+            shape,
+            whiten=self.arguments.whiten,
+            variance_floor=VARIANCE_FLOOR * float(variance) if shape.expert_type == "linear" else VARIANCE_FLOOR,
+            reduce=reduce,
+        )
+        self._held_out: Objective | None = None
+        if held_out is not None:
+            held_rows = mixture_rows(*held_out, shape, standardisation=rows.standardisation, reduce=reduce)
+            self._held_out = self.objective.on_rows(held_rows)
+        self._dead_rows = least_rows(self.objective, self.ridge)
+        self._state: FitState | None = None
+
+    # --- the course of a fit -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> FitState:
+        """The state; the random starts are made where there is none yet."""
+        if self._state is None:
+            self._state = self._begin()
+        return self._state
+
+    @property
+    def finished(self) -> bool:
+        """Whether every restart has stopped."""
+        return bool((self.state.stop != RUNNING).all())
+
+    def step(self) -> FitLog:
+        """
+        One iteration of every restart that goes on: an E-step and an M-step, or a step of L-BFGS on the likelihood.
+
+        Returns:
+            [`FitLog`]
+        """
+        state = self.state
+        index = state.running(EM, GRADIENT)
+        look = self._e_step(index) if len(index) else None
+        if not int(state.halved) and int(state.iteration) >= self._warmup:
+            self._halve()
+            index = state.running(EM, GRADIENT)
+            look = self._e_step(index) if len(index) else None
+        elif look is not None:
+            going_on = (state.stop[index] == RUNNING).nonzero()[:, 0]
+            index = index[going_on]
+            look = look.take(going_on)
+        if look is not None and len(index):
+            self._m_step(index, look)
+        self._joint_steps()
+        state.iteration += 1
+        if int(state.iteration) >= self.arguments.max_iterations:
+            state.stop[state.stop == RUNNING] = _MOST
+        return self._log()
+
+    @property
+    def _warmup(self) -> int:
+        """Iterations before the restarts are thinned out, and EM hands over."""
+        starts_with_em = self.arguments.method_for(self.shape.expert_type) != "lbfgs"
+        steps = self.arguments.steps_for(self.shape.expert_type)
+        return self.arguments.em_iterations * (1 if starts_with_em else steps + 1)
+
+    def _begin(self) -> FitState:
+        arguments = self.arguments
+        restarts = arguments.restarts if self.shape.num_experts > 1 else 1
+        point, passes = starting_points(self.objective, restarts, self.ridge, self._generator)
+        method = arguments.method_for(self.shape.expert_type)
+        first = {"lbfgs": JOINT, "gd": GRADIENT, "gradient_em": GRADIENT}.get(method, EM)
+        phase = torch.full((restarts,), first, dtype=torch.int64, device=point.device)
+        if method == "mixed":
+            phase[(restarts + 1) // 2 :] = JOINT
+        gate_size = self.shape.gate_rows * self.objective.width
+        size = gate_size if first == EM and self.shape.expert_type == "linear" else self.objective.size
+        setup = self.objective.setup_passes + passes
+        state = FitState.beginning(point, phase, self.ridge, size, self.shape.num_experts, setup)
+        self._start_joint(state, (phase == JOINT).nonzero()[:, 0])
+        return state
+
+    def _start_joint(self, state: FitState, index: Tensor) -> None:
+        if not len(index):
+            return
+        evaluation = self.objective.likelihood(state.point[index], state.ridge[index])
+        state.objective[index] = evaluation.value
+        state.gradient[index] = evaluation.gradient
+        state.shares[index] = evaluation.shares
+        state.passes[index] += 1
+
+    def _halve(self) -> None:
+        """Go on with the best restarts; with `ridge="auto"` with the best one, under each penalty."""
+        state = self.state
+        state.halved.fill_(1)
+        arguments = self.arguments
+        order = state.objective.argsort(stable=True)
+        finalists = order[: arguments.finalists]
+        if arguments.ridge == "auto":
+            finalists = order[:1].repeat(len(RIDGES))
+        survivors = torch.isin(state.restart, state.restart[finalists])
+        state.dropped_passes += state.passes[~survivors].sum().cpu()
+        cost = state.passes[finalists].clone()
+        state.take(finalists)
+        hands_over = arguments.method_for(self.shape.expert_type) in ("em+lbfgs", "mixed", "lbfgs")
+        if arguments.ridge == "auto":
+            state.ridge = state.point.new_tensor(RIDGES)
+            state.passes[:] = 0
+            state.passes[0] = cost[0]
+            state.stop[:] = RUNNING
+            state.objective[:] = float("inf")
+            state.held_out[:] = float("inf")
+        if not hands_over:
+            return
+        index = ((state.phase == EM) & (state.stop == RUNNING)).nonzero()[:, 0]
+        if self.shape.expert_type == "linear":
+            size = (len(state.point), state.steps.shape[1], self.objective.size)
+            state.steps = state.point.new_zeros(size)
+            state.changes = state.point.new_zeros(size)
+            state.inverse = torch.zeros_like(state.inverse)
+        state.phase[:] = JOINT
+        # The E-step has left value and gradient of the likelihood here, unless the penalty is another one now.
+        if arguments.ridge == "auto":
+            self._start_joint(state, torch.arange(len(state.point), device=state.point.device))
+        elif len(index):
+            state.since_best[index] = 0
+
+    # --- EM ------------------------------------------------------------------------------------------------------
+
+    def _e_step(self, index: Tensor) -> Look:
+        """E-step of some restarts; one whose objective has risen goes back to where it came from."""
+        state = self.state
+        look = self.objective.e_step(state.point[index], state.ridge[index])
+        state.passes[index] += 1
+        previous = state.objective[index]
+        limit = previous + 1e-9 * (1 + previous.abs())
+        is_em = state.phase[index] == EM
+        rises = torch.where(is_em, ~(look.value <= limit), ~look.value.isfinite())
+        if bool(rises.any()):
+            self._go_back(index[rises])
+            again = self.objective.e_step(state.point[index[rises]], state.ridge[index[rises]])
+            state.passes[index[rises]] += 1
+            for values, latest in zip(look[:5], again[:5], strict=True):
+                values[rises] = latest
+            look.responsibilities[:, rises] = again.responsibilities
+            look.row_log_likelihood[:, rises] = again.row_log_likelihood
+        calm = index[~rises]
+        state.strikes[calm] = 0
+        small = previous[~rises] - look.value[~rises] < self.arguments.tol
+        state.stalled[calm] = torch.where(small, state.stalled[calm] + 1, 0)
+        state.objective[index] = look.value
+        state.gradient[index] = look.gradient
+        state.shares[index] = look.shares
+        self._stop(index[state.stalled[index] >= _STALLS], _TOL)
+        self._watch(index)
+        return look
+
+    def _go_back(self, index: Tensor) -> None:
+        state = self.state
+        state.point[index] = state.previous_point[index]
+        state.strikes[index] += 1
+        state.curvature.forget(index)
+        # An over-relaxed step is first made again with the unit step: that is no failure of the M-step.
+        allowed = 1 + (self.arguments.eta != 1)
+        is_em = state.phase[index] == EM
+        self._stop(index[is_em & (state.strikes[index] > allowed)], _M_STEP)
+        self._stop(index[~is_em], _NOT_FINITE)
+
+    def _m_step(self, index: Tensor, look: Look) -> None:
+        state = self.state
+        reseeded = self._reseed(index, look)
+        state.previous_point[index] = state.point[index]
+        gradient_group = (state.phase[index] == GRADIENT).nonzero()[:, 0]
+        if len(gradient_group):  # all restarts have one method
+            self._gradient_steps(index, look)
+            return
+        eta = torch.where(state.strikes[index] > 0, 1.0, self.arguments.eta)
+        point = state.point[index]
+        ridge = state.ridge[index]
+        targets = em_targets(self.objective, point, look, eta)
+        tolerance = _INNER_TOLERANCE * 0.5 ** state.strikes[index]
+        curvature = state.curvature.take(index)
+        unchanged = bool((eta == 1).all()) and not reseeded
+        is_linear = self.shape.expert_type == "linear"
+        start = None
+        if is_linear:
+            descent = m_step_linear(self.objective, point, ridge, targets)
+            point = descent.point
+            state.passes[index] += descent.passes
+            gate_size = self.shape.gate_rows * self.objective.width
+            if unchanged:
+                start = (look.gate_value, look.gradient[:, :gate_size])
+            inner_point = point[:, :gate_size]
+        else:
+            inner_point = point
+            if unchanged:
+                start = (look.expected_value, look.gradient)
+        if not is_linear or self.shape.num_experts > 1:
+            descent = m_step_lbfgs(
+                self.objective,
+                inner_point,
+                ridge,
+                targets,
+                start,
+                curvature,
+                steps=self.arguments.steps_for(self.shape.expert_type),
+                tolerance=tolerance,
+                gate_only=is_linear,
+            )
+            state.passes[index] += descent.passes
+            point = torch.cat([descent.point, point[:, descent.point.shape[1] :]], dim=1)
+        state.point[index] = point
+        state.steps[index] = curvature.steps
+        state.changes[index] = curvature.changes
+        state.inverse[index] = curvature.inverse
+
+    def _gradient_steps(self, index: Tensor, look: Look) -> None:
+        """Gradient steps on the expected likelihood; the first one is a step on the likelihood itself."""
+        state = self.state
+        point = state.point[index] - self.arguments.learning_rate * look.gradient
+        count = 1 if self.arguments.method == "gd" else self.arguments.steps_for(self.shape.expert_type)
+        targets = em_targets(self.objective, point, look, torch.ones_like(look.value))
+        for _ in range(count - 1):
+            evaluation = self.objective.expected(point, state.ridge[index], targets)
+            point = point - self.arguments.learning_rate * evaluation.gradient
+            state.passes[index] += 1
+        state.point[index] = point
+
+    def _reseed(self, index: Tensor, look: Look) -> bool:
+        """Start a dead expert of each restart again, on the rows that the mixture explains worst."""
+        state = self.state
+        if self.shape.num_experts == 1 or self.shape.symmetric:
+            return False
+        least_share = self._dead_rows / self.objective.rows.total
+        weakest = look.shares.min(dim=1)
+        is_dead = (weakest.values < least_share) & (state.reseeds[index] < self.arguments.max_reseeds)
+        is_dead &= state.phase[index] == EM
+        for position in is_dead.nonzero()[:, 0].tolist():
+            expert = int(weakest.indices[position])
+            restart = int(index[position])
+            share = max(2 * least_share, 1 / (4 * self.shape.num_experts))
+            seed_responsibilities(look, self.objective.rows, position, expert, share, self._reduce)
+            restart_expert(state.point[restart], self.shape, self.objective.width, expert)
+            state.reseeds[restart] += 1
+            state.curvature.forget(index[position : position + 1])
+            state.objective[restart] = float("inf")  # it may rise at this step
+            logger.info(
+                "reseed: expert %d of restart %d handled %.1f rows; it starts again on the rows explained worst.",
+                expert, int(state.restart[restart]), float(weakest.values[position]) * self.objective.rows.total,
+            )  # fmt: skip
+        return bool(is_dead.any())
+
+    # --- L-BFGS on the likelihood ----------------------------------------------------------------------------------
+
+    def _joint_steps(self) -> None:
+        """One step of L-BFGS; where other restarts make EM iterations, as many as cost the same."""
+        state = self.state
+        index = state.running(JOINT)
+        if not len(index):
+            return
+        em_index = state.running(EM)
+        budget = float(state.passes[em_index].max()) if len(em_index) else 0.0
+        while len(index):
+            self._joint_step(index)
+            going_on = (state.stop[index] == RUNNING) & (state.passes[index] < budget)
+            index = index[going_on]
+        self._watch(state.running(JOINT))
+
+    def _joint_step(self, index: Tensor) -> None:
+        state = self.state
+        curvature = state.curvature
+        point = state.point[index]
+        gradient = state.gradient[index]
+        value = state.objective[index]
+        shares = state.shares[index]
+        ridge = state.ridge[index]
+
+        def evaluate(points: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+            evaluation = self.objective.likelihood(points, ridge[group])
+            shares[group] = evaluation.shares
+            return evaluation.value, evaluation.gradient
+
+        had_pairs = (state.inverse[index] > 0).any(1)
+        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, index))
+        curvature.add(index, step.point - point, step.gradient - gradient)
+        state.point[index] = step.point
+        state.objective[index] = step.value
+        state.gradient[index] = step.gradient
+        state.shares[index] = shares
+        state.passes[index] += step.evaluations
+        small = value - step.value < self.arguments.tol
+        state.stalled[index] = torch.where(small, state.stalled[index] + 1, 0)
+        curvature.forget(index[~step.moved])
+        stuck = ~step.moved & ~had_pairs  # not even along the slope itself
+        self._stop(index[stuck | (state.stalled[index] >= _STALLS)], _TOL)
+
+    # --- when to stop ----------------------------------------------------------------------------------------------
+
+    def _stop(self, index: Tensor, reason: int) -> None:
+        stop = self.state.stop
+        stop[index] = torch.where(stop[index] == RUNNING, reason, stop[index])
+
+    def _watch(self, index: Tensor) -> None:
+        """Look at the held-out rows and at the size of the coefficients."""
+        state = self.state
+        if not len(index):
+            return
+        if self.ridge == 0 and self.shape.expert_type != "linear":
+            largest = self.objective.vectors(state.point[index])[0].abs().amax((1, 2))
+            separable = index[largest > _SEPARABLE]
+            if len(separable):
+                logger.warning(
+                    "A coefficient is above %g without a ridge: the classes can be separated, and the likelihood has "
+                    "no maximum. Set ridge, for instance to %g.", _SEPARABLE, DEFAULT_RIDGE,
+                )  # fmt: skip
+                self._stop(separable, _SEPARABLE_STOP)
+        if self._held_out is None:
+            return
+        nll = self._held_out.nll(state.point[index])
+        state.passes[index] += 0.5 * len(self._held_out.rows.X) / max(1, len(self.objective.rows.X))
+        better = nll < state.held_out[index]
+        state.held_out[index] = torch.where(better, nll, state.held_out[index])
+        state.best_point[index[better]] = state.point[index[better]]
+        state.since_best[index] = torch.where(better, 0, state.since_best[index] + 1)
+        self._stop(index[state.since_best[index] >= self.arguments.patience], _HELD_OUT)
+
+    # --- what comes out --------------------------------------------------------------------------------------------
+
+    def _label_nats(self) -> float:
+        """Nats a row between standardised labels and the user's."""
+        if self.shape.expert_type != "linear":
+            return 0.0
+        return self.shape.num_outputs * float(self.objective.rows.standardisation.label_scale.log())
+
+    def _penalty(self, point: Tensor, ridge: Tensor) -> float:
+        vectors = self.objective.vectors(point[None])[0]
+        return float(0.5 * ridge * (vectors.square() * self.objective.penalised).sum())
+
+    def _log(self) -> FitLog:
+        state = self.state
+        best = int(state.objective.argmin())
+        # Of EM the objective is that before the M-step, at `previous_point`.
+        behind = bool(state.phase[best] != JOINT)
+        point = state.previous_point[best] if behind else state.point[best]
+        objective = float(state.objective[best]) + self._label_nats()
+        return FitLog(
+            iteration=int(state.iteration),
+            objective=objective,
+            nll=objective - self._penalty(point, state.ridge[best]),
+            held_out_nll=None if self._held_out is None else float(state.held_out.min()) + self._label_nats(),
+            passes=state.total_passes(),
+            seconds=time.perf_counter() - self._seconds,
+            n_i=(state.shares[best] * self.objective.rows.total).tolist(),
+            running=int((state.stop == RUNNING).sum()),
+            reseeds=int(state.reseeds.sum()),
+        )
+
+    def _candidates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Point, objective and shares of each restart, and what to choose by: no M-step is left unchecked."""
+        state = self.state
+        if self._held_out is not None:
+            evaluation = self.objective.likelihood(state.best_point, state.ridge)
+            return state.best_point, evaluation.value, evaluation.shares, state.held_out
+        point = state.point.clone()
+        evaluation = self.objective.likelihood(point, state.ridge)
+        value = evaluation.value
+        shares = evaluation.shares
+        worse = (state.phase != JOINT) & ~(value <= state.objective)
+        point[worse] = state.previous_point[worse]
+        value = torch.where(worse, state.objective, value)
+        shares = torch.where(worse[:, None], state.shares, shares)
+        return point, value, shares, value
+
+    def result(self) -> EMResult:
+        """
+        The best restart so far: by the held-out rows where there are any, otherwise by the objective.
+
+        Costs one evaluation of each restart, and changes nothing: a fit goes on after it as if it had not been called.
+        """
+        state = self.state
+        points, values, shares, order = self._candidates()
+        best = int(order.nan_to_num(float("inf")).argmin())
+        objective = float(values[best]) + self._label_nats()
+        dead_share = self._dead_rows / self.objective.rows.total
+        dead_experts = (shares[best] < dead_share).nonzero()[:, 0].tolist() if self.shape.num_experts > 1 else []
+        parameters = self.parameters(points[best])
+        if self.arguments.prune and dead_experts and len(dead_experts) < self.shape.num_experts:
+            parameters = parameters.without(dead_experts)
+        held_out = None if self._held_out is None else float(state.held_out[best]) + self._label_nats()
+        return EMResult(
+            parameters=parameters,
+            objective=objective,
+            nll=objective - self._penalty(points[best], state.ridge[best]),
+            held_out_nll=held_out,
+            iterations=int(state.iteration),
+            passes=state.total_passes(),
+            seconds=time.perf_counter() - self._seconds,
+            ridge=float(state.ridge[best]),
+            restart=int(state.restart[best]),
+            stop_reason=STOP_REASONS[int(state.stop[best])],
+            reseeds=int(state.reseeds[best]),
+            shares=shares[best],
+            dead_experts=dead_experts,
+        )
+
+    def parameters(self, point: Tensor) -> MixtureParameters:
+        """The mixture at coordinates `(P,)`, in the unit of the labels and on raw features."""
+        vectors, log_variance = (values[0] for values in self.objective.vectors(point[None]))
+        standardisation = self.objective.rows.standardisation
+        gate = vectors[: self.shape.num_experts].clone()
+        experts = vectors[self.shape.num_experts :].unflatten(0, (self.shape.num_experts, -1))
+        variance = None
+        if self.shape.expert_type == "linear":
+            experts = experts * standardisation.label_scale
+            experts[..., -1] += standardisation.label_mean
+            variance = log_variance.exp() * standardisation.label_scale.square()
+        return MixtureParameters(
+            gate, experts.clone(), variance, standardisation.mean, standardisation.scale, self.shape.expert_type
+        )
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """What a resumed fit must share with the one it goes on from, except how long it runs."""
+        settings = {**asdict(self.shape), **asdict(self.arguments), "features": self.objective.width - 1}
+        return {name: value for name, value in settings.items() if name != "max_iterations"}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as tensors, copied: what `safetensors` takes."""
+        state = {field.name: getattr(self.state, field.name).clone() for field in fields(FitState)}
+        return {**state, "settings": pack_settings(self.settings()), "row_sums": self.objective.rows.sums.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """
+        Go on from the state of a fit with the same settings and rows, to the same bits.
+
+        Raises:
+            ValueError: if settings or rows differ; each setting is listed.
+        """
+        check_settings(state["settings"], self.settings())
+        sums = self.objective.rows.sums
+        stored = state["row_sums"].to(sums)
+        if stored.shape != sums.shape or not torch.allclose(stored, sums, rtol=1e-9, atol=1e-9):
+            raise ValueError(
+                f"the fit cannot be resumed: it was of {int(stored[0]):,} rows, and these {int(sums[0]):,} are others "
+                "or have other features or labels. Give the same rows, or start anew."
+            )
+        device = self.objective.rows.X.device
+        scalars = {"iteration", "halved", "setup_passes", "dropped_passes"}
+        names = [field.name for field in fields(FitState)]
+        self._state = FitState(
+            **{name: state[name].clone().to("cpu" if name in scalars else device) for name in names}
+        )
+
+
+def fit_em(
+    X: Tensor,
+    y: Tensor,
+    shape: MixtureShape,
+    *,
+    arguments: EMArguments | None = None,
+    sample_weight: Tensor | None = None,
+    held_out: tuple[Tensor, Tensor] | None = None,
+    callback: Callable[[FitLog], bool | None] | None = None,
+    reduce: Reduce = alone,
+    generator: torch.Generator | None = None,
+) -> EMResult:
+    """
+    Fit a mixture of experts.
+
+    Args:
+        X, y, shape, arguments, sample_weight, held_out, reduce, generator:
+            As in [`MixtureFit`].
+        callback (`Callable`, *optional*):
+            Called with the [`FitLog`] of each iteration; `True` ends the fit.
+
+    Returns:
+        [`EMResult`]
+
+    Raises:
+        ValueError: as [`MixtureFit`] says.
+
+    Reference: Fruytier et al. 2025 (arXiv 2411.06056).
+    """
+    fit = MixtureFit(
+        X, y, shape, arguments, sample_weight=sample_weight, held_out=held_out, reduce=reduce, generator=generator
+    )
+    while not fit.finished:
+        log = fit.step()
+        if callback is not None and callback(log):
+            break
+    return fit.result()
