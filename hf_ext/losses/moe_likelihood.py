@@ -167,9 +167,9 @@ def moe_nll(
 
     Reference: Fruytier et al. 2025 (arXiv 2411.06056), section 2.
     """
-    return -moe_log_responsibilities(
-        gate_logits, expert_outputs, labels, expert_type=expert_type, variance=variance
-    )[1]
+    return -moe_log_responsibilities(gate_logits, expert_outputs, labels, expert_type=expert_type, variance=variance)[
+        1
+    ]
 
 
 def moe_log_probs(gate_logits: Tensor, expert_outputs: Tensor, *, expert_type: str = "softmax") -> Tensor:

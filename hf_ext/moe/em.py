@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from hf_ext.moe.arguments import DEFAULT_RIDGE, RIDGES, EMArguments
-from hf_ext.moe.lbfgs import line_search
-from hf_ext.moe.m_steps import em_targets, m_step_lbfgs, m_step_linear
-from hf_ext.moe.objective import Look, Objective
+from hf_ext.moe.iterations import Iterations
+from hf_ext.moe.objective import Objective
 from hf_ext.moe.parameters import MixtureParameters, MixtureShape
 from hf_ext.moe.rows import Reduce, alone, check_row_count, mixture_rows
-from hf_ext.moe.starts import least_rows, restart_expert, seed_responsibilities, starting_points
+from hf_ext.moe.starts import least_rows, starting_points
 from hf_ext.moe.state import (
     EM,
     GRADIENT,
     JOINT,
+    MOST_ITERATIONS,
     RUNNING,
     STOP_REASONS,
     FitState,
@@ -43,10 +43,6 @@ from hf_ext.moe.state import (
 logger = logging.getLogger(__name__)
 
 VARIANCE_FLOOR = 1e-6  # of the labels' variance: an expert that collapses on d points has no maximum without it
-_INNER_TOLERANCE = 1e-10  # largest slope with which an M-step is over
-_STALLS = 3  # iterations below `tol` in a row: one short step of a line search is not yet convergence
-_SEPARABLE = 1e3  # a coefficient this large without a ridge: classes that can be separated
-_TOL, _M_STEP, _HELD_OUT, _MOST, _SEPARABLE_STOP, _NOT_FINITE = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -215,23 +211,27 @@ class MixtureFit:
             [`FitLog`]
         """
         state = self.state
+        iterations = self._iterations(state)
         index = state.running(EM, GRADIENT)
-        look = self._e_step(index) if len(index) else None
+        look = iterations.e_step(index) if len(index) else None
         if not int(state.halved) and int(state.iteration) >= self._warmup:
             self._halve()
             index = state.running(EM, GRADIENT)
-            look = self._e_step(index) if len(index) else None
+            look = iterations.e_step(index) if len(index) else None
         elif look is not None:
             going_on = (state.stop[index] == RUNNING).nonzero()[:, 0]
             index = index[going_on]
             look = look.take(going_on)
         if look is not None and len(index):
-            self._m_step(index, look)
-        self._joint_steps()
+            iterations.m_step(index, look)
+        iterations.joint_steps()
         state.iteration += 1
         if int(state.iteration) >= self.arguments.max_iterations:
-            state.stop[state.stop == RUNNING] = _MOST
+            state.stop[state.stop == RUNNING] = MOST_ITERATIONS
         return self._log()
+
+    def _iterations(self, state: FitState) -> Iterations:
+        return Iterations(self.objective, self._held_out, self.arguments, state, self._dead_rows)
 
     @property
     def _warmup(self) -> int:
@@ -253,17 +253,8 @@ class MixtureFit:
         size = gate_size if first == EM and self.shape.expert_type == "linear" else self.objective.size
         setup = self.objective.setup_passes + passes
         state = FitState.beginning(point, phase, self.ridge, size, self.shape.num_experts, setup)
-        self._start_joint(state, (phase == JOINT).nonzero()[:, 0])
+        self._iterations(state).start_joint((phase == JOINT).nonzero()[:, 0])
         return state
-
-    def _start_joint(self, state: FitState, index: Tensor) -> None:
-        if not len(index):
-            return
-        evaluation = self.objective.likelihood(state.point[index], state.ridge[index])
-        state.objective[index] = evaluation.value
-        state.gradient[index] = evaluation.gradient
-        state.shares[index] = evaluation.shares
-        state.passes[index] += 1
 
     def _halve(self) -> None:
         """Go on with the best restarts; with `ridge="auto"` with the best one, under each penalty."""
@@ -285,6 +276,7 @@ class MixtureFit:
             state.passes[0] = cost[0]
             state.stop[:] = RUNNING
             state.objective[:] = float("inf")
+            state.limit[:] = float("inf")
             state.held_out[:] = float("inf")
         if not hands_over:
             return
@@ -297,233 +289,32 @@ class MixtureFit:
         state.phase[:] = JOINT
         # The E-step has left value and gradient of the likelihood here, unless the penalty is another one now.
         if arguments.ridge == "auto":
-            self._start_joint(state, torch.arange(len(state.point), device=state.point.device))
+            self._iterations(state).start_joint(torch.arange(len(state.point), device=state.point.device))
         elif len(index):
             state.since_best[index] = 0
 
-    # --- EM ------------------------------------------------------------------------------------------------------
-
-    def _e_step(self, index: Tensor) -> Look:
-        """E-step of some restarts; one whose objective has risen goes back to where it came from."""
-        state = self.state
-        look = self.objective.e_step(state.point[index], state.ridge[index])
-        state.passes[index] += 1
-        previous = state.objective[index]
-        limit = previous + 1e-9 * (1 + previous.abs())
-        is_em = state.phase[index] == EM
-        rises = torch.where(is_em, ~(look.value <= limit), ~look.value.isfinite())
-        if bool(rises.any()):
-            self._go_back(index[rises])
-            again = self.objective.e_step(state.point[index[rises]], state.ridge[index[rises]])
-            state.passes[index[rises]] += 1
-            for values, latest in zip(look[:5], again[:5], strict=True):
-                values[rises] = latest
-            look.responsibilities[:, rises] = again.responsibilities
-            look.row_log_likelihood[:, rises] = again.row_log_likelihood
-        calm = index[~rises]
-        state.strikes[calm] = 0
-        small = previous[~rises] - look.value[~rises] < self.arguments.tol
-        state.stalled[calm] = torch.where(small, state.stalled[calm] + 1, 0)
-        state.objective[index] = look.value
-        state.gradient[index] = look.gradient
-        state.shares[index] = look.shares
-        self._stop(index[state.stalled[index] >= _STALLS], _TOL)
-        self._watch(index)
-        return look
-
-    def _go_back(self, index: Tensor) -> None:
-        state = self.state
-        state.point[index] = state.previous_point[index]
-        state.strikes[index] += 1
-        state.curvature.forget(index)
-        # An over-relaxed step is first made again with the unit step: that is no failure of the M-step.
-        allowed = 1 + (self.arguments.eta != 1)
-        is_em = state.phase[index] == EM
-        self._stop(index[is_em & (state.strikes[index] > allowed)], _M_STEP)
-        self._stop(index[~is_em], _NOT_FINITE)
-
-    def _m_step(self, index: Tensor, look: Look) -> None:
-        state = self.state
-        reseeded = self._reseed(index, look)
-        state.previous_point[index] = state.point[index]
-        gradient_group = (state.phase[index] == GRADIENT).nonzero()[:, 0]
-        if len(gradient_group):  # all restarts have one method
-            self._gradient_steps(index, look)
-            return
-        eta = torch.where(state.strikes[index] > 0, 1.0, self.arguments.eta)
-        point = state.point[index]
-        ridge = state.ridge[index]
-        targets = em_targets(self.objective, point, look, eta)
-        tolerance = _INNER_TOLERANCE * 0.5 ** state.strikes[index]
-        curvature = state.curvature.take(index)
-        unchanged = bool((eta == 1).all()) and not reseeded
-        is_linear = self.shape.expert_type == "linear"
-        start = None
-        if is_linear:
-            descent = m_step_linear(self.objective, point, ridge, targets)
-            point = descent.point
-            state.passes[index] += descent.passes
-            gate_size = self.shape.gate_rows * self.objective.width
-            if unchanged:
-                start = (look.gate_value, look.gradient[:, :gate_size])
-            inner_point = point[:, :gate_size]
-        else:
-            inner_point = point
-            if unchanged:
-                start = (look.expected_value, look.gradient)
-        if not is_linear or self.shape.num_experts > 1:
-            descent = m_step_lbfgs(
-                self.objective,
-                inner_point,
-                ridge,
-                targets,
-                start,
-                curvature,
-                steps=self.arguments.steps_for(self.shape.expert_type),
-                tolerance=tolerance,
-                gate_only=is_linear,
-            )
-            state.passes[index] += descent.passes
-            point = torch.cat([descent.point, point[:, descent.point.shape[1] :]], dim=1)
-        state.point[index] = point
-        state.steps[index] = curvature.steps
-        state.changes[index] = curvature.changes
-        state.inverse[index] = curvature.inverse
-
-    def _gradient_steps(self, index: Tensor, look: Look) -> None:
-        """Gradient steps on the expected likelihood; the first one is a step on the likelihood itself."""
-        state = self.state
-        point = state.point[index] - self.arguments.learning_rate * look.gradient
-        count = 1 if self.arguments.method == "gd" else self.arguments.steps_for(self.shape.expert_type)
-        targets = em_targets(self.objective, point, look, torch.ones_like(look.value))
-        for _ in range(count - 1):
-            evaluation = self.objective.expected(point, state.ridge[index], targets)
-            point = point - self.arguments.learning_rate * evaluation.gradient
-            state.passes[index] += 1
-        state.point[index] = point
-
-    def _reseed(self, index: Tensor, look: Look) -> bool:
-        """Start a dead expert of each restart again, on the rows that the mixture explains worst."""
-        state = self.state
-        if self.shape.num_experts == 1 or self.shape.symmetric:
-            return False
-        least_share = self._dead_rows / self.objective.rows.total
-        weakest = look.shares.min(dim=1)
-        is_dead = (weakest.values < least_share) & (state.reseeds[index] < self.arguments.max_reseeds)
-        is_dead &= state.phase[index] == EM
-        for position in is_dead.nonzero()[:, 0].tolist():
-            expert = int(weakest.indices[position])
-            restart = int(index[position])
-            share = max(2 * least_share, 1 / (4 * self.shape.num_experts))
-            seed_responsibilities(look, self.objective.rows, position, expert, share, self._reduce)
-            restart_expert(state.point[restart], self.shape, self.objective.width, expert)
-            state.reseeds[restart] += 1
-            state.curvature.forget(index[position : position + 1])
-            state.objective[restart] = float("inf")  # it may rise at this step
-            logger.info(
-                "reseed: expert %d of restart %d handled %.1f rows; it starts again on the rows explained worst.",
-                expert, int(state.restart[restart]), float(weakest.values[position]) * self.objective.rows.total,
-            )  # fmt: skip
-        return bool(is_dead.any())
-
-    # --- L-BFGS on the likelihood ----------------------------------------------------------------------------------
-
-    def _joint_steps(self) -> None:
-        """One step of L-BFGS; where other restarts make EM iterations, as many as cost the same."""
-        state = self.state
-        index = state.running(JOINT)
-        if not len(index):
-            return
-        em_index = state.running(EM)
-        budget = float(state.passes[em_index].max()) if len(em_index) else 0.0
-        while len(index):
-            self._joint_step(index)
-            going_on = (state.stop[index] == RUNNING) & (state.passes[index] < budget)
-            index = index[going_on]
-        self._watch(state.running(JOINT))
-
-    def _joint_step(self, index: Tensor) -> None:
-        state = self.state
-        curvature = state.curvature
-        point = state.point[index]
-        gradient = state.gradient[index]
-        value = state.objective[index]
-        shares = state.shares[index]
-        ridge = state.ridge[index]
-
-        def evaluate(points: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-            evaluation = self.objective.likelihood(points, ridge[group])
-            shares[group] = evaluation.shares
-            return evaluation.value, evaluation.gradient
-
-        had_pairs = (state.inverse[index] > 0).any(1)
-        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, index))
-        curvature.add(index, step.point - point, step.gradient - gradient)
-        state.point[index] = step.point
-        state.objective[index] = step.value
-        state.gradient[index] = step.gradient
-        state.shares[index] = shares
-        state.passes[index] += step.evaluations
-        small = value - step.value < self.arguments.tol
-        state.stalled[index] = torch.where(small, state.stalled[index] + 1, 0)
-        curvature.forget(index[~step.moved])
-        stuck = ~step.moved & ~had_pairs  # not even along the slope itself
-        self._stop(index[stuck | (state.stalled[index] >= _STALLS)], _TOL)
-
-    # --- when to stop ----------------------------------------------------------------------------------------------
-
-    def _stop(self, index: Tensor, reason: int) -> None:
-        stop = self.state.stop
-        stop[index] = torch.where(stop[index] == RUNNING, reason, stop[index])
-
-    def _watch(self, index: Tensor) -> None:
-        """Look at the held-out rows and at the size of the coefficients."""
-        state = self.state
-        if not len(index):
-            return
-        if self.ridge == 0 and self.shape.expert_type != "linear":
-            largest = self.objective.vectors(state.point[index])[0].abs().amax((1, 2))
-            separable = index[largest > _SEPARABLE]
-            if len(separable):
-                logger.warning(
-                    "A coefficient is above %g without a ridge: the classes can be separated, and the likelihood has "
-                    "no maximum. Set ridge, for instance to %g.", _SEPARABLE, DEFAULT_RIDGE,
-                )  # fmt: skip
-                self._stop(separable, _SEPARABLE_STOP)
-        if self._held_out is None:
-            return
-        nll = self._held_out.nll(state.point[index])
-        state.passes[index] += 0.5 * len(self._held_out.rows.X) / max(1, len(self.objective.rows.X))
-        better = nll < state.held_out[index]
-        state.held_out[index] = torch.where(better, nll, state.held_out[index])
-        state.best_point[index[better]] = state.point[index[better]]
-        state.since_best[index] = torch.where(better, 0, state.since_best[index] + 1)
-        self._stop(index[state.since_best[index] >= self.arguments.patience], _HELD_OUT)
-
     # --- what comes out --------------------------------------------------------------------------------------------
 
-    def _label_nats(self) -> float:
+    def label_nats(self) -> float:
         """Nats a row between standardised labels and the user's."""
         if self.shape.expert_type != "linear":
             return 0.0
         return self.shape.num_outputs * float(self.objective.rows.standardisation.label_scale.log())
 
-    def _penalty(self, point: Tensor, ridge: Tensor) -> float:
+    def penalty(self, point: Tensor, ridge: Tensor) -> float:
+        """Penalty in nats a row at coordinates `(P,)`."""
         vectors = self.objective.vectors(point[None])[0]
         return float(0.5 * ridge * (vectors.square() * self.objective.penalised).sum())
 
     def _log(self) -> FitLog:
         state = self.state
         best = int(state.objective.argmin())
-        # Of EM the objective is that before the M-step, at `previous_point`.
-        behind = bool(state.phase[best] != JOINT)
-        point = state.previous_point[best] if behind else state.point[best]
-        objective = float(state.objective[best]) + self._label_nats()
+        objective = float(state.objective[best]) + self.label_nats()
         return FitLog(
             iteration=int(state.iteration),
             objective=objective,
-            nll=objective - self._penalty(point, state.ridge[best]),
-            held_out_nll=None if self._held_out is None else float(state.held_out.min()) + self._label_nats(),
+            nll=objective - self.penalty(state.valued_point[best], state.ridge[best]),
+            held_out_nll=None if self._held_out is None else float(state.held_out.min()) + self.label_nats(),
             passes=state.total_passes(),
             seconds=time.perf_counter() - self._seconds,
             n_i=(state.shares[best] * self.objective.rows.total).tolist(),
@@ -542,7 +333,7 @@ class MixtureFit:
         value = evaluation.value
         shares = evaluation.shares
         worse = (state.phase != JOINT) & ~(value <= state.objective)
-        point[worse] = state.previous_point[worse]
+        point[worse] = state.valued_point[worse]
         value = torch.where(worse, state.objective, value)
         shares = torch.where(worse[:, None], state.shares, shares)
         return point, value, shares, value
@@ -556,17 +347,17 @@ class MixtureFit:
         state = self.state
         points, values, shares, order = self._candidates()
         best = int(order.nan_to_num(float("inf")).argmin())
-        objective = float(values[best]) + self._label_nats()
+        objective = float(values[best]) + self.label_nats()
         dead_share = self._dead_rows / self.objective.rows.total
         dead_experts = (shares[best] < dead_share).nonzero()[:, 0].tolist() if self.shape.num_experts > 1 else []
         parameters = self.parameters(points[best])
         if self.arguments.prune and dead_experts and len(dead_experts) < self.shape.num_experts:
             parameters = parameters.without(dead_experts)
-        held_out = None if self._held_out is None else float(state.held_out[best]) + self._label_nats()
+        held_out = None if self._held_out is None else float(state.held_out[best]) + self.label_nats()
         return EMResult(
             parameters=parameters,
             objective=objective,
-            nll=objective - self._penalty(points[best], state.ridge[best]),
+            nll=objective - self.penalty(points[best], state.ridge[best]),
             held_out_nll=held_out,
             iterations=int(state.iteration),
             passes=state.total_passes(),

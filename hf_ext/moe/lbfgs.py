@@ -2,7 +2,8 @@
 L-BFGS over several restarts at once: every tensor has the restarts first, each has its own pairs and its own step.
 
 Reference: Nocedal and Wright 2006, *Numerical Optimization*, algorithm 7.4 (two loops); Lewis and Overton 2013,
-*Nonsmooth optimization via quasi-Newton methods*, algorithm 4.6 (the bracket of the line search).
+*Nonsmooth optimization via quasi-Newton methods*, algorithm 4.6 (the bracket); Hager and Zhang 2005, section 4.1
+(slopes in place of values near the optimum).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ HISTORY = 10  # pairs
 MAX_EVALUATIONS = 12  # of one line search
 _DECREASE = 1e-4  # share of the promised decrease that a step must bring
 _SLOPE = 0.9  # share of the slope that may remain
+_ROUNDING = 1e-13  # of a value
 
 Evaluate: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Value `(A,)` and gradient `(A, P)` at points `(A, P)`; the second argument numbers the A restarts of the group."""
@@ -131,8 +133,7 @@ def line_search(evaluate: Evaluate, point: Tensor, value: Tensor, gradient: Tens
     evaluations = torch.zeros_like(value)
     moved = torch.zeros_like(value, dtype=torch.bool)
     running = slope < 0
-    # Rounding: near the optimum the values of two points differ by less than float64 tells.
-    slack = 1e-15 * value.abs()
+    slack = _ROUNDING * value.abs()
     for _ in range(MAX_EVALUATIONS):
         index = running.nonzero()[:, 0]
         if not len(index):
@@ -142,7 +143,10 @@ def line_search(evaluate: Evaluate, point: Tensor, value: Tensor, gradient: Tens
         trial_value, trial_gradient = evaluate(trial, index)
         evaluations[index] += 1
         trial_slope = (trial_gradient * direction[index]).sum(1)
-        falls = trial_value <= value[index] + _DECREASE * step * slope[index] + slack[index]
+        falls = trial_value <= value[index] + _DECREASE * step * slope[index]
+        # Near the optimum values differ by less than float64 tells, and the slopes say whether the parabola falls.
+        level = trial_value <= value[index] + slack[index]
+        falls |= level & (trial_slope <= (2 * _DECREASE - 1) * slope[index])
         falls &= trial_gradient.isfinite().all(1)  # a NaN value does not fall
         is_flat = trial_slope >= _SLOPE * slope[index]
         accepted = index[falls]
@@ -161,4 +165,4 @@ def line_search(evaluate: Evaluate, point: Tensor, value: Tensor, gradient: Tens
         inside = torch.clamp(parabola.nan_to_num(0.0), low + 0.1 * span, low + 0.5 * span)
         length[index] = torch.where(bracketed, inside, 2 * step)
         running[index] = ~(falls & is_flat)
-    return Step(*ends, evaluations, moved)
+    return Step(ends[0], ends[1], ends[2], evaluations, moved)

@@ -1,10 +1,10 @@
 r"""
 M-steps: raise the expected log-likelihood of gate and experts, given who handled each row.
 
-The problem falls apart into a gate, a multinomial logistic regression on soft labels, and experts, each a regression on
-weighted rows. Linear experts have a closed form; gate, logistic and softmax experts take a few steps of L-BFGS. Any
-decrease of $-Q$ keeps the likelihood monotone (generalised EM), so few steps are enough, and the curvature pairs of one
-M-step serve the next: the problem changes little from one to the other. The first gradient comes with the E-step.
+The problem falls apart into a gate, a multinomial logistic regression on soft labels, and experts, each a regression
+on weighted rows. Linear experts have a closed form; gate, logistic and softmax experts take a few steps of L-BFGS. Any
+decrease of $-Q$ keeps the likelihood monotone (generalised EM), so few steps are enough, and the curvature pairs of
+one M-step serve the next: the problem changes little between them. The first gradient comes with the E-step.
 
 Reference: Fruytier et al. 2025 (arXiv 2411.06056), section 3; Dempster, Laird and Rubin 1977 (generalised EM).
 """
@@ -191,11 +191,34 @@ def m_step_linear(objective: Objective, point: Tensor, ridge: Tensor, targets: T
     Reference: Fruytier et al. 2025 (arXiv 2411.06056), section 3; Meng and Rubin 1993 (one conditional maximum after
     the other).
     """
-    shape = objective.shape
-    free, log_variance = objective.free_vectors(point)
-    variance = objective.vectors(point)[1].exp()
-    gram, cross, squares, counts = objective.normal_equations(targets)
+    point = solve_experts(objective, point, ridge, objective.normal_equations(targets))
     passes = objective.gram_passes(targets.weights.shape[2])
+    return Descent(point, torch.full_like(ridge, passes))
+
+
+def solve_experts(
+    objective: Objective, point: Tensor, ridge: Tensor, equations: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> Tensor:
+    """
+    Coordinates with the linear experts and variances that solve some normal equations.
+
+    Args:
+        objective ([`Objective`]):
+            Its coordinates and penalty.
+        point (`torch.Tensor` of shape `(A, P)`):
+            Coordinates; the gate stays, and the variances weigh the penalty.
+        ridge (`torch.Tensor` of shape `(A,)`):
+            Penalty of each restart.
+        equations (`tuple` of four):
+            What [`Objective.normal_equations`] gives, or a running mean of it.
+
+    Returns:
+        `torch.Tensor` of shape `(A, P)`.
+    """
+    shape = objective.shape
+    free = objective.free_vectors(point)[0]
+    variance = objective.vectors(point)[1].exp()
+    gram, cross, squares, counts = equations
     penalty = (ridge[:, None] * variance)[..., None, None] * torch.diag(objective.penalised)
     if shape.symmetric:
         experts = _solve((gram + penalty).sum(1), cross[:, 0] - cross[:, 1])
@@ -209,8 +232,7 @@ def m_step_linear(objective: Objective, point: Tensor, ridge: Tensor, targets: T
         counts = counts.sum(1, keepdim=True)
     variance = errors / (shape.num_outputs * counts.clamp(min=1e-300))
     log_variance = variance.clamp(min=0).log().clamp(min=objective.least_log_variance)
-    free = torch.cat([free[:, : shape.gate_rows], experts], dim=1)
-    return Descent(objective.pack(free, log_variance), torch.full_like(ridge, passes))
+    return objective.pack(torch.cat([free[:, : shape.gate_rows], experts], dim=1), log_variance)
 
 
 def _solve(gram: Tensor, cross: Tensor) -> Tensor:

@@ -3,12 +3,13 @@ Value and gradient of a mixture's likelihood, and of the expected likelihood tha
 
 The objective is a mean over rows, in nats a row, with a penalty on all coefficients but the intercepts:
 
-$$L = -\sum_n v_n \log p(y_n \mid x_n) + \tfrac{\lambda}{2} (\lVert W \rVert^2 + \lVert B \rVert^2), \quad \sum v_n = 1$$
+$$L = -\sum_n v_n \log p(y_n \mid x_n) + \tfrac{\lambda}{2} (\lVert W \rVert^2 + \lVert B \rVert^2), \quad
+  \sum v_n = 1$$
 
 Parameters are vectors `free` of shape `(R, rows, d)`: R restarts, each a gate's vectors and then those of the
-experts. With whitening they are coordinates $\varphi$ with $\theta = \varphi P$, $P = (C + \bar\lambda I)^{-1/2}$, where
-$C$ is the covariance of the features and $\bar\lambda$ its mean eigenvalue. The objective is the same function; a
-first-order method sees a curvature that is nearly the same in all directions.
+experts. With whitening they are coordinates $\varphi$ with $\theta = \varphi P$, $P = (C + \bar\lambda I)^{-1/2}$, $C$
+the covariance of the features and $\bar\lambda$ its mean eigenvalue. The objective is the same function; a first-order
+method sees a curvature that is nearly the same in all directions.
 
 A *pass* is one evaluation of value and gradient over all rows: two products of features with `columns` vectors. Work
 of another size counts by its products, a Gram matrix, which is symmetric, at half.
@@ -72,8 +73,15 @@ class Look(NamedTuple):
 
     def take(self, index: Tensor) -> Look:
         """Some of the restarts."""
-        rows = (self.responsibilities[:, index], self.row_log_likelihood[:, index])
-        return Look(*(values[index] for values in self[:5]), *rows)
+        return Look(
+            self.value[index],
+            self.gradient[index],
+            self.shares[index],
+            self.expected_value[index],
+            self.gate_value[index],
+            self.responsibilities[:, index],
+            self.row_log_likelihood[:, index],
+        )
 
 
 @dataclass(frozen=True)
@@ -267,11 +275,15 @@ class Objective:
         value = sums[:, 0] + penalty.sum(1)
         starts = sums[:, 1:3] + torch.stack([penalty.sum(1), penalty[:, :experts].sum(1)], dim=1)
         gradient = flat_gradient.view_as(vectors) + ridge[:, None, None] * vectors * self.penalised
-        gradient = self.shape.fold(gradient)
+        coordinates = self.pull_back(gradient, self._variance_slopes(point, sums[:, 3 + experts :]))
+        return Evaluation(value, coordinates, sums[:, 3 : 3 + experts]), starts
+
+    def pull_back(self, gradient: Tensor, slopes: Tensor) -> Tensor:
+        """Gradient `(R, P)` in the coordinates, of one in the vectors `(R, columns, d)` and log-variances `(R, V)`."""
+        free = self.shape.fold(gradient)
         if self.whitening is not None:
-            gradient = gradient @ self.whitening  # symmetric: its own transpose
-        slopes = self._variance_slopes(point, sums[:, 3 + experts :])
-        return Evaluation(value, torch.cat([gradient.flatten(1), slopes], dim=1), sums[:, 3 : 3 + experts]), starts
+            free = free @ self.whitening  # symmetric: its own transpose
+        return torch.cat([free.flatten(1), slopes], dim=1)
 
     def _variance_slopes(self, point: Tensor, slopes: Tensor) -> Tensor:
         count = self.shape.num_variances

@@ -126,13 +126,16 @@ def mixture_rows(
         _check_classes(y, shape, sample_weight, reduce)
     else:
         total = reduce(sample_weight.sum().reshape(1))[0]
-    sums = reduce(torch.cat([total.new_tensor([len(X)]), sample_weight @ X, (sample_weight @ y.to(X).view(len(X), -1))]))
+    sums = reduce(
+        torch.cat([total.new_tensor([len(X)]), sample_weight @ X, (sample_weight @ y.to(X).view(len(X), -1))])
+    )
     features = (X - standardisation.mean) / standardisation.scale
     if shape.expert_type == "linear":
         y = (y - standardisation.label_mean) / standardisation.label_scale
-    ones = torch.ones_like(features[:, :1])
     weights = sample_weight / total
-    return MixtureRows(torch.cat([features, ones], 1), y, weights, float(total), standardisation, sums)
+    return MixtureRows(
+        torch.cat([features, torch.ones_like(features[:, :1])], 1), y, weights, float(total), standardisation, sums
+    )
 
 
 def check_row_count(rows: MixtureRows, shape: MixtureShape, ridge: float) -> None:
@@ -164,7 +167,9 @@ def _checked(X: Tensor, y: Tensor, shape: MixtureShape, sample_weight: Tensor | 
         y = y.to(torch.float64).reshape(len(y), -1)
         _check_finite(y, "y")
         if y.shape[1] != shape.num_outputs:
-            raise ValueError(f"y has {y.shape[1]} numbers a row, but the experts have num_outputs={shape.num_outputs}.")
+            raise ValueError(
+                f"y has {y.shape[1]} numbers a row, but the experts have num_outputs={shape.num_outputs}."
+            )
     else:
         y = _class_numbers(y, max(2, shape.num_outputs))
     if sample_weight is None:

@@ -21,7 +21,7 @@ from hf_ext.moe.rows import MixtureRows, Reduce
 
 _GATE_SPREAD = 0.1
 _EXPERT_SPREAD = 0.5
-_SINGLE_STEPS = 60  # of L-BFGS: a start, not a fit
+_SINGLE_STEPS = 10  # of L-BFGS: a start, not a fit
 _LEAST_SHARE = 0.005  # of the rows: an expert with fewer is dead
 
 
@@ -104,7 +104,9 @@ def least_rows(objective: Objective, ridge: float) -> float:
     return min(max(dimension, _LEAST_SHARE * total), total / (4 * objective.shape.num_experts))
 
 
-def seed_responsibilities(look: Look, rows: MixtureRows, position: int, expert: int, share: float, reduce: Reduce) -> None:
+def seed_responsibilities(
+    look: Look, rows: MixtureRows, position: int, expert: int, share: float, reduce: Reduce
+) -> None:
     """
     Hand an expert the rows that the mixture explains worst, in place.
 
@@ -134,7 +136,7 @@ def seed_responsibilities(look: Look, rows: MixtureRows, position: int, expert: 
 
 
 def restart_expert(point: Tensor, shape: MixtureShape, width: int, expert: int) -> None:
-    """Set an expert's coordinates, and its part of the gate, to the mean of the others', in place; `point` is `(P,)`."""
+    """Set an expert's coordinates `(P,)`, and its part of the gate, to the mean of the others', in place."""
     size = (shape.gate_rows + shape.expert_rows) * width
     free = point[:size].view(-1, width)
     others = [i for i in range(shape.num_experts) if i != expert]

@@ -15,6 +15,7 @@ EM = 0  # what a restart does next
 JOINT = 1
 GRADIENT = 2
 RUNNING = 0
+TOL, M_STEP, HELD_OUT, MOST_ITERATIONS, SEPARABLE, NOT_FINITE = range(1, 7)
 STOP_REASONS = ("running", "tol", "m_step", "held_out", "max_iterations", "separable", "not_finite")
 
 
@@ -24,14 +25,16 @@ class FitState:
     The state of a fit of R restarts; float64 unless said otherwise.
 
     Args:
-        point, previous_point (`torch.Tensor` of shape `(R, P)`):
-            Coordinates, and those from which the last M-step started.
+        point, valued_point (`torch.Tensor` of shape `(R, P)`):
+            Coordinates, and the last ones of which the objective is known: those before an M-step.
         objective (`torch.Tensor` of shape `(R,)`):
-            The last value known in nats a row: of `point` in joint L-BFGS, of `previous_point` in EM.
+            At `valued_point`, in nats a row.
+        limit (`torch.Tensor` of shape `(R,)`):
+            What the next value of EM must not exceed: the objective, or infinity after a re-seeding.
         gradient (`torch.Tensor` of shape `(R, P)`):
             In joint L-BFGS that at `point`.
-        steps, changes (`torch.Tensor` of shape `(R, HISTORY, size)`), inverse (`torch.Tensor` of shape `(R, HISTORY)`):
-            Curvature pairs.
+        steps, changes (`torch.Tensor` of shape `(R, HISTORY, size)`):
+            Curvature pairs; `inverse`, of shape `(R, HISTORY)`, is one over their products.
         phase, stop, strikes, stalled, reseeds, since_best, restart (`torch.Tensor` of shape `(R,)`, int64):
             What comes next; why it stopped; rises of the objective in a row; iterations in a row that brought less
             than `tol`; re-seeded experts; iterations since the best held-out value; number of the restart.
@@ -48,8 +51,9 @@ class FitState:
     """
 
     point: Tensor
-    previous_point: Tensor
+    valued_point: Tensor
     objective: Tensor
+    limit: Tensor
     gradient: Tensor
     steps: Tensor
     changes: Tensor
@@ -78,23 +82,24 @@ class FitState:
         """The state before the first iteration, at coordinates `(R, P)`."""
         restarts = len(point)
         zeros = point.new_zeros(restarts)
-        whole = torch.zeros(restarts, dtype=torch.int64, device=point.device)
+        counts = torch.zeros(restarts, dtype=torch.int64, device=point.device)
         curvature = Curvature.empty(restarts, curvature_size, point)
         infinity = torch.full_like(zeros, float("inf"))
         return cls(
             point=point,
-            previous_point=point.clone(),
+            valued_point=point.clone(),
             objective=infinity,
+            limit=infinity.clone(),
             gradient=torch.zeros_like(point),
             steps=curvature.steps,
             changes=curvature.changes,
             inverse=curvature.inverse,
             phase=phase,
-            stop=whole.clone(),
-            strikes=whole.clone(),
-            stalled=whole.clone(),
-            reseeds=whole.clone(),
-            since_best=whole.clone(),
+            stop=counts.clone(),
+            strikes=counts.clone(),
+            stalled=counts.clone(),
+            reseeds=counts.clone(),
+            since_best=counts.clone(),
             restart=torch.arange(restarts, device=point.device),
             passes=zeros.clone(),
             ridge=torch.full_like(zeros, ridge),
