@@ -23,6 +23,7 @@ from hf_ext.moe.objective import Objective
 
 _CRAWL = 0.98  # a rate with which an order of magnitude takes more than a hundred iterations
 _CG_STEPS = 60
+_ROUNDING = 1e-8
 _CG_TOLERANCE = 1e-5  # the quotient's error is the square of the vector's
 
 
@@ -135,17 +136,21 @@ def mim_lambda_max(objective: Objective, point: Tensor, ridge: float, *, iterati
         return 0.0
     information = _Information(objective, point, ridge)
     vector = torch.randn(len(point), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(point)
+    scale = 0.0
     basis: list[Tensor] = []  # orthonormal in the complete-data information, whose images follow
     images: list[Tensor] = []
     missing_images: list[Tensor] = []
     for _ in range(min(iterations, len(point))):
+        length = vector.norm()
         for _ in range(2):  # twice: rounding leaves a part of the earlier vectors
             for earlier, earlier_image in zip(basis, images, strict=True):
                 vector = vector - (vector @ earlier_image) * earlier
         image = information.complete(vector)
         square = float(vector @ image)
-        if not square > 1e-20 * float(vector @ vector) > 0:
+        # What is left is rounding, or a shift of intercepts that no row sees.
+        if not (vector.norm() > _ROUNDING * length and square > _ROUNDING * float(vector @ vector) * scale):
             break
+        scale = max(scale, square / float(vector @ vector))
         basis.append(vector / square**0.5)
         images.append(image / square**0.5)
         missing_images.append(information.missing(basis[-1]))

@@ -98,6 +98,7 @@ class StochasticMixtureFit:
         objective = self._fit.objective.on_rows(rows)
         ridge = self.point.new_tensor([self._fit.ridge])
         look = objective.e_step(self.point, ridge)
+        nll = float(look.value) - self._fit.penalty(self.point[0], ridge[0]) + self._fit.label_nats()
         targets = Targets(look.responsibilities)
         rate = (self.batches + _DELAY) ** -_RATE
         gradient = look.gradient
@@ -112,7 +113,7 @@ class StochasticMixtureFit:
         self.batches += 1
         if is_linear:
             self._solve(objective.normal_equations(targets), rate, ridge)
-        return float(look.value) - self._fit.penalty(self.point[0], ridge[0]) + self._fit.label_nats()
+        return nll
 
     def _solve(self, equations: tuple[Tensor, ...], rate: float, ridge: Tensor) -> None:
         if self.statistics is None:
