@@ -15,9 +15,10 @@ Reference: Fruytier, Mokhtari and Sanghavi 2025, *Learning Mixtures of Experts w
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from hf_ext.moe.arguments import DEFAULT_RIDGE, RIDGES, EMArguments
 from hf_ext.moe.iterations import Iterations
 from hf_ext.moe.objective import Objective
 from hf_ext.moe.parameters import MixtureParameters, MixtureShape
+from hf_ext.moe.results import EMResult, FitLog
 from hf_ext.moe.rows import Reduce, alone, check_row_count, mixture_rows
 from hf_ext.moe.starts import least_rows, starting_points
 from hf_ext.moe.state import (
@@ -43,81 +45,6 @@ from hf_ext.moe.state import (
 logger = logging.getLogger(__name__)
 
 VARIANCE_FLOOR = 1e-6  # of the labels' variance: an expert that collapses on d points has no maximum without it
-
-
-@dataclass(frozen=True)
-class FitLog:
-    """
-    What an iteration shows, of the best restart: its values are those before the iteration's M-step.
-
-    Args:
-        iteration (`int`):
-            Iterations so far.
-        objective, nll (`float`):
-            Nats a row with and without the penalty.
-        held_out_nll (`float` or `None`):
-            Least nats a row on the held-out rows so far.
-        passes (`float`):
-            Of all restarts, with the set-up.
-        seconds (`float`):
-            Since this process began the fit.
-        n_i (`list[float]`):
-            Rows that each expert handles, weighted.
-        running (`int`):
-            Restarts that go on.
-        reseeds (`int`):
-            Re-seeded experts so far, of all restarts.
-    """
-
-    iteration: int
-    objective: float
-    nll: float
-    held_out_nll: float | None
-    passes: float
-    seconds: float
-    n_i: list[float]
-    running: int
-    reseeds: int
-
-
-@dataclass(frozen=True)
-class EMResult:
-    """
-    The best restart of a fit.
-
-    Args:
-        parameters ([`MixtureParameters`]):
-            On raw features.
-        objective, nll (`float`):
-            Nats a row on the training rows, with and without the penalty.
-        held_out_nll (`float` or `None`):
-            Nats a row on the held-out rows.
-        iterations (`int`), passes (`float`), seconds (`float`):
-            Of the whole fit, all restarts and the set-up.
-        ridge (`float`):
-            The penalty of this restart.
-        restart (`int`), stop_reason (`str`), reseeds (`int`):
-            Its number, why it stopped (`"tol"`, `"m_step"`, `"held_out"`, `"max_iterations"`, `"separable"`,
-            `"not_finite"`, `"running"`), and its re-seeded experts.
-        shares (`torch.Tensor` of shape `(k,)`):
-            $n_i / n$ of every expert, pruned ones too.
-        dead_experts (`list[int]`):
-            Experts that handle too few rows to be fitted.
-    """
-
-    parameters: MixtureParameters
-    objective: float
-    nll: float
-    held_out_nll: float | None
-    iterations: int
-    passes: float
-    seconds: float
-    ridge: float
-    restart: int
-    stop_reason: str
-    reseeds: int
-    shares: Tensor
-    dead_experts: list[int]
 
 
 class MixtureFit:
@@ -215,9 +142,14 @@ class MixtureFit:
         index = state.running(EM, GRADIENT)
         look = iterations.e_step(index) if len(index) else None
         if not int(state.halved) and int(state.iteration) >= self._warmup:
-            self._halve()
+            finalists = self._halve()
+            looked_at = {restart: position for position, restart in enumerate(index.tolist())}
             index = state.running(EM, GRADIENT)
-            look = iterations.e_step(index) if len(index) else None
+            if self.arguments.ridge == "auto":  # other penalties: the look is no longer one at this objective
+                look = iterations.e_step(index) if len(index) else None
+            elif look is not None:
+                positions = [looked_at[restart] for restart in finalists[index].tolist()]
+                look = look.take(torch.tensor(positions, dtype=torch.int64, device=index.device))
         elif look is not None:
             going_on = (state.stop[index] == RUNNING).nonzero()[:, 0]
             index = index[going_on]
@@ -256,8 +188,8 @@ class MixtureFit:
         self._iterations(state).start_joint((phase == JOINT).nonzero()[:, 0])
         return state
 
-    def _halve(self) -> None:
-        """Go on with the best restarts; with `ridge="auto"` with the best one, under each penalty."""
+    def _halve(self) -> Tensor:
+        """Go on with the best restarts; with `ridge="auto"` with the best one, under each penalty. Returns which."""
         state = self.state
         state.halved.fill_(1)
         arguments = self.arguments
@@ -275,13 +207,12 @@ class MixtureFit:
             state.passes[:] = 0
             state.passes[0] = cost[0]
             state.stop[:] = RUNNING
-            state.objective[:] = float("inf")
-            state.limit[:] = float("inf")
-            state.held_out[:] = float("inf")
+            state.objective[:] = math.inf
+            state.limit[:] = math.inf
+            state.held_out[:] = math.inf
         if not hands_over:
-            return
-        index = ((state.phase == EM) & (state.stop == RUNNING)).nonzero()[:, 0]
-        if self.shape.expert_type == "linear":
+            return finalists
+        if state.steps.shape[-1] != self.objective.size:  # EM of linear experts has pairs of the gate alone
             size = (len(state.point), state.steps.shape[1], self.objective.size)
             state.steps = state.point.new_zeros(size)
             state.changes = state.point.new_zeros(size)
@@ -290,8 +221,7 @@ class MixtureFit:
         # The E-step has left value and gradient of the likelihood here, unless the penalty is another one now.
         if arguments.ridge == "auto":
             self._iterations(state).start_joint(torch.arange(len(state.point), device=state.point.device))
-        elif len(index):
-            state.since_best[index] = 0
+        return finalists
 
     # --- what comes out --------------------------------------------------------------------------------------------
 
@@ -308,7 +238,7 @@ class MixtureFit:
 
     def _log(self) -> FitLog:
         state = self.state
-        best = int(state.objective.argmin())
+        best = int(state.objective.nan_to_num(math.inf).argmin())
         objective = float(state.objective[best]) + self.label_nats()
         return FitLog(
             iteration=int(state.iteration),
@@ -346,7 +276,7 @@ class MixtureFit:
         """
         state = self.state
         points, values, shares, order = self._candidates()
-        best = int(order.nan_to_num(float("inf")).argmin())
+        best = int(order.nan_to_num(math.inf).argmin())
         objective = float(values[best]) + self.label_nats()
         dead_share = self._dead_rows / self.objective.rows.total
         dead_experts = (shares[best] < dead_share).nonzero()[:, 0].tolist() if self.shape.num_experts > 1 else []

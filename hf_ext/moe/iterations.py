@@ -274,7 +274,7 @@ class Iterations:
         if self.held_out is None:
             return
         nll = self.held_out.nll(state.point[index])
-        state.passes[index] += 0.5 * len(self.held_out.rows.X) / max(1, len(self.objective.rows.X))
+        state.passes[index] += 0.5 * float(self.held_out.rows.sums[0] / self.objective.rows.sums[0])
         better = nll < state.held_out[index]
         state.held_out[index] = torch.where(better, nll, state.held_out[index])
         state.best_point[index[better]] = state.point[index[better]]

@@ -118,14 +118,12 @@ def mixture_rows(
             weight is negative, labels of linear experts are all the same, or shapes do not go together.
     """
     X, y, sample_weight = _checked(X, y, shape, sample_weight)
+    total = reduce(sample_weight.sum().reshape(1))[0]
+    if not total > 0:
+        raise ValueError("there is no row with a weight above 0.")
     if standardisation is None:
-        total = reduce(sample_weight.sum().reshape(1))[0]
-        if not total > 0:
-            raise ValueError("there is no row with a weight above 0.")
         standardisation = _standardisation(X, y, shape, sample_weight / total, standardize, reduce)
         _check_classes(y, shape, sample_weight, reduce)
-    else:
-        total = reduce(sample_weight.sum().reshape(1))[0]
     sums = reduce(
         torch.cat([total.new_tensor([len(X)]), sample_weight @ X, (sample_weight @ y.to(X).view(len(X), -1))])
     )
@@ -158,7 +156,7 @@ def check_row_count(rows: MixtureRows, shape: MixtureShape, ridge: float) -> Non
 def _checked(X: Tensor, y: Tensor, shape: MixtureShape, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if X.ndim != 2 or X.shape[1] == 0:
         raise ValueError(f"X {tuple(X.shape)} must be (rows, features).")
-    X = X.to(torch.float64)
+    X = X.detach().to(torch.float64)
     y = torch.as_tensor(y, device=X.device)
     if len(y) != len(X):
         raise ValueError(f"X has {len(X):,} rows and y {len(y):,}.")
