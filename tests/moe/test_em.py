@@ -50,7 +50,7 @@ def penalised(result: EMResult, X: Tensor, y: Tensor) -> float:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_ends_with_the_objective_that_its_parameters_have(shape: MixtureShape, method: str) -> None:
     X, y = rows_of(shape)
-    result = fitted(shape, X, y, method=method, max_iterations=12, restarts=2)
+    result = fitted(shape, X, y, method=method, max_iterations=6, em_iterations=2, restarts=2)
     if not shape.symmetric or shape.expert_type != "linear":  # whose labels are scaled about 0, not their mean
         assert result.objective == pytest.approx(penalised(result, X, y), rel=1e-9)
     _, row_log_likelihood = result.parameters.posterior(X, y.view(len(y), -1) if shape.expert_type == "linear" else y)
@@ -61,11 +61,11 @@ def test_every_method_ends_with_the_objective_that_its_parameters_have(shape: Mi
 
 def test_em_never_raises_the_objective_whatever_problem_step_and_number_of_inner_steps() -> None:
     rng = np.random.default_rng(0)
-    for case in range(20):  # of ten starts each
+    for case in range(10):  # of twenty starts each
         shape = list(SHAPES.values())[case % len(SHAPES)]
         X, y = rows_of(shape, n=60, d=2, seed=case, norm=rng.uniform(0.5, 6))
         arguments = EMArguments(
-            method="em", restarts=10, finalists=10, inner_steps=case + 1, max_reseeds=0, tol=0,
+            method="em", restarts=20, finalists=20, inner_steps=1 + 2 * case, max_reseeds=0, tol=0,
             ridge=float(10 ** rng.uniform(-4, -1)), eta=float(rng.choice([1.0, 0.5, 1.5])), whiten=bool(case % 2),
         )  # fmt: skip
         fit = MixtureFit(X, y, shape, arguments)
@@ -161,7 +161,7 @@ def test_em_reaches_the_true_likelihood_in_nineteen_of_twenty_mixed_regressions(
     for seed in range(0, 200, 10):
         X, y = rows_of(shape, n=300, d=5, seed=seed)
         hits += (
-            fitted(shape, X, y, method="em", seed=seed, tol=1e-5).nll <= true_nll(shape, n=300, d=5, seed=seed) + 1e-3
+            fitted(shape, X, y, method="em", seed=seed, tol=1e-4).nll <= true_nll(shape, n=300, d=5, seed=seed) + 1e-3
         )
     assert hits >= 19
 
