@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hf_ext._registration import register as _register
 from hf_ext.guards.lazy import lazy_names
 
 # Module -> the public names that it defines, beside the trainers and configurations that the methods' records name.
@@ -117,6 +118,8 @@ def _trainers_and_configs() -> dict[str, tuple[str, ...]]:
 
     return method_exports()
 
+
+_register()  # transformers opens folders of em_moe from now on; nothing is imported before transformers is
 
 _load, _names = lazy_names(__name__, EXPORTS, more_exports=_trainers_and_configs)
 

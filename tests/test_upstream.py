@@ -22,7 +22,7 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from hf_ext import _upstream
+from hf_ext import _registration, _upstream
 from hf_ext._upstream.checkpoints import CheckpointHooks
 from hf_ext._upstream.fused_head import fused_lm_head
 from hf_ext._upstream.sft import SFTTrainerHooks, tokenise_rows
@@ -32,6 +32,7 @@ from tests.trainers.runs import TOKENIZER, build, config_of
 FILES = [
     importlib.import_module(f"{_upstream.__name__}.{entry.name}") for entry in pkgutil.iter_modules(_upstream.__path__)
 ]
+FILES.append(_registration)  # it runs before any host is there, so it cannot lie beside the others
 TOUCHED = sorted({entry for file in FILES for entry in getattr(file, "TOUCHED", ())})
 VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
 
@@ -39,6 +40,10 @@ VERSIONS = f"trl {trl.__version__}, transformers {transformers.__version__}"
 PARAMETERS: dict[str, list[str]] = {
     "_load_config_modules": [
         "self", "model_name_or_path", "token", "cache_folder", "revision", "trust_remote_code", "local_files_only",
+    ],
+    "transformers.models.auto.configuration_auto.AutoConfig.register": ["model_type", "config", "exist_ok"],
+    "transformers.models.auto.modeling_auto.AutoModelForSequenceClassification.register": [
+        "config_class", "model_class", "exist_ok",
     ],
     "trl.SFTTrainer._prepare_dataset": [
         "self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name",

@@ -160,16 +160,16 @@ def _checked(X: Tensor, y: Tensor, shape: MixtureShape, sample_weight: Tensor | 
     y = torch.as_tensor(y, device=X.device)
     if len(y) != len(X):
         raise ValueError(f"X has {len(X):,} rows and y {len(y):,}.")
-    _check_finite(X, "X")
+    check_finite(X, "X")
     if shape.expert_type == "linear":
         y = y.to(torch.float64).reshape(len(y), -1)
-        _check_finite(y, "y")
+        check_finite(y, "y")
         if y.shape[1] != shape.num_outputs:
             raise ValueError(
                 f"y has {y.shape[1]} numbers a row, but the experts have num_outputs={shape.num_outputs}."
             )
     else:
-        y = _class_numbers(y, max(2, shape.num_outputs))
+        y = class_numbers(y, max(2, shape.num_outputs))
     if sample_weight is None:
         return X, y, torch.ones_like(X[:, 0])
     weights = torch.as_tensor(sample_weight, device=X.device).to(torch.float64)
@@ -182,7 +182,13 @@ def _checked(X: Tensor, y: Tensor, shape: MixtureShape, sample_weight: Tensor | 
     return X, y, weights
 
 
-def _check_finite(values: Tensor, name: str) -> None:
+def check_finite(values: Tensor, name: str) -> None:
+    """
+    Refuse numbers `(rows, columns)` that are not finite.
+
+    Raises:
+        ValueError: if one is not; the message names its row and column.
+    """
     bad = ~values.isfinite()
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
@@ -190,7 +196,13 @@ def _check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"{name} is {value} in row {row:,}, column {column:,}. Drop the row or fill the value.")
 
 
-def _class_numbers(y: Tensor, classes: int) -> Tensor:
+def class_numbers(y: Tensor, classes: int) -> Tensor:
+    """
+    Labels `(rows,)` as int64 classes.
+
+    Raises:
+        ValueError: if one is no whole number from 0 to `classes - 1`; the message names its row.
+    """
     if y.ndim != 1:
         raise ValueError(f"labels {tuple(y.shape)} must be one class a row.")
     bad = ~((y >= 0) & (y < classes) & (y == y.to(torch.int64)))

@@ -54,6 +54,8 @@ RECORDED = {
     "LanguageFilter": "a38a26657b1d03eb",
     "LineRules": "75e20b2a105a21f7",
     "HtmlToText": "6a6ec46cc5d9216c",
+    "MoEPredict": "6ae001d42f8bff94",
+    "MoEPredict_labelled": "54194a1ca20beb32",
     "Decontaminate": "95950206025e650e",
 }
 

@@ -37,6 +37,7 @@ from hf_ext.data.vectors.embedding import EmbedRows
 from hf_ext.data.weighting import FlowWeights
 from hf_ext.guards.rows import AddRowIndex
 from hf_ext.guards.tokens import RemovePadding
+from hf_ext.moe.predict import MoEPredict
 from hf_ext.trainers.context_free.trainer import CutRows
 from tests.pages import pages
 
@@ -166,6 +167,12 @@ def web_addresses() -> dict[str, list]:
     return {"url": [*pages()][-N:]}
 
 
+def features() -> dict[str, list]:
+    rng = np.random.default_rng(6)
+    return {"embeddings": rng.normal(size=(N, 6)).tolist(), "label": rng.integers(0, 4, N).tolist()}
+
+
+MIXTURE = "tests/moe/mixture"  # as below: three softmax experts on six features
 DOMAIN_LIST = "tests/data/curation/domains.txt"  # from the root: its path is hashed
 
 
@@ -240,6 +247,8 @@ CALLABLES = [
     Entry("QualityFilter", QualityFilter(classifier=classifier(), threshold=0.5), web_texts(), {"threshold": 0.6}),
     Entry("LineRules", LineRules(), web_texts(), {"replicate_bugs": True}),
     Entry("HtmlToText", HtmlToText(), web_pages(), {"text_column": "extract"}, module="resiliparse"),
+    Entry("MoEPredict", MoEPredict(MIXTURE), features(), {"label_column": "label"}),
+    Entry("MoEPredict_labelled", MoEPredict(MIXTURE, label_column="label"), features(), {"label_column": None}),
     Entry("Decontaminate", Decontaminate(index=benchmark()), web_texts(), {"mode": "report"}),
 ]
 every_callable = pytest.mark.parametrize("entry", [entry.parameter for entry in CALLABLES])
@@ -359,6 +368,7 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
 
     import hf_ext.data
     import hf_ext.guards
+    import hf_ext.moe
     import hf_ext.trainers
 
     filters = {  # for `filter`, not `map`: tested with the rows they judge
@@ -376,7 +386,7 @@ def test_every_callable_of_the_package_is_in_the_registry() -> None:
         "WithoutFilledNulls",
     }
     found = set()
-    for package in (hf_ext.data, hf_ext.guards, hf_ext.trainers):
+    for package in (hf_ext.data, hf_ext.guards, hf_ext.moe, hf_ext.trainers):
         for entry in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             try:
                 module = importlib.import_module(entry.name)
