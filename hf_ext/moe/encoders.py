@@ -70,8 +70,10 @@ def _of_sentence_transformer(encoder: Any) -> StockEncoder:
     pooling = _POOLINGS.get(str(modules[1].pooling_mode))
     if pooling is None:
         raise _refusal(f"the encoder's pooling is {modules[1].pooling_mode!r}, not one of {', '.join(_POOLINGS)}")
-    if encoder.default_prompt_name is not None or encoder.truncate_dim is not None:
-        raise _refusal("the encoder puts a prompt before each text, or cuts its vectors")
+    if encoder.default_prompt_name is not None or "message" in transformer.modality_config:
+        raise _refusal("the encoder puts a prompt or a chat template around each text")
+    if encoder.truncate_dim is not None:
+        raise _refusal(f"the encoder cuts its vectors to truncate_dim={encoder.truncate_dim}")
     return StockEncoder(transformer.auto_model, transformer.processor, pooling, normalize)
 
 

@@ -168,7 +168,13 @@ class MoEForSequenceClassification(MoEPreTrainedModel):
         super().__init__(config)
         self.encoder = _fresh_encoder(config) if encoder is None else _checked_encoder(encoder, config)
         self.mixture = MixtureHead(config)
-        self.post_init()
+        if encoder is None:
+            self.post_init()
+        else:
+            # its weights are there: none is to be drawn, whatever transformers remembers of how they came about
+            with initialization.no_init_weights():
+                self.post_init()
+            self._init_weights(self.mixture)
         self._freeze()
 
     @classmethod

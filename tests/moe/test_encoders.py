@@ -37,12 +37,19 @@ def test_a_models_hidden_states_are_averaged_without_padding(kind: str) -> None:
     np.testing.assert_allclose(features_of(encoder), as_encoder(encoder)(TEXTS, 3), atol=1e-5)
 
 
+def encoder_folder(folder: Path, chat: bool = False) -> Path:
+    """With a chat template, sentence-transformers puts it around every text."""
+    tokenizer = tiny_tokenizer()
+    if not chat:
+        tokenizer.chat_template = None
+    tiny_encoder().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    tiny_encoder().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return encoder_folder(tmp_path_factory.mktemp("encoder"))
 
 
 def sentence_encoder(folder: Path, mode: str, *more: str) -> object:
@@ -61,8 +68,9 @@ def test_a_sentence_encoder_is_stored_with_its_pooling(mode: str, more: list[str
     np.testing.assert_allclose(features_of(encoder), expected, atol=1e-5)
 
 
-def test_what_a_model_cannot_store_is_refused_with_the_way_out(folder: Path) -> None:
+def test_what_a_model_cannot_store_is_refused_with_the_way_out(folder: Path, tmp_path: Path) -> None:
     encoders = {
+        "chat template around each text": sentence_encoder(encoder_folder(tmp_path, chat=True), "mean"),
         "Transformer, Pooling, Dense": sentence_encoder(folder, "mean", "Dense"),
         "pooling is 'max'": sentence_encoder(folder, "max"),
         "encoder=function": lambda batch: batch,

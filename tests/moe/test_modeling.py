@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModel, LlamaForCausalLM, Trainer, TrainingArguments
 
 from hf_ext.losses.moe_likelihood import moe_nll
 from hf_ext.moe.configuration_moe import MoEConfig
@@ -75,6 +75,13 @@ def test_the_encoder_keeps_its_weights_and_is_frozen(tmp_path: Path) -> None:
     assert with_gradient == {
         f"mixture.{part}" for part in ("gate.weight", "gate.bias", "experts.weight", "experts.bias")
     }
+
+
+def test_an_encoder_that_was_loaded_is_stored_with_the_same_bits(tmp_path: Path) -> None:
+    tiny_encoder().save_pretrained(tmp_path)
+    model = MoEForSequenceClassification.from_mixture(mixture_of("softmax", d=32), AutoModel.from_pretrained(tmp_path))
+    for name, weight in tiny_encoder().state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], weight)
 
 
 def test_an_encoder_that_is_not_frozen_is_trained() -> None:
