@@ -67,7 +67,7 @@ class _FinderOfTables:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _LoaderThatEnters(spec.loader, entry)
+                    spec.loader = _LoaderThatEnters(spec.loader, entry)  # type: ignore[assignment]
                 return spec
         return None
 
