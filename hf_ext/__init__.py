@@ -92,6 +92,7 @@ EXPORTS = {
     "hf_ext.losses.kl": ("exact_kl", "kl_k1", "kl_k3"),
     "hf_ext.losses.label_noise": ("backward_corrected_nll", "forward_corrected_nll", "forward_loss_func", "soft_nll"),
     "hf_ext.losses.weighted_nll": ("weighted_nll",),
+    "hf_ext.moe.lora": ("LoraMixture",),
     "hf_ext.retrieval.augmenter": ("EncoderSettings", "QueryAugmenter"),
     "hf_ext.retrieval.encoder": ("RareEncoder",),
     "hf_ext.trainers.consensus.sentence_head": ("SentenceHead",),

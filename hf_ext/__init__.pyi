@@ -108,10 +108,12 @@ from hf_ext.losses.label_noise import forward_corrected_nll as forward_corrected
 from hf_ext.losses.label_noise import forward_loss_func as forward_loss_func
 from hf_ext.losses.label_noise import soft_nll as soft_nll
 from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
+from hf_ext.moe.lora import LoraMixture as LoraMixture
 from hf_ext.retrieval.augmenter import EncoderSettings as EncoderSettings
 from hf_ext.retrieval.augmenter import QueryAugmenter as QueryAugmenter
 from hf_ext.retrieval.encoder import RareEncoder as RareEncoder
 from hf_ext.rounds.consensus import ConsensusRecipe as ConsensusRecipe
+from hf_ext.rounds.lora_mixture import LoraMixtureTrainer as LoraMixtureTrainer
 from hf_ext.trainers.consensus.config import ConsensusConfig as ConsensusConfig
 from hf_ext.trainers.consensus.sentence_head import SentenceHead as SentenceHead
 from hf_ext.trainers.consensus.trainer import ForwardCorrectedTrainer as ForwardCorrectedTrainer
@@ -124,6 +126,7 @@ from hf_ext.trainers.infopo.config import InfoPOConfig as InfoPOConfig
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig as InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.trainer import InfoPOTrainer as InfoPOTrainer
 from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer as InfoPOUnpairedTrainer
+from hf_ext.trainers.moe_lora.config import LoraMixtureConfig as LoraMixtureConfig
 from hf_ext.trainers.pretraining.architecture import new_model as new_model
 from hf_ext.trainers.pretraining.config import PretrainingConfig as PretrainingConfig
 from hf_ext.trainers.pretraining.trainer import PretrainingTrainer as PretrainingTrainer

@@ -98,6 +98,14 @@ def as_original(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_adapted(model: PreTrainedModel) -> Iterator[None]:
+    """A context for scoring with the adapters that are on: evaluation mode, everything as before afterwards."""
+    with model_as_before(model):
+        model.eval()
+        yield
+
+
 def _without_adapter(module: Any) -> nn.Module:
     """Return the module an adapter layer was put around; `module` itself if it is no adapter layer."""
     while True:

@@ -21,7 +21,7 @@ from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.fused_head import fused_lm_head, label_log_probs
 from hf_ext._upstream.rows import AnyDataset
 from hf_ext._upstream.sft import DataCollatorForLanguageModeling
-from hf_ext.data.provenance import as_original
+from hf_ext.data.provenance import as_adapted, as_original
 from hf_ext.data.sft_rows import column_names, documents_of_batch, is_per_token, prepare_sft_rows
 from hf_ext.guards.tokens import without_padding
 from hf_ext.guards.vocabulary import require_embedded
@@ -45,14 +45,15 @@ def score_rows(
     batch_size: int = 8,
     autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     indices: list[int] | None = None,
+    adapters: bool = False,
     show_progress: bool = True,
 ) -> list[tuple[list[float], list[int]]]:
     """
-    Negative log-likelihood of each document's supervised tokens under `model`, adapters off, dropout off.
+    Negative log-likelihood of each document's supervised tokens under `model`, dropout off.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            The original model. Everything in it is as before afterwards.
+            Everything in it is as before afterwards.
         dataset (`Dataset`):
             Prepared rows: `input_ids`, `labels`, and `seq_lengths` where packed.
         pad_token_id (`int`):
@@ -63,6 +64,8 @@ def score_rows(
             The context of the training forward, so that scores have its precision.
         indices (`list[int]`, *optional*):
             Rows to score; all by default.
+        adapters (`bool`, *optional*, defaults to `False`):
+            Whether adapters stay on; else the original model scores.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -77,9 +80,11 @@ def score_rows(
     order = sorted(indices, key=lambda i: len(rows[i]["input_ids"]), reverse=True)
     device = next(model.parameters()).device
     scores: dict[int, tuple[list[float], list[int]]] = {}
-    bar = tqdm(total=len(order), desc="Scoring rows under the original model", unit="row", disable=not show_progress)
+    scorer = "adapter" if adapters else "original model"
+    bar = tqdm(total=len(order), desc=f"Scoring rows under the {scorer}", unit="row", disable=not show_progress)
+    state = as_adapted if adapters else as_original
     # in this order: PEFT's switch for virtual tokens keeps the forward that it finds (peft 0.21)
-    with fused_lm_head(model), as_original(model), bar:
+    with fused_lm_head(model), state(model), bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             examples = [rows[i] for i in chunk]
@@ -168,7 +173,7 @@ def add_original_losses(
         # Numbered anew: the rows are picked by position below, and the numbers of an earlier check may be others.
         unnumbered = dataset.remove_columns([ROW_INDEX] if ROW_INDEX in dataset.column_names else [])
         rows = prepare_sft_rows(unnumbered, processing_class, unpacked, formatting_func=formatting_func)
-    autocast = _autocast_of(args, next(model.parameters()).device.type)
+    autocast = autocast_of(args, next(model.parameters()).device.type)
     pad = processing_class.pad_token_id
     scores = score_rows(
         model,
@@ -192,7 +197,8 @@ def _unpacked(args: SFTConfig) -> SFTConfig:
     return args
 
 
-def _autocast_of(args: SFTConfig | None, device_type: str) -> Callable[[], AbstractContextManager]:
+def autocast_of(args: SFTConfig | None, device_type: str) -> Callable[[], AbstractContextManager]:
+    """The context in which training under these arguments runs its forward."""
     dtype = None if args is None else torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     return contextlib.nullcontext if dtype is None else lambda: torch.autocast(device_type, dtype=dtype)
 

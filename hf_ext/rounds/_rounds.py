@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from hf_ext.trainers.consensus.config import ConsensusConfig
     from hf_ext.trainers.infopo.config import InfoPOConfig
+    from hf_ext.trainers.moe_lora.config import LoraMixtureConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +29,19 @@ def train_from_newest(trainer: Trainer) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def repo_name(args: ConsensusConfig | InfoPOConfig) -> str:
+def repo_name(args: ConsensusConfig | InfoPOConfig | LoraMixtureConfig) -> str:
     """Name of the result on the Hub: `hub_model_id`, or that of the folder."""
     return args.hub_model_id or Path(args.output_dir).absolute().name
 
 
-def push_result(folder: Path, args: ConsensusConfig | InfoPOConfig, **kwargs: Any) -> CommitInfo:
+def push_result(folder: Path, args: ConsensusConfig | InfoPOConfig | LoraMixtureConfig, **kwargs: Any) -> CommitInfo:
     """
     Push the model in `folder` as the arguments of training say; the card on the Hub is merged with its own.
 
     Args:
         folder (`Path`):
             What is pushed.
-        args ([`ConsensusConfig`] or [`InfoPOConfig`]):
+        args ([`ConsensusConfig`], [`InfoPOConfig`] or [`LoraMixtureConfig`]):
             Their `hub_model_id`, `hub_token`, `hub_private_repo` and `model_license` count.
         **kwargs:
             As in [`~hf_ext.hub.push.push_folder`]; they come before what `args` say.

@@ -298,4 +298,6 @@ class Pretrainer:
 
 
 PRETRAINERS = [Pretrainer("pretraining", PretrainingTrainer, PretrainingConfig, Trainer)]
+# Methods that run trainings of another one's trainer, and have none of their own: that one's lines are theirs.
+RUNS_OF = {"moe_lora": "weighted_sft"}
 BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)}

@@ -40,8 +40,8 @@ def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -
         tmp_path, method=method, base_model="org/base", license="apache-2.0", settings={"tau": 0.5}, tags="demo"
     )
     data = card.data.to_dict()
-    retriever = method == "rare"
-    assert data["library_name"] == ("sentence-transformers" if retriever else "transformers")
+    libraries = {"rare": "sentence-transformers", "moe_lora": "peft"}
+    assert data["library_name"] == libraries.get(method, "transformers")
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/base"
     by_trl = method not in ("rare", "consensus", "pretraining")

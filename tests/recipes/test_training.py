@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_ext.data.curation.packing import pack
+from hf_ext.moe.lora import LoraMixture
 from hf_ext.recipes.files import training_recipes
 from tests.recipes.work import SMALL
 from tests.tiny import tiny_text_dataset, tiny_tokenizer
@@ -48,6 +49,9 @@ DATA = {
         *("--dataset_name", "gsm8k.jsonl", "--verifier", "tests.recipes.verifiers:even", "--rounds", "2", *ONE_BATCH),
         *("--questions_per_round", "6", "--answers_per_question", "4", "--max_new_tokens", "12", "--stop", "a", "e"),
     ],
+    "moe_lora/smollm2_dolly.yaml": [
+        *("--dataset_name", "dolly.jsonl", "--rounds", "1", "--num_experts", "2", "--lora_r", "2", *ONE_BATCH),
+    ],
     "rare/minilm_beir.yaml": ["--model_name_or_path", "encoder", "--dataset_name", "beir"],
     "rare/smollm2_nq.yaml": [
         *(
@@ -69,6 +73,7 @@ DATA = {
     ],
 }
 RETRIEVERS = ("rare",)
+OF_ADAPTERS = ("moe_lora",)  # several beside each other, which hf-ext opens together
 FIXED = ["--select_on_noisy_eval", "false", "--mode", "consensus", "--budget", "steps"]
 PICTURES = ["--model_name_or_path", "vision", "--channel_epsilon", "2", "--dataloader_num_workers", "0", *FIXED]
 DATA |= {
@@ -111,7 +116,10 @@ def run(name, *more):
 def weighted(work):
     """Rows with a `weight` column in `weighted.jsonl`, and with other datasets' columns in files of their names."""
     rows = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
-    for name, columns in {"metamath": ("query", "response"), "medreason": ("question", "reasoning")}.items():
+    columns_of = {
+        "metamath": ("query", "response"), "medreason": ("question", "reasoning"), "dolly": ("instruction", "response"),
+    }  # fmt: skip
+    for name, columns in columns_of.items():
         renamed = [dict(zip(columns, (row["prompt"], row["completion"]), strict=True)) for row in rows]
         (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, renamed)))
     (work / "weighted.jsonl").write_text("\n".join(json.dumps({**row, "weight": i % 3}) for i, row in enumerate(rows)))
@@ -132,7 +140,12 @@ def weighted(work):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open(name, weighted):
     assert run(name) == 0
-    if (weighted / "out" / "adapter_config.json").is_file():
+    if training_recipes()[name].name in OF_ADAPTERS:
+        mixture = LoraMixture.from_pretrained(weighted / "out")
+        parameters = dict(mixture.model.named_parameters())
+        for expert in ("expert_0", "expert_1"):
+            assert any(value.abs().max() > 0 for key, value in parameters.items() if f"lora_B.{expert}" in key)
+    elif (weighted / "out" / "adapter_config.json").is_file():
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
     elif training_recipes()[name].name in FROM_SCRATCH:
@@ -145,7 +158,7 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
         CLASSIFIERS[name][1](weighted / "out")
     elif training_recipes()[name].name in RETRIEVERS:
         SentenceTransformer(str(weighted / "out"), device="cpu").encode_query("where is it")
-    else:
+    elif training_recipes()[name].name not in OF_ADAPTERS:
         AutoModelForCausalLM.from_pretrained(weighted / "out")
     assert not list((weighted / "out").rglob("*.bin"))  # no pickle
 

@@ -1,0 +1,1 @@
+"""Recipe of a mixture of LoRA experts."""
