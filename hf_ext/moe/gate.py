@@ -140,6 +140,7 @@ def fit_gate(X: Tensor, responsibilities: Tensor, *, ridge: float) -> PromptGate
         tolerance=X.new_tensor([_TOLERANCE]),
         gate_only=True,
     )
+    assert objective.whitening is not None
     weight = descent.point.view(experts, objective.width) @ objective.whitening
     return PromptGate(weight, rows.standardisation.mean, rows.standardisation.scale)
 

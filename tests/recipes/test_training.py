@@ -117,8 +117,10 @@ def weighted(work):
     """Rows with a `weight` column in `weighted.jsonl`, and with other datasets' columns in files of their names."""
     rows = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
     columns_of = {
-        "metamath": ("query", "response"), "medreason": ("question", "reasoning"), "dolly": ("instruction", "response"),
-    }  # fmt: skip
+        "metamath": ("query", "response"),
+        "medreason": ("question", "reasoning"),
+        "dolly": ("instruction", "response"),
+    }
     for name, columns in columns_of.items():
         renamed = [dict(zip(columns, (row["prompt"], row["completion"]), strict=True)) for row in rows]
         (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, renamed)))

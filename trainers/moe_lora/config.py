@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from hf_ext.guards.numbers import POSITIVE, SIZE
+from hf_ext.guards.numbers import POSITIVE, SIZE, Bounds
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig
 
-_BOUNDS = {"num_experts": SIZE, "rounds": SIZE, "e_step_temperature": POSITIVE, "gate_ridge": POSITIVE}
+_BOUNDS = {
+    "num_experts": SIZE,
+    "rounds": Bounds(int, 1, math.inf, "a whole number, at least 1"),  # of any size: until it is stopped
+    "e_step_temperature": POSITIVE,
+    "gate_ridge": POSITIVE,
+}
 
 
 @dataclass
