@@ -34,10 +34,11 @@ class EMArguments:
     Args:
         method (`str`):
             `"em"`: EM to the end. `"em+lbfgs"`: `em_iterations` of EM, then L-BFGS on the likelihood. `"lbfgs"`: that
-            alone. `"auto"`: `"em+lbfgs"` for linear experts; for others L-BFGS restarts, half of them from an EM
+            alone. `"auto"`: `"em+lbfgs"` for linear experts; for others L-BFGS restarts, half of them from a short EM
             start. `"gradient_em"`: an E-step, then `inner_steps` gradient steps. `"gd"`: one gradient step each time.
-        em_iterations (`int`):
-            Iterations of EM before L-BFGS takes over, and before the restarts are thinned out.
+        em_iterations (`int`, *optional*):
+            Iterations of EM before L-BFGS takes over: by default 8 of linear experts, otherwise 2. More of them lead
+            classifiers into poorer optima.
         inner_steps (`int`, *optional*):
             Steps of an M-step: by default 3 for the gate of linear experts, otherwise 2. More of them fit
             responsibilities that are still wrong.
@@ -47,7 +48,8 @@ class EMArguments:
         eta (`float`):
             Length of EM's step in (0, 2): 1 is EM; below it damped; above it over-relaxed, with EM where that fails.
         restarts, finalists (`int`):
-            Random starts, and how many of them are fitted to the end.
+            Random starts, and how many of them are fitted to the end. Half of the others are given up after 12 passes
+            each, half of the rest after 24, and so on: successive halving.
         tol (`float`):
             Nats a row: a restart that gains less three times in a row has converged.
         max_iterations (`int`):
@@ -70,12 +72,12 @@ class EMArguments:
     """
 
     method: str = "auto"
-    em_iterations: int = 8
+    em_iterations: int | None = None
     inner_steps: int | None = None
     ridge: float | str = DEFAULT_RIDGE
     eta: float = 1.0
-    restarts: int = 4
-    finalists: int = 2
+    restarts: int = 8
+    finalists: int = 1
     tol: float = 1e-7
     max_iterations: int = 1000
     max_reseeds: int = 2
@@ -104,6 +106,12 @@ class EMArguments:
     def steps_for(self, expert_type: str) -> int:
         """Steps of an M-step."""
         return self.inner_steps or (3 if expert_type == "linear" else 2)
+
+    def em_iterations_for(self, expert_type: str) -> int:
+        """Iterations of EM before L-BFGS takes over."""
+        if self.em_iterations is None:
+            return 8 if expert_type == "linear" else 2
+        return self.em_iterations
 
     def method_for(self, expert_type: str) -> str:
         """What `"auto"` stands for: `"mixed"` starts half of the restarts with EM."""

@@ -44,6 +44,8 @@ from hf_ext.moe.state import (
 
 logger = logging.getLogger(__name__)
 
+_FIRST_ROUND = 12  # passes of a restart; on real data the order after them is nearly that at the end
+
 VARIANCE_FLOOR = 1e-6  # of the labels' variance: an expert that collapses on d points has no maximum without it
 
 
@@ -127,8 +129,11 @@ class MixtureFit:
 
     @property
     def finished(self) -> bool:
-        """Whether every restart has stopped."""
-        return bool((self.state.stop != RUNNING).all())
+        """Whether every restart has stopped; with `ridge="auto"` under each penalty."""
+        state = self.state
+        is_last = self.arguments.ridge != "auto" or bool(state.halved)
+        is_last |= int(state.iteration) >= self.arguments.max_iterations
+        return is_last and bool((state.stop != RUNNING).all())
 
     def step(self) -> FitLog:
         """
@@ -141,11 +146,11 @@ class MixtureFit:
         iterations = self._iterations(state)
         index = state.running(EM, GRADIENT)
         look = iterations.e_step(index) if len(index) else None
-        if not int(state.halved) and int(state.iteration) >= self._warmup:
+        if self._round_is_over():
             finalists = self._halve()
             looked_at = {restart: position for position, restart in enumerate(index.tolist())}
             index = state.running(EM, GRADIENT)
-            if self.arguments.ridge == "auto":  # other penalties: the look is no longer one at this objective
+            if self.arguments.ridge == "auto" and int(state.halved):  # other penalties, at which nothing was looked at
                 look = iterations.e_step(index) if len(index) else None
             elif look is not None:
                 positions = [looked_at[restart] for restart in finalists[index].tolist()]
@@ -154,6 +159,8 @@ class MixtureFit:
             going_on = (state.stop[index] == RUNNING).nonzero()[:, 0]
             index = index[going_on]
             look = look.take(going_on)
+        if self._hands_over():
+            index = index[:0]
         if look is not None and len(index):
             iterations.m_step(index, look)
         iterations.joint_steps()
@@ -165,12 +172,30 @@ class MixtureFit:
     def _iterations(self, state: FitState) -> Iterations:
         return Iterations(self.objective, self._held_out, self.arguments, state, self._dead_rows)
 
-    @property
-    def _warmup(self) -> int:
-        """Iterations before the restarts are thinned out, and EM hands over."""
-        starts_with_em = self.arguments.method_for(self.shape.expert_type) != "lbfgs"
-        steps = self.arguments.steps_for(self.shape.expert_type)
-        return self.arguments.em_iterations * (1 if starts_with_em else steps + 1)
+    def _round_is_over(self) -> bool:
+        """Whether half of the restarts are to be given up: each round goes twice as far as the one before it."""
+        state = self.state
+        if int(state.halved):
+            return False
+        running = state.passes[state.stop == RUNNING]
+        limit = _FIRST_ROUND * 2 ** int(state.halvings)
+        return len(running) == 0 or float(running.max()) >= limit
+
+    def _hands_over(self) -> bool:
+        """Let L-BFGS take over from EM where that is due: the E-step has left value and gradient of the likelihood."""
+        state = self.state
+        method = self.arguments.method_for(self.shape.expert_type)
+        is_due = int(state.iteration) >= self.arguments.em_iterations_for(self.shape.expert_type)
+        is_em = state.phase == EM
+        if method not in ("em+lbfgs", "mixed") or not is_due or not bool(is_em.any()):
+            return False
+        if state.steps.shape[-1] != self.objective.size:  # EM of linear experts has pairs of the gate alone
+            size = (len(state.point), state.steps.shape[1], self.objective.size)
+            state.steps = state.point.new_zeros(size)
+            state.changes = state.point.new_zeros(size)
+            state.inverse = torch.zeros_like(state.inverse)
+        state.phase[is_em] = JOINT
+        return True
 
     def _begin(self) -> FitState:
         arguments = self.arguments
@@ -180,7 +205,7 @@ class MixtureFit:
         first = {"lbfgs": JOINT, "gd": GRADIENT, "gradient_em": GRADIENT}.get(method, EM)
         phase = torch.full((restarts,), first, dtype=torch.int64, device=point.device)
         if method == "mixed":
-            phase[(restarts + 1) // 2 :] = JOINT
+            phase[: (restarts + 1) // 2] = JOINT
         gate_size = self.shape.gate_rows * self.objective.width
         size = gate_size if first == EM and self.shape.expert_type == "linear" else self.objective.size
         setup = self.objective.setup_passes + passes
@@ -189,20 +214,24 @@ class MixtureFit:
         return state
 
     def _halve(self) -> Tensor:
-        """Go on with the best restarts; with `ridge="auto"` with the best one, under each penalty. Returns which."""
+        """Give up half of the restarts; with `ridge="auto"` the last goes on under each penalty. Returns which."""
         state = self.state
-        state.halved.fill_(1)
-        arguments = self.arguments
-        order = state.objective.argsort(stable=True)
-        finalists = order[: arguments.finalists]
-        if arguments.ridge == "auto":
-            finalists = order[:1].repeat(len(RIDGES))
+        state.halvings += 1
+        is_auto = self.arguments.ridge == "auto"
+        least = 1 if is_auto else self.arguments.finalists
+        half = (len(state.point) + 1) // 2 if bool((state.stop == RUNNING).any()) else 1
+        count = min(len(state.point), max(least, half))
+        finalists = state.objective.nan_to_num(math.inf).argsort(stable=True)[:count]
+        if count == len(state.point):  # none is given up: the order stays
+            finalists = finalists.sort().values
+        state.halved.fill_(int(count <= least))
+        if is_auto and int(state.halved):
+            finalists = finalists.repeat(len(RIDGES))
         survivors = torch.isin(state.restart, state.restart[finalists])
         state.dropped_passes += state.passes[~survivors].sum().cpu()
         cost = state.passes[finalists].clone()
         state.take(finalists)
-        hands_over = arguments.method_for(self.shape.expert_type) in ("em+lbfgs", "mixed", "lbfgs")
-        if arguments.ridge == "auto":
+        if is_auto and int(state.halved):
             state.ridge = state.point.new_tensor(RIDGES)
             state.passes[:] = 0
             state.passes[0] = cost[0]
@@ -210,17 +239,7 @@ class MixtureFit:
             state.objective[:] = math.inf
             state.limit[:] = math.inf
             state.held_out[:] = math.inf
-        if not hands_over:
-            return finalists
-        if state.steps.shape[-1] != self.objective.size:  # EM of linear experts has pairs of the gate alone
-            size = (len(state.point), state.steps.shape[1], self.objective.size)
-            state.steps = state.point.new_zeros(size)
-            state.changes = state.point.new_zeros(size)
-            state.inverse = torch.zeros_like(state.inverse)
-        state.phase[:] = JOINT
-        # The E-step has left value and gradient of the likelihood here, unless the penalty is another one now.
-        if arguments.ridge == "auto":
-            self._iterations(state).start_joint(torch.arange(len(state.point), device=state.point.device))
+            self._iterations(state).start_joint(state.running(JOINT))
         return finalists
 
     # --- what comes out --------------------------------------------------------------------------------------------
@@ -343,7 +362,7 @@ class MixtureFit:
                 "or have other features or labels. Give the same rows, or start anew."
             )
         device = self.objective.rows.X.device
-        scalars = {"iteration", "halved", "setup_passes", "dropped_passes"}
+        scalars = {"iteration", "halvings", "halved", "setup_passes", "dropped_passes"}
         names = [field.name for field in fields(FitState)]
         self._state = FitState(
             **{name: state[name].clone().to("cpu" if name in scalars else device) for name in names}

@@ -2,10 +2,12 @@ r"""
 Where a fit starts, and where an expert that handles nobody starts again.
 
 $W = B = 0$ is a stationary point at which every responsibility is $1/k$, so the experts start around the fit of a
-single expert, and the gate near 0.
+single expert, and the gate near 0. Labels that are numbers then tell the experts apart at once. Classes do it slowly,
+and on features that lie in clusters most of these starts end in poor optima: every other start of a classifier
+therefore has the gate of a few steps of k-means.
 
 Reference: Dasgupta and Schulman 2007, *A Probabilistic Analysis of EM for Mixtures of Separated, Spherical Gaussians*
-(many starts, few survivors).
+(many starts, few survivors); Lloyd 1982, *Least Squares Quantization in PCM* (k-means).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from hf_ext.moe.rows import MixtureRows, Reduce
 
 _GATE_SPREAD = 0.1
 _EXPERT_SPREAD = 0.5
+_CLUSTER_LOGIT = 3.0  # root mean square: the gate of clusters is fairly sure, and can still be changed
+_CLUSTER_STEPS = 4  # of k-means: a start, not a clustering
 _SINGLE_STEPS = 10  # of L-BFGS: a start, not a fit
 _LEAST_SHARE = 0.005  # of the rows: an expert with fewer is dead
 
@@ -73,7 +77,7 @@ def starting_points(
             On the CPU, in the same state on every process.
 
     Returns:
-        `tuple` of coordinates `(restarts, P)` and the passes of the single fit.
+        `tuple` of coordinates `(restarts, P)` and the passes of the single fit and the clusters.
     """
     shape = objective.shape
     single, passes = single_fit(objective, ridge)
@@ -81,15 +85,63 @@ def starting_points(
     experts = shape.expert_rows // shape.num_outputs
     # Opposite experts average to a single fit near 0, whose scale would leave them at the stationary point.
     spread = _EXPERT_SPREAD * max(float(single.std(correction=0)), width**-0.5) if shape.num_experts > 1 else 0.0
+    has_clusters = shape.num_experts > 1 and shape.expert_type != "linear" and not shape.symmetric
     points = []
-    for _ in range(restarts):
+    for restart in range(restarts):
         draw = torch.randn(shape.gate_rows + shape.expert_rows, width, generator=generator, dtype=torch.float64)
         draw = draw.to(single)
         gate = _GATE_SPREAD * draw[: shape.gate_rows] / width**0.5
+        if has_clusters and restart % 2 == 0:
+            centres = draw[: shape.gate_rows, :-1]
+            if objective.unwhitening is not None:  # as the rows vary: k-means is then nearly there
+                centres = centres @ objective.unwhitening[:-1, :-1]
+            gate, cost = cluster_gate(objective, centres)
+            passes += cost
         vectors = single.repeat(experts, 1) + spread * draw[shape.gate_rows :]
         free = torch.cat([gate * (shape.num_experts > 1), vectors])
         points.append(objective.pack(free[None], free.new_zeros(1, shape.num_variances)))
     return torch.cat(points), passes
+
+
+def cluster_gate(objective: Objective, centres: Tensor) -> tuple[Tensor, float]:
+    r"""
+    Gate that tells clusters of the rows apart, after a few steps of k-means.
+
+    The posterior of clusters of equal weight and spread $\sigma$ is a gate with the logits
+    $(x \cdot c_i - |c_i|^2 / 2) / \sigma^2$; here $\sigma$ is such that their root mean square is 3.
+
+    Args:
+        objective ([`Objective`]):
+            Of the mixture.
+        centres (`torch.Tensor` of shape `(k, d - 1)`):
+            To start from.
+
+    Returns:
+        `tuple` of the gate's vectors `(k, d)` and the passes that it cost.
+    """
+    rows = objective.rows
+    columns = len(centres)
+
+    def logits_of(gate: Tensor, block: slice) -> Tensor:
+        return rows.X[block] @ gate.T
+
+    for step in range(_CLUSTER_STEPS + 1):
+        gate = torch.cat([centres, -0.5 * centres.square().sum(1, keepdim=True)], dim=1)
+        gate -= gate.mean(0)
+        if step == _CLUSTER_STEPS:
+            break
+        sums = torch.zeros_like(gate)
+        for block in rows.blocks(columns):
+            nearest = logits_of(gate, block).argmax(1)
+            sums.index_add_(0, nearest, rows.X[block] * rows.weights[block, None])
+        sums = objective.reduce(sums)
+        weights = sums[:, -1:]  # the last column is one of ones
+        centres = torch.where(weights > 0, sums[:, :-1] / weights, centres)
+    square = gate.new_zeros(1)
+    for block in rows.blocks(columns):
+        square += rows.weights[block] @ logits_of(gate, block).square().mean(1)
+    scale = objective.reduce(square).sqrt().clamp(min=1e-9)
+    return _CLUSTER_LOGIT * gate / scale, (_CLUSTER_STEPS + 0.5) * columns / objective.shape.columns
 
 
 def least_rows(objective: Objective, ridge: float) -> float:

@@ -44,10 +44,10 @@ class FitState:
             $n_i / n$ at the last look.
         best_point (`torch.Tensor` of shape `(R, P)`):
             Where the held-out rows were most likely.
-        iteration, halved (`torch.Tensor`, int64 scalars):
-            Iterations so far; whether the restarts have been thinned out.
+        iteration, halvings, halved (`torch.Tensor`, int64 scalars):
+            Iterations so far; how often half of the restarts were given up; whether that is over.
         setup_passes, dropped_passes (`torch.Tensor`, scalars):
-            Of the Gram matrix and the single fit; of restarts that were given up.
+            Of the Gram matrix and the starts; of restarts that were given up.
     """
 
     point: Tensor
@@ -71,6 +71,7 @@ class FitState:
     shares: Tensor
     best_point: Tensor
     iteration: Tensor
+    halvings: Tensor
     halved: Tensor
     setup_passes: Tensor
     dropped_passes: Tensor
@@ -107,6 +108,7 @@ class FitState:
             shares=point.new_zeros(restarts, num_experts),
             best_point=point.clone(),
             iteration=torch.zeros((), dtype=torch.int64),
+            halvings=torch.zeros((), dtype=torch.int64),
             halved=torch.zeros((), dtype=torch.int64),
             setup_passes=torch.tensor(setup_passes, dtype=torch.float64),
             dropped_passes=torch.zeros((), dtype=torch.float64),

@@ -355,7 +355,7 @@ def test_a_dead_expert_is_pruned_where_that_is_allowed() -> None:
 def test_a_m_step_that_raises_the_objective_is_made_again_and_then_ends_the_fit() -> None:
     shape = SHAPES["softmax"]
     X, y = rows_of(shape)
-    fit = MixtureFit(X, y, shape, EMArguments(method="em", restarts=2, max_iterations=20))
+    fit = MixtureFit(X, y, shape, EMArguments(method="em", restarts=2, finalists=2, max_iterations=20))
     for _ in range(3):
         fit.step()
     good = fit.state.valued_point.clone()
@@ -399,8 +399,8 @@ def test_an_expert_with_a_variance_of_its_own_does_not_collapse_onto_a_few_rows(
 def test_restarts_are_thinned_out_to_the_best_and_the_first_do_not_depend_on_their_number() -> None:
     shape = SHAPES["softmax"]
     X, y = rows_of(shape)
-    fit = MixtureFit(X, y, shape, EMArguments(method="em", restarts=4, finalists=2, em_iterations=3, max_iterations=9))
-    for _ in range(3):
+    fit = MixtureFit(X, y, shape, EMArguments(method="em", restarts=4, finalists=2, max_iterations=9))
+    while fit.state.passes.max() < 11:  # the next E-step ends the first round, of 12 passes each
         fit.step()
     assert fit.state.restart.tolist() == [0, 1, 2, 3]
     probe = fit.objective.likelihood(fit.state.point, fit.state.ridge).value
@@ -419,18 +419,53 @@ def test_restarts_are_thinned_out_to_the_best_and_the_first_do_not_depend_on_the
     assert (four.state.phase == EM).all()
 
 
+def test_each_round_of_restarts_goes_twice_as_far_and_ends_with_half_of_them() -> None:
+    shape = SHAPES["softmax"]
+    X, y = rows_of(shape)
+    fit = MixtureFit(X, y, shape, EMArguments(method="lbfgs", restarts=8, tol=0))
+    history = {}  # of restarts that go on: passes and objective of each at the end of the round
+    while len(fit.state.restart) > 1:
+        count = len(fit.state.restart)
+        ranks = fit.state.objective.argsort()
+        order = fit.state.restart[ranks].tolist()
+        passes = fit.state.passes.max().item()
+        fit.step()
+        if len(fit.state.restart) < count:
+            history[count] = (passes, order, fit.state.restart.tolist())
+    assert list(history) == [8, 4, 2]
+    for limit, (passes, order, survivors) in zip((12, 24, 48), history.values(), strict=True):
+        assert limit <= passes < limit + 12  # a line search takes 12 evaluations at most
+        assert survivors == order[: len(order) // 2]
+
+
 def test_auto_starts_half_of_the_restarts_of_classifiers_with_em_and_hands_over_to_lbfgs() -> None:
     X, y = rows_of(SHAPES["softmax"])
-    fit = MixtureFit(X, y, SHAPES["softmax"], EMArguments(restarts=4, em_iterations=2))
-    assert fit.state.phase.tolist() == [0, 0, 1, 1]
+    fit = MixtureFit(X, y, SHAPES["softmax"], EMArguments(restarts=4))
+    assert fit.state.phase.tolist() == [1, 1, 0, 0]
     fit.step()
     spent = fit.state.passes
-    assert spent[2:].min() >= spent[:2].max()
+    assert spent[:2].min() >= spent[2:].max()
     fit.step()
     fit.step()
-    assert fit.state.phase.tolist() == [1, 1]
+    assert fit.state.phase.tolist() == [1, 1, 1, 1]
     X, y = rows_of(SHAPES["linear"])
     assert MixtureFit(X, y, SHAPES["linear"], EMArguments(restarts=4)).state.phase.tolist() == [0, 0, 0, 0]
+
+
+def test_every_other_start_of_a_classifier_has_a_gate_that_tells_clusters_of_the_features_apart() -> None:
+    shape = MixtureShape(2, "softmax", 4)
+    cluster = torch.arange(300) % 2
+    X = torch.stack([18.0 * cluster, 2.0 * cluster], dim=1).double() + normal(300, 2, seed=0)
+    y = torch.arange(300) // 75
+    for whiten in (True, False):
+        fit = MixtureFit(X, y, shape, EMArguments(restarts=6, whiten=whiten))
+        logits = torch.stack([fit.parameters(point).outputs(X)[0] for point in fit.state.point])
+        centred = logits - logits.mean(2, keepdim=True)
+        assert centred[::2].square().mean((1, 2)).sqrt().tolist() == pytest.approx([3.0] * 3)
+        for choices in logits[::2].argmax(2):
+            assert torch.equal(choices == choices[0], cluster == 0)
+        assert centred[1::2].abs().max() < 1
+    assert fit.state.total_passes() > 3 * 4.5 * 2 / 10  # k-means has its price
 
 
 def test_held_out_rows_stop_a_restart_and_choose_its_best_point() -> None:
