@@ -34,8 +34,9 @@ class EMArguments:
     Args:
         method (`str`):
             `"em"`: EM to the end. `"em+lbfgs"`: `em_iterations` of EM, then L-BFGS on the likelihood. `"lbfgs"`: that
-            alone. `"auto"`: `"em+lbfgs"` for linear experts; for others L-BFGS restarts, half of them from a short EM
-            start. `"gradient_em"`: an E-step, then `inner_steps` gradient steps. `"gd"`: one gradient step each time.
+            alone. `"auto"`: half of the restarts by either; one alone by `"em+lbfgs"` where experts are linear,
+            otherwise by `"lbfgs"`. `"gradient_em"`: an E-step, then `inner_steps` gradient steps. `"gd"`: one gradient
+            step each time.
         em_iterations (`int`, *optional*):
             Iterations of EM before L-BFGS takes over: by default 8 of linear experts, otherwise 2. More of them lead
             classifiers into poorer optima.
@@ -112,9 +113,3 @@ class EMArguments:
         if self.em_iterations is None:
             return 8 if expert_type == "linear" else 2
         return self.em_iterations
-
-    def method_for(self, expert_type: str) -> str:
-        """What `"auto"` stands for: `"mixed"` starts half of the restarts with EM."""
-        if self.method != "auto":
-            return self.method
-        return "em+lbfgs" if expert_type == "linear" else "mixed"

@@ -184,16 +184,13 @@ class MixtureFit:
     def _hands_over(self) -> bool:
         """Let L-BFGS take over from EM where that is due: the E-step has left value and gradient of the likelihood."""
         state = self.state
-        method = self.arguments.method_for(self.shape.expert_type)
+        method = self.arguments.method
         is_due = int(state.iteration) >= self.arguments.em_iterations_for(self.shape.expert_type)
         is_em = state.phase == EM
-        if method not in ("em+lbfgs", "mixed") or not is_due or not bool(is_em.any()):
+        if method not in ("em+lbfgs", "auto") or not is_due or not bool(is_em.any()):
             return False
-        if state.steps.shape[-1] != self.objective.size:  # EM of linear experts has pairs of the gate alone
-            size = (len(state.point), state.steps.shape[1], self.objective.size)
-            state.steps = state.point.new_zeros(size)
-            state.changes = state.point.new_zeros(size)
-            state.inverse = torch.zeros_like(state.inverse)
+        if self.shape.expert_type == "linear":  # pairs of the gate alone
+            state.curvature.forget(is_em.nonzero()[:, 0])
         state.phase[is_em] = JOINT
         return True
 
@@ -201,15 +198,16 @@ class MixtureFit:
         arguments = self.arguments
         restarts = arguments.restarts if self.shape.num_experts > 1 else 1
         point, passes = starting_points(self.objective, restarts, self.ridge, self._generator)
-        method = arguments.method_for(self.shape.expert_type)
+        method = arguments.method
         first = {"lbfgs": JOINT, "gd": GRADIENT, "gradient_em": GRADIENT}.get(method, EM)
         phase = torch.full((restarts,), first, dtype=torch.int64, device=point.device)
-        if method == "mixed":
-            phase[: (restarts + 1) // 2] = JOINT
-        gate_size = self.shape.gate_rows * self.objective.width
-        size = gate_size if first == EM and self.shape.expert_type == "linear" else self.objective.size
+        if method == "auto":  # EM finds the better optimum of linear experts more often, L-BFGS that of others
+            is_linear = self.shape.expert_type == "linear"
+            half = (restarts + 1) // 2
+            phase[half:] = JOINT if is_linear else EM
+            phase[:half] = EM if is_linear else JOINT
         setup = self.objective.setup_passes + passes
-        state = FitState.beginning(point, phase, self.ridge, size, self.shape.num_experts, setup)
+        state = FitState.beginning(point, phase, self.ridge, self.objective.size, self.shape.num_experts, setup)
         self._iterations(state).start_joint((phase == JOINT).nonzero()[:, 0])
         return state
 
@@ -236,6 +234,8 @@ class MixtureFit:
             state.passes[:] = 0
             state.passes[0] = cost[0]
             state.stop[:] = RUNNING
+            state.stalled[:] = 0
+            state.since_best[:] = 0
             state.objective[:] = math.inf
             state.limit[:] = math.inf
             state.held_out[:] = math.inf

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_ext.moe.arguments import DEFAULT_RIDGE, EMArguments
-from hf_ext.moe.lbfgs import line_search
+from hf_ext.moe.lbfgs import Curvature, line_search
 from hf_ext.moe.m_steps import em_targets, m_step_lbfgs, m_step_linear
 from hf_ext.moe.objective import Look, Objective
 from hf_ext.moe.starts import restart_expert, seed_responsibilities
@@ -135,15 +135,17 @@ class Iterations:
         ridge = state.ridge[index]
         targets = em_targets(self.objective, point, look, eta)
         tolerance = _INNER_TOLERANCE * 0.5 ** state.strikes[index]
-        curvature = state.curvature.take(index)
-        unchanged = bool((eta == 1).all()) and not reseeded
         is_linear = self.objective.shape.expert_type == "linear"
+        gate_size = self.objective.shape.gate_rows * self.objective.width
+        size = gate_size if is_linear else self.objective.size  # of the curvature pairs
+        pairs = state.curvature
+        curvature = Curvature(pairs.steps[index, :, :size], pairs.changes[index, :, :size], pairs.inverse[index])
+        unchanged = bool((eta == 1).all()) and not reseeded
         start = None
         if is_linear:
             descent = m_step_linear(self.objective, point, ridge, targets)
             point = descent.point
             state.passes[index] += descent.passes
-            gate_size = self.objective.shape.gate_rows * self.objective.width
             if unchanged:
                 start = (look.gate_value, look.gradient[:, :gate_size])
             inner_point = point[:, :gate_size]
@@ -166,8 +168,8 @@ class Iterations:
             state.passes[index] += descent.passes
             point = torch.cat([descent.point, point[:, descent.point.shape[1] :]], dim=1)
         state.point[index] = point
-        state.steps[index] = curvature.steps
-        state.changes[index] = curvature.changes
+        state.steps[index, :, :size] = curvature.steps
+        state.changes[index, :, :size] = curvature.changes
         state.inverse[index] = curvature.inverse
 
     def _gradient_steps(self, index: Tensor, look: Look) -> None:
@@ -214,13 +216,14 @@ class Iterations:
         index = state.running(JOINT)
         if not len(index):
             return
+        looked_at = index
         em_index = state.running(EM)
         budget = float(state.passes[em_index].max()) if len(em_index) else 0.0
         while len(index):
             self._joint_step(index)
             going_on = (state.stop[index] == RUNNING) & (state.passes[index] < budget)
             index = index[going_on]
-        self._watch(state.running(JOINT))
+        self._watch(looked_at)  # those that stop here too
 
     def _joint_step(self, index: Tensor) -> None:
         state = self.state

@@ -34,7 +34,8 @@ class FitState:
         gradient (`torch.Tensor` of shape `(R, P)`):
             In joint L-BFGS that at `point`.
         steps, changes (`torch.Tensor` of shape `(R, HISTORY, size)`):
-            Curvature pairs; `inverse`, of shape `(R, HISTORY)`, is one over their products.
+            Curvature pairs, of linear experts' EM in the gate's coordinates alone; `inverse`, of shape `(R, HISTORY)`,
+            is one over their products.
         phase, stop, strikes, stalled, reseeds, since_best, restart (`torch.Tensor` of shape `(R,)`, int64):
             What comes next; why it stopped; rises of the objective in a row; iterations in a row that brought less
             than `tol`; re-seeded experts; iterations since the best held-out value; number of the restart.

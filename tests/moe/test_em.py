@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from hf_ext.losses.moe_likelihood import moe_nll
+from hf_ext.moe.arguments import RIDGES
 from hf_ext.moe.diagnostics import diagnose, mim_lambda_max
 from hf_ext.moe.em import EMArguments, EMResult, FitLog, MixtureFit, fit_em
 from hf_ext.moe.lbfgs import Curvature
@@ -438,7 +439,7 @@ def test_each_round_of_restarts_goes_twice_as_far_and_ends_with_half_of_them() -
         assert survivors == order[: len(order) // 2]
 
 
-def test_auto_starts_half_of_the_restarts_of_classifiers_with_em_and_hands_over_to_lbfgs() -> None:
+def test_auto_starts_half_of_the_restarts_with_em_and_hands_over_to_lbfgs() -> None:
     X, y = rows_of(SHAPES["softmax"])
     fit = MixtureFit(X, y, SHAPES["softmax"], EMArguments(restarts=4))
     assert fit.state.phase.tolist() == [1, 1, 0, 0]
@@ -449,7 +450,7 @@ def test_auto_starts_half_of_the_restarts_of_classifiers_with_em_and_hands_over_
     fit.step()
     assert fit.state.phase.tolist() == [1, 1, 1, 1]
     X, y = rows_of(SHAPES["linear"])
-    assert MixtureFit(X, y, SHAPES["linear"], EMArguments(restarts=4)).state.phase.tolist() == [0, 0, 0, 0]
+    assert MixtureFit(X, y, SHAPES["linear"], EMArguments(restarts=4)).state.phase.tolist() == [0, 0, 1, 1]
 
 
 def test_every_other_start_of_a_classifier_has_a_gate_that_tells_clusters_of_the_features_apart() -> None:
@@ -497,6 +498,18 @@ def test_ridge_auto_takes_the_penalty_that_held_out_rows_prefer() -> None:
     assert result.held_out_nll <= fixed.held_out_nll
     with pytest.raises(ValueError, match="ridge='auto' compares penalties on held-out rows"):
         MixtureFit(*train, shape, EMArguments(ridge="auto"))
+
+
+@pytest.mark.parametrize("method", ["auto", "em", "lbfgs"])
+def test_ridge_auto_compares_all_penalties_though_every_restart_converges_in_the_first_round(method: str) -> None:
+    shape = MixtureShape(1, "logistic")
+    X, y = rows_of(shape, n=200, d=2)
+    arguments = EMArguments(method=method, ridge="auto", tol=1e-2)
+    fit = MixtureFit(X, y, shape, arguments, held_out=(X[:50], y[:50]))
+    while not fit.finished:
+        fit.step()
+    assert fit.state.ridge.tolist() == list(RIDGES)
+    assert fit.state.held_out.isfinite().all()
 
 
 def test_separable_classes_without_a_ridge_stop_with_advice(caplog) -> None:
