@@ -32,7 +32,7 @@ PARTS = {  # of several scripts
     "tiny_lm",
 }
 # no result yet
-AWAITED = {"core_smollm2", "core_speed", "dclm_game"}
+AWAITED = {"core_smollm2", "core_speed"}
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
