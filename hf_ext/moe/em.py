@@ -343,12 +343,15 @@ class MixtureFit:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors, copied: what `safetensors` takes."""
-        state = {field.name: getattr(self.state, field.name).clone() for field in fields(FitState)}
-        return {**state, "settings": pack_settings(self.settings()), "row_sums": self.objective.rows.sums.clone()}
+        return self.identity() | {field.name: getattr(self.state, field.name).clone() for field in fields(FitState)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def identity(self) -> dict[str, Tensor]:
+        """What [`check_same`] compares: the settings, and weighted sums of the rows' columns."""
+        return {"settings": pack_settings(self.settings()), "row_sums": self.objective.rows.sums.clone()}
+
+    def check_same(self, state: dict[str, Tensor]) -> None:
         """
-        Go on from the state of a fit with the same settings and rows, to the same bits.
+        Refuse a state of a fit with other settings or rows; its parameters are not looked at.
 
         Raises:
             ValueError: if settings or rows differ; each setting is listed.
@@ -361,6 +364,15 @@ class MixtureFit:
                 f"the fit cannot be resumed: it was of {int(stored[0]):,} rows, and these {int(sums[0]):,} are others "
                 "or have other features or labels. Give the same rows, or start anew."
             )
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """
+        Go on from the state of a fit with the same settings and rows, to the same bits.
+
+        Raises:
+            ValueError: if settings or rows differ; each setting is listed.
+        """
+        self.check_same(state)
         device = self.objective.rows.X.device
         scalars = {"iteration", "halvings", "halved", "setup_passes", "dropped_passes"}
         names = [field.name for field in fields(FitState)]

@@ -123,10 +123,20 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         self._check_tokens()
         if resume_from_checkpoint not in (None, False):
             resume_from_checkpoint = agreed_checkpoint(self, resume_from_checkpoint)
+        self.before_training(resume_from_checkpoint or None)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.stop_on_sigterm is not None:
             self.stop_on_sigterm.exit_if_stopped()
         return result
+
+    def before_training(self, checkpoint: str | None) -> None:
+        """
+        What a method does before the host begins, and before it loads anything of a checkpoint; here nothing.
+
+        Args:
+            checkpoint (`str`, *optional*):
+                The whole one that the run goes on from.
+        """
 
     def _check_tokens(self) -> None:
         """Refuse rows with tokens that the model has no embedding for."""
