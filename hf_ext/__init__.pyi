@@ -126,6 +126,8 @@ from hf_ext.trainers.infopo.config import InfoPOConfig as InfoPOConfig
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig as InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.trainer import InfoPOTrainer as InfoPOTrainer
 from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer as InfoPOUnpairedTrainer
+from hf_ext.trainers.moe_em.config import MoEEMConfig as MoEEMConfig
+from hf_ext.trainers.moe_em.trainer import MoEEMTrainer as MoEEMTrainer
 from hf_ext.trainers.moe_lora.config import LoraMixtureConfig as LoraMixtureConfig
 from hf_ext.trainers.pretraining.architecture import new_model as new_model
 from hf_ext.trainers.pretraining.config import PretrainingConfig as PretrainingConfig

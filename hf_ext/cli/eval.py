@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting|preference|core|retrieval`: what a model learned and forgot, prefers, knows, and finds."""
+"""`hf-ext eval forgetting|preference|core|retrieval|moe`: what a model learned, forgot, prefers, knows, and finds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli import core, exemplars
+from hf_ext.cli import core, exemplars, moe
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_preference(actions)
     core.add_eval_parser(actions)
     exemplars.add_eval_parser(actions)
+    moe.add_eval_parser(actions)
 
 
 def _add_forgetting(actions: argparse._SubParsersAction) -> None:

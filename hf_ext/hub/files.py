@@ -30,8 +30,8 @@ STATES = (
 # Of a model's run: what it knows of every row. A dataset may well be called so.
 ROWS = (
     "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "online.json",
-    "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "partition.json", "partition.md", "*.arrow",
-    "wandb/",
+    "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "partition.json",
+    "partition.md", "*.arrow", "wandb/",
 )  # fmt: skip
 
 LINK = "links to folders, to nothing or to somewhere else"

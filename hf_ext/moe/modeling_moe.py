@@ -83,7 +83,7 @@ class MixtureHead(nn.Module):
         return at_least_float32(self.log_variance).exp().expand(self.shape.num_experts)
 
     def squared_coefficients(self) -> tuple[Tensor, Tensor]:
-        """Sums of the squares of the gate's and of all experts' coefficients, without intercepts: what a ridge is of."""
+        """Sums of the squares of the gate's and all experts' coefficients without intercepts: what a ridge is of."""
         gate = at_least_float32(self.gate.weight).square().sum()
         experts = at_least_float32(self.experts.weight).square().sum()
         # of a symmetric pair: rows of half the gate's on either side, and the expert twice

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from hf_ext.data.vectors.embedding import encoder_input
 from hf_ext.guards.models import loading_model
 from hf_ext.moe.modeling_moe import MoEForSequenceClassification
 from hf_ext.moe.parameters import MixtureParameters
+from hf_ext.moe.partition import PartitionReport, partition_report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json")
 
@@ -61,14 +65,14 @@ class MoEPredict:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Predict a batch."""
-        model, tokenizer, mixture = _loaded(str(self.model), self.weights_hash)
-        features = self._features(model, tokenizer, batch)
+        features, labels = self.read(batch)
+        mixture = _loaded(str(self.model), self.weights_hash)[2]
         # in float64: the order in which a matrix product adds up depends on the batch
         outputs = mixture.predict(features)
-        if self.label_column is None:
+        if labels is None:
             responsibility = mixture.outputs(features)[0].softmax(-1)
         else:
-            responsibility = mixture.posterior(features, self._labels(model, batch))[0]
+            responsibility = mixture.posterior(features, labels)[0]
         linear = mixture.expert_type == "linear"
         prediction = outputs.float() if linear else outputs.argmax(-1)
         return {
@@ -77,31 +81,82 @@ class MoEPredict:
             "responsibility": responsibility.float().numpy(),
         }
 
-    def _features(self, model: MoEForSequenceClassification, tokenizer: Any, batch: dict[str, Any]) -> Tensor:
+    def read(self, batch: dict[str, Any], first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Features `(batch, d)` of rows, and with `label_column` their labels; `first` is the number of the first."""
+        model, tokenizer, _ = _loaded(str(self.model), self.weights_hash)
+        features = self._features(model, tokenizer, batch, first)
+        return features, None if self.label_column is None else self._labels(model, batch, first)
+
+    def partition(self, rows: Dataset, *, batch_size: int = 64, typical_rows: int = 3) -> PartitionReport:
+        """
+        How the mixture divides the rows of a dataset among its experts.
+
+        Args:
+            rows (`Dataset`):
+                With `input_column`, and `label_column` where that is set.
+            batch_size (`int`, *optional*, defaults to 64):
+                Rows that are read at a time.
+            typical_rows (`int`, *optional*, defaults to 3):
+                Rows to name of each expert.
+
+        Returns:
+            [`~hf_ext.moe.partition.PartitionReport`]
+
+        Raises:
+            ValueError: if there is no row or a column is missing.
+            RowError: as the class says; its index counts from the start of the dataset.
+        """
+        columns = [self.input_column, *([] if self.label_column is None else [self.label_column])]
+        missing = [name for name in columns if name not in rows.column_names]
+        if missing:
+            raise ValueError(f"the dataset has no column {missing[0]!r}; it has {rows.column_names}.")
+        plain_rows = rows.with_format(None)
+        features: list[Tensor] = []
+        labels: list[Tensor] = []
+        for start in range(0, len(rows), batch_size):
+            some_features, some_labels = self.read(plain_rows[start : start + batch_size], start)
+            features.append(some_features)
+            if some_labels is not None:
+                labels.append(some_labels)
+        if not features:
+            raise ValueError("there is no row to divide among the experts.")
+        is_text = isinstance(plain_rows[0][self.input_column], str)
+        return partition_report(
+            _loaded(str(self.model), self.weights_hash)[2],
+            torch.cat(features),
+            torch.cat(labels) if labels else None,
+            text_of=(lambda index: plain_rows[index][self.input_column]) if is_text else None,
+            typical_rows=typical_rows,
+        )
+
+    def _features(
+        self, model: MoEForSequenceClassification, tokenizer: Any, batch: dict[str, Any], first: int
+    ) -> Tensor:
         values = list(batch[self.input_column])
         if not values:
             return torch.zeros(0, model.config.input_dim)
         if tokenizer is not None and not _are_vectors(values):
-            texts = encoder_input(batch, "text", self.input_column, 0)
+            texts = encoder_input(batch, "text", self.input_column, first)
             limit = min(tokenizer.model_max_length, getattr(model.encoder.config, "max_position_embeddings", 512))
             inputs = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             names = {*tokenizer.model_input_names, "attention_mask"}
             with torch.no_grad():
                 return model.features(**{name: value for name, value in inputs.items() if name in names})
 
-        def row_at(place: int) -> dict[str, Any]:
-            return {name: column[place] for name, column in batch.items()}
+        def row_at(number: int) -> dict[str, Any]:
+            return {name: column[number - first] for name, column in batch.items()}
 
         vectors = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-        features = batch_vectors(vectors, self.input_column, 0, model.config.input_dim, row_at)
+        features = batch_vectors(vectors, self.input_column, first, model.config.input_dim, row_at)
         places = np.flatnonzero(~np.isfinite(features).all(1))
         if len(places):
             column = int(np.flatnonzero(~np.isfinite(features[places[0]]))[0])
             value = features[places[0], column]
-            refuse_row(row_at(int(places[0])), int(places[0]), self.input_column, f"dimension {column} is {value}")
+            number = first + int(places[0])
+            refuse_row(row_at(number), number, self.input_column, f"dimension {column} is {value}")
         return torch.from_numpy(np.array(features))
 
-    def _labels(self, model: MoEForSequenceClassification, batch: dict[str, Any]) -> Tensor:
+    def _labels(self, model: MoEForSequenceClassification, batch: dict[str, Any], first: int) -> Tensor:
         column = str(self.label_column)
         linear = model.config.expert_type == "linear"
         labels = [value.tolist() if hasattr(value, "tolist") else value for value in batch[column]]
@@ -115,7 +170,8 @@ class MoEPredict:
             elif linear and len(numbers) != model.config.num_labels:
                 problem = f"the label has {len(numbers)} numbers, the model {model.config.num_labels}"
             if problem is not None:
-                refuse_row({name: values[place] for name, values in batch.items()}, place, column, problem)
+                row = {name: values[place] for name, values in batch.items()}
+                refuse_row(row, first + place, column, problem)
         return torch.tensor(labels, dtype=torch.float64 if linear else torch.int64)
 
 

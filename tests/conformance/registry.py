@@ -19,11 +19,12 @@ from hf_ext.trainers.consensus import ConsensusConfig, ForwardCorrectedTrainer
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedConfig, InfoPOUnpairedTrainer
+from hf_ext.trainers.moe_em import MoEEMConfig, MoEEMTrainer
 from hf_ext.trainers.pretraining import PretrainingConfig, PretrainingTrainer, new_model
 from hf_ext.trainers.rare import RareConfig, RareTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
-from tests.trainers import classifiers, preference, pretraining, retrieval
+from tests.trainers import classifiers, mixtures, preference, pretraining, retrieval
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 
@@ -298,6 +299,49 @@ class Pretrainer:
 
 
 PRETRAINERS = [Pretrainer("pretraining", PretrainingTrainer, PretrainingConfig, Trainer)]
+<<<<<<< HEAD
 # Methods that run trainings of another one's trainer, and have none of their own: that one's lines are theirs.
 RUNS_OF = {"moe_lora": "weighted_sft"}
 BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)}
+=======
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """
+    A trainer whose optimiser is a fit over all rows, without a gradient (`test_mixtures.py`).
+
+    Args:
+        name (`str`): the method's word.
+        trainer (`type`), config (`type`): its classes.
+    """
+
+    name: str
+    trainer: Any
+    config: Any
+
+    def rows(self, n: int) -> Dataset:
+        """Rows with features, classes and weights."""
+        return mixtures.feature_rows(n)
+
+    def model(self, dropout: float = 0.0) -> Any:
+        """No encoder: the rows have features."""
+        return None
+
+    def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
+        """A trainer on `rows` (or that many of its own); `changes` are to the config."""
+        dataset = self.rows(rows) if isinstance(rows, int) else rows
+        if "linear" in changes:  # a job of another process can name no rows
+            dataset = mixtures.feature_rows(changes.pop("linear"), "linear")
+        kwargs = changes.pop("kwargs", {})
+        args = mixtures.mixture_config(folder / "out", **changes)
+        return self.trainer(model, args, train_dataset=dataset, **kwargs)
+
+
+MIXTURES = [Mixture("moe_em", MoEEMTrainer, MoEEMConfig)]
+BY_NAME: dict[str, Any] = {
+    method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS, *MIXTURES)
+}
+# What a mixture has none of: a gradient of its own, and a model that the caller makes.
+WITH_GRADIENT = {name: method for name, method in BY_NAME.items() if method not in MIXTURES}
+>>>>>>> ded6b1b (Mixtures of experts: recipe, card, hf-ext eval moe, tests)

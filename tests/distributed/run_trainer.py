@@ -11,8 +11,9 @@ A job: `id`, `method` (a name of the registry), `folder`, `rows`, `changes` (to 
 gradient of the last process is NaN; `error` is then what training ended with).
 Without a number every job runs in a child of its own, so that a killed one takes nothing with it and a resumed one
 starts afresh. A result: `losses` (per optimiser step, over all processes), `weights` (SHA-256 of the trained model),
-`state` (SHA-256 of what the next step would start from: optimiser, schedule and random numbers), `step` (the last one
-taken), `logs` (the metrics logged), `exit` (as `subprocess` gives it), `world`.
+`state` (SHA-256 of what the next step would start from: optimiser, schedule and random numbers), `fit` (coordinates
+of a mixture's restarts), `step` (the last one taken), `logs` (the metrics logged), `exit` (as `subprocess` gives it),
+`world`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_ext.guards.world import check_world_size
+from hf_ext.moe.em import MixtureFit
 from tests.conformance.registry import BY_NAME
 from tests.forks import run_together
 from tests.trainers.runs import train
@@ -87,6 +89,8 @@ def state_digest(trainer: Any) -> str:
     optimizer = trainer.optimizer.state_dict()
     moments = [value for entry in optimizer["state"].values() for value in entry.values()]
     tensors = [value for value in moments if isinstance(value, torch.Tensor)] + [torch.random.get_rng_state()]
+    if isinstance(getattr(trainer, "fit", None), MixtureFit):
+        tensors += trainer.fit.state_dict().values()
     digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors))
     digest.update(np.random.get_state()[1].tobytes())  # noqa: NPY002  the state that a checkpoint holds
     digest.update(repr((optimizer["param_groups"], trainer.lr_scheduler.state_dict(), random.getstate())).encode())
@@ -115,6 +119,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "state": state_digest(trainer),
         "step": trainer.state.global_step,
         "logs": trainer.state.log_history,
+        **({"fit": trainer.fit.state.point.tolist()} if isinstance(getattr(trainer, "fit", None), MixtureFit) else {}),
         "world": trainer.accelerator.num_processes,
         "exit": 0,
     }

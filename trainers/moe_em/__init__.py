@@ -15,8 +15,8 @@ METHOD = Method(
     task="text-classification",
     telltale_settings=("num_experts", "em_iterations"),
     card_settings=(
-        "method", "num_experts", "expert_type", "symmetric", "shared_variance", "ridge", "em_iterations", "inner_steps",
-        "eta", "restarts", "finalists", "tol", "patience", "whiten",
+        "method", "num_experts", "expert_type", "symmetric", "shared_variance", "ridge", "em_iterations",
+        "inner_steps", "eta", "restarts", "finalists", "tol", "patience", "whiten",
     ),
     card_tags=("mixture-of-experts",),
     paper=Paper(

@@ -130,7 +130,8 @@ class MoEEMConfig(TrainingArguments):
     whiten: bool = field(default=True, metadata={"help": "Steps in whitened coordinates; the objective is the same."})
     label_column: str = field(default="label", metadata={"help": "Column of the classes or numbers."})
     input_column: str | None = field(
-        default=None, metadata={"help": "What the encoder reads. Default: text, or the only column of texts or images."}
+        default=None,
+        metadata={"help": "What the encoder reads. Default: text, or the only column of texts or images."},
     )
     embed_batch_size: int = field(default=64, metadata={"help": "Rows that the encoder gets at a time."})
     model_license: str | None = license_field()

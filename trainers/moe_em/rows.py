@@ -243,7 +243,8 @@ def _labels(rows: Dataset, column: str, kind: LabelKind) -> np.ndarray:
         return labels
     is_class = (labels >= 0) & (labels < kind.size) & (labels == np.floor(labels))
     remedy = "Rows of -100 have no label: drop them. Number the classes from 0."
-    _refuse_where(rows, ~is_class, column, labels, f"the label is {{:g}}, not a class from 0 to {kind.size - 1}", remedy)
+    problem = f"the label is {{:g}}, not a class from 0 to {kind.size - 1}"
+    _refuse_where(rows, ~is_class, column, labels, problem, remedy)
     return labels.astype(np.int64)
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
 from datasets import Dataset
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
@@ -27,7 +21,6 @@ from hf_ext.data.vectors.embedding import input_columns
 from hf_ext.data.vectors.encoders import EncoderLike, as_encoder, load_encoder
 from hf_ext.losses.moe_likelihood import moe_nll
 from hf_ext.moe.configuration_moe import MoEConfig
-from hf_ext.moe.diagnostics import diagnose
 from hf_ext.moe.em import MixtureFit
 from hf_ext.moe.encoders import StockEncoder, stock_encoder
 from hf_ext.moe.modeling_moe import MoEForSequenceClassification
@@ -36,6 +29,7 @@ from hf_ext.moe.results import EMResult
 from hf_ext.trainers.base.trainer import BaseTrainer
 from hf_ext.trainers.moe_em.card import MixtureCard
 from hf_ext.trainers.moe_em.config import MoEEMConfig
+from hf_ext.trainers.moe_em.fitting import diagnostic_logs, new_fit, read_fit, step_logs, write_fit
 from hf_ext.trainers.moe_em.optimizer import MixtureOptimizer, StopWithFit, mixture_optimizer
 from hf_ext.trainers.moe_em.rows import (
     WEIGHT,
@@ -48,10 +42,6 @@ from hf_ext.trainers.moe_em.rows import (
     sets_of,
 )
 
-logger = logging.getLogger(__name__)
-
-FIT_FILE = "moe_fit.safetensors"  # of a checkpoint: the fit in float64
-_DIAGNOSED_NUMBERS = 2**27  # rows that are diagnosed, times numbers of a sweep over each: some seconds
 _REFUSED = ("model", "model_init", "data_collator", "compute_loss_func", "optimizers", "optimizer_cls_and_kwargs")
 
 
@@ -89,13 +79,13 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
 
     Raises:
         ValueError: if rows are a stream or have no usable column, there are fewer than `k (d + 1)` of them without a
-            ridge, all labels of linear experts are the same, the model would be sharded, or a run goes on from one with other
-            experts, settings, encoder or rows (each is listed).
+            ridge, all labels of linear experts are the same, the model would be sharded, or a run goes on from one
+            with other experts, settings, encoder or rows (each is listed).
         RowError: if a feature is not finite, a label is no class (-100 among them), or a weight is negative.
 
     Metrics: `loss` (nats a row with the penalty, before the step), `nll`, `passes`, `seconds`, `n_i_min`, `n_i_max`,
-    `held_out_nll`; at the end `gate_entropy`, `snr_min`, `snr_max`, `mim_lambda_max`, `predicted_iterations` and more of
-    [`~hf_ext.moe.diagnostics.Diagnostics`].
+    `held_out_nll`; at the end `gate_entropy`, `snr_min`, `snr_max`, `mim_lambda_max`, `predicted_iterations` and
+    more of [`~hf_ext.moe.diagnostics.Diagnostics`].
 
     Attributes:
         fit ([`~hf_ext.moe.em.MixtureFit`], *optional*):
@@ -128,14 +118,14 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         for name, rows in sets_of(eval_dataset).items():
             require_rows(rows, name)
         assert train_dataset is not None
+        if args.ridge == "auto" and not eval_dataset:
+            raise ValueError("ridge='auto' compares penalties on held-out rows: give eval_dataset, or a number.")
         source = load_encoder(encoder, str(args.device)) if isinstance(encoder, (str, Path)) else encoder
         stock = None if source is None else stock_encoder(source)
         if stock is not None:
             stock.model.to(args.device)
         show_progress = not args.disable_tqdm and args.process_index == 0
-        self.reader = FeatureReader(
-            source, args.input_column, args.label_column, args.embed_batch_size, show_progress
-        )
+        self.reader = FeatureReader(source, args.input_column, args.label_column, args.embed_batch_size, show_progress)
         self.label_kind = kind_of_labels(train_dataset, args.label_column)
         self.train_rows = self.reader.read(train_dataset, self.label_kind)
         self.held_out_rows = [
@@ -157,8 +147,8 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "a mixture is fitted whole on every process, which holds a share of the rows: FSDP and DeepSpeed ZeRO, "
-                "which cut the model, are not supported. Launch several plain processes instead."
+                "a mixture is whole on every process, which holds a share of the rows: FSDP and DeepSpeed ZeRO, which "
+                "cut the model, are not supported. Launch several plain processes instead."
             )
         self.add_callback(StopWithFit())
 
@@ -227,57 +217,13 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         Raises:
             ValueError: if rows cannot be fitted, or the checkpoint is of another fit; each difference is listed.
         """
-        self.fit = self._new_fit()
+        self.fit = new_fit(self.args, self.model.config.shape(), self.train_rows, self.held_out_rows)
         self.fit_result = None
         self._stored_iteration = None
         if checkpoint is not None:
-            self._resume(self.fit, Path(checkpoint) / FIT_FILE)
+            read_fit(Path(checkpoint), self.fit, self.args.is_stochastic, self._facts())
         elif self.args.is_stochastic:
             self.model.set_mixture(self.fit.parameters(self.fit.state.point[0]))
-
-    def _new_fit(self) -> MixtureFit:
-        held_out = None
-        if self.held_out_rows and not self.args.is_stochastic:
-            parts = [self._share(rows) for rows in self.held_out_rows]
-            held_out = (torch.cat([features for features, _, _ in parts]), torch.cat([labels for _, labels, _ in parts]))
-        features, labels, weights = self._share(self.train_rows)
-        return MixtureFit(
-            features, labels, self.model.config.shape(), self.args.fit_arguments(), sample_weight=weights,
-            held_out=held_out, reduce=partial(reduce, reduction="sum"),
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )  # fmt: skip
-
-    def _share(self, rows: FeatureRows) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features, labels and weights of this process, on its device."""
-        processes = self.args.world_size
-        if len(rows) < processes:
-            raise ValueError(f"{len(rows)} rows are fewer than the {processes} processes that share them.")
-        share = rows.share(self.args.process_index, processes)
-        device = "cpu" if self.args.device.type == "mps" else self.args.device  # which has no float64
-        assert rows.labels is not None
-        values = [np.array(part[share]) for part in (rows.features, rows.labels)]
-        features, labels = (torch.from_numpy(value).to(device) for value in values)
-        return features, labels, None if rows.weights is None else torch.from_numpy(rows.weights[share]).to(device)
-
-    def _resume(self, fit: MixtureFit, file: Path) -> None:
-        if not file.is_file():
-            raise ValueError(f"{file.parent} has no {FIT_FILE}: it is no checkpoint of {type(self).__name__}.")
-        with safe_open(file, "pt") as opened:
-            stored = opened.metadata() or {}
-        changes = [
-            f"{name} was {stored.get(name)!r} and is {value!r}"
-            for name, value in self._facts().items()
-            if stored.get(name) != value
-        ]
-        if changes:
-            raise ValueError(
-                f"the fit cannot be resumed: {'; '.join(changes)}. Give the same settings, or start anew."
-            )
-        state = load_file(file)
-        if self.args.is_stochastic:
-            fit.check_same(state)
-        else:
-            fit.load_state_dict(state)
 
     def _facts(self) -> dict[str, str]:
         return {"method": self.args.method, "encoder": self._encoder_identity}
@@ -337,22 +283,7 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
     def _log_diagnostics(self) -> None:
         if self.args.is_stochastic or self.finished_checkpoint is not None or self.fit is None:
             return
-        objective = self.fit.objective
-        size = self.fit.shape.columns * objective.width
-        # The same number on every process: they add up the sums together.
-        facts = diagnose(self.fit, max_rows=max(64, min(2048, _DIAGNOSED_NUMBERS // size)))
-        logs = {
-            "gate_entropy": facts.gate_entropy,
-            "responsibility_entropy": facts.responsibility_entropy,
-            "separation": facts.separation,
-            "snr_min": min(facts.snr),
-            "snr_max": max(facts.snr),
-            "mim_lambda_max": facts.mim_lambda_max,
-            "predicted_iterations": facts.predicted_iterations,
-        }
-        self.log({name: value for name, value in logs.items() if math.isfinite(value)})
-        if facts.advice and self.is_world_process_zero():
-            logger.warning("%s", facts.advice)
+        self.log(diagnostic_logs(self.fit, self.is_world_process_zero()))
 
     # --- loss of a stock optimiser ---------------------------------------------------------------------------------
 
@@ -401,16 +332,9 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         """Log, with what the last iteration of a fit shows in place of a gradient's norm and a learning rate."""
         optimizer = mixture_optimizer(self.optimizer)
         if "loss" in logs and optimizer is not None and optimizer.last_log is not None:
-            latest = optimizer.last_log
             for name in ("grad_norm", "learning_rate"):
                 logs.pop(name, None)
-            logs |= {
-                "loss": latest.objective, "nll": latest.nll, "passes": latest.passes, "seconds": latest.seconds,
-                "n_i_min": min(latest.n_i), "n_i_max": max(latest.n_i), "running": latest.running,
-                "reseeds": latest.reseeds,
-            }  # fmt: skip
-            if latest.held_out_nll is not None:
-                logs["held_out_nll"] = latest.held_out_nll
+            logs |= step_logs(optimizer.last_log)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -436,10 +360,7 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
             yield
             if self.args.should_save and not self.args.save_only_model:
                 assert self.fit is not None
-                # of a stock optimiser only what a resumed run is compared with: its parameters are the model's
-                state = self.fit.identity() if self.args.is_stochastic else self.fit.state_dict()
-                tensors = {name: value.contiguous() for name, value in state.items()}
-                save_file(tensors, str(Path(folder) / FIT_FILE), metadata=self._facts())
+                write_fit(Path(folder), self.fit, self.args.is_stochastic, self._facts())
 
     def plot_partition(
         self, folder: str | Path, rows: Dataset | None = None, *, typical_rows: int = 3
