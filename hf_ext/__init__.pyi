@@ -108,7 +108,10 @@ from hf_ext.losses.label_noise import forward_corrected_nll as forward_corrected
 from hf_ext.losses.label_noise import forward_loss_func as forward_loss_func
 from hf_ext.losses.label_noise import soft_nll as soft_nll
 from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
+from hf_ext.moe.configuration_moe import MoEConfig as MoEConfig
 from hf_ext.moe.lora import LoraMixture as LoraMixture
+from hf_ext.moe.modeling_moe import MoEForSequenceClassification as MoEForSequenceClassification
+from hf_ext.moe.predict import MoEPredict as MoEPredict
 from hf_ext.retrieval.augmenter import EncoderSettings as EncoderSettings
 from hf_ext.retrieval.augmenter import QueryAugmenter as QueryAugmenter
 from hf_ext.retrieval.encoder import RareEncoder as RareEncoder

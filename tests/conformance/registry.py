@@ -299,11 +299,6 @@ class Pretrainer:
 
 
 PRETRAINERS = [Pretrainer("pretraining", PretrainingTrainer, PretrainingConfig, Trainer)]
-<<<<<<< HEAD
-# Methods that run trainings of another one's trainer, and have none of their own: that one's lines are theirs.
-RUNS_OF = {"moe_lora": "weighted_sft"}
-BY_NAME: dict[str, Any] = {method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)}
-=======
 
 
 @dataclass(frozen=True)
@@ -344,4 +339,5 @@ BY_NAME: dict[str, Any] = {
 }
 # What a mixture has none of: a gradient of its own, and a model that the caller makes.
 WITH_GRADIENT = {name: method for name, method in BY_NAME.items() if method not in MIXTURES}
->>>>>>> ded6b1b (Mixtures of experts: recipe, card, hf-ext eval moe, tests)
+# Methods that run trainings of another one's trainer, and have none of their own: that one's lines are theirs.
+RUNS_OF = {"moe_lora": "weighted_sft"}

@@ -93,6 +93,7 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
         *(f"pretraining/{scale}.yaml" for scale in ("nano_1x", "nano_2x", "400m_1x", "1b_1x")),
         *(f"pretraining/{scale}.yaml" for scale in ("3b_1x", "7b_1x", "7b_2x")),
         "dclm/nano.yaml",
+        *("moe_em/minilm_banking77.yaml", "moe_em/minilm_civil_comments.yaml"),
         "moe_lora/smollm2_dolly.yaml",
     ],
 )

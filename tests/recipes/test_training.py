@@ -49,6 +49,10 @@ DATA = {
         *("--dataset_name", "gsm8k.jsonl", "--verifier", "tests.recipes.verifiers:even", "--rounds", "2", *ONE_BATCH),
         *("--questions_per_round", "6", "--answers_per_question", "4", "--max_new_tokens", "12", "--stop", "a", "e"),
     ],
+    "moe_em/minilm_banking77.yaml": [
+        *("--model_name_or_path", "encoder", "--dataset_name", "intents", "--num_experts", "2", "--ridge", "0.01"),
+    ],
+    "moe_em/minilm_civil_comments.yaml": ["--model_name_or_path", "encoder", "--dataset_name", "comments.jsonl"],
     "moe_lora/smollm2_dolly.yaml": [
         *("--dataset_name", "dolly.jsonl", "--rounds", "1", "--num_experts", "2", "--lora_r", "2", *ONE_BATCH),
     ],
@@ -73,6 +77,7 @@ DATA = {
     ],
 }
 RETRIEVERS = ("rare",)
+MIXTURES = ("moe_em",)
 OF_ADAPTERS = ("moe_lora",)  # several beside each other, which hf-ext opens together
 FIXED = ["--select_on_noisy_eval", "false", "--mode", "consensus", "--budget", "steps"]
 PICTURES = ["--model_name_or_path", "vision", "--channel_epsilon", "2", "--dataloader_num_workers", "0", *FIXED]
@@ -124,6 +129,8 @@ def weighted(work):
     for name, columns in columns_of.items():
         renamed = [dict(zip(columns, (row["prompt"], row["completion"]), strict=True)) for row in rows]
         (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, renamed)))
+    comments = [{"text": row["completion"], "toxicity": i % 5 / 4} for i, row in enumerate(rows)]
+    (work / "comments.jsonl").write_text("\n".join(map(json.dumps, comments)))
     (work / "weighted.jsonl").write_text("\n".join(json.dumps({**row, "weight": i % 3}) for i, row in enumerate(rows)))
     pairs = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
     sides = ("chosen", "rejected")
@@ -150,6 +157,10 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
     elif (weighted / "out" / "adapter_config.json").is_file():
         adapter = load_file(weighted / "out" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)  # starts at 0
+    elif training_recipes()[name].name in MIXTURES:
+        head = AutoModelForSequenceClassification.from_pretrained(weighted / "out").mixture
+        assert not torch.equal(head.experts.weight[0], head.experts.weight[-1])
+        assert (weighted / "out" / "partition.json").is_file()
     elif training_recipes()[name].name in FROM_SCRATCH:
         assert json.loads((weighted / "out" / "report" / "curve.json").read_text())["steps"] == [1, 2]
     else:
@@ -160,7 +171,7 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
         CLASSIFIERS[name][1](weighted / "out")
     elif training_recipes()[name].name in RETRIEVERS:
         SentenceTransformer(str(weighted / "out"), device="cpu").encode_query("where is it")
-    elif training_recipes()[name].name not in OF_ADAPTERS:
+    elif training_recipes()[name].name not in (*OF_ADAPTERS, *MIXTURES):
         AutoModelForCausalLM.from_pretrained(weighted / "out")
     assert not list((weighted / "out").rglob("*.bin"))  # no pickle
 
