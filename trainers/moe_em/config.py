@@ -80,10 +80,10 @@ class MoEEMConfig(TrainingArguments):
             Licence identifier for the model card (such as `"apache-2.0"`).
     """
 
-    num_train_epochs: float | None = field(  # type: ignore[assignment]
+    num_train_epochs: float | None = field(
         default=None, metadata={"help": "Epochs: of 'sgd' and 'adam' over the rows, otherwise iterations."}
     )
-    learning_rate: float | None = field(  # type: ignore[assignment]
+    learning_rate: float | None = field(
         default=None, metadata={"help": "Of 'gd' and 'gradient_em' (default 1), 'sgd' (0.1) and 'adam' (0.005)."}
     )
     num_experts: int = field(default=2, metadata={"help": "Experts; one is plain regression."})
