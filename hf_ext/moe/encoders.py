@@ -52,6 +52,8 @@ def stock_encoder(encoder: EncoderLike) -> StockEncoder:
         processors = [getattr(source, name, None) for name in ("processor", "tokenizer", "image_processor")]
         source = (source.model, next(part for part in processors if part is not None))
     if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], PreTrainedModel):
+        if hasattr(source[0], "get_image_features"):  # whose vectors are no mean of hidden states
+            raise _refusal(f"encoder={type(source[0]).__name__} is a model of texts and pictures")
         return StockEncoder(*source)
     if type(source).__name__ == "SentenceTransformer":
         return _of_sentence_transformer(source)

@@ -14,7 +14,7 @@ from tests.distributed.launch import launch_once
 from tests.trainers.runs import train
 
 every_mixture = pytest.mark.parametrize("method", MIXTURES, ids=lambda method: method.name)
-LAST, SAVE_EVERY, KILLED_AFTER = 12, 4, 10
+LAST, SAVE_EVERY, KILLED_AFTER = 8, 3, 7
 # Fits of each kind of experts, and a stock optimiser on the same loss. Uneven rows: 33 and 34 on two processes.
 ROWS = {"auto": 67, "em of linear experts": 67, "adam": 16}
 FITS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import CLIPConfig, CLIPModel, pipeline
 
 from hf_ext.data.vectors.encoders import as_encoder
 from hf_ext.moe.encoders import stock_encoder
@@ -35,6 +35,13 @@ def test_a_models_hidden_states_are_averaged_without_padding(kind: str) -> None:
     if kind == "pipeline":
         encoder = pipeline("feature-extraction", model=encoder[0], tokenizer=encoder[1])
     np.testing.assert_allclose(features_of(encoder), as_encoder(encoder)(TEXTS, 3), atol=1e-5)
+
+
+def test_a_model_of_texts_and_pictures_is_refused_whose_vectors_the_saved_model_would_not_give() -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 8, "patch_size": 8})
+    with pytest.raises(ValueError, match=r"CLIPModel is a model of texts and pictures.*EmbedRows"):
+        stock_encoder((CLIPModel(config), tiny_tokenizer()))
 
 
 def encoder_folder(folder: Path, chat: bool = False) -> Path:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Of a checkpoint: what only serves to resume here. It is pickled, or means nothing without what is.
 RESUME_STATE = (
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "*.pt", "*.pth", "*.bin",
-    "global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*",
+    "global_step*", "zero_to_fp32.py", "latest", "pytorch_model_fsdp*", "moe_fit*",
 )  # fmt: skip
 HELD_PREFIX = "_push-"  # begins the name of a checkpoint's copy on its way to the Hub
 

@@ -223,6 +223,7 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         if checkpoint is not None:
             read_fit(Path(checkpoint), self.fit, self.args.is_stochastic, self._facts())
         elif self.args.is_stochastic:
+            self.optimizer = None  # of an earlier training, whose moments are of other parameters
             self.model.set_mixture(self.fit.parameters(self.fit.state.point[0]))
 
     def _facts(self) -> dict[str, str]:
@@ -274,11 +275,16 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         super().check_result()
 
     def check_best(self, folder: str) -> None:
-        """The best checkpoint is loaded next: the fit is not taken over any more."""
+        """The best checkpoint is loaded next: the fit, too, goes back to what it was there."""
         super().check_best(folder)
         self._log_diagnostics()
-        if self.fit is not None:
-            self._stored_iteration = int(self.fit.state.iteration)
+        if self.fit is None or self.args.is_stochastic:
+            return
+        self.fit_result = None
+        if not self.args.save_only_model:
+            read_fit(Path(folder), self.fit, False, self._facts())
+            self.fit_result = self.fit.result()
+        self._stored_iteration = int(self.fit.state.iteration)  # the host loads what was taken over then
 
     def _log_diagnostics(self) -> None:
         if self.args.is_stochastic or self.finished_checkpoint is not None or self.fit is None:

@@ -155,6 +155,8 @@ def test_held_out_rows_choose_the_ridge_and_the_best_checkpoint_is_kept(tmp_path
     assert trainer.fit_result.ridge > 1e-5
     best = min(logged(trainer, "eval_loss"))
     assert trainer.state.best_metric == pytest.approx(best)
+    assert trainer.fit_result.held_out_nll == pytest.approx(best, rel=1e-4)
+    assert trainer.fit_result.iterations == trainer.fit.state.iteration == trainer.state.best_global_step
     trainer.save_model()  # the loaded one, not the last iteration's
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
 
