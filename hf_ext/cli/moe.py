@@ -30,7 +30,7 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
     option(parser, "--dataset-config", metavar="NAME", help="configuration of a Hub dataset")
     option(parser, "--split", metavar="NAME", help="split to read (default: the only one)")
     option(parser, "--max-rows", type=COUNT, metavar="N", help="take the first rows only (default: all)")
-    option(parser, "--input-column", default="text", metavar="NAME", help="text or features (default: text)")
+    option(parser, "--input-column", metavar="NAME", help="texts or features (default: text, or else embeddings)")
     option(parser, "--label-column", metavar="NAME", help="divide by the labels too, and measure accuracy")
     option(parser, "--batch-size", type=SIZE, default=64, help="rows the encoder gets at a time (default: 64)")
     option(parser, "--output", metavar="OUTPUT", help="folder for the report (default with --plot: the model's)")
@@ -81,5 +81,6 @@ def _report(options: argparse.Namespace) -> PartitionReport:
 
     rows = first_rows(load_rows(options.dataset, config=options.dataset_config, split=options.split), options.max_rows)
     assert isinstance(rows, Dataset)
-    predict = MoEPredict(options.folder, options.input_column, options.label_column)
+    column = options.input_column or ("text" if "text" in rows.column_names else "embeddings")
+    predict = MoEPredict(options.folder, column, options.label_column)
     return predict.partition(rows, batch_size=options.batch_size)

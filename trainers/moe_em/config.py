@@ -21,6 +21,7 @@ OPTIMIZERS = {"sgd": "sgd", "adam": "adamw_torch"}
 LEARNING_RATES = {"gd": 1.0, "gradient_em": 1.0, "sgd": 0.1, "adam": 5e-3}
 MOST_STEPS = 1000
 _ENDLESS = 2**62  # the trainer counts iterations: a fit that had a limit of its own could not be trained on
+_PRECISIONS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
 _OF_THE_FIT = (
     "em_iterations", "inner_steps", "eta", "restarts", "finalists", "tol", "max_reseeds", "whiten", "patience",
 )  # fmt: skip
@@ -196,12 +197,12 @@ class MoEEMConfig(TrainingArguments):
             raise ValueError(f"weight_decay={self.weight_decay} would come beside ridge={self.ridge}: leave it at 0.")
 
     def _leave_out_precision(self) -> None:
-        names = [name for name in ("fp16", "bf16") if getattr(self, name)]
+        names = [name for name in _PRECISIONS if getattr(self, name)]
         if not names:
             return
         logger.warning(
-            "%s=True has no effect on a fit by method=%r, which is in float64. To embed rows faster, load the encoder "
-            "in 16 bits.", names[0], self.method,
+            "%s=True has no effect on a fit by method=%r, which is in float64 and leaves a float32 model. To embed "
+            "rows faster, load the encoder in 16 bits.", names[0], self.method,
         )  # fmt: skip
-        self.fp16 = False
-        self.bf16 = False
+        for name in names:
+            setattr(self, name, False)

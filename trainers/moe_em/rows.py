@@ -69,7 +69,7 @@ class FeatureRows(TorchDataset):
         if self.labels is not None:
             row["labels"] = self.labels[index]
         if self.weights is not None:
-            row[WEIGHT] = self.weights[index]
+            row[WEIGHT] = np.float32(self.weights[index])  # of a mini-batch; a fit reads them in float64
         return row
 
     def share(self, process: int, processes: int) -> slice:

@@ -337,6 +337,8 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what the last iteration of a fit shows in place of a gradient's norm and a learning rate."""
         optimizer = mixture_optimizer(self.optimizer)
+        if optimizer is not None:
+            logs.pop("train_samples_per_second", None)  # an iteration is one sample to the host
         if "loss" in logs and optimizer is not None and optimizer.last_log is not None:
             for name in ("grad_norm", "learning_rate"):
                 logs.pop(name, None)

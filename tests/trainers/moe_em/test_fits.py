@@ -194,9 +194,10 @@ def test_plain_arguments_of_the_host_run_until_the_fit_ends(tmp_path: Path) -> N
 
 
 def test_sixteen_bits_are_said_to_have_no_effect_on_a_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args = mixture_config(tmp_path, bf16=True)
+    args = mixture_config(tmp_path, bf16=True, fp16_full_eval=True)
     assert "bf16=True has no effect on a fit by method='auto', which is in float64" in caplog.text
     assert not args.bf16
+    assert not args.fp16_full_eval
     assert mixture_trainer(tmp_path, feature_rows(40), bf16=True).accelerator.mixed_precision == "no"
 
 

@@ -113,7 +113,7 @@ def test_the_command_line_says_what_it_needs(tmp_path: Path, capsys: pytest.Capt
     assert "is no folder here: name one for the plot with --output" in capsys.readouterr().err
 
 
-def test_a_folder_of_features_alone_says_how_it_is_used(tmp_path: Path) -> None:
+def test_a_folder_of_features_alone_says_how_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = feature_rows(40, "linear, two numbers, own variances")
     trainer = mixture_trainer(tmp_path / "out", rows, num_experts=2, shared_variance=False, max_steps=3)
     trainer.train()
@@ -124,5 +124,8 @@ def test_a_folder_of_features_alone_says_how_it_is_used(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(embeddings=given).logits
     assert torch.allclose(logits, torch.from_numpy(trainer.predict(rows).predictions), atol=1e-5)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    assert main(["eval", "moe", str(tmp_path / "out"), "--dataset", str(tmp_path / "rows.parquet")]) == 0
+    assert "| expert | share | rows |" in capsys.readouterr().out
     assert trainer.predict(rows.remove_columns(["label", "weight"])).label_ids is None
     assert "model(embeddings=" in (tmp_path / "out" / "README.md").read_text()
