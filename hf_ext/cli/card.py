@@ -65,7 +65,8 @@ def run_render(options: argparse.Namespace) -> int:
     folder = Path(options.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {options.folder!r}")
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    # the last is of several adapters beside each other
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "gate/config.json")):
         raise ValueError(f"{options.folder!r} holds no saved model: neither config.json nor adapter_config.json")
     metadata, body, _ = read_card(folder)
     arguments = read_json(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
+from hf_ext.cli import main
 from hf_ext.guards.extras import MissingExtraError
 from hf_ext.guards.models import ModelFilesError
 from hf_ext.guards.rows import RowError
@@ -202,6 +203,17 @@ def test_the_folder_holds_stock_adapters_a_gate_and_a_card_and_no_pickle(finishe
         base = alone.unload()
     assert "LoraMixture.from_pretrained" in (finished / "README.md").read_text()
     assert not [file for file in finished.rglob("*") if file.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_the_card_is_rendered_again_from_the_folder(finished, tmp_path):
+    for name in ("expert_0", "expert_1", "gate"):
+        shutil.copytree(finished / name, tmp_path / name)
+    shutil.copy(finished / "README.md", tmp_path)
+    assert main(["card", "render", str(tmp_path), "--name", "me/experts"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert 'LoraMixture.from_pretrained("me/experts")' in text
+    assert "| `num_experts` | 2 |" in text
+    assert "pipeline(" not in text
 
 
 @pytest.fixture

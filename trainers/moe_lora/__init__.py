@@ -1,7 +1,8 @@
 """LoRA experts by EM: adapters that share a language model's rows among themselves, and a gate on the prompt."""
 
 from hf_ext.guards.lazy import lazy_names
-from hf_ext.method import Method, Paper
+from hf_ext.method import Method
+from hf_ext.trainers import moe_em
 
 METHOD = Method(
     name="moe_lora",
@@ -15,19 +16,7 @@ METHOD = Method(
     telltale_settings=("e_step_temperature",),
     card_settings=("num_experts", "rounds", "e_step_temperature", "gate_ridge"),
     private_settings=("bad_rows_path",),
-    paper=Paper(
-        title="Learning Mixtures of Experts with EM: A Mirror Descent Perspective",
-        id="2411.06056",
-        citation="""\
-@inproceedings{fruytier2025learning,
-    title     = {Learning Mixtures of Experts with {EM}: A Mirror Descent Perspective},
-    author    = {Quentin Fruytier and Aryan Mokhtari and Sujay Sanghavi},
-    booktitle = {International Conference on Machine Learning},
-    year      = {2025},
-    eprint    = {2411.06056},
-    archivePrefix = {arXiv}
-}""",
-    ),
+    paper=moe_em.METHOD.paper,
 )
 
 EXPORTS = {
