@@ -72,6 +72,26 @@ GAME = [
     "trainers/base",
     "trainers/pretraining",
 ]
+# The fit of a mixture: the model, its encoder and its pictures are no part of it, nor are adapters as experts.
+MIXTURES = [
+    "hf_ext/losses/moe_likelihood.py",
+    *(
+        f"hf_ext/moe/{name}.py"
+        for name in (
+            "arguments",
+            "em",
+            "iterations",
+            "lbfgs",
+            "m_steps",
+            "objective",
+            "parameters",
+            "results",
+            "rows",
+            "starts",
+            "state",
+        )
+    ),
+]
 # Files and folders of Python from the repository's root, without those behind a minus. The script and the modules
 # beside it that it imports belong to it too. A result is current while none of them has changed.
 MEASURED = {
@@ -112,6 +132,7 @@ MEASURED = {
     ],
     "gm_matching_speed": PICKS,
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
+    "moe_em_convergence": MIXTURES,
     "moe_lora": [
         "hf_ext/data/sft_rows.py",
         "hf_ext/data/weighting.py",

@@ -23,6 +23,9 @@ PARTS = {  # of several scripts
     "figures",
     "junk",
     "measured",
+    "moe_problems",
+    "moe_rivals",
+    "moe_tables",
     "nano_runs",
     "peak",
     "retrieval_jobs",
@@ -32,7 +35,7 @@ PARTS = {  # of several scripts
     "tiny_lm",
 }
 # no result yet
-AWAITED = {"core_smollm2", "core_speed", "moe_lora"}
+AWAITED = {"core_smollm2", "core_speed", "moe_em_convergence", "moe_lora"}
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
