@@ -48,19 +48,20 @@ class MoEEMConfig(TrainingArguments):
             One variance for all linear experts.
         method (`str`, *optional*, defaults to `"auto"`):
             `"em"`, `"em+lbfgs"`, `"lbfgs"`, `"gradient_em"` or `"gd"`, as in [`~hf_ext.moe.arguments.EMArguments`];
-            `"auto"`: `"em+lbfgs"` for linear experts, L-BFGS restarts for others, half of them from an EM start.
+            `"auto"`: half of the restarts by `"em+lbfgs"` and half by `"lbfgs"`.
             `"sgd"`, `"adam"`: stock optimisers on mini-batches of the same loss.
         ridge (`str` or `float`, *optional*, defaults to `1e-4`):
             Penalty in nats a row on half a squared coefficient of standardised features; `"auto"` compares five on
             the rows of `eval_dataset`.
-        em_iterations (`int`, *optional*, defaults to `8`):
-            EM iterations before the restarts are thinned out and L-BFGS takes over.
+        em_iterations (`int`, *optional*):
+            EM iterations before L-BFGS takes over: 8 of linear experts and 2 of others by default.
         inner_steps (`int`, *optional*):
             Steps of an M-step: 3 for the gate of linear experts and 2 for others by default.
         eta (`float`, *optional*, defaults to `1.0`):
             Length of EM's step in (0, 2).
-        restarts, finalists (`int`, *optional*, default to `4` and `2`):
-            Random starts, and how many of them are fitted to the end.
+        restarts, finalists (`int`, *optional*, default to `8` and `1`):
+            Random starts, and how many of them are fitted to the end: half of the others are given up after 12 passes
+            each, half of the rest after 24, and so on.
         tol (`float`, *optional*, defaults to `1e-7`):
             Nats a row: a restart that gains less three times in a row has converged.
         patience (`int`, *optional*, defaults to `10`):
@@ -114,13 +115,16 @@ class MoEEMConfig(TrainingArguments):
             "among five on the evaluation rows."
         },
     )
-    em_iterations: int = field(default=8, metadata={"help": "EM iterations before L-BFGS takes over."})
+    em_iterations: int | None = field(
+        default=None,
+        metadata={"help": "EM iterations before L-BFGS takes over. Default: 8 of linear experts, otherwise 2."},
+    )
     inner_steps: int | None = field(
         default=None, metadata={"help": "Steps of an M-step. Default: 3 for the gate of linear experts, otherwise 2."}
     )
     eta: float = field(default=1.0, metadata={"help": "Length of EM's step, above 0 and below 2."})
-    restarts: int = field(default=4, metadata={"help": "Random starts."})
-    finalists: int = field(default=2, metadata={"help": "Restarts that are fitted to the end."})
+    restarts: int = field(default=8, metadata={"help": "Random starts."})
+    finalists: int = field(default=1, metadata={"help": "Restarts that are fitted to the end."})
     tol: float = field(
         default=1e-7, metadata={"help": "Nats a row: a restart that gains less three times in a row has converged."}
     )
