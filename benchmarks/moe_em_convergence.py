@@ -119,32 +119,32 @@ def jobs_of(instances: int) -> Iterator[Job]:
     """The whole run, in its order."""
     gradients = [("gd", False), ("gd", True), ("adam", False), ("adam", True)]
     for instance in range(5):
-        same: dict[str, Any] = {"problem": "invert14", "instance": instance, "rows": 5000, "side": 14, "budget": 400}
+        shared: dict[str, Any] = {"problem": "invert14", "instance": instance, "rows": 5000, "side": 14, "budget": 400}
         for method in ("auto", "auto_one", "em", "em+lbfgs", "single", "neural_trees"):
-            yield Job(method=method, **same)
+            yield Job(method=method, **shared)
         for method, whitened in [*gradients, ("sgd", False), ("adam_batches", False)]:
-            yield Job(method=method, whitened=whitened, **same)
+            yield Job(method=method, whitened=whitened, **shared)
         for method in ("adam", "lbfgs"):
-            yield Job(method=method, start=1, **same)
+            yield Job(method=method, start=1, **shared)
     for name, count in (("k2_d10", 6), ("k4_d20", 6), ("k8_d50", 2)):
         for instance in range(count):
-            same = {"problem": name, "instance": instance, "budget": 400}
+            shared = {"problem": name, "instance": instance, "budget": 400}
             for method in ("auto", "auto_one", "em", "lbfgs", "single"):
-                yield Job(method=method, **same)
+                yield Job(method=method, **shared)
             if name != "k8_d50":
-                yield Job(method="cgmm", **same)
+                yield Job(method="cgmm", **shared)
             for method, whitened in gradients if name != "k8_d50" else gradients[2:3]:
-                yield Job(method=method, whitened=whitened, **same)
+                yield Job(method=method, whitened=whitened, **shared)
     for name in ("snips", "banking77"):
-        same = {"problem": name, "instance": 0, "budget": 100}
+        shared = {"problem": name, "instance": 0, "budget": 100}
         for method in ("auto", "auto_one", "em", "em+lbfgs", "single"):
-            yield Job(method=method, **same)
+            yield Job(method=method, **shared)
         for method, whitened in [*gradients, ("sgd", False)]:
-            yield Job(method=method, whitened=whitened, **same)
+            yield Job(method=method, whitened=whitened, **shared)
     for instance in range(instances):
-        same = {"problem": "invert28", "instance": instance, "rows": 20_000, "side": 28, "budget": 100}
+        shared = {"problem": "invert28", "instance": instance, "rows": 20_000, "side": 28, "budget": 100}
         for method in ("em", "gradient_em", "gd", "auto", "single"):
-            yield Job(method=method, **same)
+            yield Job(method=method, **shared)
 
 
 def quick_jobs() -> Iterator[Job]:
@@ -176,35 +176,33 @@ def run(job: Job, work: Path) -> list[dict[str, Any]]:
     steps = LINEAR_STEPS if problem.shape.expert_type == "linear" else STEPS
     if (job.method, job.whitened) in steps:
         inner = GRADIENT_EM_STEPS if job.method == "gradient_em" else 1
-        # The set-up, some 10 passes, comes on top where iterations count.
-        budget = job.budget * inner + 15 if is_paper else job.budget
+        budget = job.budget * inner if is_paper else job.budget  # there iterations count
         return gradient_runs(
             problem, job.method, steps[job.method, job.whitened], budget, whiten=job.whitened, start=job.start,
-            inner=inner,
+            inner=inner, counts_setup=not is_paper,
         )  # fmt: skip
     return _fits(problem, job, is_paper)
 
 
 def _fits(problem: Problem, job: Job, is_paper: bool) -> list[dict[str, Any]]:
     """Rows of a job that the library fits."""
-    one = {"restarts": 1, "finalists": 1}
     if is_paper and job.method == "em":
-        arguments = EMArguments(method="em", max_iterations=job.budget, patience=job.budget, **one)
+        arguments = EMArguments(method="em", max_iterations=job.budget, patience=job.budget, restarts=1)
         return [fit_run(problem, arguments, 1e9, method="em", early=True)]
     if is_paper and job.method == "auto":
         return [fit_run(problem, EMArguments(), 3 * job.budget, method="auto", early=True)]
     if job.method == "em" and job.problem not in ("snips", "banking77"):
         return [
-            fit_run(problem, EMArguments(method="em", inner_steps=inner, **one), job.budget, method="em")
+            fit_run(problem, EMArguments(method="em", inner_steps=inner, restarts=1), job.budget, method="em")
             for inner in INNER_STEPS
         ]
     if job.method == "single":
-        arguments = EMArguments(method="auto", **one)
+        arguments = EMArguments(method="auto", restarts=1)
         return [fit_run(problem.with_experts(1), arguments, job.budget, method="single")]
     if job.method == "auto":
         starts = max(1, job.budget // PASSES_A_START)
         return [fit_run(problem, EMArguments(restarts=starts), job.budget, method="auto")]
-    arguments = EMArguments(method="auto" if job.method == "auto_one" else job.method, **one)
+    arguments = EMArguments(method="auto" if job.method == "auto_one" else job.method, restarts=1)
     return [fit_run(problem, arguments, job.budget, method=job.method, start=job.start)]
 
 
@@ -249,20 +247,19 @@ def main() -> None:
     if args.plan:
         print("\n".join(job.key for job in jobs))
         return
-    missing = [package for module, package in PEERS.items() if find_spec(module) is None]
-    if missing and not args.quick:
-        sys.exit(
-            f"{' and '.join(missing)} must run beside ours: pip install --no-deps cgmm==0.5.1 neural-trees==0.8.0"
-        )
-    if missing:
-        jobs = [job for job in jobs if PEERS.get(job.method) not in missing]
+    missing_packages = [package for module, package in PEERS.items() if find_spec(module) is None]
+    if missing_packages and not args.quick:
+        packages = " and ".join(missing_packages)
+        sys.exit(f"{packages} must run beside ours: pip install --no-deps cgmm==0.5.1 neural-trees==0.8.0")
+    if missing_packages:
+        jobs = [job for job in jobs if PEERS.get(job.method) not in missing_packages]
     work = args.work / "quick" if args.quick else args.work
     work.mkdir(parents=True, exist_ok=True)
     for name in {job.problem for job in jobs} & {"snips", "banking77"}:
         intents(name, work)  # made before two processes would
     rows = rows_of(jobs, work, 1 if args.quick else 2)
     headline = headline_of(rows)
-    result = {"rows": rows, "peers": {name: version(name) for name in PEERS.values() if name not in missing}}
+    result = {"rows": rows, "peers": {name: version(name) for name in PEERS.values() if name not in missing_packages}}
     output = finish(args, result, headline)
     if output:
         output.with_suffix(".md").write_text(tables_of(rows, headline), encoding="utf-8")

@@ -111,8 +111,8 @@ def random_invert(instance: int, *, rows: int, side: int) -> Problem:
         side (`int`):
             Pixels a side after averaging: 28, 14 or 7.
     """
-    chosen = np.random.default_rng(instance).permutation(len(_pictures()["train"]))[:rows]
-    X, y = _inverted("train", chosen, instance, side)
+    row_numbers = np.random.default_rng(instance).permutation(len(_pictures()["train"]))[:rows]
+    X, y = _inverted("train", row_numbers, instance, side)
     X_test, y_test = _inverted("test", np.arange(len(_pictures()["test"])), instance, side)
     return Problem(
         f"invert{side}", instance, MixtureShape(2, "softmax", 10), X, y, X_test[:3000], y_test[:3000],

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from moe_problems import RIDGE, Problem
@@ -48,12 +48,16 @@ MARKS = (10, 20, 40, 80, 160, 320)
 MOMENTUM = 0.9
 
 
+Mark: TypeAlias = tuple[float, float, float | None, float | None]
+"""Passes, seconds, test nats a row and share of right test rows."""
+
+
 @dataclass
 class Trace:
     """Values of one run on its way, and the test figures at a few places."""
 
     points: list[tuple[float, float]] = field(default_factory=list)
-    marks: list[list[float | None]] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
 
     def add(self, passes: float, objective: float, budget: float) -> None:
         """Take up a value where it is the best so far and within the budget."""
@@ -68,21 +72,21 @@ class Trace:
     def row(self, **columns: Any) -> dict[str, Any]:
         """What a result holds of the run."""
         curve = [[round(passes, 2), round(objective, 6)] for passes, objective in self.points]
-        last = self.marks[-1] if self.marks else [None] * 4
-        figures = {"seconds": last[1], "test_nll": last[2], "test_accuracy": last[3]}
+        last_mark: Mark = self.marks[-1] if self.marks else (0.0, 0.0, None, None)
+        figures = {"seconds": last_mark[1], "test_nll": last_mark[2], "test_accuracy": last_mark[3]}
         return {**columns, "objective": round(self.best, 6), **figures, "curve": curve, "marks": self.marks}
 
     def mark(self, passes: float, seconds: float, figures: tuple[float, float | None]) -> None:
         """Note test figures."""
-        nll, accuracy = figures
-        nll = round(nll, 5) if math.isfinite(nll) else None
-        self.marks.append([round(passes, 2), round(seconds, 3), nll, None if accuracy is None else round(accuracy, 5)])
+        nll = round(figures[0], 5) if math.isfinite(figures[0]) else None
+        accuracy = None if figures[1] is None else round(figures[1], 5)
+        self.marks.append((round(passes, 2), round(seconds, 3), nll, accuracy))
 
 
 def next_mark(passes: float, trace: Trace) -> bool:
     """Whether the test figures are due."""
-    last = trace.marks[-1][0] if trace.marks else 0.0
-    return any(last < mark <= passes for mark in MARKS)
+    marked_passes = trace.marks[-1][0] if trace.marks else 0.0
+    return any(marked_passes < mark <= passes for mark in MARKS)
 
 
 # --- fits of the library -------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def fit_run(
             testing += time.perf_counter() - paused
     result = fit.result()
     seconds = time.perf_counter() - began - testing
-    last = fit.parameters(fit.state.point[int(fit.state.objective.nan_to_num(math.inf).argmin())])
+    last_parameters = fit.parameters(fit.state.point[int(fit.state.objective.nan_to_num(math.inf).argmin())])
     if not early:
         trace.add(passes + 1 if arguments.method == "em" else passes, result.objective, budget)
     trace.mark(passes, seconds, problem.test_figures(result.parameters))
@@ -141,7 +145,7 @@ def fit_run(
         setup_passes=round(setup, 2), restarts=arguments.restarts, iterations=result.iterations,
     )  # fmt: skip
     if early:  # the last iterate beside the one that the validation rows chose
-        nll, accuracy = problem.test_figures(last)
+        nll, accuracy = problem.test_figures(last_parameters)
         row |= {"last_test_nll": round(nll, 5), "last_test_accuracy": accuracy}
     return row | {"nll": round(result.nll, 6)}
 
@@ -166,16 +170,17 @@ def descent(steps: Tensor, momentum: float = 0.0) -> Update:
 
 def adam(steps: Tensor) -> Update:
     """Adam with torch's constants."""
-    first = second = torch.zeros(())
+    mean = torch.zeros(())
+    square = torch.zeros(())
     count = 0
 
     def update(point: Tensor, gradient: Tensor) -> Tensor:
-        nonlocal first, second, count
+        nonlocal mean, square, count
         count += 1
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient.square()
-        scale = (second / (1 - 0.999**count)).sqrt() + 1e-8
-        return point - steps[:, None] * (first / (1 - 0.9**count)) / scale
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient.square()
+        scale = (square / (1 - 0.999**count)).sqrt() + 1e-8
+        return point - steps[:, None] * (mean / (1 - 0.9**count)) / scale
 
     return update
 
@@ -192,9 +197,11 @@ class GradientRun:
 
     def __init__(self, problem: Problem, *, whiten: bool, start: int, count: int) -> None:
         self.problem = problem
-        began = time.perf_counter()
         arguments = EMArguments(method="gd", ridge=RIDGE)
+        began = time.perf_counter()
         whitened = MixtureFit(problem.X, problem.y, problem.shape, arguments)
+        if not whiten:
+            began = time.perf_counter()
         generator = torch.Generator().manual_seed(problem.instance)
         points, passes = starting_points(whitened.objective, start + 1, RIDGE, generator)
         point = points[start:]
@@ -213,7 +220,15 @@ class GradientRun:
 
 
 def gradient_runs(
-    problem: Problem, method: str, steps: Sequence[float], budget: int, *, whiten: bool, start: int = 0, inner: int = 1
+    problem: Problem,
+    method: str,
+    steps: Sequence[float],
+    budget: int,
+    *,
+    whiten: bool,
+    start: int = 0,
+    inner: int = 1,
+    counts_setup: bool = True,
 ) -> list[dict[str, Any]]:
     """
     A gradient method over several steps at once; the seconds of the batch are shared out among them.
@@ -234,6 +249,8 @@ def gradient_runs(
             Which random start.
         inner (`int`, *optional*, defaults to 1):
             Gradient steps for one E-step.
+        counts_setup (`bool`, *optional*, defaults to `True`):
+            Whether the set-up is part of the budget.
     """
     run = GradientRun(problem, whiten=whiten, start=start, count=len(steps))
     sizes = torch.tensor(steps, dtype=torch.float64)
@@ -242,8 +259,9 @@ def gradient_runs(
     traces = [Trace() for _ in steps]
     passes = run.setup_passes
     seconds = run.setup_seconds
+    limit = budget if counts_setup else budget + passes
     shuffle = torch.Generator().manual_seed(1000 + problem.instance)
-    while passes + 1 <= budget:
+    while passes + 1 <= limit:
         began = time.perf_counter()
         values: list[float] = []
         if method in ("sgd", "adam_batches"):
@@ -259,7 +277,7 @@ def gradient_runs(
             passes += inner
             seconds += (time.perf_counter() - began) / len(steps)
         for trace, value in zip(traces, values, strict=False):
-            trace.add(known_at, value + offset, budget)
+            trace.add(known_at, value + offset, limit)
         if next_mark(passes, traces[0]):
             for trace, figures in zip(traces, run.test_figures(), strict=True):
                 trace.mark(passes, seconds, figures)

@@ -80,6 +80,30 @@ def test_every_figure_of_the_headline_is_explained_and_tables_name_every_method(
     assert len({job.key for job in script.jobs_of(5)}) == len(list(script.jobs_of(5)))
 
 
+def test_the_papers_table_has_the_last_iterate_and_the_one_that_validation_rows_chose():
+    from moe_tables import paper_table
+
+    em = row("em", [(300.0, 0.3)], problem="invert28", whitened=True, test_accuracy=0.82, test_nll=0.6)
+    em |= {"last_test_accuracy": 0.79, "last_test_nll": 0.8}
+    gd = row("gd", [(100.0, 0.7)], problem="invert28", test_accuracy=0.62, test_nll=1.2)
+    lines = paper_table([em, gd]).splitlines()
+    assert lines[2:] == [
+        "| EM | 0.785 / 0.827 | 0.790 / 0.800 | 0.820 |",
+        "| gradient descent | 0.624 / 1.3 | 0.620 / 1.200 |  |",
+    ]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_rows_of_one(tmp_path):
+    import moe_em_convergence as script
+
+    jobs = [script.Job("k2_d10", instance, "auto_one", 15, rows=60) for instance in (0, 1)]
+    together = script.rows_of(jobs, tmp_path / "two", workers=2)
+    alone = script.rows_of(jobs, tmp_path / "one", workers=1)
+    assert [made["curve"] for made in together] == [made["curve"] for made in alone]
+    assert [made["instance"] for made in together] == [0, 1]
+
+
 def test_a_picture_is_inverted_by_its_id_and_the_instance_alone():
     from moe_problems import is_inverted
 
