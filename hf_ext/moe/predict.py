@@ -135,7 +135,7 @@ class MoEPredict:
         values = list(batch[self.input_column])
         if not values:
             return torch.zeros(0, model.config.input_dim)
-        if tokenizer is not None and not _are_vectors(values):
+        if model.encoder is not None and tokenizer is not None and not _are_vectors(values):
             texts = encoder_input(batch, "text", self.input_column, first)
             limit = min(tokenizer.model_max_length, getattr(model.encoder.config, "max_position_embeddings", 512))
             inputs = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")

@@ -123,7 +123,7 @@ class BaseTrainer(SafeSteps, PushesToHub, CheckpointHooks):
         self._check_tokens()
         if resume_from_checkpoint not in (None, False):
             resume_from_checkpoint = agreed_checkpoint(self, resume_from_checkpoint)
-        self.before_training(resume_from_checkpoint or None)
+        self.before_training(None if isinstance(resume_from_checkpoint, bool) else resume_from_checkpoint)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.stop_on_sigterm is not None:
             self.stop_on_sigterm.exit_if_stopped()

@@ -65,7 +65,7 @@ class FeatureRows(TorchDataset):
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {EMBEDDINGS: np.array(self.features[index])}
+        row: dict[str, Any] = {EMBEDDINGS: np.array(self.features[index])}
         if self.labels is not None:
             row["labels"] = self.labels[index]
         if self.weights is not None:

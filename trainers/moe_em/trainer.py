@@ -103,6 +103,7 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
     weight_remedy = "Look at learning_rate and at the column 'weight', where there is one."
     args: MoEEMConfig
     model: MoEForSequenceClassification
+    optimizer: Optimizer | None
 
     def __init__(
         self,
@@ -413,17 +414,19 @@ def _new_model(
     """The model that the fit goes into."""
     expert_type = args.expert_type or ("linear" if kind.is_number else "softmax")
     if (expert_type == "linear") != kind.is_number:
-        labels = "numbers" if kind.is_number else "classes"
+        kinds = "numbers" if kind.is_number else "classes"
         raise ValueError(
-            f"expert_type={expert_type!r} does not go with column {args.label_column!r}, which holds {labels}: cast "
+            f"expert_type={expert_type!r} does not go with column {args.label_column!r}, which holds {kinds}: cast "
             "the column, or leave expert_type to it."
         )
-    names = {} if kind.names is None else {"id2label": dict(enumerate(kind.names))}
+    labels: dict[str, Any] = {"num_labels": kind.size}
+    if kind.names is not None:
+        labels = {"id2label": dict(enumerate(kind.names))}
     encoder = {} if stock is None else {
         "encoder_config": stock.model.config.to_dict(), "pooling": stock.pooling, "normalize": stock.normalize,
     }  # fmt: skip
     config = MoEConfig(
         input_dim=width, num_experts=args.num_experts, expert_type=expert_type, symmetric=args.symmetric,
-        shared_variance=args.shared_variance, **encoder, **(names or {"num_labels": kind.size}),
+        shared_variance=args.shared_variance, **encoder, **labels,
     )  # fmt: skip
     return MoEForSequenceClassification(config, None if stock is None else stock.model)
