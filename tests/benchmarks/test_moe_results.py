@@ -141,6 +141,23 @@ def test_rivals_take_the_steps_of_torchs_optimisers(name: str, optimizer, settin
     torch.testing.assert_close(point, torch.stack(list(stock)).detach(), rtol=1e-9, atol=1e-12)
 
 
+def test_a_curve_is_thinned_where_passes_and_objective_hardly_differ_and_keeps_its_end():
+    from moe_rivals import Trace
+
+    trace = Trace()
+    for passes, objective in [
+        (100.0, 1.0),
+        (101.0, 0.9),
+        (102.0, 0.8),
+        (104.0, 0.79995),
+        (105.0, 0.79992),
+        (500.0, 0.1),
+    ]:
+        trace.add(passes, objective, budget=400)
+    assert trace.row()["curve"] == [(100.0, 1.0), (102.0, 0.8), (105.0, 0.79992)]
+    assert trace.row()["objective"] == 0.79992
+
+
 def test_a_batch_of_steps_is_the_librarys_own_gradient_descent_one_by_one():
     from moe_problems import drawn_linear
     from moe_rivals import fit_run, gradient_runs
