@@ -24,7 +24,7 @@ from hf_ext.moe.objective import Objective
 _CRAWL = 0.98  # a rate with which an order of magnitude takes more than a hundred iterations
 _CG_STEPS = 60
 _ROUNDING = 1e-8
-_CG_TOLERANCE = 1e-5  # the quotient's error is the square of the vector's
+_CG_TOLERANCE = 1e-8  # so that two processes, whose sums round otherwise, agree on the rate to 1e-9
 
 
 @dataclass(frozen=True)
