@@ -3,9 +3,9 @@ What `moe_em_convergence.py` runs on a problem: fits of the library, gradient me
 
 Every run returns rows: `method`, `whitened`, `setting` (step, or inner steps), `start` (which random start, the first
 where several run), `setup_passes`, `objective` (best within the budget), `test_nll` and `test_accuracy` (at the
-end), `seconds`, `curve` (pairs of passes and best objective so far, only of the best setting) and `marks` (passes,
-seconds, test nats, test accuracy). A pass is one evaluation of value and gradient over all rows; what comes before the
-first step, the Gram matrix and the fit of a single expert, is counted.
+end), `seconds`, `curve` (pairs of passes and best objective so far, of settings that come within 1e-3 of the best)
+and `marks` (passes, seconds, test nats, test accuracy). A pass is one evaluation of value and gradient over all rows;
+what comes before the first step, the Gram matrix and the fit of a single expert, is counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from moe_problems import RIDGE, Problem
+from moe_tables import TOLERANCE
 from torch import Tensor
 
 from hf_ext.moe.arguments import EMArguments
@@ -321,9 +322,9 @@ def _batch_pass(run: GradientRun, update: Update, shuffle: torch.Generator) -> N
 
 
 def with_best_curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows; of all but the best setting the curve is left out."""
-    best = min(rows, key=lambda row: row["objective"])
-    return [row if row is best else {**row, "curve": [], "marks": []} for row in rows]
+    """The rows; of settings that do not come within 1e-3 nats of the best one the curve is left out."""
+    best = min(row["objective"] for row in rows)
+    return [row if row["objective"] <= best + TOLERANCE else {**row, "curve": [], "marks": []} for row in rows]
 
 
 # --- other packages ------------------------------------------------------------------------------------------------

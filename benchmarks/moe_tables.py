@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-TOLERANCE = 1e-3  # nats a row above the rival's best value
+TOLERANCE = 1e-3  # nats a row above a method's best value, to which passes are counted
 NEAR = 5e-3  # nats a row: as good as the best of any method
 PAPER = {"em": (0.785, 0.827), "gradient_em": (0.66, 1.29), "gd": (0.624, 1.30)}  # share right, cross entropy
 HEADLINE_LINEAR = ("k2_d10", "k4_d20")
@@ -41,13 +41,14 @@ def passes_to(row: Row, target: float) -> float:
 
 
 def best_of(rows: list[Row]) -> Row | None:
-    """The setting with the lowest objective: the only one with a curve, but for EM's inner steps."""
+    """The setting with the lowest objective."""
     return min(rows, key=lambda row: row["objective"], default=None)
 
 
 def passes_ratio(rival: list[Row], ours: list[Row]) -> float | None:
     """
-    Passes of the rival to its best value + 1e-3 over those of the fastest of ours to the same; 0 where ours never is.
+    Passes of the rival to its best value + 1e-3 over those of ours to the same, each at the setting that takes the
+    fewest; 0 where ours never is.
 
     `None` where one of them was not run.
     """
@@ -55,8 +56,8 @@ def passes_ratio(rival: list[Row], ours: list[Row]) -> float | None:
     if rival_row is None or not ours:
         return None
     target = rival_row["objective"] + TOLERANCE
-    least_passes = min(passes_to(row, target) for row in ours)
-    return passes_to(rival_row, target) / least_passes  # over infinity: 0
+    rival_passes, least_passes = (min(passes_to(row, target) for row in runs) for runs in (rival, ours))
+    return rival_passes / least_passes  # over infinity: 0
 
 
 def ratio_over(
