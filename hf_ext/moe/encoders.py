@@ -81,6 +81,6 @@ def _of_sentence_transformer(encoder: Any) -> StockEncoder:
 
 def _refusal(problem: str) -> ValueError:
     return ValueError(
-        f"{problem}: a saved model could not repeat it. Embed the rows with Dataset.map(EmbedRows(...)) and train on "
-        "the column `embeddings`."
+        f"{problem}: a saved model could not repeat it. Embed the rows with Dataset.map(EmbedRows(..., "
+        "column='embeddings'), batched=True) and train on that column without an encoder."
     )

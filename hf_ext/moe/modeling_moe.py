@@ -56,13 +56,14 @@ class MixtureHead(nn.Module):
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
         self.shape = config.shape()
-        self.gate = nn.Linear(config.input_dim, self.shape.gate_rows)
-        self.experts = nn.Linear(config.input_dim, self.shape.expert_rows)
-        self.register_buffer("mean", torch.zeros(config.input_dim))
-        self.register_buffer("scale", torch.ones(config.input_dim))
+        exact = torch.float32  # whatever torch's default is: see `_keep_in_fp32_modules_strict`
+        self.gate = nn.Linear(config.input_dim, self.shape.gate_rows, dtype=exact)
+        self.experts = nn.Linear(config.input_dim, self.shape.expert_rows, dtype=exact)
+        self.register_buffer("mean", torch.zeros(config.input_dim, dtype=exact))
+        self.register_buffer("scale", torch.ones(config.input_dim, dtype=exact))
         # its logarithm, so that no step of a gradient method makes it negative
         variances = self.shape.num_variances
-        self.log_variance = nn.Parameter(torch.zeros(variances)) if variances else None
+        self.log_variance = nn.Parameter(torch.zeros(variances, dtype=exact)) if variances else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Gate logits `(batch, k)` and expert outputs `(batch, k, m)` of raw features `(batch, d)`, in float32."""

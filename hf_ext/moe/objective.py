@@ -18,6 +18,7 @@ of another size counts by its products, a Gram matrix, which is symmetric, at ha
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +29,10 @@ from torch import Tensor
 
 from hf_ext.moe.parameters import MixtureShape
 from hf_ext.moe.rows import MixtureRows, Reduce, alone
+
+logger = logging.getLogger(__name__)
+
+MOST_SQUARED = 8192  # features whose Gram matrix is formed: of more it takes gigabytes, and its eigenvalues an hour
 
 
 class Evaluation(NamedTuple):
@@ -119,7 +124,7 @@ class Objective:
         shape ([`MixtureShape`]):
             Of the mixture.
         whiten (`bool`):
-            Whether the coordinates are whitened.
+            Whether the coordinates are whitened, where there are not too many features for that.
         variance_floor (`float`):
             Least variance of a linear expert, in the squared unit of the standardised labels.
         reduce (`Callable`, *optional*):
@@ -140,7 +145,18 @@ class Objective:
         self.whitening: Tensor | None = None
         self.unwhitening: Tensor | None = None
         self.feature_variances = self.penalised[:-1]
-        if whiten:
+        if self.width - 1 > MOST_SQUARED:
+            if shape.expert_type == "linear":
+                raise ValueError(
+                    f"linear experts solve equations as large as the square of the features, and {self.width - 1:,} "
+                    f"are more than {MOST_SQUARED:,}: reduce them, for instance to their principal components."
+                )
+            if whiten:
+                logger.warning(
+                    "%d features are more than %d: the fit is not in whitened coordinates, and takes more iterations.",
+                    self.width - 1, MOST_SQUARED,
+                )  # fmt: skip
+        elif whiten:
             self._whiten()
 
     @property

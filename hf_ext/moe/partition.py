@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DRAWN_ROWS = 2000
 _GRID = 200  # points along an axis of the drawn plane
+_WIDE = 4096  # features: the covariance of more takes gigabytes, and minutes
 
 
 @dataclass(frozen=True)
@@ -246,20 +247,23 @@ def _plane(
     mixture: MixtureParameters, standardised: Tensor, handled_by: Tensor
 ) -> tuple[list[list[float]], list[list[float]], list[float]]:
     """Places of some rows on two principal axes, the gate on the plane that they span, and the variance they hold."""
-    if standardised.shape[1] < 2:
+    is_wide = standardised.shape[1] > _WIDE
+    if standardised.shape[1] < 2 or (is_wide and len(standardised) < 2):
         return [], [], []
     center = standardised.mean(0)
     spread = standardised - center
-    variances, vectors = torch.linalg.eigh(spread.T @ spread / len(spread))  # ascending
-    axes = vectors[:, [-1, -2]]
+    chosen = torch.linspace(0, len(spread) - 1, min(len(spread), _DRAWN_ROWS)).round().long().to(spread.device)
+    if is_wide:
+        axes = torch.linalg.svd(spread[chosen], full_matrices=False).Vh[:2].T
+    else:
+        axes = torch.linalg.eigh(spread.T @ spread / len(spread)).eigenvectors[:, [-1, -2]]  # ascending
     largest = axes.abs().argmax(0)
     axes = axes * axes[largest, [0, 1]].sign()  # a sign of its own would turn the plot from one run to the next
-    chosen = torch.linspace(0, len(spread) - 1, min(len(spread), _DRAWN_ROWS)).round().long().to(spread.device)
     places = spread[chosen] @ axes
     points = torch.cat([places, handled_by[chosen, None].to(places)], 1)
     weight = mixture.gate[:, :-1]
     constant = weight @ center + mixture.gate[:, -1]
     plane = torch.cat([weight @ axes, constant[:, None]], 1)
-    total = variances.clamp(min=0).sum().clamp(min=1e-300)
-    explained = variances[[-1, -2]].clamp(min=0) / total
+    total = spread.square().sum().clamp(min=1e-300)
+    explained = (spread @ axes).square().sum(0) / total
     return points.tolist(), plane.tolist(), explained.tolist()

@@ -33,7 +33,7 @@ class MoEPredict:
     | column in | type | column out | type |
     |---|---|---|---|
     | `input_column` | str, or `d` numbers | `prediction` | int64 class; of linear experts float32, or several |
-    | `label_column` | int, float, floats | `expert` | int64, that of the largest responsibility |
+    | `label_column` | int, name, float(s) | `expert` | int64, that of the largest responsibility |
     | | | `responsibility` | `k` float32 that sum to 1 |
 
     Args:
@@ -111,10 +111,19 @@ class MoEPredict:
         if missing:
             raise ValueError(f"the dataset has no column {missing[0]!r}; it has {rows.column_names}.")
         plain_rows = rows.with_format(None)
+        model = _loaded(str(self.model), self.weights_hash)[0]
+        kind = rows.features[self.label_column] if self.label_column is not None else None
+        # Another dataset may number the same classes in another order.
+        names = list(getattr(kind, "names", []))
+        names = names if set(names) <= set(model.config.id2label.values()) else []
         features: list[Tensor] = []
         labels: list[Tensor] = []
         for start in range(0, len(rows), batch_size):
-            some_features, some_labels = self.read(plain_rows[start : start + batch_size], start)
+            batch = plain_rows[start : start + batch_size]
+            if names:
+                numbers = batch[self.label_column]
+                batch[self.label_column] = [names[n] if n in range(len(names)) else n for n in numbers]
+            some_features, some_labels = self.read(batch, start)
             features.append(some_features)
             if some_labels is not None:
                 labels.append(some_labels)
@@ -160,10 +169,15 @@ class MoEPredict:
         column = str(self.label_column)
         linear = model.config.expert_type == "linear"
         labels = [value.tolist() if hasattr(value, "tolist") else value for value in batch[column]]
+        if not linear:
+            numbers_of = {name: number for number, name in model.config.id2label.items()}
+            labels = [numbers_of.get(label, label) if isinstance(label, str) else label for label in labels]
         for place, label in enumerate(labels):
             numbers = label if isinstance(label, list) else [label]
             problem = None
-            if any(number is None or not np.isfinite(number) for number in numbers):
+            if isinstance(label, str):
+                problem = f"the label is {label!r}, none of the model's classes"
+            elif any(number is None or not np.isfinite(number) for number in numbers):
                 problem = f"there is no label ({label!r})"
             elif not linear and label not in range(model.config.num_labels):
                 problem = f"the label is {label!r}, not a class from 0 to {model.config.num_labels - 1}"

@@ -614,3 +614,18 @@ def test_settings_out_of_range_are_refused_by_name(settings, message) -> None:
 def test_shapes_that_do_not_exist_are_refused_by_name(settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         MixtureShape(**settings)
+
+
+def test_so_many_features_that_no_gram_matrix_is_made_are_fitted_as_they_are_or_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    X, y = rows_of(SHAPES["softmax"], n=40)
+    settings = {"method": "em", "restarts": 1, "max_iterations": 2}
+    plain = fitted(SHAPES["softmax"], X, y, **settings, whiten=False)
+    monkeypatch.setattr("hf_ext.moe.objective.MOST_SQUARED", X.shape[1] - 1)
+    wide = fitted(SHAPES["softmax"], X, y, **settings)
+    assert torch.equal(wide.parameters.experts, plain.parameters.experts)
+    assert "the fit is not in whitened coordinates" in caplog.text
+    X, y = rows_of(SHAPES["linear"], n=40)
+    with pytest.raises(ValueError, match=r"as large as the square of the features.*principal components"):
+        fit_em(X, y, SHAPES["linear"])

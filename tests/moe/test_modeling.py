@@ -116,6 +116,15 @@ def test_in_bfloat16_the_mixture_itself_stays_exact(kind: str, tmp_path: Path) -
         torch.testing.assert_close(model(embeddings=X, labels=y).logits, expected)
 
 
+def test_whatever_the_default_type_a_new_mixture_is_in_float32() -> None:
+    torch.set_default_dtype(torch.float16)
+    try:
+        model = MoEForSequenceClassification.from_mixture(mixture_of("linear"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in model.mixture.state_dict().values()} == {torch.float32}
+
+
 def test_a_stock_trainer_trains_and_evaluates_it(tmp_path: Path) -> None:
     X, y = rows("softmax", n=64)
     data = [{"embeddings": x.tolist(), "labels": int(label)} for x, label in zip(X, y, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from hf_ext.guards.models import ModelFilesError
 from hf_ext.guards.rows import RowError
@@ -162,3 +162,28 @@ def test_one_feature_or_an_idle_expert_is_reported_without_a_plot_or_rows(
 def test_rows_that_cannot_be_divided_are_refused(X: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"no row to divide|X is nan in row 0, column 0"):
         partition_report(mixture_of("softmax"), X)
+
+
+def test_axes_of_many_features_are_those_of_their_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = normal(40, 6, seed=1)
+    mixture = mixture_of("softmax")
+    expected = partition_report(mixture, X)
+    monkeypatch.setattr("hf_ext.moe.partition._WIDE", 5)
+    wide = partition_report(mixture, X)
+    for name in ("points", "plane", "explained"):
+        np.testing.assert_allclose(getattr(wide, name), getattr(expected, name), atol=1e-9)
+    assert partition_report(mixture, X[:1]).points == []
+
+
+def test_rows_that_name_their_classes_or_number_them_otherwise_are_divided_alike(folder: Path) -> None:
+    texts = ["the red fox", "a lazy dog", "the", "an old mill near the river"]
+    rows = Dataset.from_dict({"text": texts, "label": [0, 1, 3, 2]})
+    predict = MoEPredict(folder, "text", "label")
+    expected = predict.partition(rows)
+    named = Dataset.from_dict({"text": texts, "label": ["c0", "c1", "c3", "c2"]})
+    backwards = Dataset.from_dict({"text": texts, "label": [3, 2, 0, 1]})
+    backwards = backwards.cast_column("label", ClassLabel(names=["c3", "c2", "c1", "c0"]))
+    assert predict.partition(named) == expected
+    assert predict.partition(backwards) == expected
+    with pytest.raises(RowError, match="row 0, column 'label': the label is 'c9', none of the model's classes"):
+        predict({"text": texts[:1], "label": ["c9"]})

@@ -159,6 +159,8 @@ class MoEEMConfig(TrainingArguments):
         if self.learning_rate is None:
             self.learning_rate = LEARNING_RATES.get(self.method, 1.0)
         self.fit_arguments()  # which looks at its numbers
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no effect on a mixture, whose loss is its likelihood.")
         if self.is_stochastic:
             self._set_optimizer()
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import reduce
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -82,8 +82,15 @@ def read_fit(folder: Path, fit: MixtureFit, is_stochastic: bool, facts: dict[str
     file = folder / FIT_FILE
     if not file.is_file():
         raise ValueError(f"{folder} has no {FIT_FILE}: it is no checkpoint of a mixture that can be trained on.")
-    with safe_open(file, "pt") as opened:
-        stored = opened.metadata() or {}
+    try:
+        with safe_open(file, "pt") as opened:
+            stored = opened.metadata() or {}
+        state = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read ({error}): resume from another checkpoint, or start anew.") from None
+    missing = fit.identity().keys() - state.keys()
+    if missing:
+        raise ValueError(f"{file} is no state of a fit: it has no {sorted(missing)[0]!r}.")
     changes = [
         f"{name} was {stored.get(name)!r} and is {value!r}"
         for name, value in facts.items()
@@ -91,7 +98,6 @@ def read_fit(folder: Path, fit: MixtureFit, is_stochastic: bool, facts: dict[str
     ]
     if changes:
         raise ValueError(f"the fit cannot be resumed: {'; '.join(changes)}. Give the same settings, or start anew.")
-    state = load_file(file)
     if is_stochastic:
         fit.check_same(state)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, IterableDataset, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, List, Value
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
@@ -19,6 +19,10 @@ from hf_ext.guards.rows import RowError
 
 EMBEDDINGS = "embeddings"
 WEIGHT = "weight"
+_TEXTS = ("string", "large_string")
+_USUAL_CLASSES = 1000  # more of them than rows are numbers of something else, which would fill the memory
+_FLOAT32_SPREADS = (1e-15, 1e15)  # of labels: the square of an error has to be a float32, too
+_FLOAT32_RATIO = 1e6  # of a label's size to the labels' spread: beyond it float32 rounds their differences away
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ class FeatureReader:
         if EMBEDDINGS not in rows.column_names:
             raise ValueError(
                 f"the rows have no column {EMBEDDINGS!r} (they have {rows.column_names}): pass the encoder that reads "
-                "them, as in MoEEMTrainer(encoder, args, train_dataset=rows)."
+                "them, as in MoEEMTrainer(encoder, args, train_dataset=rows), or name your column of vectors so, as "
+                f"EmbedRows(..., column={EMBEDDINGS!r}) does."
             )
         return column_vectors(rows, EMBEDDINGS)[0]
 
@@ -175,38 +180,72 @@ def require_rows(rows: object, name: str) -> None:
     if isinstance(rows, IterableDataset):
         raise ValueError(
             f"the {name} rows are a stream, and an iteration reads all rows: cache embeddings, as "
-            "Dataset.map(EmbedRows(...)) does, or fit a stream by hf_ext.moe.stochastic.StochasticMixtureFit."
+            "Dataset.map(EmbedRows(..., column='embeddings')) does, or fit a stream by "
+            "hf_ext.moe.stochastic.StochasticMixtureFit."
         )
     if not isinstance(rows, Dataset):
-        raise TypeError(f"the {name} rows must be a datasets.Dataset, got {type(rows).__name__}.")
+        remedy = f"choose a split ({', '.join(rows)})" if isinstance(rows, DatasetDict) else "make one of them"
+        raise TypeError(f"the {name} rows must be a datasets.Dataset, got {type(rows).__name__}: {remedy}.")
     if not len(rows):
         raise ValueError(f"the {name} dataset is empty: check its filters and split.")
 
 
-def kind_of_labels(rows: Dataset, column: str) -> LabelKind:
+def kind_of_labels(rows: Dataset, column: str, expert_type: str | None = None) -> LabelKind:
     """
-    What the labels of training rows are.
+    What the labels of training rows are: texts are names of classes, sorted; integers are classes, or of linear
+    experts numbers.
 
     Raises:
-        ValueError: if there is no such column, or it holds neither classes nor numbers.
+        ValueError: if there is no such column, it holds neither classes nor numbers, or integers that number no
+            classes.
     """
     _require_column(rows, column)
     feature = rows.features[column]
     if isinstance(feature, ClassLabel):
         return LabelKind(False, feature.num_classes, tuple(feature.names))
-    if isinstance(feature, List):
+    if isinstance(feature, List) and getattr(feature.feature, "dtype", "").startswith("float"):
         return LabelKind(True, column_vectors(rows, column)[0].shape[1])
     kind = feature.dtype if isinstance(feature, Value) else ""
-    if kind.startswith("float"):
+    is_integer = kind.startswith(("int", "uint", "bool"))
+    if kind.startswith("float") or (is_integer and expert_type == "linear"):
         return LabelKind(True, 1)
-    if kind.startswith(("int", "uint", "bool")):
-        values = _column(rows, column)
-        largest = max((int(value) for value in values.drop_null().unique().to_pylist()), default=0)
-        return LabelKind(False, max(2, largest + 1))
-    raise ValueError(
-        f"column {column!r} holds {feature}, neither classes nor numbers: number the classes with "
-        f"rows.class_encode_column({column!r})."
-    )
+    if not is_integer and kind not in _TEXTS:
+        raise ValueError(
+            f"column {column!r} holds {feature}: a label is a class (a ClassLabel, an integer or a name), or one or "
+            "several floating point numbers. rows.cast_column makes them."
+        )
+    values = _column(rows, column).drop_null().unique().to_pylist()
+    if kind in _TEXTS:
+        if len(values) < 2:
+            raise ValueError(f"column {column!r} holds {len(values)} class(es), {values}: there is nothing to tell.")
+        return LabelKind(False, len(values), tuple(sorted(values)))
+    largest = max(map(int, values), default=0)
+    if largest >= max(_USUAL_CLASSES, len(rows)):
+        raise ValueError(
+            f"column {column!r} holds the class {largest:,} in {len(rows):,} rows, and classes count from 0: number "
+            f"them with rows.class_encode_column({column!r}), or predict numbers with expert_type='linear'."
+        )
+    return LabelKind(False, max(2, largest + 1))
+
+
+def check_spread(labels: np.ndarray, column: str) -> None:
+    """
+    Refuse numbers that a model in float32 could not predict.
+
+    Raises:
+        ValueError: if their spread is out of float32's range, or lost beside their size.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = float(labels.std(0).max())
+    size = float(np.abs(labels).max())
+    if spread <= 1e-12 * size:  # all the same, which the fit refuses
+        return
+    least, most = _FLOAT32_SPREADS
+    if not least <= spread <= most or size > _FLOAT32_RATIO * spread:
+        raise ValueError(
+            f"column {column!r} holds labels up to {size:g} that vary by {spread:g}, which the model's float32 "
+            "numbers do not hold: shift and scale them first."
+        )
 
 
 def _require_column(rows: Dataset, column: str) -> None:
@@ -234,6 +273,15 @@ def _labels(rows: Dataset, column: str, kind: LabelKind) -> np.ndarray:
     if values.null_count:
         place = int(np.flatnonzero(values.is_null().to_numpy())[0])
         refuse_row(rows.with_format(None)[place], place, column, "there is no label (None)", "Drop the row.")
+    names = _names_to_number(rows, column, values, kind)
+    if names is not None:
+        assert kind.names is not None
+        numbers_of = {name: number for number, name in enumerate(kind.names)}
+        for place, name in enumerate(names):
+            if name not in numbers_of:
+                problem = f"the label is {name!r}, none of the training rows' {len(kind.names)} classes"
+                refuse_row(rows.with_format(None)[place], place, column, problem)
+        return np.array([numbers_of[name] for name in names], dtype=np.int64)
     try:
         labels = values.to_numpy().astype(np.float64)
     except (TypeError, ValueError):
@@ -242,10 +290,23 @@ def _labels(rows: Dataset, column: str, kind: LabelKind) -> np.ndarray:
         _refuse_where(rows, ~np.isfinite(labels), column, labels, "the label is {}", "Drop the row.")
         return labels
     is_class = (labels >= 0) & (labels < kind.size) & (labels == np.floor(labels))
-    remedy = "Rows of -100 have no label: drop them. Number the classes from 0."
+    remedy = "Rows of -100 or -1 have no label: drop them. Number the classes from 0."
     problem = f"the label is {{:g}}, not a class from 0 to {kind.size - 1}"
     _refuse_where(rows, ~is_class, column, labels, problem, remedy)
     return labels.astype(np.int64)
+
+
+def _names_to_number(rows: Dataset, column: str, values: Any, kind: LabelKind) -> list[str] | None:
+    """Names of the labels where they are not numbered yet, or in another order than those of the training rows."""
+    feature = rows.features[column]
+    if kind.names is None:
+        return None
+    if getattr(feature, "dtype", "") in _TEXTS:
+        return values.to_pylist()
+    if not isinstance(feature, ClassLabel) or tuple(feature.names) == kind.names:
+        return None
+    names = dict(enumerate(feature.names))
+    return [names.get(number, str(number)) for number in values.to_pylist()]
 
 
 def _weights(rows: Dataset) -> np.ndarray:

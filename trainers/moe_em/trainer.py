@@ -36,6 +36,7 @@ from hf_ext.trainers.moe_em.rows import (
     FeatureReader,
     FeatureRows,
     LabelKind,
+    check_spread,
     collate,
     kind_of_labels,
     require_rows,
@@ -74,13 +75,13 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
     |---|---|---|
     | `text` or `input_column` | str or image | read by the encoder |
     | `embeddings` | list of `d` floats | read without an encoder |
-    | `label` | int or `ClassLabel`; float or list of floats | class; number (linear experts) |
+    | `label` | `ClassLabel`, name or int; float or list of floats | class; number (linear experts) |
     | `weight` | float, optional | multiplies the row's likelihood |
 
     Raises:
         ValueError: if rows are a stream or have no usable column, there are fewer than `k (d + 1)` of them without a
-            ridge, all labels of linear experts are the same, the model would be sharded, or a run goes on from one
-            with other experts, settings, encoder or rows (each is listed).
+            ridge, all labels of linear experts are the same or float32 does not hold them, the model would be
+            sharded, or a run goes on from one with other experts, settings, encoder or rows (each is listed).
         RowError: if a feature is not finite, a label is no class (-100 among them), or a weight is negative.
 
     Metrics: `loss` (nats a row with the penalty, before the step), `nll`, `passes`, `seconds`, `n_i_min`, `n_i_max`,
@@ -127,8 +128,11 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
             stock.model.to(args.device)
         show_progress = not args.disable_tqdm and args.process_index == 0
         self.reader = FeatureReader(source, args.input_column, args.label_column, args.embed_batch_size, show_progress)
-        self.label_kind = kind_of_labels(train_dataset, args.label_column)
+        self.label_kind = kind_of_labels(train_dataset, args.label_column, args.expert_type)
         self.train_rows = self.reader.read(train_dataset, self.label_kind)
+        if self.label_kind.is_number:
+            assert self.train_rows.labels is not None
+            check_spread(self.train_rows.labels, args.label_column)
         self.held_out_rows = [
             self.reader.read(rows, self.label_kind, self.train_rows.features.shape[1], name)
             for name, rows in sets_of(eval_dataset).items()
@@ -421,7 +425,8 @@ def _new_model(
         )
     labels: dict[str, Any] = {"num_labels": kind.size}
     if kind.names is not None:
-        labels = {"id2label": dict(enumerate(kind.names))}
+        numbers = {name: number for number, name in enumerate(kind.names)}
+        labels = {"id2label": dict(enumerate(kind.names)), "label2id": numbers}
     encoder = {} if stock is None else {
         "encoder_config": stock.model.config.to_dict(), "pooling": stock.pooling, "normalize": stock.normalize,
     }  # fmt: skip

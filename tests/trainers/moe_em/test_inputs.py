@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+from safetensors.torch import save_file
 
 from hf_ext import MoEEMTrainer
 from hf_ext.guards.rows import RowError
 from hf_ext.trainers.moe_em import MoEEMConfig
+from hf_ext.trainers.moe_em.fitting import FIT_FILE, read_fit, write_fit
 from tests.moe.models import tiny_encoder
 from tests.tiny import tiny_tokenizer
 from tests.trainers.mixtures import feature_rows, mixture_config, mixture_trainer, text_rows
@@ -36,6 +38,11 @@ def with_value(rows: Dataset, place: int, column: str, value: Any) -> Dataset:
     return rows.remove_columns(column).add_column(column, values)
 
 
+def with_labels(rows: Dataset, labels: list[Any], kind: Any = None) -> Dataset:
+    rows = rows.remove_columns("label").add_column("label", labels)
+    return rows if kind is None else rows.cast_column("label", kind)
+
+
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_a_bad_row_is_named_with_its_column(name: str, tmp_path: Path) -> None:
     kind, column, value, problem = BAD_ROWS[name]
@@ -55,17 +62,63 @@ def test_a_held_out_label_that_no_training_row_has_is_named(tmp_path: Path) -> N
         mixture_trainer(tmp_path, feature_rows(40), kwargs={"eval_dataset": held_out})
 
 
+def test_names_are_classes_in_whatever_order_other_rows_number_them(tmp_path: Path) -> None:
+    rows = feature_rows(40)
+    names = [f"class {label}" for label in rows["label"]]
+    backwards = with_labels(rows, [3 - label for label in rows["label"]], ClassLabel(names=sorted(set(names))[::-1]))
+    numbered = mixture_trainer(tmp_path, rows, max_steps=2, kwargs={"eval_dataset": rows})
+    named = mixture_trainer(tmp_path, with_labels(rows, names), max_steps=2, kwargs={"eval_dataset": backwards})
+    numbered.train()
+    named.train()
+    expected = numbered.evaluate(rows)["eval_loss"]
+    assert named.evaluate(with_labels(rows, names))["eval_loss"] == pytest.approx(expected)
+    assert named.evaluate()["eval_loss"] == pytest.approx(expected)
+    assert named.model.config.id2label[2] == "class 2"
+    assert named.model.config.label2id["class 2"] == 2
+    strange = with_labels(rows, [*names[:-1], "class 9"])
+    with pytest.raises(RowError, match=r"row 39, column 'label': the label is 'class 9', none of .* 4 classes"):
+        named.evaluate(strange)
+
+
+def test_whole_numbers_are_numbers_to_linear_experts(tmp_path: Path) -> None:
+    rows = feature_rows(40)
+    outputs = []
+    for labels in (rows, with_labels(rows, [float(label) for label in rows["label"]])):
+        trainer = mixture_trainer(tmp_path, labels, expert_type="linear", max_steps=2)
+        trainer.train()
+        outputs.append(trainer.predict(labels).predictions)
+    assert (outputs[0] == outputs[1]).all()
+
+
+def test_a_cut_or_strange_state_is_named(tmp_path: Path) -> None:
+    trainer = mixture_trainer(tmp_path / "out", feature_rows(20), max_steps=1)
+    trainer.train()
+    file = tmp_path / FIT_FILE
+    write_fit(tmp_path, trainer.fit, False, {})
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{FIT_FILE} cannot be read .*resume from another checkpoint"):
+        read_fit(tmp_path, trainer.fit, False, {})
+    save_file({"settings": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=f"{FIT_FILE} is no state of a fit: it has no 'row_sums'"):
+        read_fit(tmp_path, trainer.fit, False, {})
+
+
 def test_what_rows_can_never_give_is_refused_in_a_sentence(tmp_path: Path) -> None:
     rows = feature_rows(20)
     constant = rows.remove_columns("label").add_column("label", [2.5] * 20)
     refused: list[tuple[Any, dict[str, Any], str]] = [
         (rows.remove_columns("label"), {}, "no column 'label'.*label_column"),
         (rows.remove_columns("embeddings"), {}, "no column 'embeddings'.*pass the encoder"),
-        (rows.remove_columns("label").add_column("label", ["a"] * 20), {}, "class_encode_column"),
+        (with_labels(rows, ["a"] * 20), {}, "there is nothing to tell"),
+        (with_labels(rows, [*range(19), 10**9]), {}, "the class 1,000,000,000 in 20 rows.*class_encode_column"),
+        (with_labels(rows, [[1, 2]] * 20), {}, "a label is a class"),
+        (with_labels(rows, [1e30 * i for i in range(20)]), {}, "float32 numbers do not hold: shift and scale"),
+        (with_labels(rows, [1e9 + i for i in range(20)]), {}, "float32 numbers do not hold: shift and scale"),
+        (rows, {"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
         (rows.to_iterable_dataset(), {}, "a stream.*cache embeddings.*StochasticMixtureFit"),
         (rows.select([]), {}, "the training dataset is empty"),
         (rows, {"symmetric": True, "expert_type": "logistic"}, "symmetric=True means two"),
-        (rows, {"expert_type": "linear"}, "expert_type='linear' does not go with column 'label', which holds classes"),
+        (with_labels(rows, ["a", "b"] * 10), {"expert_type": "linear"}, "'linear' does not go with .* holds classes"),
         (feature_rows(20, "linear"), {"expert_type": "softmax"}, "which holds numbers"),
         (rows.remove_columns("weight").add_column("weight", [0.0] * 20), {}, "every weight is 0"),
         (rows, {"ridge": "auto"}, "ridge='auto'.*eval_dataset"),
@@ -79,6 +132,8 @@ def test_what_rows_can_never_give_is_refused_in_a_sentence(tmp_path: Path) -> No
     ):
         with pytest.raises(ValueError, match=message):
             mixture_trainer(tmp_path, dataset, **changes).train()
+    with pytest.raises(TypeError, match=r"got DatasetDict: choose a split \(train\)"):
+        mixture_trainer(tmp_path, DatasetDict(train=rows))
     with pytest.raises(ValueError, match=r"does not support model: .*An encoder is the first argument"):
         MoEEMTrainer(None, mixture_config(tmp_path), train_dataset=rows, model=torch.nn.Linear(1, 1))
 
