@@ -108,12 +108,21 @@ class PartitionReport(SavedReport):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PartitionReport:
-        """The report that `to_dict` gave."""
+        """
+        The report that `to_dict` gave.
+
+        Raises:
+            ValueError: if its numbers are not those of a plot.
+        """
         experts = [
             ExpertPart(**{**part, "typical": [TypicalRow(**row) for row in part["typical"]]})
             for part in values["experts"]
         ]
-        return cls(**{**values, "experts": experts})
+        report = cls(**{**values, "experts": experts})
+        lengths = {len(place) for place in (*report.points, *report.plane)}
+        if lengths - {3} or len(report.plane) not in (0, len(experts)) or len(report.explained) not in (0, 2):
+            raise ValueError("points and plane must hold three numbers each, a plane an expert, explained two numbers")
+        return report
 
     def to_markdown(self) -> str:
         """The report as Markdown: a line an expert, and its typical rows."""
@@ -141,7 +150,7 @@ class PartitionReport(SavedReport):
 
     def missing_for_plot(self) -> str | None:
         """What a plot needs and the report lacks."""
-        return None if len(self.explained) == 2 else "features of at least two dimensions"
+        return None if self.points and self.plane and self.explained else "features of at least two dimensions"
 
     def draw(self, figure: Figure) -> None:
         """Draw rows and regions on the two axes, a colour an expert."""

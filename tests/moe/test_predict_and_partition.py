@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -187,3 +188,11 @@ def test_rows_that_name_their_classes_or_number_them_otherwise_are_divided_alike
     assert predict.partition(backwards) == expected
     with pytest.raises(RowError, match="row 0, column 'label': the label is 'c9', none of the model's classes"):
         predict({"text": texts[:1], "label": ["c9"]})
+
+
+@pytest.mark.parametrize("change", [{"points": [[1.0]]}, {"plane": [[0.0] * 3]}, {"explained": [0.5]}], ids=str)
+def test_a_report_that_cannot_be_drawn_is_not_read(change: dict, tmp_path: Path) -> None:
+    values = partition_report(mixture_of("softmax"), normal(9, 6, seed=0)).to_dict()
+    (tmp_path / "partition.json").write_text(json.dumps(values | change))
+    with pytest.raises(ValueError, match=r"is not a report that hf-ext wrote: .*three numbers each"):
+        PartitionReport.load(tmp_path)
