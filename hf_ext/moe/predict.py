@@ -211,7 +211,8 @@ def _loaded(name: str, weights_hash: str) -> tuple[MoEForSequenceClassification,
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     with loading_model(name):
-        model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
+        # A mixture is saved as safetensors alone: a pickle beside its configuration is none of ours.
+        model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         if not isinstance(model, MoEForSequenceClassification):
             raise ValueError(f"it is a {type(model).__name__}, not a mixture of experts")
         tokenizer = None if model.encoder is None else AutoTokenizer.from_pretrained(name)

@@ -95,6 +95,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         MoEPredict(tmp_path)({"embeddings": [[0.0] * 6]})
 
 
+def test_weights_that_are_a_pickle_are_not_read(tmp_path: Path) -> None:
+    model = MoEForSequenceClassification.from_mixture(mixture_of("softmax"))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert MoEForSequenceClassification.from_pretrained(tmp_path).config.num_experts == 3  # transformers would
+    with pytest.raises(ModelFilesError, match="safetensors"):
+        MoEPredict(tmp_path)({"embeddings": [[0.0] * 6]})
+
+
 def test_shares_rows_and_accuracy_are_those_of_the_responsibilities() -> None:
     mixture = mixture_of("softmax")
     X, y = rows_of(SHAPES["softmax"], n=200, d=6)
