@@ -94,8 +94,8 @@ class MoEConfig(PreTrainedConfig):
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is not one of {', '.join(POOLINGS)}.")
-        known = self.encoder_config is None or isinstance(self.encoder_config, dict)
-        if not known or (self.encoder_config is not None and "model_type" not in self.encoder_config):
+        is_config = isinstance(self.encoder_config, dict) and "model_type" in self.encoder_config
+        if self.encoder_config is not None and not is_config:
             raise ValueError("encoder_config has no model_type: pass the configuration of a transformers model.")
 
 

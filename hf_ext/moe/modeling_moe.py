@@ -236,12 +236,12 @@ class MoEForSequenceClassification(MoEPreTrainedModel):
         """
         num_experts, num_outputs, width = parameters.experts.shape
         shape = self.mixture.shape
-        ours = (self.config.input_dim, shape.expert_type, shape.num_outputs)
-        theirs = (width - 1, parameters.expert_type, num_outputs)
-        if ours != theirs:
+        model_kind = (self.config.input_dim, shape.expert_type, shape.num_outputs)
+        mixture_kind = (width - 1, parameters.expert_type, num_outputs)
+        if model_kind != mixture_kind:
             raise ValueError(
                 "the mixture has (features, expert_type, outputs) = "
-                f"{theirs}, but the model {ours}: make a model with from_mixture."
+                f"{mixture_kind}, but the model {model_kind}: make a model with from_mixture."
             )
         if num_experts != shape.num_experts:
             self.config.num_experts = num_experts

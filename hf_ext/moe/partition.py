@@ -161,9 +161,11 @@ class PartitionReport(SavedReport):
         margin = 0.05 * (high - low) + 1e-6
         self._draw_regions(axes, low - margin, high + margin)
         for part in self.experts:
-            mine = points[points[:, 2] == part.expert]
+            expert_points = points[points[:, 2] == part.expert]
             label = f"expert {part.expert}: {part.share:.1%}"
-            axes.scatter(mine[:, 0], mine[:, 1], s=7, color=f"C{part.expert}", edgecolors="none", label=label)
+            axes.scatter(
+                expert_points[:, 0], expert_points[:, 1], s=7, color=f"C{part.expert}", edgecolors="none", label=label
+            )
         axes.set_xlabel(f"first principal axis ({self.explained[0]:.0%} of the variance)")
         axes.set_ylabel(f"second principal axis ({self.explained[1]:.0%})")
         axes.set_title("Rows by expert, on the regions of the gate", loc="left")

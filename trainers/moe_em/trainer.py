@@ -206,9 +206,9 @@ class MoEEMTrainer(BaseTrainer, StockTrainerHooks, Trainer):
         if isinstance(rows, FeatureRows):
             return rows
         require_rows(rows, name)
-        for known in (self.train_rows, *self.held_out_rows):
-            if known.rows is rows:
-                return FeatureRows(known.rows, known.features, known.labels)
+        for feature_rows in (self.train_rows, *self.held_out_rows):
+            if feature_rows.rows is rows:
+                return FeatureRows(rows, feature_rows.features, feature_rows.labels)
         kind = self.label_kind if self.args.label_column in rows.column_names else None
         features = self.reader.read(rows, kind, self.model.config.input_dim, name)
         return FeatureRows(rows, features.features, features.labels)
