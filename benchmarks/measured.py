@@ -80,6 +80,7 @@ MIXTURES = [
         for name in (
             "arguments",
             "em",
+            "expert_terms",
             "iterations",
             "lbfgs",
             "m_steps",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from hf_ext.cli.options import add_precision_options, autocast_dtype, option, tuned_model_and_tokenizer
+from hf_ext.cli.outputs import print_report
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import SIZE
 
@@ -92,12 +92,7 @@ def run_core(options: argparse.Namespace) -> int:
     report = evaluate_core(model, tokenizer, options.data, against=other, output_dir=options.output, **settings)
     if not state.is_main_process:
         return 0
-    folder = report.save(options.output)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return 0
-    print(report.to_markdown())
-    print(f"report: {folder}")
+    print_report(report, report.save(options.output), as_json=options.json)
     return 0
 
 

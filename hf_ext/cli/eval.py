@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from hf_ext.cli.options import (
     rows_of,
     tuned_model_and_tokenizer,
 )
+from hf_ext.cli.outputs import print_report
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.numbers import COUNT, POSITIVE, SEED, SIZE
@@ -143,12 +143,7 @@ def run_preference(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     folder = None if options.output is None else report.save(options.output, plot=options.plot)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return 0
-    print(report.to_markdown())
-    if folder is not None:
-        print(f"report: {folder}")
+    print_report(report, folder, as_json=options.json)
     return 0
 
 
@@ -205,12 +200,7 @@ def run_forgetting(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         autocast_dtype=autocast_dtype(options),
     )
-    folder = report.save(options.output)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        print(report.to_markdown())
-        print(f"report: {folder}")
+    print_report(report, report.save(options.output), as_json=options.json)
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_ext.cli.options import option
+from hf_ext.cli.outputs import print_report
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.numbers import COUNT, SIZE
@@ -55,12 +55,7 @@ def run_moe(options: argparse.Namespace) -> int:
         raise ValueError(f"{output!r} is no folder here: name one for the plot with --output")
     report = _report(options)
     folder = None if output is None else report.save(output, plot=options.plot)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return 0
-    print(report.to_markdown())
-    if folder is not None:
-        print(f"report: {folder}")
+    print_report(report, folder, as_json=options.json)
     return 0
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_ext.cli.options import option
 from hf_ext.guards.locks import is_lock
 from hf_ext.guards.runs import claimed_file, claimed_folder
+
+if TYPE_CHECKING:
+    from hf_ext.guards.reports import SavedReport
 
 ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.
@@ -160,6 +165,16 @@ def report_output(options: argparse.Namespace, files: Sequence[str]) -> Iterator
     check_files(options, "report", files)
     with claimed_folder(folder):
         yield folder
+
+
+def print_report(report: SavedReport, folder: Path | None, *, as_json: bool) -> None:
+    """Print a report as JSON, or as Markdown with the folder that it was written to, if any."""
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    print(report.to_markdown())
+    if folder is not None:
+        print(f"report: {folder}")
 
 
 def check_files(options: argparse.Namespace, name: str, files: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def stock_encoder(encoder: EncoderLike) -> StockEncoder:
     source: Any = load_encoder(encoder) if isinstance(encoder, (str, Path)) else encoder
     if isinstance(source, Pipeline):
         processors = [getattr(source, name, None) for name in ("processor", "tokenizer", "image_processor")]
-        source = (source.model, next(part for part in processors if part is not None))
+        source = (source.model, next(processor for processor in processors if processor is not None))
     if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], PreTrainedModel):
         if hasattr(source[0], "get_image_features"):  # whose vectors are no mean of hidden states
             raise _refusal(f"encoder={type(source[0]).__name__} is a model of texts and pictures")

@@ -431,8 +431,8 @@ def pooled(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tenso
         weights = mask.unsqueeze(-1)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    place = mask.argmax(1) if pooling == "cls" else (mask * positions).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+    position = mask.argmax(1) if pooling == "cls" else (mask * positions).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), position]
 
 
 AutoModelForSequenceClassification.register(MoEConfig, MoEForSequenceClassification, exist_ok=True)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ext.moe.expert_terms import expert_terms, mixed_terms
 from hf_ext.moe.parameters import MixtureShape
 from hf_ext.moe.rows import MixtureRows, Reduce, alone
 
@@ -184,7 +184,7 @@ class Objective:
         for block in self.rows.blocks(vectors[..., 0].numel()):
             logits = (self.rows.X[block] @ vectors.flatten(0, 1).T).unflatten(1, vectors.shape[:2])
             outputs = logits[..., experts:].unflatten(-1, (experts, -1))
-            log_likelihood, _ = _expert_terms(outputs, self.rows.y[block], log_variance, self.shape.expert_type)
+            log_likelihood, _ = expert_terms(outputs, self.rows.y[block], log_variance, self.shape.expert_type)
             joint = logits[..., :experts].log_softmax(-1) + log_likelihood
             total -= self.rows.weights[block] @ joint.logsumexp(-1)
         return self.reduce(total)
@@ -329,7 +329,7 @@ class Objective:
         starts = X.new_zeros(len(vectors), 2)
         own_labels = None if targets is None or targets.labels is None else targets.labels[block]
         if targets is None:
-            log_likelihood, prediction = _expert_terms(outputs, y, log_variance, self.shape.expert_type)
+            log_likelihood, prediction = expert_terms(outputs, y, log_variance, self.shape.expert_type)
             joint = log_gate + log_likelihood
             row_log_likelihood = joint.logsumexp(-1)
             responsibilities = (joint - row_log_likelihood.unsqueeze(-1)).exp_()
@@ -344,10 +344,10 @@ class Objective:
         else:
             responsibilities = targets.weights[block]
             if own_labels is None:
-                log_likelihood, prediction = _expert_terms(outputs, y, log_variance, self.shape.expert_type)
+                log_likelihood, prediction = expert_terms(outputs, y, log_variance, self.shape.expert_type)
                 terms = (responsibilities * (log_gate + log_likelihood)).sum(-1)
             else:
-                likelihood, prediction = _mixed_terms(outputs, responsibilities, own_labels, self.shape.expert_type)
+                likelihood, prediction = mixed_terms(outputs, responsibilities, own_labels, self.shape.expert_type)
                 terms = (responsibilities * log_gate).sum(-1) + likelihood.sum(-1)
         weighted = responsibilities * row_weights
         slopes = torch.zeros_like(weighted)
@@ -433,34 +433,3 @@ class Objective:
             squares if targets.squares is None else targets.squares,
             counts,
         )
-
-
-def _expert_terms(outputs: Tensor, y: Tensor, log_variance: Tensor, expert_type: str) -> tuple[Tensor, Tensor]:
-    """
-    Log-likelihood `(n, A, k)`, and what its slope in the outputs is made of, `(n, A, k, m)`: probabilities of softmax
-    experts, otherwise prediction minus label.
-    """
-    if expert_type == "linear":
-        error = outputs - y[:, None, None, :]
-        width = outputs.shape[-1]
-        constant = math.log(2 * math.pi) + log_variance
-        return -0.5 * (width * constant + error.square().sum(-1) * (-log_variance).exp()), error
-    if expert_type == "logistic":
-        labels = y.to(outputs).view(-1, 1, 1)
-        logits = outputs[..., 0]
-        return F.logsigmoid((2 * labels - 1) * logits), logits.sigmoid().sub_(labels).unsqueeze(-1)
-    index = y.view(-1, 1, 1, 1).expand(*outputs.shape[:-1], 1)
-    probabilities = outputs.softmax(-1)
-    # The most probable class has probability 1 over the sum of exponentials: one exponential serves value and slope.
-    log_total = outputs.amax(-1) - probabilities.amax(-1).log()
-    return outputs.gather(-1, index).squeeze(-1) - log_total, probabilities
-
-
-def _mixed_terms(outputs: Tensor, weights: Tensor, labels: Tensor, expert_type: str) -> tuple[Tensor, Tensor]:
-    """As [`_expert_terms`], for expected labels: the weighted log-likelihood, and the probabilities."""
-    if expert_type == "logistic":
-        positive = F.logsigmoid(outputs)
-        negative = F.logsigmoid(-outputs)
-        return (labels * positive + (weights.unsqueeze(-1) - labels) * negative).sum(-1), outputs.sigmoid()
-    log_probabilities = outputs.log_softmax(-1)
-    return (labels * log_probabilities).sum(-1), log_probabilities.exp()

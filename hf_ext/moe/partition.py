@@ -119,7 +119,7 @@ class PartitionReport(SavedReport):
             for part in values["experts"]
         ]
         report = cls(**{**values, "experts": experts})
-        lengths = {len(place) for place in (*report.points, *report.plane)}
+        lengths = {len(numbers) for numbers in (*report.points, *report.plane)}
         if lengths - {3} or len(report.plane) not in (0, len(experts)) or len(report.explained) not in (0, 2):
             raise ValueError("points and plane must hold three numbers each, a plane an expert, explained two numbers")
         return report

@@ -172,7 +172,7 @@ class MoEPredict:
         if not linear:
             numbers_of = {name: number for number, name in model.config.id2label.items()}
             labels = [numbers_of.get(label, label) if isinstance(label, str) else label for label in labels]
-        for place, label in enumerate(labels):
+        for position, label in enumerate(labels):
             numbers = label if isinstance(label, list) else [label]
             problem = None
             if isinstance(label, str):
@@ -184,8 +184,8 @@ class MoEPredict:
             elif linear and len(numbers) != model.config.num_labels:
                 problem = f"the label has {len(numbers)} numbers, the model {model.config.num_labels}"
             if problem is not None:
-                row = {name: values[place] for name, values in batch.items()}
-                refuse_row(row, first + place, column, problem)
+                row = {name: values[position] for name, values in batch.items()}
+                refuse_row(row, first + position, column, problem)
         return torch.tensor(labels, dtype=torch.float64 if linear else torch.int64)
 
 

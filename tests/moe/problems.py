@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_ext.losses.moe_likelihood import moe_nll
-from hf_ext.moe.em import VARIANCE_FLOOR
+from hf_ext.moe.em import VARIANCE_FLOOR, EMArguments, EMResult, fit_em
 from hf_ext.moe.objective import Objective
 from hf_ext.moe.parameters import MixtureShape
 from hf_ext.moe.rows import mixture_rows
@@ -75,3 +75,9 @@ def points_of(objective: Objective, restarts: int = 2, seed: int = 3) -> tuple[T
     free = normal(restarts, shape.gate_rows + shape.expert_rows, objective.width, seed=seed)
     log_variance = 0.5 * normal(restarts, shape.num_variances, seed=seed + 1)
     return objective.pack(free, log_variance), 0.01 * torch.arange(1, restarts + 1, dtype=torch.float64)
+
+
+def fitted(shape: MixtureShape, X: Tensor, y: Tensor, seed: int = 0, **settings: object) -> EMResult:
+    """A fit from the starts of a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return fit_em(X, y, shape, arguments=EMArguments(**settings), generator=generator)

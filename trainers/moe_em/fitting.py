@@ -39,8 +39,8 @@ def new_fit(
     """
     held_out = None
     if held_out_rows and not args.is_stochastic:
-        parts = [_share(rows, args) for rows in held_out_rows]
-        held_out = (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+        features_of_sets, labels_of_sets, _ = zip(*(_share(rows, args) for rows in held_out_rows), strict=True)
+        held_out = (torch.cat(features_of_sets), torch.cat(labels_of_sets))
     features, labels, weights = _share(train_rows, args)
     return MixtureFit(
         features,

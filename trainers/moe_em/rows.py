@@ -271,16 +271,16 @@ def _labels(rows: Dataset, column: str, kind: LabelKind) -> np.ndarray:
         return numbers.astype(np.float64)
     values = _column(rows, column)
     if values.null_count:
-        place = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        refuse_row(rows.with_format(None)[place], place, column, "there is no label (None)", "Drop the row.")
+        row_number = int(np.flatnonzero(values.is_null().to_numpy())[0])
+        refuse_row(rows.with_format(None)[row_number], row_number, column, "there is no label (None)", "Drop the row.")
     names = _names_to_number(rows, column, values, kind)
     if names is not None:
         assert kind.names is not None
         numbers_of = {name: number for number, name in enumerate(kind.names)}
-        for place, name in enumerate(names):
+        for row_number, name in enumerate(names):
             if name not in numbers_of:
                 problem = f"the label is {name!r}, none of the training rows' {len(kind.names)} classes"
-                refuse_row(rows.with_format(None)[place], place, column, problem)
+                refuse_row(rows.with_format(None)[row_number], row_number, column, problem)
         return np.array([numbers_of[name] for name in names], dtype=np.int64)
     try:
         labels = values.to_numpy().astype(np.float64)
@@ -322,20 +322,20 @@ def _weights(rows: Dataset) -> np.ndarray:
 def _refuse_where(
     rows: Dataset, is_bad: np.ndarray, column: str, values: np.ndarray, problem: str, remedy: str
 ) -> None:
-    places = np.flatnonzero(is_bad)
-    if len(places):
-        place = int(places[0])
-        refuse_row(rows.with_format(None)[place], place, column, problem.format(values[place]), remedy)
+    positions = np.flatnonzero(is_bad)
+    if len(positions):
+        row_number = int(positions[0])
+        refuse_row(rows.with_format(None)[row_number], row_number, column, problem.format(values[row_number]), remedy)
 
 
 def _refuse_infinite(rows: Dataset, values: np.ndarray, column: str) -> None:
     for start in range(0, len(values), BATCH_ROWS):
-        places = np.argwhere(~np.isfinite(values[start : start + BATCH_ROWS]))
-        if len(places):
-            place = start + int(places[0, 0])
-            dimension = int(places[0, 1])
-            problem = f"dimension {dimension} is {values[place, dimension]}"
-            refuse_row(rows.with_format(None)[place], place, column, problem)
+        positions = np.argwhere(~np.isfinite(values[start : start + BATCH_ROWS]))
+        if len(positions):
+            row_number = start + int(positions[0, 0])
+            dimension = int(positions[0, 1])
+            problem = f"dimension {dimension} is {values[row_number, dimension]}"
+            refuse_row(rows.with_format(None)[row_number], row_number, column, problem)
 
 
 @contextmanager
