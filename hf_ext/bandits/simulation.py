@@ -1,0 +1,129 @@
+"""Regret of the policies against known means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_ext.bandits.information import SideInformation
+from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, learning_precision
+from hf_ext.guards.numbers import COUNT, SEED, SIZE
+
+__all__ = ["RegretCurves", "simulate"]
+
+FloatArray = NDArray[np.float64]
+
+_BLOCK = 256  # rounds whose noise is drawn at once
+
+
+@dataclass(frozen=True, eq=False)
+class RegretCurves:
+    """
+    Regret of simulated runs.
+
+    Args:
+        marks (`tuple[int, ...]`):
+            Rounds.
+        regret (array of shape `(replicas, marks)`):
+            Sum of the gaps of the arms played until then, in units of reward.
+        plays (array of shape `(replicas, K)`):
+            How often each arm was played by the horizon.
+    """
+
+    marks: tuple[int, ...]
+    regret: FloatArray
+    plays: FloatArray
+
+    @property
+    def mean(self) -> FloatArray:
+        """Over the replicas, shape `(marks,)`."""
+        return self.regret.mean(axis=0)
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """Of that mean, shape `(marks,)`; NaN for a single replica."""
+        replicas = len(self.regret)
+        return self.regret.std(axis=0, ddof=1) / replicas**0.5 if replicas > 1 else np.full(len(self.marks), np.nan)
+
+
+def simulate(
+    means: ArrayLike,
+    info: SideInformation,
+    policy: PolicyName = "purchase",
+    *,
+    horizon: int,
+    replicas: int = 60,
+    seed: int = 0,
+    marks: Sequence[int] | None = None,
+    **settings: float,
+) -> RegretCurves:
+    """
+    Play a policy against known means, all replicas at once.
+
+    The same seed gives every policy the same noise: what is shown of an arm in a round of a replica is its mean plus
+    the same standard normal number times the standard deviation of whoever shows it.
+
+    Args:
+        means (array of shape `(K,)`):
+            True means, finite, in units of reward; more is better.
+        info ([`SideInformation`]):
+            What playing an arm tells; without bias.
+        policy (`str`, *optional*, defaults to `"purchase"`):
+            See [`SideObservationPolicy`].
+        horizon (`int`):
+            Rounds.
+        replicas (`int`, *optional*, defaults to `60`):
+            Independent runs.
+        seed (`int`, *optional*, defaults to `0`):
+            Of noise and draws.
+        marks (`Sequence[int]`, *optional*):
+            Rounds after which the regret is noted, rising, within the horizon; the horizon otherwise.
+        **settings (`float`, *optional*):
+            `loglog`, `replan_slack` and `forced_eps` of the policy.
+
+    Returns:
+        [`RegretCurves`]: the regret of every replica at every mark.
+
+    Raises:
+        ValueError: if a number is out of bounds, the means do not fit, or an observation has a bias.
+    """
+    mu = np.array(means, dtype=np.float64)
+    if mu.shape != (info.num_arms,) or not np.isfinite(mu).all():
+        raise ValueError(f"means must be {info.num_arms} finite numbers, one an arm, got {mu.tolist()!r}."[:400])
+    if info.bias_sd is not None:
+        raise ValueError("simulate draws observations without bias. Leave bias_sd out.")
+    for name, value, bounds in (("horizon", horizon, COUNT), ("replicas", replicas, SIZE), ("seed", seed, SEED)):
+        problem = bounds.problem_of(value)
+        if problem is not None:
+            raise ValueError(f"{name} {problem}.")
+    horizon, replicas = int(horizon), int(replicas)  # 1e5 is a whole number too
+    stops = (horizon,) if marks is None else tuple(map(int, marks))
+    if not stops or list(stops) != sorted(set(stops)) or not 1 <= stops[0] <= stops[-1] <= horizon:
+        raise ValueError(f"marks must be rising rounds from 1 to {horizon:,}, got {stops!r}."[:400])
+    precision = learning_precision(info.precision, policy)
+    rules = Rules(precision, policy, **settings)
+    noise, draws = (
+        np.random.Generator(np.random.PCG64(child)) for child in np.random.SeedSequence(int(seed)).spawn(2)
+    )
+    beliefs = Beliefs.none(replicas, len(mu))
+    everyone = np.arange(replicas)
+    # A precision times a value of mean mu and that precision, of standard normal noise z: P mu + sqrt(P) z.
+    drift = precision * mu
+    spread = np.sqrt(precision)
+    curves = np.zeros((replicas, len(stops)))
+    needs_draws = policy in ("purchase", "thompson")
+    for first in range(1, horizon + 1, _BLOCK):
+        length = min(_BLOCK, horizon + 1 - first)
+        shocks = noise.standard_normal((length, replicas, len(mu)))
+        scores = draws.standard_normal(shocks.shape) if needs_draws else shocks
+        for t in range(first, first + length):
+            arms = rules.arms(beliefs, t, scores[t - first], precision)
+            beliefs.information += precision[arms]
+            beliefs.weighted_sums += drift[arms] + spread[arms] * shocks[t - first]
+            beliefs.plays[everyone, arms] += 1
+            if t in stops:
+                curves[:, stops.index(t)] = beliefs.plays @ (mu.max() - mu)
+    return RegretCurves(stops, curves, beliefs.plays)
