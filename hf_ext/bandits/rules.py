@@ -197,6 +197,7 @@ class Rules:
     ) -> IntArray:
         """Of the arms that observe the rival, the one that settles most doubts for its price."""
         replicas = np.arange(len(rival))
+        # An arm is in doubt if it rivals the leader's index, under a draw, or its mean, under UCB.
         threshold = (index if self.policy == "purchase" else standing.means)[replicas, standing.leader]
         doubted = index > threshold[:, None]
         doubted[replicas, standing.leader] = False

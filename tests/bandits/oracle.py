@@ -113,6 +113,7 @@ def purchase_arm(policy: str, means, information, precision, t: int, draws) -> i
     rival = max(range(size), key=lambda j: index[j])
     gaps = [means[leader] - means[j] for j in range(size)]
     gaps[leader] = min(gaps[j] for j in range(size) if j != leader)
+    gaps = [max(gap, 1e-4 * (max(means) - min(means))) for gap in gaps]
     others = [j for j in range(size) if j != leader]
     worth = {}
     if rival == leader:
@@ -133,3 +134,32 @@ def purchase_arm(policy: str, means, information, precision, t: int, draws) -> i
                 shares = [min(1, precision[i][j] * gaps[j] ** 2 / (2 * f)) for j in others if index[j] > threshold]
                 worth[i] = sum(shares) / gaps[i]
     return max(worth, key=lambda i: worth[i])
+
+
+def reveal_regret(horizon: int, replicas: int) -> np.ndarray:
+    """
+    Regret of "explore until certified" where the last arm alone shows all, and its own plays teach all that there is.
+
+    A certified leader is played until log t has caught up with its evidence: rounds are leapt over, not played.
+    """
+    rng = np.random.default_rng(0)
+    means = np.array(REVEAL_MEANS)
+    sums = np.zeros((replicas, len(means)))
+    looks = np.zeros(replicas)
+    rounds = np.ones(replicas)
+    regret = np.zeros(replicas)
+    while len(running := np.flatnonzero(rounds <= horizon)):
+        ranked = np.sort(sums[running] / np.maximum(looks[running], 1)[:, None], axis=1)
+        nats = (ranked[:, -1] - ranked[:, -2]) ** 2 * looks[running] / 4
+        certified = (nats >= np.log(rounds[running])) & (looks[running] > 0)
+        exploring = running[~certified]
+        sums[exploring] += means + rng.standard_normal((len(exploring), len(means)))
+        looks[exploring] += 1
+        rounds[exploring] += 1
+        regret[exploring] += means.max() - means[-1]
+        exploiting = running[certified]
+        until = np.minimum(np.floor(np.exp(np.minimum(nats[certified], 50))) + 1, horizon + 1)
+        gaps = means.max() - means[sums[exploiting].argmax(axis=1)]
+        regret[exploiting] += gaps * (until - rounds[exploiting])
+        rounds[exploiting] = until
+    return regret

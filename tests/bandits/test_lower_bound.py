@@ -94,7 +94,7 @@ def test_a_best_arm_that_only_another_sees_costs_exactly_twice_the_linear_progra
     assert lower_bound(oracle.REVEAL_MEANS, oracle.reveal()).value == pytest.approx(4 * 0.7 / 0.3**2, rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_exact_bound_equals_levels_on_a_grid(seed, monkeypatch):
     monkeypatch.setattr(module, "_highs", no_fallback)
     means, precision = oracle.random_problem(seed, sees_itself=False)

@@ -28,11 +28,21 @@ def test_where_a_hub_shows_all_purchase_has_the_least_regret_and_ucb1_the_most()
     assert regret["purchase"] < regret["thompson"] < regret["ucb_n"] < regret["ucb1"]
 
 
-@pytest.mark.parametrize("policy_name", ["purchase", "purchase_ucb", "track"])
-def test_a_best_arm_that_cannot_see_itself_is_not_trusted_for_ever(policy_name):
-    curves = simulate(oracle.REVEAL_MEANS, oracle.reveal(), policy_name, **RUNS)
+@pytest.fixture(scope="module")
+def reveal_regret() -> np.ndarray:
+    return oracle.reveal_regret(HORIZON, replicas=4000)
+
+
+def test_the_exact_bound_is_above_the_regret_where_the_best_arm_cannot_see_itself(reveal_regret):
     relaxed = lower_bound(oracle.REVEAL_MEANS, oracle.reveal(), "lp").value
-    assert curves.mean[0] < 2 * relaxed * np.log(HORIZON)
+    assert reveal_regret.mean() < 2 * relaxed * np.log(HORIZON)
+
+
+@pytest.mark.parametrize("policy_name", ["purchase", "track"])
+def test_a_best_arm_that_cannot_see_itself_is_not_trusted_for_ever(policy_name, reveal_regret):
+    curves = simulate(oracle.REVEAL_MEANS, oracle.reveal(), policy_name, **RUNS)
+    # Only one arm shows anything, so a policy is its certificate alone: 40 of the plain loop's runs.
+    assert abs(curves.mean[0] - reveal_regret.mean()) < 3 * curves.standard_error[0]
     # A leader that is wrong and never doubted would cost its gap every round: at least 0.3 here.
     assert curves.regret.max() < 0.3 * HORIZON / 2
 
