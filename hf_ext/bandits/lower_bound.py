@@ -110,7 +110,8 @@ def lower_bound(
         [`Bound`]: the constant, with its allocation.
 
     Raises:
-        ValueError: if a mean is not finite, there is not one mean an arm, or two arms tie for the best.
+        ValueError: if a mean is not finite, there is not one mean an arm, two arms tie for the best, or gaps or
+            precisions are too small for float64.
         MissingExtraError: if the simplex gives up, as on badly scaled input, and scipy is not installed.
 
     Reference: Graves and Lai 1997, *Asymptotically Efficient Adaptive Choice of Control Laws in Controlled Markov
@@ -138,7 +139,10 @@ def lower_bound(
     sharpest = float(info.unbiased_precision.max())
     problem = _Problem((mu - mu.max()) / scale, best, info.unbiased_precision / sharpest)
     solution, owners = problem.relaxed() if kind == "lp" else problem.exact()
-    plays_per_nat = solution.allocation / sharpest / scale / scale
+    with np.errstate(over="ignore"):
+        plays_per_nat = solution.allocation / sharpest / scale / scale
+    if not np.isfinite(plays_per_nat).all():
+        raise ValueError("the gaps are so small that the plays to tell them apart exceed float64. Use another unit.")
     multipliers = np.bincount(owners, solution.multipliers, len(mu)) / sharpest / scale
     binding = tuple(info.names[arm] for arm in np.flatnonzero(multipliers > _MET * multipliers.sum()))
     return Bound(float(solution.value / sharpest / scale), plays_per_nat, multipliers, binding, kind)
@@ -162,7 +166,7 @@ class _Problem:
     @property
     def free(self) -> NDArray[np.bool_]:
         """Arms of which the best arms' own plays, free of regret, tell without limit."""
-        return (self.precision[self.best] > 0).any(axis=0)
+        return np.asarray((self.precision[self.best] > 0).any(axis=0))
 
     def relaxed(self) -> tuple[CoveringSolution, NDArray[np.intp]]:
         """Optimum of the linear programme, with the arm that owns each constraint."""
@@ -253,13 +257,16 @@ def covering_lp(costs: FloatArray, coverage: FloatArray, demand: FloatArray) -> 
         [`CoveringSolution`]: checked against both programmes; from HiGHS where the simplex did not pass the check.
 
     Raises:
-        ValueError: if no source covers a demand.
+        ValueError: if no source covers a demand, or by less than float64 holds.
         MissingExtraError: if HiGHS is called for and scipy is not installed.
     """
     if not len(demand):
         return CoveringSolution(0.0, np.zeros_like(costs), np.zeros(0))
     for column in np.flatnonzero(~(coverage > 0).any(axis=0)):
-        raise ValueError(f"no source covers demand {column}.")
+        raise ValueError(
+            f"no source covers demand {column} by an amount that float64 holds: precisions or gaps differ by too many "
+            "orders of magnitude."
+        )
     # Each demand and each cost is 1: the check below is then relative, however far apart the gaps are.
     scaled = coverage / costs[:, None] / demand
     pair = _simplex(scaled)

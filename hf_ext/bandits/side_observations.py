@@ -19,6 +19,7 @@ __all__ = ["RegretCurves", "SideInformation", "SideObservationPolicy", "simulate
 
 FloatArray = NDArray[np.float64]
 
+_LARGEST = 1e100  # reward whose square, times a precision, float64 holds
 _WINDOW = Bounds(float, 1, math.inf, "a finite number of observations above 1", above=True, below=True)
 
 
@@ -216,7 +217,7 @@ class SideObservationPolicy:
                 otherwise; any number that is not negative, 0 for none.
 
         Raises:
-            ValueError: if the arm or a shape is wrong, a value is infinite, a count is negative or not finite, or a
+            ValueError: if the arm or a shape is wrong, a value is infinite or beyond 1e100, a count is negative or not finite, or a
                 value is given where the arm tells nothing. Nothing is learned then.
         """
         size = self.info.num_arms
@@ -236,8 +237,9 @@ class SideObservationPolicy:
         rewards = self._sign * np.where(is_shown, shown, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             precision = np.where(is_shown, self._precision[arm] * amounts, 0.0)
-            is_finite = np.isfinite(precision * rewards) & np.isfinite(precision)
-        for other in np.flatnonzero(~(is_finite & np.isfinite(rewards))):
+            sums = self._beliefs.weighted_sums[0] + precision * rewards
+            is_finite = np.isfinite(sums) & np.isfinite(precision)
+        for other in np.flatnonzero(~(is_finite & (np.abs(rewards) < _LARGEST))):
             raise ValueError(
                 f"the value {shown[other]:g} of {names[other]!r}, shown by {names[arm]!r}, cannot be added up. Leave "
                 "out what has diverged: give NaN."

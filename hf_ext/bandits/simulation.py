@@ -58,7 +58,9 @@ def simulate(
     replicas: int = 60,
     seed: int = 0,
     marks: Sequence[int] | None = None,
-    **settings: float,
+    loglog: float = 0.0,
+    replan_slack: float = 0.1,
+    forced_eps: float = 0.3,
 ) -> RegretCurves:
     """
     Play a policy against known means, all replicas at once.
@@ -81,8 +83,8 @@ def simulate(
             Of noise and draws.
         marks (`Sequence[int]`, *optional*):
             Rounds after which the regret is noted, rising, within the horizon; the horizon otherwise.
-        **settings (`float`, *optional*):
-            `loglog`, `replan_slack` and `forced_eps` of the policy.
+        loglog, replan_slack, forced_eps (`float`, *optional*):
+            Of the policy.
 
     Returns:
         [`RegretCurves`]: the regret of every replica at every mark.
@@ -104,7 +106,7 @@ def simulate(
     if not stops or list(stops) != sorted(set(stops)) or not 1 <= stops[0] <= stops[-1] <= horizon:
         raise ValueError(f"marks must be rising rounds from 1 to {horizon:,}, got {stops!r}."[:400])
     precision = learning_precision(info.precision, policy)
-    rules = Rules(precision, policy, **settings)
+    rules = Rules(precision, policy, loglog, replan_slack, forced_eps)
     noise, draws = (
         np.random.Generator(np.random.PCG64(child)) for child in np.random.SeedSequence(int(seed)).spawn(2)
     )

@@ -249,3 +249,10 @@ def test_near_ties_and_wide_ranges_need_no_fallback(monkeypatch):
 def test_bad_input_is_refused(means, settings, message):
     with pytest.raises(ValueError, match=message):
         lower_bound(means, SideInformation.bandit(3), **settings)
+
+
+def test_numbers_beyond_float64_are_refused_and_not_answered_with_infinity():
+    with pytest.raises(ValueError, match="plays to tell them apart exceed float64"):
+        lower_bound([1e-200, 0, 5e-201], SideInformation.bandit(3))
+    with pytest.raises(ValueError, match="differ by too many orders of magnitude"):
+        lower_bound([1, 0, 0.5], SideInformation(np.diag([1e-300, 1e300, 1e-300])))
