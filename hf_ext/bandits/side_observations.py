@@ -217,8 +217,8 @@ class SideObservationPolicy:
                 otherwise; any number that is not negative, 0 for none.
 
         Raises:
-            ValueError: if the arm or a shape is wrong, a value is infinite or beyond 1e100, a count is negative or not finite, or a
-                value is given where the arm tells nothing. Nothing is learned then.
+            ValueError: if the arm or a shape is wrong, a value is infinite or beyond 1e100, a count is negative or not
+                finite, or a value is given where the arm tells nothing. Nothing is learned then.
         """
         size = self.info.num_arms
         if isinstance(arm, bool) or not isinstance(arm, int | np.integer) or not 0 <= arm < size:
