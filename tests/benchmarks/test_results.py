@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PARTS = {  # of several scripts
+    "bandit_problems",
     "common",
     "consensus_models",
     "consensus_tables",
