@@ -7,6 +7,7 @@ Six are written down. `fresh` draws more; it was committed, with its test, befor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ class Problem:
     info: SideInformation
 
 
+@cache
 def problems() -> list[Problem]:
     """The six that are written down, then the fresh ones."""
     return [*written_problems(), *(fresh(seed) for seed in FRESH_SEEDS)]

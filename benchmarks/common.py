@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -119,6 +120,18 @@ def piece(work: Path, key: str, settings: dict[str, Any], compute: Callable[[], 
         result["seconds"] = round(time.perf_counter() - started, 1)
         pieces.mark_done(step, result)
     return result
+
+
+def follow_parent() -> None:
+    """Let this worker end when the benchmark is killed: it would go on with its piece otherwise."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:

@@ -96,6 +96,10 @@ MIXTURES = [
 # Files and folders of Python from the repository's root, without those behind a minus. The script and the modules
 # beside it that it imports belong to it too. A result is current while none of them has changed.
 MEASURED = {
+    "bandit_regret": [
+        f"hf_ext/bandits/{name}.py"
+        for name in ("information", "lower_bound", "rules", "side_observations", "simulation")
+    ],
     "consensus_label_dp": [
         "hf_ext/data/relabeling",
         "hf_ext/losses/label_noise.py",

@@ -153,9 +153,9 @@ class Rules:
         if self.policy in _BASELINES:
             score = draws if self.policy == "thompson" else math.sqrt(2 * nats)
             return _index(beliefs, score).argmax(axis=1)
+        if beliefs.information.min() > 0:
+            return self._informed(beliefs, slice(None), nats, draws, gain)
         uncovered = beliefs.information <= 0
-        if not uncovered.any():
-            return self._informed(beliefs, np.arange(len(beliefs.plays)), nats, draws, gain)
         arms = _cover(uncovered, beliefs.plays, gain)
         rows = np.flatnonzero(~uncovered.any(axis=1))
         if len(rows):
@@ -163,13 +163,13 @@ class Rules:
         return arms
 
     def _informed(
-        self, beliefs: Beliefs, rows: IntArray, nats: float, draws: FloatArray, gain: FloatArray
+        self, beliefs: Beliefs, rows: IntArray | slice, nats: float, draws: FloatArray, gain: FloatArray
     ) -> IntArray:
-        """The arms of replicas that have observed every arm."""
+        """The arms of replicas that have observed every arm; `rows` as a slice copies nothing."""
         information = beliefs.information[rows]
         means = beliefs.weighted_sums[rows] / information
         if self.policy == "track":
-            return self._track(beliefs, rows, _standing(means, information), nats, gain)
+            return self._track(beliefs, np.arange(len(beliefs.plays))[rows], _standing(means, information), nats, gain)
         if self.policy == "purchase":
             index = means + np.maximum(draws, math.sqrt(2 * _FLOOR_NATS * nats)) / np.sqrt(information)
         else:

@@ -113,8 +113,7 @@ def simulate(
     beliefs = Beliefs.none(replicas, len(mu))
     everyone = np.arange(replicas)
     # A precision times a value of mean mu and that precision, of standard normal noise z: P mu + sqrt(P) z.
-    drift = precision * mu
-    spread = np.sqrt(precision)
+    shown = np.stack([precision, precision * mu, np.sqrt(precision)], axis=1)  # (K, 3, K): looked up once a round
     curves = np.zeros((replicas, len(stops)))
     needs_draws = policy in ("purchase", "thompson")
     for first in range(1, horizon + 1, _BLOCK):
@@ -123,8 +122,9 @@ def simulate(
         scores = draws.standard_normal(shocks.shape) if needs_draws else shocks
         for t in range(first, first + length):
             arms = rules.arms(beliefs, t, scores[t - first], precision)
-            beliefs.information += precision[arms]
-            beliefs.weighted_sums += drift[arms] + spread[arms] * shocks[t - first]
+            gain, drift, spread = shown.take(arms, axis=0).swapaxes(0, 1)
+            beliefs.information += gain
+            beliefs.weighted_sums += drift + spread * shocks[t - first]
             beliefs.plays[everyone, arms] += 1
             if t in stops:
                 curves[:, stops.index(t)] = beliefs.plays @ (mu.max() - mu)

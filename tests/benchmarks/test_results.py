@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PARTS = {  # of several scripts
     "bandit_problems",
+    "bandit_rivals",
+    "bandit_tables",
     "common",
     "consensus_models",
     "consensus_tables",
@@ -36,7 +38,7 @@ PARTS = {  # of several scripts
     "tiny_lm",
 }
 # no result yet
-AWAITED = {"core_smollm2", "core_speed", "moe_em_convergence", "moe_lora"}
+AWAITED = {"bandit_regret", "core_smollm2", "core_speed", "moe_em_convergence", "moe_lora"}
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
