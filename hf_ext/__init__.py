@@ -16,6 +16,11 @@ from hf_ext.guards.lazy import lazy_names
 # Module -> the public names that it defines, beside the trainers and configurations that the methods' records name.
 # `python tools/exports.py` writes all of them for type checkers: `__init__.pyi`.
 EXPORTS = {
+    "hf_ext.bandits.curves": ("RegretCurves",),
+    "hf_ext.bandits.information": ("SideInformation",),
+    "hf_ext.bandits.lower_bound": ("Bound", "lower_bound"),
+    "hf_ext.bandits.side_observations": ("SideObservationPolicy",),
+    "hf_ext.bandits.simulation": ("simulate",),
     "hf_ext.data.context_free": ("ContextFreeStore", "generate_context_free"),
     "hf_ext.data.curation.baseline": ("dclm_baseline",),
     "hf_ext.data.curation.classifier": ("QualityClassifier", "fit_quality_classifier"),

@@ -1,5 +1,11 @@
 # Written by tools/exports.py from EXPORTS in __init__.py and the records of methods.
 
+from hf_ext.bandits.curves import RegretCurves as RegretCurves
+from hf_ext.bandits.information import SideInformation as SideInformation
+from hf_ext.bandits.lower_bound import Bound as Bound
+from hf_ext.bandits.lower_bound import lower_bound as lower_bound
+from hf_ext.bandits.side_observations import SideObservationPolicy as SideObservationPolicy
+from hf_ext.bandits.simulation import simulate as simulate
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free
 from hf_ext.data.curation.baseline import dclm_baseline as dclm_baseline

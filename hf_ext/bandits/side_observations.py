@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_ext.bandits.curves import RegretCurves
 from hf_ext.bandits.information import SideInformation
 from hf_ext.bandits.lower_bound import Bound, lower_bound
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, certificates, learning_precision
-from hf_ext.bandits.simulation import RegretCurves, simulate
+from hf_ext.bandits.simulation import simulate
 from hf_ext.guards.numbers import POSITIVE, SEED, SIZE, Bounds
 
 __all__ = ["RegretCurves", "SideInformation", "SideObservationPolicy", "simulate"]

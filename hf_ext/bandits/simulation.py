@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_ext.bandits.curves import RegretCurves
 from hf_ext.bandits.information import SideInformation
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, learning_precision
 from hf_ext.guards.numbers import COUNT, SEED, SIZE
 
-__all__ = ["RegretCurves", "simulate"]
+__all__ = ["simulate"]
 
 FloatArray = NDArray[np.float64]
 
 _BLOCK = 256  # rounds whose noise is drawn at once
-
-
-@dataclass(frozen=True, eq=False)
-class RegretCurves:
-    """
-    Regret of simulated runs.
-
-    Args:
-        marks (`tuple[int, ...]`):
-            Rounds.
-        regret (array of shape `(replicas, marks)`):
-            Sum of the gaps of the arms played until then, in units of reward.
-        plays (array of shape `(replicas, K)`):
-            How often each arm was played by the horizon.
-    """
-
-    marks: tuple[int, ...]
-    regret: FloatArray
-    plays: FloatArray
-
-    @property
-    def mean(self) -> FloatArray:
-        """Over the replicas, shape `(marks,)`."""
-        return self.regret.mean(axis=0)
-
-    @property
-    def standard_error(self) -> FloatArray:
-        """Of that mean, shape `(marks,)`; NaN for a single replica."""
-        replicas = len(self.regret)
-        return self.regret.std(axis=0, ddof=1) / replicas**0.5 if replicas > 1 else np.full(len(self.marks), np.nan)
 
 
 def simulate(
@@ -128,4 +98,4 @@ def simulate(
             beliefs.plays[everyone, arms] += 1
             if t in stops:
                 curves[:, stops.index(t)] = beliefs.plays @ (mu.max() - mu)
-    return RegretCurves(stops, curves, beliefs.plays)
+    return RegretCurves(policy, mu, info, stops, curves, beliefs.plays)
