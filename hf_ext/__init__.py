@@ -16,6 +16,8 @@ from hf_ext.guards.lazy import lazy_names
 # Module -> the public names that it defines, beside the trainers and configurations that the methods' records name.
 # `python tools/exports.py` writes all of them for type checkers: `__init__.pyi`.
 EXPORTS = {
+    "hf_ext.bandits.checkpoint_callback": ("CheckpointSelectionCallback",),
+    "hf_ext.bandits.checkpoints": ("select_best", "select_checkpoint"),
     "hf_ext.bandits.curves": ("RegretCurves",),
     "hf_ext.bandits.information": ("SideInformation",),
     "hf_ext.bandits.lower_bound": ("Bound", "lower_bound"),

@@ -1,5 +1,8 @@
 # Written by tools/exports.py from EXPORTS in __init__.py and the records of methods.
 
+from hf_ext.bandits.checkpoint_callback import CheckpointSelectionCallback as CheckpointSelectionCallback
+from hf_ext.bandits.checkpoints import select_best as select_best
+from hf_ext.bandits.checkpoints import select_checkpoint as select_checkpoint
 from hf_ext.bandits.curves import RegretCurves as RegretCurves
 from hf_ext.bandits.information import SideInformation as SideInformation
 from hf_ext.bandits.lower_bound import Bound as Bound

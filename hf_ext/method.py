@@ -2,8 +2,8 @@
 What a method is: one record, from which every table of methods derives. Imports nothing heavy.
 
 A method that trains has its record in its own folder, `trainers/<method>/__init__.py`, as `METHOD`, or `METHODS` where
-the folder has variants. What works on rows or measures models has one in `hf_ext/data/__init__.py` or
-`hf_ext/evaluation/__init__.py`, for the packages below these import numpy and more.
+the folder has variants. What works on rows or measures models has one in `hf_ext/data/__init__.py`,
+`hf_ext/evaluation/__init__.py` or `hf_ext/bandits/__init__.py`, for what lies below these imports numpy and more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FOLDERS = ("hf_ext.trainers",)  # each package in them is a method's
-PACKAGES = ("hf_ext.data", "hf_ext.evaluation")  # these have the records of what does not train
+PACKAGES = ("hf_ext.data", "hf_ext.evaluation", "hf_ext.bandits")  # these have the records of what does not train
 
 
 @dataclass(frozen=True)

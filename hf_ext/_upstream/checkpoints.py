@@ -64,3 +64,9 @@ class CheckpointHooks(Trainer):
     def _load_best_model(self) -> None:
         self.check_best(self.state.best_model_checkpoint)
         super()._load_best_model()
+
+
+def load_checkpoint(trainer: Trainer, folder: str) -> None:
+    """Load a checkpoint's weights into a trainer's model as the host loads its best one, which it is from now on."""
+    trainer.state.best_model_checkpoint = folder
+    trainer._load_best_model()

@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting|preference|core|retrieval|moe`: what a model learned, forgot, prefers, knows, and finds."""
+"""`hf-ext eval forgetting|preference|core|retrieval|moe|select`: what models learned, forgot, know; which is best."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli import core, exemplars, moe
+from hf_ext.cli import core, exemplars, moe, select
 from hf_ext.cli.options import (
     add_precision_options,
     add_rows_options,
@@ -34,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     core.add_eval_parser(actions)
     exemplars.add_eval_parser(actions)
     moe.add_eval_parser(actions)
+    select.add_eval_parser(actions)
 
 
 def _add_forgetting(actions: argparse._SubParsersAction) -> None:

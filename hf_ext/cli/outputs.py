@@ -21,7 +21,8 @@ ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 # Options that name a file or folder which is read, or which is written beside the output.
 INPUT_OPTIONS = (
     "dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
-    "key_file", "config", "context_free", "positives", "negatives", "classifier", "index", "benchmark",
+    "key_file", "config", "context_free", "positives", "negatives", "classifier", "index", "benchmark", "candidate",
+    "items",
 )  # fmt: skip
 RESUMED_OPTIONS = ("cache_dir", "resume_path")
 _SAVED_DATASET = ("dataset_info.json", "state.json")

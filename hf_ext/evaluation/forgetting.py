@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.evaluation.core.report import CoreReport
 
-__all__ = ["ForgettingReport", "forgetting_report"]
+__all__ = ["ForgettingReport", "RowLosses", "forgetting_report"]
 
 LOGIT_BYTES = 512 * 2**20
 """Upper bound of a batch's logits (both models' together), in bytes of float32; one row is always allowed."""
@@ -133,7 +133,7 @@ def forgetting_report(
     # With adapters the original is the tuned model itself, switched off around each of its forwards.
     start: Model = _only_run(runs) if original is None else loaded(original, like=first)
     original_off = adapters_off if original is None else _left_alone
-    measure = _Measure(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
+    measure = RowLosses(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
     rows = rows_to_score(start, tokenizer, target, context_free, general_text, args, max_length)
     group_of = group_names(target, groups, rows.get("target"))
 
@@ -179,7 +179,7 @@ def forgetting_report(
 
 
 @dataclass(frozen=True)
-class _Measure:
+class RowLosses:
     """Sums over the supervised tokens of each row, under one or two models."""
 
     batch_size: int
@@ -188,7 +188,16 @@ class _Measure:
     pad_token_id: int
 
     def nll(self, model: Model, rows: Rows, title: str) -> NDArray[np.float64]:
-        """Negative log-likelihood of each row's supervised tokens in nats, shape `(rows,)`."""
+        """
+        Negative log-likelihood of each row's supervised tokens in nats, shape `(rows,)`.
+
+        Raises:
+            FloatingPointError: if one is not finite; the message names model and row.
+        """
+        return _finite(self.any_nll(model, rows, title), rows, title)
+
+    def any_nll(self, model: Model, rows: Rows, title: str) -> NDArray[np.float64]:
+        """The same, finite or not."""
         sums = np.zeros(len(rows.ids))
         with ready(model), torch.no_grad():
             for batch in self._batches(rows, _vocabulary(model), title):
@@ -198,7 +207,7 @@ class _Measure:
                         # Summed in float64: a change is a small difference of two such sums.
                         losses = F.cross_entropy(logits[place, positions].float(), tokens, reduction="none")
                         sums[i] += losses.double().sum().item()
-        return _finite(sums, rows, title)
+        return sums
 
     def kl(
         self,

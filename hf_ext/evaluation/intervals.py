@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["Estimate", "ratio_estimate"]
+__all__ = ["Estimate", "ratio_estimate", "student_quantile"]
 
 CONFIDENCE = 0.95
 
@@ -69,11 +69,11 @@ def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: f
     if rows > 1:
         # x - r n is a row's residual: its mean over rows is 0, and its spread is that of the ratio (delta method).
         variance = rows / (rows - 1) * float(((x - mean * n) ** 2).sum()) / total**2
-        half_width = _student_quantile(0.5 + confidence / 2, rows - 1) * variance**0.5
+        half_width = student_quantile(0.5 + confidence / 2, rows - 1) * variance**0.5
     return Estimate(mean, half_width, num_rows=rows, num_tokens=int(total))
 
 
-def _student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t, expanded in 1 / degrees (Abramowitz and Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(probability)
     first = (z**3 + z) / 4

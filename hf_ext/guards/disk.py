@@ -318,6 +318,19 @@ def append_whole(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
             raise
 
 
+def drop_half_line(path: str | os.PathLike[str]) -> None:
+    """Cut off the line that a kill broke at the end of a file: what is appended next would be glued to it."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+
 def flush(path: str | os.PathLike[str]) -> None:
     """Wait until the file, or every file below the folder, is on the disk: a power cut may then come."""
     path = Path(path)

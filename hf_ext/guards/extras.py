@@ -17,6 +17,7 @@ EXTRAS = {
     "matplotlib": "plots",
     "mteb": "mteb",
     "numba": "fast",
+    "optuna": "optuna",
     "peft": "peft",
     "ray": "ray",
     "resiliparse": "data",

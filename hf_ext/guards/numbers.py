@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeAlias
 
 __all__ = [
     "CLASSES",
+    "CONFIDENCE",
     "COUNT",
     "FINITE",
     "NON_NEGATIVE",
@@ -93,6 +94,7 @@ NON_NEGATIVE = Bounds(float, 0, words="a finite number, at least 0", most=math.i
 FINITE = Bounds(float, -math.inf, words="a finite number", above=True, most=math.inf, below=True)
 SHARE = Bounds(float, 0, 1, "a number above 0 and at most 1", above=True)
 PROBABILITY = Bounds(float, 0, 1, "a number from 0 to 1")
+CONFIDENCE = Bounds(float, 0, 1, "a number above 0 and below 1", above=True, below=True)
 _PAIR = Bounds(int, 2, 2**31 - 1, "a whole number, at least 2 and below 2**31")
 _BELOW_ONE = Bounds(float, 0, 1, "a number, at least 0 and below 1", below=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_ext.evaluation.intervals import _student_quantile, ratio_estimate
+from hf_ext.evaluation.intervals import ratio_estimate, student_quantile
 
 
 def test_ratio_is_weighted_by_tokens_and_equal_lengths_give_the_textbook_interval() -> None:
@@ -22,8 +22,8 @@ def test_ratio_is_weighted_by_tokens_and_equal_lengths_give_the_textbook_interva
 
 
 @pytest.mark.parametrize("degrees", [3, 5, 11, 60, 1000])
-def test_student_quantile_is_scipys_within_one_percent(degrees: int) -> None:
-    assert _student_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.01)
+def teststudent_quantile_is_scipys_within_one_percent(degrees: int) -> None:
+    assert student_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.01)
 
 
 def test_a_single_row_has_no_interval() -> None:

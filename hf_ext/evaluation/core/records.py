@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_ext.guards.disk import append_whole, writing
+from hf_ext.guards.disk import append_whole, drop_half_line, writing
 from hf_ext.guards.runs import Processes, RunFolder
 
 __all__ = ["RowRecord", "RowRecords"]
@@ -82,7 +81,7 @@ class RowRecords:
             return
         self.path = folder / f"rows-{number:05}.jsonl"
         RunFolder(folder, processes=processes).begin(identity)
-        _drop_half_line(self.path)
+        drop_half_line(self.path)
         processes.wait_for_everyone()  # no file ends in half a line before another process reads it
         for path in sorted(folder.glob(_PATTERN)):
             for record in _read(path):
@@ -103,18 +102,6 @@ class RowRecords:
             with writing("the rows' results", self.path, advice=advice):
                 append_whole(self.path, [lines.encode()])
         self.records.update((record.row, record) for record in records)
-
-
-def _drop_half_line(path: Path) -> None:
-    """Cut off the line that a kill broke: what is appended next would be glued to it."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            file.truncate(end)
-            os.fsync(file.fileno())
 
 
 def _read(path: Path) -> list[RowRecord]:
