@@ -53,6 +53,8 @@ class SideInformation:
     def __post_init__(self) -> None:
         precision = _square("precision", self.precision)
         size = len(precision)
+        if isinstance(self.names, str):  # its letters would be names
+            raise ValueError(f"names must be {size} different texts, one an arm, got the text {self.names!r}."[:400])
         names = tuple(self.names or ()) or tuple(f"arm {arm}" for arm in range(size))
         if len(names) != size or len(set(names)) != size or not all(isinstance(name, str) for name in names):
             raise ValueError(f"names must be {size} different texts, one an arm, got {names!r}."[:400])
@@ -100,7 +102,7 @@ class SideInformation:
     def graph(cls, adjacency: ArrayLike, sd: ArrayLike = 1.0, names: Sequence[str] = ()) -> SideInformation:
         """Playing i shows j where `adjacency[i, j]`; an arm shows itself only where the diagonal says so."""
         edges = _square("adjacency", adjacency) > 0
-        spread = np.broadcast_to(np.asarray(sd, dtype=np.float64), edges.shape)
+        spread = _spread(sd, edges.shape)
         return cls.from_sd(np.where(edges, spread, np.inf), names)
 
     @classmethod
@@ -117,7 +119,7 @@ class SideInformation:
         Raises:
             ValueError: if an entry is NaN, negative or zero; the message names row, column and value.
         """
-        values = np.asarray(sd, dtype=np.float64)
+        values = _numbers("sd", sd)
         with np.errstate(divide="ignore", over="ignore"):
             precision = np.square(1 / values)
         # 1 / 1e-200 squared overflows: as exact as a zero
@@ -148,23 +150,50 @@ class SideInformation:
             ValueError: if a count is negative or not finite, or a standard deviation is not a finite number above 0.
         """
         rows = _square("counts", counts)
-        spread = np.broadcast_to(np.asarray(sd, dtype=np.float64), (len(rows),))
+        spread = _spread(sd, (len(rows),))
         for arm in np.flatnonzero(~((spread > 0) & (spread < np.inf))):
             raise ValueError(f"sd of arm {arm} is {spread[arm]:g}. Give a finite number above 0.")
         with np.errstate(over="ignore"):
             return cls(rows / np.square(spread), names=tuple(names))
 
 
+def require_information(info: object) -> None:
+    """
+    Refuse what is no [`SideInformation`], such as the matrix alone.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(info, SideInformation):
+        raise TypeError(f"info must be a SideInformation, got {type(info).__name__}. Pass SideInformation(precision).")
+
+
 def _size(num_arms: Any) -> int:
     problem = SIZE.problem_of(num_arms)
-    if problem is not None or num_arms != int(num_arms):
-        raise ValueError(f"num_arms {problem or f'must be a whole number, got {num_arms!r}'}.")
+    if problem is not None:
+        raise ValueError(f"num_arms {problem}.")
     return int(num_arms)
+
+
+def _numbers(name: str, values: ArrayLike) -> FloatArray:
+    """A private copy as float64."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:  # texts, or rows of unlike lengths
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+
+
+def _spread(sd: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+    """Standard deviations for every entry: one number, or one an arm that is learned about."""
+    values = _numbers("sd", sd)
+    if values.shape not in ((), shape[-1:], shape):
+        raise ValueError(f"sd must be a number, or {shape[-1]} of them, one an arm, got shape {values.shape}.")
+    return np.broadcast_to(values, shape)
 
 
 def _square(name: str, values: ArrayLike) -> FloatArray:
     """A private, read-only copy of a square matrix of finite, non-negative numbers."""
-    matrix = np.array(values, dtype=np.float64)
+    matrix = _numbers(name, values)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, one row and one column an arm, got shape {matrix.shape}.")
     for row, column in np.argwhere(~((matrix >= 0) & (matrix < np.inf))):

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_ext.bandits.information import SideInformation
+from hf_ext.bandits.information import SideInformation, require_information
 from hf_ext.guards.extras import naming_extras
 
 __all__ = ["Bound", "BoundKind", "lower_bound"]
@@ -110,6 +110,7 @@ def lower_bound(
         [`Bound`]: the constant, with its allocation.
 
     Raises:
+        TypeError: if `info` is a matrix.
         ValueError: if a mean is not finite, there is not one mean an arm, two arms tie for the best, or gaps or
             precisions are too small for float64.
         MissingExtraError: if the simplex gives up, as on badly scaled input, and scipy is not installed.
@@ -118,6 +119,7 @@ def lower_bound(
     Chains*, theorem 1; Wu, György and Szepesvári 2015 (arXiv 1510.08108), section 3. The cutting planes, and the
     case of a best arm that does not show itself, are derived here.
     """
+    require_information(info)
     if kind not in get_args(BoundKind):
         raise ValueError(f"kind must be 'lp' or 'graves_lai', got {kind!r}.")
     if tie not in ("raise", "merge"):

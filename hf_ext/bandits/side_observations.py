@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.bandits.curves import RegretCurves
-from hf_ext.bandits.information import SideInformation
+from hf_ext.bandits.information import SideInformation, require_information
 from hf_ext.bandits.lower_bound import Bound, lower_bound
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, certificates, learning_precision
 from hf_ext.bandits.simulation import simulate
@@ -72,6 +72,7 @@ class SideObservationPolicy:
             Values that `clip_sd` moved.
 
     Raises:
+        TypeError: if `info` is a matrix.
         ValueError: if a setting is out of bounds, `"thompson"`, `"ucb_n"` or `"ucb1"` meets an arm that does not show
             itself, or a policy other than the two of purchase is given costs.
 
@@ -96,14 +97,17 @@ class SideObservationPolicy:
         clip_sd: float | None = None,
         seed: int = 0,
     ) -> None:
+        require_information(info)
         for name, value, bounds in (
             ("window", window, _WINDOW),
             ("clip_sd", clip_sd, POSITIVE),
             ("seed", seed, SEED),
         ):
-            problem = bounds.problem_of(value) if value is not None else None
+            problem = bounds.problem_of(value) if value is not None or name == "seed" else None
             if problem is not None:
                 raise ValueError(f"{name} {problem}.")
+        if not isinstance(maximize, bool):
+            raise ValueError(f"maximize must be True or False, got {maximize!r}.")
         prices = None if costs is None else np.array(costs, dtype=np.float64)
         self.info = info
         self.clipped = 0

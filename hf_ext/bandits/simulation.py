@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.bandits.curves import RegretCurves
-from hf_ext.bandits.information import SideInformation
+from hf_ext.bandits.information import SideInformation, require_information
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, learning_precision
 from hf_ext.guards.numbers import COUNT, SEED, SIZE
 
@@ -60,8 +60,10 @@ def simulate(
         [`RegretCurves`]: the regret of every replica at every mark.
 
     Raises:
+        TypeError: if `info` is a matrix.
         ValueError: if a number is out of bounds, the means do not fit, or an observation has a bias.
     """
+    require_information(info)
     mu = np.array(means, dtype=np.float64)
     if mu.shape != (info.num_arms,) or not np.isfinite(mu).all():
         raise ValueError(f"means must be {info.num_arms} finite numbers, one an arm, got {mu.tolist()!r}."[:400])
@@ -72,9 +74,11 @@ def simulate(
         if problem is not None:
             raise ValueError(f"{name} {problem}.")
     horizon, replicas = int(horizon), int(replicas)  # 1e5 is a whole number too
-    stops = (horizon,) if marks is None else tuple(map(int, marks))
-    if not stops or list(stops) != sorted(set(stops)) or not 1 <= stops[0] <= stops[-1] <= horizon:
-        raise ValueError(f"marks must be rising rounds from 1 to {horizon:,}, got {stops!r}."[:400])
+    rounds = np.atleast_1d(horizon if marks is None else np.asarray(marks))
+    is_whole = rounds.dtype.kind in "iuf" and rounds.ndim == 1 and len(rounds) > 0 and not (rounds % 1).any()
+    if not is_whole or (np.diff(rounds) <= 0).any() or not 1 <= rounds[0] <= rounds[-1] <= horizon:
+        raise ValueError(f"marks must be rising whole rounds from 1 to {horizon:,}, got {marks!r}."[:400])
+    stops = tuple(int(mark) for mark in rounds)
     precision = learning_precision(info.precision, policy)
     rules = Rules(precision, policy, loglog, replan_slack, forced_eps)
     noise, draws = (

@@ -77,6 +77,8 @@ class Bounds:
     def _holds(self, value: Any) -> bool:
         if value in self.also:
             return True
+        if self.kind is int and value % 1 != 0:
+            return False
         # NaN is neither above nor below anything, so each comparison is one that it fails.
         is_enough = value > self.least if self.above else value >= self.least
         return bool(is_enough and (value < self.most if self.below else value <= self.most))

@@ -57,6 +57,9 @@ def test_a_standard_deviation_that_is_none_is_named_by_row_column_and_value(valu
         ({"precision": np.eye(2), "bias_sd": [[0, np.nan], [0, 0]]}, "bias_sd at row 0, column 1 is nan"),
         ({"precision": np.eye(2), "names": ("a", "a")}, "names must be 2 different texts"),
         ({"precision": np.eye(2), "names": ("a",)}, "names must be 2 different texts"),
+        ({"precision": np.eye(2), "names": "ab"}, "names must be 2 different texts, one an arm, got the text 'ab'"),
+        ({"precision": [[1], [0, 1]]}, "precision must be an array of numbers"),
+        ({"precision": [["much", 0], [0, 1]]}, "precision must be an array of numbers: could not convert"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
@@ -67,6 +70,10 @@ def test_bad_input_is_refused(arguments, message):
 def test_bad_counts_and_sizes_are_refused():
     with pytest.raises(ValueError, match="sd of arm 1 is 0"):
         SideInformation.from_counts(np.eye(2), [1, 0])
+    with pytest.raises(ValueError, match=r"sd must be a number, or 3 of them, one an arm, got shape \(2,\)"):
+        SideInformation.from_counts(np.eye(3), [1, 1])
+    with pytest.raises(ValueError, match="sd must be a number, or 3 of them"):
+        SideInformation.graph(np.eye(3), sd=[1, 2])
     with pytest.raises(ValueError, match="counts at row 0, column 0 is -1"):
         SideInformation.from_counts(-np.eye(2), [1, 1])
     for size in (0, 2.5, "2"):

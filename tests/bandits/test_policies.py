@@ -396,6 +396,9 @@ def test_what_cannot_have_been_observed_is_refused_and_nothing_is_learned(arm, v
         ({"window": 1}, "window must be a finite number of observations above 1, got 1"),
         ({"clip_sd": 0}, "clip_sd must be a finite number above 0"),
         ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"maximize": "no"}, "maximize must be True or False, got 'no'"),
         ({"costs": [1, 0]}, "costs must be 2 finite numbers above 0"),
         ({"costs": [1]}, "costs must be 2 finite numbers above 0"),
         ({"costs": [1, 1], "policy": "track"}, "policy='track' does not know of costs"),
@@ -404,6 +407,22 @@ def test_what_cannot_have_been_observed_is_refused_and_nothing_is_learned(arm, v
 def test_settings_out_of_bounds_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SideObservationPolicy(SideInformation.bandit(2), **settings)
+
+
+def test_a_matrix_alone_is_refused_with_what_to_pass():
+    for use in (
+        SideObservationPolicy,
+        lambda matrix: lower_bound([1, 0], matrix),
+        lambda matrix: simulate([1, 0], matrix, horizon=5),
+    ):
+        with pytest.raises(TypeError, match=r"got ndarray. Pass SideInformation\(precision\)"):
+            use(np.eye(2))
+
+
+@pytest.mark.parametrize("num_arms", [0, 1.5, "2"])
+def test_a_batch_of_no_whole_number_is_refused(num_arms):
+    with pytest.raises(ValueError, match="num_arms must be a whole number"):
+        SideObservationPolicy(SideInformation.bandit(2)).ask_batch(num_arms)
 
 
 @pytest.mark.parametrize("policy_name", ["thompson", "ucb_n", "ucb1"])
@@ -419,9 +438,12 @@ def test_a_baseline_refuses_an_arm_that_it_could_never_learn_of_by_playing_it(po
         ({"replicas": 0}, "replicas must be a whole number"),
         ({"means": [1, np.nan]}, "means must be 2 finite numbers"),
         ({"means": [1]}, "means must be 2 finite numbers"),
-        ({"marks": [5, 5]}, "marks must be rising rounds from 1 to 10"),
-        ({"marks": [11]}, "marks must be rising rounds from 1 to 10"),
-        ({"marks": []}, "marks must be rising rounds from 1 to 10"),
+        ({"marks": [5, 5]}, "marks must be rising whole rounds from 1 to 10"),
+        ({"marks": [11]}, "marks must be rising whole rounds from 1 to 10"),
+        ({"marks": [2.5]}, "marks must be rising whole rounds from 1 to 10"),
+        ({"marks": "12"}, "marks must be rising whole rounds from 1 to 10"),
+        ({"horizon": 10.5}, "horizon must be a whole number"),
+        ({"marks": []}, "marks must be rising whole rounds from 1 to 10"),
         ({"info": SideInformation(np.ones((2, 2)), [[0, 1], [0, 0]])}, "Leave bias_sd out"),
     ],
 )

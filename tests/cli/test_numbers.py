@@ -15,7 +15,7 @@ import pytest
 import hf_ext
 from hf_ext.cli import VERBS, main, make_parser
 from hf_ext.cli.options import temperature
-from hf_ext.guards.numbers import Bounds
+from hf_ext.guards.numbers import SIZE, Bounds
 from hf_ext.method import method_named, trained_methods
 
 METHODS = [method.name for method in trained_methods()]
@@ -145,6 +145,12 @@ def test_a_recipe_takes_no_number_with_which_training_makes_no_sense(capsys: pyt
 def test_a_config_in_python_refuses_the_same_numbers(name: str, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(setting))} must be .*, got"):
         getattr(hf_ext, name)(output_dir="x", use_cpu=True, bf16=False, report_to="none", **setting)
+
+
+def test_a_whole_number_may_be_written_as_a_float_and_has_no_fraction() -> None:
+    assert SIZE.problem_of(1e5) is None
+    assert SIZE.problem_of(1.5) == "must be a whole number, at least 1 and below 2**31, got 1.5"
+    assert SIZE.problem_of(float("inf")) == "must be a whole number, at least 1 and below 2**31, got inf"
 
 
 def test_a_seed_that_the_host_never_reads_is_refused_for_retrievers() -> None:
