@@ -7,6 +7,7 @@ from hf_ext.bandits.curves import RegretCurves as RegretCurves
 from hf_ext.bandits.information import SideInformation as SideInformation
 from hf_ext.bandits.lower_bound import Bound as Bound
 from hf_ext.bandits.lower_bound import lower_bound as lower_bound
+from hf_ext.bandits.mixture import SideObservationMixture as SideObservationMixture
 from hf_ext.bandits.side_observations import SideObservationPolicy as SideObservationPolicy
 from hf_ext.bandits.simulation import simulate as simulate
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
@@ -145,6 +146,10 @@ from hf_ext.trainers.infopo.config import InfoPOConfig as InfoPOConfig
 from hf_ext.trainers.infopo.config import InfoPOUnpairedConfig as InfoPOUnpairedConfig
 from hf_ext.trainers.infopo.trainer import InfoPOTrainer as InfoPOTrainer
 from hf_ext.trainers.infopo.unpaired import InfoPOUnpairedTrainer as InfoPOUnpairedTrainer
+from hf_ext.trainers.mixture.config import MixtureSFTConfig as MixtureSFTConfig
+from hf_ext.trainers.mixture.feedback import MixtureFeedbackCallback as MixtureFeedbackCallback
+from hf_ext.trainers.mixture.trainer import MixtureSFTTrainer as MixtureSFTTrainer
+from hf_ext.trainers.mixture.trainer import with_mixture as with_mixture
 from hf_ext.trainers.moe_em.config import MoEEMConfig as MoEEMConfig
 from hf_ext.trainers.moe_em.trainer import MoEEMTrainer as MoEEMTrainer
 from hf_ext.trainers.moe_lora.config import LoraMixtureConfig as LoraMixtureConfig

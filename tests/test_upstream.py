@@ -56,6 +56,7 @@ PARAMETERS: dict[str, list[str]] = {
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_get_train_sampler": ["self", "train_dataset"],
     "_get_output_dir": ["self", "trial"],
     "_load_best_model": ["self"],
     "_load_rng_state": ["self", "checkpoint"],
@@ -71,7 +72,8 @@ PARAMETERS: dict[str, list[str]] = {
 }  # fmt: skip
 # Set in the class or its __init__.
 ATTRIBUTES = {
-    "_metrics", "_tokenizer", "_signature_columns", "_disable_adapters", "_active_adapter", "_adapters_disabled",
+    "_metrics", "_total_train_tokens", "_tokenizer", "_signature_columns", "_disable_adapters", "_active_adapter",
+    "_adapters_disabled",
 }  # fmt: skip
 
 

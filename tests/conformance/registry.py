@@ -339,5 +339,6 @@ BY_NAME: dict[str, Any] = {
 }
 # What a mixture has none of: a gradient of its own, and a model that the caller makes.
 WITH_GRADIENT = {name: method for name, method in BY_NAME.items() if method not in MIXTURES}
-# Methods that run trainings of another one's trainer, and have none of their own: that one's lines are theirs.
-RUNS_OF = {"moe_lora": "weighted_sft"}
+# Methods that run trainings of another one's trainer, or put a sampler before it: that one's lines are theirs. What
+# the sampler adds stands in `tests/trainers/mixture`.
+RUNS_OF = {"moe_lora": "weighted_sft", "mixture": "weighted_sft"}

@@ -39,6 +39,7 @@ from hf_ext.guards.rows import AddRowIndex
 from hf_ext.guards.tokens import RemovePadding
 from hf_ext.moe.predict import MoEPredict
 from hf_ext.trainers.context_free.trainer import CutRows
+from hf_ext.trainers.mixture.rows import ShiftRowIndex
 from tests.pages import pages
 
 N = 25
@@ -219,6 +220,8 @@ CALLABLES = [
     Entry("SpreadOverTokens_lists", SpreadOverTokens(), tokens(with_list_weights=True), {}),
     Entry("RowIndexOfDocuments", RowIndexOfDocuments(), packed_index(), {}),
     Entry("AddRowIndex", AddRowIndex(), {"text": [f"row {i}" for i in range(N)]}, {}, {"with_indices": True}),
+    Entry("ShiftRowIndex", ShiftRowIndex(3), {"__hf_ext_row__": list(range(N))}, {"offset": 4}),
+    Entry("ShiftRowIndex_packed", ShiftRowIndex(3), packed_index(), {"offset": 4}),
     Entry(
         "PairsToUnpaired", PairsToUnpaired(), pairs(), {}, {"batched": True, "remove_columns": ["chosen", "rejected"]}
     ),

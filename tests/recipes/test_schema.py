@@ -29,6 +29,7 @@ CONFIGS = {
     "infopo_online": "InfoPOConfig",
     "rare": "RareConfig",
     "consensus": "ConsensusConfig",
+    "mixture": "MixtureSFTConfig",
     "moe_em": "MoEEMConfig",
     "moe_lora": "LoraMixtureConfig",
     "pretraining": "PretrainingConfig",

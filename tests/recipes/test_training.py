@@ -56,6 +56,10 @@ DATA = {
     "moe_lora/smollm2_dolly.yaml": [
         *("--dataset_name", "dolly.jsonl", "--rounds", "1", "--num_experts", "2", "--lora_r", "2", *ONE_BATCH),
     ],
+    "mixture/maths_web.yaml": [
+        *("--datasets", "train.jsonl", "train.jsonl", "--target_dataset_name", "held_out.jsonl", *ONE_BATCH),
+        *("--target_dataset_split", "train", "--reward_every", "1", "--target_rows", "4"),
+    ],
     "rare/minilm_beir.yaml": ["--model_name_or_path", "encoder", "--dataset_name", "beir"],
     "rare/smollm2_nq.yaml": [
         *(

@@ -1,0 +1,1 @@
+"""Recipe of a mixture of sources whose shares follow what each does for a target."""
