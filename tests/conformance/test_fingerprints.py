@@ -36,6 +36,8 @@ RECORDED = {
     "SpreadOverTokens_lists": "0df41bd3e28e9635",
     "RowIndexOfDocuments": "4d1b08742c27071d",
     "AddRowIndex": "f0ee467b8d590457",
+    "ShiftRowIndex": "c14820387cd841bc",
+    "ShiftRowIndex_packed": "c14820387cd841bc",
     "PairsToUnpaired": "9ea1a0313ab0eda5",
     "ExtractPrompt": "22be1376c6a22497",
     "RemovePadding": "afd06be7256ff8c7",
