@@ -100,6 +100,10 @@ MEASURED = {
         f"hf_ext/bandits/{name}.py"
         for name in ("information", "lower_bound", "rules", "side_observations", "simulation")
     ],
+    "checkpoint_selection": [
+        *CORE,
+        *(f"hf_ext/bandits/{name}.py" for name in ("checkpoints", "race", "refutation", "selection")),
+    ],
     "consensus_label_dp": [
         "hf_ext/data/relabeling",
         "hf_ext/losses/label_noise.py",
