@@ -33,7 +33,7 @@ Last line, one JSON object. Means over runs; C* is the exact lower bound over lo
 
 The packages are those of `make test-peers`:
 
-    python benchmarks/bandit_regret.py            # resumable; two processes of one thread; writes .json, .md and .png
+    python benchmarks/bandit_regret.py            # resumable; 40 minutes on two cores; writes .json, .md, .png
     python benchmarks/bandit_regret.py --quick    # under a minute, few runs, not the claim
 """
 

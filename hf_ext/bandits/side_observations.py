@@ -228,26 +228,26 @@ class SideObservationPolicy:
         size = self.info.num_arms
         if isinstance(arm, bool) or not isinstance(arm, int | np.integer) or not 0 <= arm < size:
             raise ValueError(f"arm must be a whole number from 0 to {size - 1}, got {arm!r}.")
-        shown = self._vector("values", values)
+        observations = self._vector("values", values)
         amounts = np.ones(size) if counts is None else self._vector("counts", counts)
         names = self.info.names
         for other in np.flatnonzero(~((amounts >= 0) & (amounts < np.inf))):
             raise ValueError(f"the count of {names[other]!r} is {amounts[other]:g}. Give a finite number, at least 0.")
-        is_shown = ~np.isnan(shown) & (amounts > 0)
+        is_shown = ~np.isnan(observations) & (amounts > 0)
         for other in np.flatnonzero(is_shown & (self.info.precision[arm] == 0)):
             raise ValueError(
-                f"playing {names[arm]!r} was said to show {names[other]!r} as {shown[other]:g}, but precision at row "
-                f"{arm}, column {other} is 0. Give NaN there."
+                f"playing {names[arm]!r} was said to show {names[other]!r} as {observations[other]:g}, but precision at "
+                f"row {arm}, column {other} is 0. Give NaN there."
             )
-        rewards = self._sign * np.where(is_shown, shown, 0.0)
+        rewards = self._sign * np.where(is_shown, observations, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             precision = np.where(is_shown, self._precision[arm] * amounts, 0.0)
             sums = self._beliefs.weighted_sums[0] + precision * rewards
             is_finite = np.isfinite(sums) & np.isfinite(precision)
         for other in np.flatnonzero(~(is_finite & (np.abs(rewards) < _LARGEST))):
             raise ValueError(
-                f"the value {shown[other]:g} of {names[other]!r}, shown by {names[arm]!r}, cannot be added up. Leave "
-                "out what has diverged: give NaN."
+                f"the value {observations[other]:g} of {names[other]!r}, shown by {names[arm]!r}, cannot be added up. "
+                "Leave out what has diverged: give NaN."
             )
         rewards = self._clip(rewards, precision)
         self._learn(int(arm), precision, rewards)

@@ -17,6 +17,7 @@ __all__ = ["simulate"]
 FloatArray = NDArray[np.float64]
 
 _BLOCK = 256  # rounds whose noise is drawn at once
+_MOST_NOISE = 2**23  # numbers of it that are held at once; the runs do not depend on how they are cut
 
 
 def simulate(
@@ -87,16 +88,17 @@ def simulate(
     beliefs = Beliefs.none(replicas, len(mu))
     everyone = np.arange(replicas)
     # A precision times a value of mean mu and that precision, of standard normal noise z: P mu + sqrt(P) z.
-    shown = np.stack([precision, precision * mu, np.sqrt(precision)], axis=1)  # (K, 3, K): looked up once a round
+    look_table = np.stack([precision, precision * mu, np.sqrt(precision)], axis=1)  # (K, 3, K): looked up once a round
     curves = np.zeros((replicas, len(stops)))
     needs_draws = policy in ("purchase", "thompson")
-    for first in range(1, horizon + 1, _BLOCK):
-        length = min(_BLOCK, horizon + 1 - first)
+    block = max(1, min(_BLOCK, _MOST_NOISE // (replicas * len(mu))))
+    for first in range(1, horizon + 1, block):
+        length = min(block, horizon + 1 - first)
         shocks = noise.standard_normal((length, replicas, len(mu)))
         scores = draws.standard_normal(shocks.shape) if needs_draws else shocks
         for t in range(first, first + length):
             arms = rules.arms(beliefs, t, scores[t - first], precision)
-            gain, drift, spread = shown.take(arms, axis=0).swapaxes(0, 1)
+            gain, drift, spread = look_table.take(arms, axis=0).swapaxes(0, 1)
             beliefs.information += gain
             beliefs.weighted_sums += drift + spread * shocks[t - first]
             beliefs.plays[everyone, arms] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hf_ext.bandits import simulation
 from hf_ext.bandits.lower_bound import lower_bound
 from hf_ext.bandits.side_observations import SideInformation, simulate
 from tests.bandits import oracle
@@ -58,3 +59,11 @@ def test_the_error_of_a_mean_is_that_of_the_replicas():
     assert curves.regret.shape == (5, 2)
     assert curves.plays.sum(axis=1).tolist() == [50] * 5
     assert np.isnan(simulate([1, 0.5], SideInformation.bandit(2), horizon=5, replicas=1).standard_error).all()
+
+
+def test_runs_do_not_depend_on_how_the_noise_is_cut(monkeypatch):
+    arguments = {"horizon": 60, "replicas": 3, "seed": 4}
+    whole = simulate(oracle.HUB_MEANS, oracle.hub(), **arguments)
+    monkeypatch.setattr(simulation, "_MOST_NOISE", 7 * 3 * 10)
+    pieces = simulate(oracle.HUB_MEANS, oracle.hub(), **arguments)
+    assert (pieces.plays == whole.plays).all()
