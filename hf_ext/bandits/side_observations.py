@@ -236,8 +236,8 @@ class SideObservationPolicy:
         is_shown = ~np.isnan(observations) & (amounts > 0)
         for other in np.flatnonzero(is_shown & (self.info.precision[arm] == 0)):
             raise ValueError(
-                f"playing {names[arm]!r} was said to show {names[other]!r} as {observations[other]:g}, but precision at "
-                f"row {arm}, column {other} is 0. Give NaN there."
+                f"playing {names[arm]!r} was said to show {names[other]!r} as {observations[other]:g}, but precision "
+                f"at row {arm}, column {other} is 0. Give NaN there."
             )
         rewards = self._sign * np.where(is_shown, observations, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
