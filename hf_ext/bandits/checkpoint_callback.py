@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import ArrayLike
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -59,7 +59,7 @@ class CheckpointSelectionCallback(TrainerCallback):
 
     Raises:
         ValueError: if the trainer shards its parameters (FSDP, ZeRO 3), if `greater_is_better` is given without
-            `evaluate`, or at the end as in [`select_best`].
+            `evaluate`, or at the end as in [`select_best`], or if the processes see different checkpoints.
 
     Example:
 
@@ -91,11 +91,15 @@ class CheckpointSelectionCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose and load; the host has loaded its own best checkpoint before, if it was to."""
-        steps = {
-            int(checkpoint.name.rpartition("-")[2]): checkpoint
-            for checkpoint in whole_checkpoints_in(str(args.output_dir))
-        }
-        candidates = {path.name: path for step, path in steps.items() if step <= state.global_step}
+        self.trainer.accelerator.wait_for_everyone()  # the process that saves may be at it still
+        checkpoints = whole_checkpoints_in(str(args.output_dir))
+        # one of a later step is of a run before, which was longer
+        candidates = {path.name: path for path in checkpoints if _step_of(path) <= state.global_step}
+        if any(list(candidates) != names for names in gather_object([list(candidates)])):
+            raise ValueError(
+                f"The processes do not find the same checkpoints in {args.output_dir}: write it where all of them "
+                "read, or choose later, by hf-ext eval select."
+            )
         if len(candidates) < 2:
             logger.warning(
                 "Nothing to choose from: %d whole checkpoint(s) in %s. The weights stay as they are; save more often, "
@@ -107,7 +111,7 @@ class CheckpointSelectionCallback(TrainerCallback):
         selection = self._selection(args, candidates)
         (name,) = broadcast_object_list([selection.name])
         self._load(candidates[name])
-        state.best_global_step = int(name.rpartition("-")[2])
+        state.best_global_step = _step_of(candidates[name])
         state.best_metric = None  # that of another metric, and maybe of another checkpoint
         self.selection = selection
         logger.info("%s", selection.verdict())
@@ -146,3 +150,7 @@ class CheckpointSelectionCallback(TrainerCallback):
 
     def _load(self, checkpoint: Path) -> None:
         load_checkpoint(self.trainer, str(checkpoint))
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

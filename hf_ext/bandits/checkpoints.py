@@ -105,6 +105,10 @@ def select_best(
         if problem is not None:
             raise ValueError(f"{name} {problem}.")
     named = _named(candidates)
+    if not hasattr(items, "__len__"):
+        raise ValueError(
+            f"items has no length ({type(items).__name__}): of a stream, take some and make a list of them."
+        )
     if len(items) == 0:
         raise ValueError("items is empty: there is nothing to measure the candidates on.")
     if budget is not None and len(named) > 1 and budget < len(named):

@@ -214,12 +214,13 @@ class Race:
                 self.status[row] = "level" if self._is_level(best, row) else "refuted"
         self.status[best] = "best"
         certified = not {"undecided", "level"} & set(self.status)
-        is_exact = all(count == len(self.items) for count in self.num_seen)
+        rows = range(len(self.names))
+        is_exact = all(self.num_seen[row] == len(self.items) for row in rows if self.status[row] != "not finite")
         return Selection(
             name=self.names[best],
             certified=certified,
             level=None if not certified else 1.0 if is_exact else self.settings["confidence"],
-            candidates=[self._result(row, best) for row in range(len(self.names))],
+            candidates=[self._result(row, best) for row in rows],
             items_spent=sum(self.num_seen),
             race={name: self._distances(row, best) for row, name in enumerate(self.names)},
             settings=self.settings,

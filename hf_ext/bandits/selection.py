@@ -134,7 +134,12 @@ class Selection(SavedReport):
         return f"{self.verdict()}\n\n{table}\n\n{self._caption()}\n"
 
     def verdict(self) -> str:
-        """What can be said, in a sentence or two of Markdown."""
+        """What can be said, in some sentences of Markdown."""
+        dropped = [escape(result.name) for result in self.candidates if result.status == "not finite"]
+        words = f" A value of {', '.join(dropped)} is not finite: dropped." if dropped else ""
+        return self._certificate() + words
+
+    def _certificate(self) -> str:
         num_items = self.settings["num_items"]
         most = num_items * len(self.candidates)
         name = f"**{escape(self.name)}**"
@@ -188,7 +193,8 @@ class Selection(SavedReport):
         axes.set_xlabel("items seen")
         axes.set_ylabel("behind the best one (mean, same items)")
         axes.set_title(_plain(f"Best of {len(self.candidates)}: {self.name}"), loc="left", parse_math=False)
-        for text in axes.legend(frameon=False, fontsize=8).get_texts():
+        columns = 1 + len(self.candidates) // 15
+        for text in axes.legend(frameon=False, fontsize=8, ncols=columns).get_texts():
             text.set_parse_math(False)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +20,13 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_ext.bandits.checkpoint_callback import CheckpointSelectionCallback
 from hf_ext.bandits.checkpoints import select_checkpoint
+from hf_ext.bandits.selection import Selection
+from hf_ext.data.provenance import weights_hash
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.guards.checkpoints import SEAL_NAME, seal
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_tokenizer
 
+ROOT = Path(__file__).parents[2]
 TOKENIZER = tiny_tokenizer()
 
 
@@ -200,3 +208,20 @@ def test_a_direction_without_values_of_one_s_own_is_refused(tmp_path):
     trainer = sft_trainer(tmp_path, max_steps=1)
     with pytest.raises(ValueError, match="lower losses are better"):
         CheckpointSelectionCallback(trainer, ["a"], greater_is_better=True)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_load_the_same_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    done = subprocess.run(
+        [*command, "-m", "tests.bandits.run_callback", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["world"] == 2
+    winner = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / first["name"])
+    assert weights_hash(winner) == first["weights"]
+    assert Selection.load(tmp_path / "run" / "selection").name == first["name"]

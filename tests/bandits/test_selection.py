@@ -170,6 +170,30 @@ select_best([0, 1], evaluate, items=range(100), output_dir=sys.argv[1], batch_si
     assert calls == [(1, 32)]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_is_one_sentence_and_what_was_written_counts(tmp_path):
+    program = """
+import resource, sys
+from hf_ext.bandits.checkpoints import select_best
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
+select_best([0, 1], lambda c, i: [float(c)] * len(i), items=range(300), output_dir=sys.argv[1], batch_size=16)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "DiskFullError: No room to write the values" in done.stderr
+    assert "it goes on with what is not measured" in done.stderr
+    written = [json.loads(line) for line in (tmp_path / "values.jsonl").read_text().splitlines()]
+    assert written, "nothing was written before the disk was full"
+    calls = []
+    select_best(
+        [0, 1],
+        lambda c, i: calls.extend((c, item) for item in i) or [float(c)] * len(i),
+        items=range(300),
+        output_dir=tmp_path,
+        show_progress=False,
+    )
+    assert not {(int(record["candidate"]), item) for record in written for item in record["items"]} & set(calls)
+
+
 def test_two_processes_do_not_write_to_one_folder(tmp_path):
     program = "import sys; from hf_ext.bandits.checkpoints import select_best as s\n"
     program += "s([0, 1], lambda c, i: [c] * len(i), items=range(9), output_dir=sys.argv[1])"
@@ -190,6 +214,14 @@ def test_a_candidate_with_a_value_that_is_not_finite_is_dropped(tmp_path, bad):
     assert best.candidate("0").mean is None
     assert race(Measured(values, 0), output_dir=tmp_path) == best
     json.dumps(best.to_dict(), allow_nan=False)
+
+
+def test_what_is_measured_whole_is_exact_beside_a_candidate_that_is_not_finite():
+    values = table(0, 0.3, 0.6, num_items=40)
+    values[0, 5] = np.nan
+    best = race(Measured(values))
+    assert (best.name, best.level) == ("1", 1.0)
+    assert best.verdict().endswith("A value of 0 is not finite: dropped.")
 
 
 def test_an_item_without_a_value_is_named():
@@ -230,6 +262,7 @@ def test_one_candidate_is_the_best_without_a_call():
         ({"budget": 0}, "budget must be"),
         ({"budget": 2}, "budget=2 does not pay one item for each of 3 candidates"),
         ({"items": []}, "items is empty"),
+        ({"items": iter([1, 2])}, "items has no length .*: of a stream, take some"),
     ],
 )
 def test_wrong_settings_are_refused_before_a_call(settings, words):
