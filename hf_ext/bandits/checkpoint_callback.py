@@ -38,8 +38,9 @@ class CheckpointSelectionCallback(TrainerCallback):
     the last word where `load_best_model_at_end` is set too. What training left is a candidate where it was saved:
     hosts save the last step with `save_strategy="steps"`.
 
-    The report is written to `output_dir/selection`. Under several processes each measures on its own, and what the
-    first one chose is loaded by all.
+    The report is written to `output_dir/selection`, and `trainer.forgetting_report = callback.selection` puts it on the
+    card of a trainer of hf-ext. A run that a SIGTERM stopped chooses nothing, for it is to go on. Under several
+    processes each measures on its own, and what the first one chose is loaded by all.
 
     Args:
         trainer (`Trainer`):
@@ -91,6 +92,9 @@ class CheckpointSelectionCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Choose and load; the host has loaded its own best checkpoint before, if it was to."""
+        # After a SIGTERM there is little time, and the run is to go on: on all processes, as they stop together.
+        if any(getattr(callback, "is_stopping", False) for callback in self.trainer.callback_handler.callbacks):
+            return
         self.trainer.accelerator.wait_for_everyone()  # the process that saves may be at it still
         checkpoints = whole_checkpoints_in(str(args.output_dir))
         # one of a later step is of a run before, which was longer

@@ -45,7 +45,7 @@ class PairedPruner(BasePruner):
             one: over the whole trial, however often it looks.
 
     Raises:
-        ValueError: if a number is out of bounds, or later if two trials share more items than `num_items`.
+        ValueError: if a number is out of bounds, or later if a trial has more items than `num_items`.
 
     Relations: `WilcoxonPruner` tests after every report at one level, without a correction for looking again.
 
@@ -70,16 +70,19 @@ class PairedPruner(BasePruner):
         """Whether the trial is to end; called by `trial.should_prune()`."""
         if not all(map(math.isfinite, trial.intermediate_values.values())):
             return True
+        if len(trial.intermediate_values) > self.num_items:
+            count = len(trial.intermediate_values)
+            raise ValueError(f"Trial {trial.number} has {count:,} items and num_items is {self.num_items:,}.")
+        key = (study.study_name, trial.number)
+        if self._looks_due(len(trial.intermediate_values)) <= self._num_looks.get(key, 0):
+            return False  # before the best trial is asked for, which the study copies
         try:
             best = study.best_trial
         except ValueError:  # none is finished
             return False
         differences = _differences(study, best, trial)
         count = len(differences)
-        if count > self.num_items:
-            raise ValueError(f"Trial {trial.number} has {count:,} items and num_items is {self.num_items:,}.")
-        number = sum(look <= count for look in self.looks)
-        key = (study.study_name, trial.number)
+        number = self._looks_due(count)
         if number <= self._num_looks.get(key, 0):
             return False
         self._num_looks[key] = number
@@ -87,6 +90,9 @@ class PairedPruner(BasePruner):
             return False
         values = np.stack([differences, np.zeros(count)])
         return bool(refuted(values, self.num_items, 1 - self.confidence, 2, len(self.looks))[1])
+
+    def _looks_due(self, count: int) -> int:
+        return sum(look <= count for look in self.looks)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hf_ext.guards.markdown import Markdown, escape
 from hf_ext.guards.reports import SavedReport, markdown_table
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
     from matplotlib.figure import Figure
 
 __all__ = ["CandidateResult", "Selection"]
@@ -171,6 +172,40 @@ class Selection(SavedReport):
             f"Means are over the items that a candidate was measured on; {direction} is better. How far it is behind "
             "is of the items that both saw, with the standard error for a sample of endlessly many."
         )
+
+    def eval_results(
+        self,
+        run: str | None = None,
+        *,
+        dataset_name: str = "the items it was chosen on",
+        dataset_id: str = "selection",
+    ) -> list[EvalResult]:
+        """
+        The best candidate's mean as `huggingface_hub.EvalResult`, for the `model-index` of a card; none where nothing
+        was measured. It was chosen for being the best, so its mean flatters it.
+
+        Args:
+            run (`str`, *optional*):
+                The candidate that the card is about; the best one by default.
+            dataset_name, dataset_id (`str`, *optional*):
+                Pretty name and Hub id of the items.
+        """
+        from huggingface_hub import EvalResult
+
+        result = self.candidate(self.name if run is None else run)
+        if result.mean is None:
+            return []
+        direction = "higher" if self.settings["greater_is_better"] else "lower"
+        return [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset_id,
+                dataset_name=dataset_name,
+                metric_type="selection_mean",
+                metric_name=f"mean over {result.num_items:,} items it was chosen on ({direction} is better)",
+                metric_value=round(result.mean, 6),
+            )
+        ]
 
     def missing_for_plot(self) -> str | None:
         """What a plot needs and the report lacks."""

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from hf_ext.bandits.checkpoint_callback import CheckpointSelectionCallback
@@ -202,6 +202,18 @@ def test_a_run_of_one_checkpoint_keeps_its_weights(tmp_path, caplog):
     trainer.train()
     assert callback.selection is None
     assert "Nothing to choose from: 1 whole checkpoint(s)" in caplog.text
+
+
+def test_a_run_that_was_stopped_to_go_on_later_chooses_nothing(tmp_path):
+    trainer = sft_trainer(tmp_path, max_steps=2, save_steps=1)
+    callback = CheckpointSelectionCallback(trainer, ["a"], lambda model, items: [0.0])
+    stopper = TrainerCallback()
+    stopper.is_stopping = True
+    trainer.add_callback(stopper)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.selection is None
+    assert not (tmp_path / "selection").exists()
 
 
 def test_a_direction_without_values_of_one_s_own_is_refused(tmp_path):

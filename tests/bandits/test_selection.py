@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_ext.bandits.checkpoints import select_best
 from hf_ext.bandits.selection import Selection
 from hf_ext.guards.runs import claimed_folder
+from hf_ext.hub.cards import write_model_card
 
 NUM_ITEMS = 300
 EARLY = int(np.random.default_rng(0).permutation(NUM_ITEMS)[3])  # an item of the first round
@@ -314,6 +315,18 @@ def test_the_report_is_read_back_and_shows_names_as_text(tmp_path):
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
     assert set(drawn) == set(names)
     assert drawn["<img src=x>"][-1][1] == pytest.approx(best.candidate("<img src=x>").behind)
+
+
+def test_a_card_has_the_verdict_and_the_mean_of_the_best(tmp_path):
+    best = race(Measured(table(0.5, 0)))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    write_model_card(tmp_path, method="flow", report=best)
+    card = (tmp_path / "README.md").read_text()
+    assert "**1** is the best on these 300 items, at 95 % confidence" in card
+    (entry,) = best.eval_results()
+    assert entry.metric_value == pytest.approx(best.candidate("1").mean, abs=1e-6)
+    assert "lower is better" in entry.metric_name
+    assert best.eval_results("0")[0].metric_value == pytest.approx(best.candidate("0").mean, abs=1e-6)
 
 
 def test_a_damaged_report_is_an_error_that_names_it(tmp_path):
