@@ -38,7 +38,7 @@ class CheckpointSelectionCallback(TrainerCallback):
     the last word where `load_best_model_at_end` is set too. What training left is a candidate where it was saved:
     hosts save the last step with `save_strategy="steps"`.
 
-    The report is written to `output_dir/selection`, and `trainer.forgetting_report = callback.selection` puts it on the
+    The report is written to `output_dir/selection`; `trainer.forgetting_report = callback.selection` puts it on the
     card of a trainer of hf-ext. A run that a SIGTERM stopped chooses nothing, for it is to go on. Under several
     processes each measures on its own, and what the first one chose is loaded by all.
 
