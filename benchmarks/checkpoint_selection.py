@@ -172,27 +172,27 @@ def picks_of(rival: Callable[..., int], losses: Any, budgets: Iterable[int]) -> 
 
 def headline_of(rows: list[dict[str, Any]], table: dict[str, list[float]]) -> dict[str, Any]:
     """Figures from the columns of every method and the table of losses."""
-    ours = next(row for row in rows if row["method"] == "select_best")
+    our_row = next(row for row in rows if row["method"] == "select_best")
     losses = np.array(list(table.values()))
     means = losses.mean(axis=1)
     best, second = np.argsort(means)[:2]
     differences = losses[second] - losses[best]
-    picks, spent, items = (np.array(ours[key]) for key in ("picks", "spent", "items"))
-    certified = np.array(ours["certified"])
+    picks, evaluations, items = (np.array(our_row[key]) for key in ("picks", "spent", "items"))
+    certified = np.array(our_row["certified"])
     num_items = losses.shape[1]
     is_best = means[picks] <= means[best]  # a checkpoint that is exactly as good is the best, too
     return {
         "benchmark": "checkpoint_selection",
-        "items_over_uniform": round(float((spent / (len(losses) * items)).mean()), 4),
+        "items_over_uniform": round(float((evaluations / (len(losses) * items)).mean()), 4),
         "false_certificates": round(float((certified & ~is_best).mean()), 4),
         "certified": round(float(certified.mean()), 4),
         "certified_by_the_pool": round(float((certified & (items == num_items)).mean()), 4),
-        "items_over_all": round(float(spent.mean()) / losses.size, 4),
+        "items_over_all": round(float(evaluations.mean()) / losses.size, 4),
         "picks_best": round(float(is_best.mean()), 4),
         **{
             f"picks_best_{row['method']}": round(float((means[row["picks"]] <= means[best]).mean()), 4)
             for row in rows
-            if row is not ours
+            if row is not our_row
         },
         "lead_nats": round(float(differences.mean()), 5),
         "lead_standard_errors": round(float(differences.mean() / (differences.std(ddof=1) / num_items**0.5)), 3),

@@ -104,15 +104,15 @@ def select_best(
         problem = bounds.problem_of(number)
         if problem is not None:
             raise ValueError(f"{name} {problem}.")
-    named = _named(candidates)
+    candidate_by_name = _named(candidates)
     if not hasattr(items, "__len__"):
         raise ValueError(
             f"items has no length ({type(items).__name__}): of a stream, take some and make a list of them."
         )
     if len(items) == 0:
         raise ValueError("items is empty: there is nothing to measure the candidates on.")
-    if budget is not None and len(named) > 1 and budget < len(named):
-        raise ValueError(f"budget={budget} does not pay one item for each of {len(named)} candidates.")
+    if budget is not None and len(candidate_by_name) > 1 and budget < len(candidate_by_name):
+        raise ValueError(f"budget={budget} does not pay one item for each of {len(candidate_by_name)} candidates.")
     settings = {
         "num_items": len(items),
         "confidence": confidence,
@@ -120,13 +120,13 @@ def select_best(
         "budget": budget,
         "seed": seed,
     }
-    if len(named) == 1:
-        (name,) = named
+    if len(candidate_by_name) == 1:
+        (name,) = candidate_by_name
         return Selection(name, True, 1.0, [CandidateResult(name, 0, None, None, None, "best")], 0, {}, settings)
     with _held(output_dir):
-        store = ItemValues(list(named), len(items), None if output_dir is None else Path(output_dir))
+        store = ItemValues(list(candidate_by_name), len(items), None if output_dir is None else Path(output_dir))
         store.begin(items)
-        race = Race(named, evaluate, items, store, settings, batch_size, show_progress)
+        race = Race(candidate_by_name, evaluate, items, store, settings, batch_size, show_progress)
         race.run()
     return race.selection()
 
@@ -139,14 +139,14 @@ def _named(candidates: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(candidates, str):
         raise ValueError(f"candidates={candidates!r} is one text: give a list, or a mapping from names.")
     pairs = list(candidates.items()) if isinstance(candidates, Mapping) else [(str(c), c) for c in candidates]
-    named = {str(name): candidate for name, candidate in pairs}
-    if not named:
+    candidate_by_name = {str(name): candidate for name, candidate in pairs}
+    if not candidate_by_name:
         raise ValueError("candidates is empty: there is nothing to choose from.")
-    if len(named) < len(pairs):
+    if len(candidate_by_name) < len(pairs):
         names = [str(name) for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"Two candidates have the name {twice!r}: give a mapping with a name for each.")
-    return named
+    return candidate_by_name
 
 
 # --- the checkpoints of a run ----------------------------------------------------------------------------------------

@@ -129,10 +129,10 @@ class Race:
         most = len(self.names) * len(self.items) if budget is None else budget
         with tqdm(total=most, desc="selection", unit="evaluation", disable=not self.show_progress) as bar:
             for number, look in enumerate(looks):
-                seen = self.counts[-1] if self.counts else 0
-                affordable = look if budget is None else seen + (budget - sum(self.num_seen)) // len(self.racing)
+                last_count = self.counts[-1] if self.counts else 0
+                affordable = look if budget is None else last_count + (budget - sum(self.num_seen)) // len(self.racing)
                 count = min(look, affordable)
-                if count == seen:
+                if count == last_count:
                     return
                 self._measure(number, count, bar)
                 self.counts.append(count)
@@ -152,6 +152,8 @@ class Race:
             places = self.order[:count]
             missing = places[~self.store.is_measured[row, places]]
             bar.update(count - self.num_seen[row] - len(missing))
+            if not self._is_finite(row, places):  # of an earlier run, which stopped there
+                missing = missing[:0]
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
                 values = self._values_of(row, batch)
@@ -159,12 +161,16 @@ class Race:
                 bar.update(len(batch))
                 if not np.isfinite(values).all():
                     break
-            is_seen = self.store.is_measured[row, places]
-            self.num_seen[row] = int(is_seen.sum())
-            if not np.isfinite(self.store.values[row, places][is_seen]).all():
+            self.num_seen[row] = int(self.store.is_measured[row, places].sum())
+            if not self._is_finite(row, places):
                 self.status[row] = "not finite"
         self._refuse_no_finite()
         self.racing = [row for row in self.racing if self.status[row] != "not finite"]
+
+    def _is_finite(self, row: int, places: NDArray[np.int64]) -> bool:
+        """Whether all values of a candidate are finite that were measured on these items."""
+        is_missing = ~self.store.is_measured[row, places]
+        return bool((is_missing | np.isfinite(self.store.values[row, places])).all())
 
     def _values_of(self, row: int, places: NDArray[np.int64]) -> NDArray[np.float64]:
         batch: Any
@@ -205,10 +211,10 @@ class Race:
 
     def selection(self) -> Selection:
         """The best one, and what can be said of it."""
-        seen = self.order[: self.counts[-1]]
-        means = [math.fsum(self.sign * self.store.values[row, seen]) for row in self.racing]
+        seen_places = self.order[: self.counts[-1]]
+        means = [math.fsum(self.sign * self.store.values[row, seen_places]) for row in self.racing]
         best = self.racing[int(np.argmax(means))]
-        is_whole = len(seen) == len(self.items)
+        is_whole = len(seen_places) == len(self.items)
         for row in self.racing:
             if row != best and is_whole:
                 self.status[row] = "level" if self._is_level(best, row) else "refuted"

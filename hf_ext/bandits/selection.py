@@ -136,15 +136,15 @@ class Selection(SavedReport):
 
     def verdict(self) -> str:
         """What can be said, in some sentences of Markdown."""
-        dropped = [escape(result.name) for result in self.candidates if result.status == "not finite"]
-        words = f" A value of {', '.join(dropped)} is not finite: dropped." if dropped else ""
+        dropped_names = [escape(result.name) for result in self.candidates if result.status == "not finite"]
+        words = f" A value of {', '.join(dropped_names)} is not finite: dropped." if dropped_names else ""
         return self._certificate() + words
 
     def _certificate(self) -> str:
         num_items = self.settings["num_items"]
         most = num_items * len(self.candidates)
         name = f"**{escape(self.name)}**"
-        spent = f"{self.items_spent:,} of {most:,} evaluations"
+        expense = f"{self.items_spent:,} of {most:,} evaluations"
         if len(self.candidates) == 1:
             return f"{name} is the only candidate; nothing was measured."
         if not self.certified:
@@ -153,7 +153,7 @@ class Selection(SavedReport):
                 return f"Nothing can be told: on all {num_items:,} items {name} is exactly as good as {others}."
             confidence = _percent(self.settings["confidence"])
             return (
-                f"Nothing can be told at {confidence} confidence after {spent}: {name} leads, and {others} may be "
+                f"Nothing can be told at {confidence} confidence after {expense}: {name} leads, and {others} may be "
                 "better. More budget may tell."
             )
         if self.level == 1:
@@ -162,7 +162,7 @@ class Selection(SavedReport):
                 "items that says nothing: compare how far the next one is behind with its standard error."
             )
         return (
-            f"{name} is the best on these {num_items:,} items, at {_percent(self.level)} confidence, after {spent} "
+            f"{name} is the best on these {num_items:,} items, at {_percent(self.level)} confidence, after {expense} "
             f"({self.items_spent / most:.0%})."
         )
 

@@ -217,6 +217,15 @@ def test_a_candidate_with_a_value_that_is_not_finite_is_dropped(tmp_path, bad):
     json.dumps(best.to_dict(), allow_nan=False)
 
 
+def test_a_candidate_that_is_not_finite_is_not_measured_further_when_the_race_goes_on(tmp_path):
+    values = table(0, 0.3, 0.6)
+    values[0, EARLY] = np.nan
+    best = race(Measured(values), output_dir=tmp_path, batch_size=8)
+    assert best.candidate("0").num_items == 8
+    rest = Measured(values, 0)
+    assert race(rest, output_dir=tmp_path, batch_size=8) == best
+
+
 def test_what_is_measured_whole_is_exact_beside_a_candidate_that_is_not_finite():
     values = table(0, 0.3, 0.6, num_items=40)
     values[0, 5] = np.nan
