@@ -39,7 +39,7 @@ PARTS = {  # of several scripts
     "tiny_lm",
 }
 # no result yet
-AWAITED = {"bandit_regret", "checkpoint_selection", "core_smollm2", "core_speed", "moe_em_convergence", "moe_lora"}
+AWAITED = {"bandit_regret", "checkpoint_selection", "core_smollm2", "moe_em_convergence", "moe_lora"}
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
