@@ -249,7 +249,8 @@ class SideObservationMixture:
             is read through, in an order of its own, before a row comes again.
         """
         while len(self.arms) <= batch:
-            self._choose_block()
+            for arm in self.choose(len(self.arms), self.batches_per_step * self.reward_every):
+                self._append(arm)
         source = self.batch_sources[batch]
         first = self._earlier[batch] * self.rows_per_batch
         return source, self._read(first, self.rows_per_batch, self.sizes[source], _ROW_DRAWS, source)
@@ -279,18 +280,21 @@ class SideObservationMixture:
             rows.append(order[max(first - reading * size, 0) : first + count - reading * size])
         return np.concatenate(rows)
 
-    def _choose_block(self) -> None:
-        """Arms up to the next measurement, with what is known by now."""
-        start = len(self.arms)
-        length = self.batches_per_step * self.reward_every
+    def choose(self, start: int, length: int) -> list[int]:
+        """
+        Arms of the next micro-batches, up to a measurement, by what is known now; a subclass may choose otherwise.
+
+        Args:
+            start (`int`):
+                Number of the first one.
+            length (`int`):
+                How many.
+        """
         if self._spread.looks.min() < _LEAST_LOOKS:
-            arms = self._first_looks(start, length)
-        elif self.rewards_blocks:
-            arms = [self._policy.ask()] * length
-        else:
-            arms = self._policy.ask_batch(length).tolist()
-        for arm in arms:
-            self._append(arm)
+            return self._first_looks(start, length)
+        if self.rewards_blocks:
+            return [self._policy.ask()] * length
+        return self._policy.ask_batch(length).tolist()
 
     def _first_looks(self, start: int, length: int) -> list[int]:
         """Before variances are known: the source with fewest looks where one is taken, any source elsewhere."""

@@ -43,7 +43,7 @@ from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config,
 from trl.scripts.utils import DatasetConfig
 
 from hf_ext.data.loading import check_files, file_format, first_rows, load_rows
-from hf_ext.guards.disk import write_whole
+from hf_ext.guards.disk import write_whole, writing
 from hf_ext.recipes.sft import SFTRecipe, SFTRecipeArguments
 from hf_ext.trainers.mixture import METHOD, MixtureSFTTrainer
 
@@ -184,7 +184,8 @@ class MixtureRecipe(SFTRecipe[MixtureRecipeArguments]):
             report = trainer.mixture.report()
             report.save(trainer.args.output_dir)
             path = Path(trainer.args.output_dir) / DATASETS_FILE
-            write_whole(path, datasets_text(script_args.parts, list(report.shares.values())))
+            with writing("the shares", path):
+                write_whole(path, datasets_text(script_args.parts, list(report.shares.values())))
             print(report.to_markdown())
             print(f"Shares written to {path}.")
         trainer.accelerator.wait_for_everyone()

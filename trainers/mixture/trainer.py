@@ -151,7 +151,8 @@ class MixtureTraining(MixtureHooks):
         if is_observed and self.mixture.rewards_blocks:
             self._observe_block(step)
         elif is_observed and self.mixture.reward == "alignment":
-            drawn = super().get_batch_samples(*self._target_batches(step))
+            with self.metrics_as_before():
+                drawn = super().get_batch_samples(*self._target_batches(step))
             self._target_gradient = self._gradient_of(*drawn, step=step)
         # After the target's, so that the host's checks know the rows of this step.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
