@@ -231,8 +231,13 @@ class SideObservationMixture:
         return self.reward not in ("alignment", "loss")
 
     def is_observed(self, step: int) -> bool:
-        """Whether the micro-batches of an optimiser step are measured, or a block of steps ends before it."""
-        return step % self.reward_every == 0
+        """
+        Whether the micro-batches of an optimiser step are measured, or a block of steps ends before it.
+
+        So are the first steps, until every source can have been looked at twice.
+        """
+        is_among_first = step * self.batches_per_step < _LEAST_LOOKS * len(self.names)
+        return step % self.reward_every == 0 or (is_among_first and not self.rewards_blocks)
 
     # --- which rows ------------------------------------------------------------------------------------------------
 
@@ -301,12 +306,12 @@ class SideObservationMixture:
         if self.rewards_blocks:
             arms = np.array(self.arms[::length], dtype=np.int64)
             return [int(np.bincount(arms, minlength=len(self.names)).argmin())] * length
-        positions = np.arange(start)
-        is_seen = positions // self.batches_per_step % self.reward_every == 0
-        looks = np.bincount(np.array(self.batch_sources, dtype=np.int64)[is_seen], minlength=len(self.names))
+        is_seen = [self.is_observed(batch // self.batches_per_step) for batch in range(start + length)]
+        earlier = np.array(self.batch_sources, dtype=np.int64)
+        looks = np.bincount(earlier[is_seen[:start]], minlength=len(self.names))
         generator = np.random.default_rng((self.seed, _SOURCE_DRAWS, start, 1))
         arms = generator.integers(len(self.names), size=length)
-        for position in range(self.batches_per_step):
+        for position in np.flatnonzero(is_seen[start:]):
             arms[position] = looks.argmin()
             looks[arms[position]] += 1
         return arms.tolist()

@@ -199,3 +199,13 @@ def test_a_damaged_state_is_refused_and_the_mixture_begins_anew(damage: dict[str
     assert mix.state_dict() == made().state_dict()
     with pytest.raises(ValueError, match="no state of a SideObservationMixture"):
         mix.load_state_dict({})
+
+
+def test_the_first_steps_look_at_every_source_twice_however_rarely_it_is_measured_later() -> None:
+    mix = made(batches=2, reward_every=50, floor_share=0.0)
+    for step in range(3):
+        assert mix.is_observed(step)
+        mix.tell(step, [float(mix.rows_of(2 * step + place)[0]) for place in range(2)])
+    assert not mix.is_observed(3)
+    assert Counter(mix.batch_sources[:6]) == {0: 2, 1: 2, 2: 2}
+    assert mix.means == {name: pytest.approx(position) for position, name in enumerate(SIZES)}
