@@ -97,7 +97,7 @@ class SideObservationMixture:
     every other: that is the side information, $P_{ij} = ((1 - K f)\,\delta_{ij} + f) / v_j$. Which rows a micro-batch
     holds is a pure function of the arms so far, which a checkpoint keeps: a resumed run repeats it.
 
-    | `reward` | of a micro-batch, seen in every `reward_every`-th step |
+    | `reward` | of a micro-batch, seen in the first steps and in every `reward_every`-th |
     |---|---|
     | `"alignment"` | inner product of its gradient with the target's, over the latter's squared norm |
     | `"loss"` | its training loss: the usual reward of such mixtures, which likes noise |
@@ -116,7 +116,7 @@ class SideObservationMixture:
         reward (`str` or `Callable`, *optional*, defaults to `"alignment"`):
             See the table. Of a function the mean over processes counts.
         reward_every (`int`, *optional*, defaults to `4`):
-            Optimiser steps from one measurement to the next.
+            Optimiser steps from one measurement to the next, once every source can have been looked at twice.
         target_rows (`int`, *optional*, defaults to `32`):
             Prepared target rows of a measurement, over all processes.
         floor_share (`float`, *optional*, defaults to `0.02`):
@@ -359,9 +359,9 @@ class SideObservationMixture:
     def shares(self) -> dict[str, float]:
         """Share of each source in the micro-batches trained lately, as many as the window of rewards spans."""
         span = max(1, round(self.reward_window * self.reward_every))
-        recent = self.batch_sources[: self.num_trained][-span:]
-        counts = np.bincount(np.array(recent, dtype=np.int64), minlength=len(self.names))
-        return dict(zip(self.names, (counts / max(len(recent), 1)).tolist(), strict=True))
+        last_batches = self.batch_sources[: self.num_trained][-span:]
+        counts = np.bincount(np.array(last_batches, dtype=np.int64), minlength=len(self.names))
+        return dict(zip(self.names, (counts / max(len(last_batches), 1)).tolist(), strict=True))
 
     @property
     def means(self) -> dict[str, float]:
@@ -392,8 +392,7 @@ class SideObservationMixture:
         edges = np.unique(np.linspace(0, len(trained), min(len(trained), _CURVE_PARTS) + 1).astype(np.int64))
         parts = [np.bincount(trained[start:stop], minlength=len(self.names)) for start, stop in pairwise(edges)]
         curve = np.array([part / part.sum() for part in parts]).reshape(-1, len(self.names)).T
-        is_known = [math.isfinite(error) for error in self.standard_errors.values()]
-        known = [name for name, has_looks in zip(self.names, is_known, strict=True) if has_looks]
+        observed_names = [name for name, error in self.standard_errors.items() if math.isfinite(error)]
         readings = counts * self.rows_per_batch / np.array(self.sizes)
         return MixtureReport(
             reward="a function" if callable(self.reward) else self.reward,
@@ -401,8 +400,8 @@ class SideObservationMixture:
             readings=dict(zip(self.names, readings.tolist(), strict=True)),
             shares=self.shares,
             overall_shares=dict(zip(self.names, (counts / max(len(trained), 1)).tolist(), strict=True)),
-            means={name: self.means[name] for name in known},
-            standard_errors={name: self.standard_errors[name] for name in known},
+            means={name: self.means[name] for name in observed_names},
+            standard_errors={name: self.standard_errors[name] for name in observed_names},
             steps=((edges[:-1] + edges[1:]) / 2 / self.batches_per_step).tolist(),
             curve=dict(zip(self.names, curve.tolist(), strict=True)),
         )
@@ -483,15 +482,15 @@ def _unpacked(text: str, num_arms: int) -> list[int]:
 def _checked_sources(sources: Mapping[str, Dataset]) -> dict[str, Dataset]:
     if not isinstance(sources, Mapping) or not sources:
         raise ValueError("sources must map the name of each source to its rows, and name at least one.")
-    checked = {}
+    source_rows = {}
     for name, rows in sources.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a source must be a text, got {name!r}.")
-        checked[name] = _checked_rows(f"source {name!r}", rows)
-    first = next(iter(checked))
-    for name, rows in checked.items():
-        _same_columns(first, checked[first], f"source {name!r}", rows)
-    return checked
+        source_rows[name] = _checked_rows(f"source {name!r}", rows)
+    first = next(iter(source_rows))
+    for name, rows in source_rows.items():
+        _same_columns(first, source_rows[first], f"source {name!r}", rows)
+    return source_rows
 
 
 def _checked_rows(title: str, rows: Dataset) -> Dataset:

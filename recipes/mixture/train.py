@@ -148,8 +148,8 @@ class MixtureRecipe(SFTRecipe[MixtureRecipeArguments]):
             )
         held_out = None
         if script_args.wants_held_out(training_args):
-            named = script_args.eval_dataset_name
-            held_out = target if named is None else script_args.prepare_rows(load_rows(named))
+            eval_name = script_args.eval_dataset_name
+            held_out = target if eval_name is None else script_args.prepare_rows(load_rows(eval_name))
             if held_out is None:
                 raise ValueError("evaluation needs rows: name them in eval_dataset_name, or set eval_strategy to 'no'")
             held_out = first_rows(held_out, script_args.max_eval_rows)
@@ -205,8 +205,8 @@ def load_part(part: DatasetConfig) -> Dataset:
         files = [files] if isinstance(files, str) else files.values() if isinstance(files, dict) else files
         for path in (part.path, *(file for file in files if isinstance(file, str))):
             check_files(Path(path), part.name, part.data_dir)
-        bare = DatasetConfig(**(asdict(part) | {"columns": None, "fraction": None}))
-        rows = get_dataset(DatasetMixtureConfig(datasets=[bare]))["train"]
+        whole_part = DatasetConfig(**(asdict(part) | {"columns": None, "fraction": None}))
+        rows = get_dataset(DatasetMixtureConfig(datasets=[whole_part]))["train"]
     else:
         rows = load_rows(part.path, split=part.split if is_saved else None)
     missing = [name for name in part.columns or () if name not in rows.column_names]
@@ -222,12 +222,10 @@ def source_names(parts: list[DatasetConfig]) -> list[str]:
         place = part.data_files if isinstance(part.data_files, str) else part.path
         names.append(Path(place).name.split(".")[0] or place)
     counts = Counter(names)
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(f"{name} {seen[name]}" if counts[name] > 1 else name)
-    return numbered
+    return [
+        f"{name} {names[: position + 1].count(name)}" if counts[name] > 1 else name
+        for position, name in enumerate(names)
+    ]
 
 
 def datasets_text(parts: list[DatasetConfig], shares: list[float]) -> str:

@@ -152,8 +152,8 @@ class MixtureTraining(MixtureHooks):
             self._observe_block(step)
         elif is_observed and self.mixture.reward == "alignment":
             with self.metrics_as_before():
-                drawn = super().get_batch_samples(*self._target_batches(step))
-            self._target_gradient = self._gradient_of(*drawn, step=step)
+                target_batches = super().get_batch_samples(*self._target_batches(step))
+            self._target_gradient = self._gradient_of(*target_batches, step=step)
         # After the target's, so that the host's checks know the rows of this step.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._num_batches = len(batches) if is_observed and not self.mixture.rewards_blocks else 0
@@ -172,8 +172,10 @@ class MixtureTraining(MixtureHooks):
 
     def _observe_batches(self) -> None:
         """Rewards of the step's micro-batches, the same on every process."""
-        noted = torch.tensor(self._products, dtype=torch.float64 if self.args.device.type == "cpu" else torch.float32)
-        means = self.accelerator.gather(noted[None].to(self.args.device)).double().mean(dim=0)
+        local_values = torch.tensor(
+            self._products, dtype=torch.float64 if self.args.device.type == "cpu" else torch.float32
+        )
+        means = self.accelerator.gather(local_values[None].to(self.args.device)).double().mean(dim=0)
         if self._target_gradient:
             # Gradients are summed over processes with the last micro-batch alone (DDP): the mean of the products
             # before, of each process's own gradient, and the product after, the same on all, follow one another.
