@@ -143,7 +143,7 @@ MEASURED = {
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
     "mixture_selection": [
         "hf_ext/_upstream/mixture.py",
-        *(f"hf_ext/bandits/{name}.py" for name in ("information", "mixture", "rules", "side_observations")),
+        *(f"hf_ext/bandits/{name}.py" for name in ("information", "mixture", "rules", "side_observations", "spread")),
         *(f"trainers/mixture/{name}.py" for name in ("feedback", "rows", "trainer")),
     ],
     "moe_em_convergence": MIXTURES,

@@ -16,6 +16,8 @@ from hf_ext.bandits.information import SideInformation
 from hf_ext.bandits.mixture_report import MixtureReport
 from hf_ext.bandits.rules import PolicyName
 from hf_ext.bandits.side_observations import SideObservationPolicy
+from hf_ext.bandits.source_rows import checked_rows, checked_sources, require_same_columns
+from hf_ext.bandits.spread import Spread
 from hf_ext.guards.numbers import SEED, SIZE, Bounds
 from hf_ext.guards.runs import changed_settings
 
@@ -29,63 +31,10 @@ FloatArray = NDArray[np.float64]
 REWARDS = ("alignment", "loss", "probe_drop")
 FLOOR = Bounds(float, 0, 1, "a number, at least 0 and below 1", below=True)
 WINDOW = Bounds(float, 2, math.inf, "a finite number, at least 2", below=True)
-WIDENING = 1.2  # of variances, which are estimated and used as if they were known
 _LEAST_LOOKS = 2  # at each source, before the policy is asked: a variance needs a difference
-_LEAST_SPREAD = 1e-6  # variance of a reward, as a share of its mean square: rewards may be exact
 _CURVE_PARTS = 50
 # Streams of random numbers, behind the seed.
 _SOURCE_DRAWS, _ROW_DRAWS, _TARGET_DRAWS = 1, 2, 3
-
-
-class Spread:
-    r"""
-    Running variances of what is observed of each arm, around means that drift: from successive differences $d_j$.
-
-    $v_j = (\sum d_j^2 / 2 + \bar v) / (n_j + 1)$ with $\bar v$ that of all arms together, and what is old fades.
-
-    Args:
-        num_arms (`int`):
-            Arms.
-        window (`float`):
-            Differences after which one has faded to 1/e.
-    """
-
-    def __init__(self, num_arms: int, window: float) -> None:
-        self.fading = 1 - 1 / window
-        self.latest = np.full(num_arms, np.nan)
-        self.squares = np.zeros(num_arms)
-        self.differences = np.zeros(num_arms)
-        self.mean_square = 0.0
-        self.looks = np.zeros(num_arms)
-
-    def add(self, arm: int, value: float) -> None:
-        """One more observation of an arm."""
-        if self.looks[arm] > 0:
-            self.squares[arm] = self.fading * self.squares[arm] + (value - self.latest[arm]) ** 2 / 2
-            self.differences[arm] = self.fading * self.differences[arm] + 1
-        self.latest[arm] = value
-        self.looks[arm] += 1
-        self.mean_square += (value**2 - self.mean_square) / self.looks.sum()
-
-    def variance(self, arm: int) -> float:
-        """Of one observation of an arm, widened; above 0."""
-        pooled = self.squares.sum() / max(self.differences.sum(), 1.0)
-        variance = (self.squares[arm] + pooled) / (self.differences[arm] + 1)
-        return WIDENING * max(float(variance), _LEAST_SPREAD * self.mean_square, 1e-60)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; what was never observed is 0."""
-        arrays = {name: getattr(self, name).tolist() for name in ("squares", "differences", "looks")}
-        return {**arrays, "latest": np.nan_to_num(self.latest).tolist(), "mean_square": self.mean_square}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        for name in ("squares", "differences", "looks", "latest"):
-            values = np.array(state[name], dtype=np.float64)
-            if values.shape != self.looks.shape or not np.isfinite(values).all():
-                raise ValueError(f"{name} must be finite and of shape {self.looks.shape}")
-            setattr(self, name, values)
-        self.mean_square = float(state["mean_square"])
 
 
 class SideObservationMixture:
@@ -159,7 +108,7 @@ class SideObservationMixture:
                 raise ValueError(f"{name} {problem}.")
         if not (callable(reward) or reward in REWARDS):
             raise ValueError(f"reward must be one of {REWARDS}, or a function of the trainer, got {reward!r}.")
-        self.sources = _checked_sources(sources)
+        self.sources = checked_sources(sources)
         self.names = tuple(self.sources)
         if floor_share * len(self.names) > 1:
             raise ValueError(
@@ -167,8 +116,8 @@ class SideObservationMixture:
                 f"{1 / len(self.names):g} can go to each."
             )
         if target is not None:
-            target = _checked_rows("the target", target)
-            _same_columns(self.names[0], self.sources[self.names[0]], "the target", target)
+            target = checked_rows("the target", target)
+            require_same_columns(self.names[0], self.sources[self.names[0]], "the target", target)
         elif reward in ("alignment", "probe_drop"):
             raise ValueError(f"reward={reward!r} needs target=, held-out rows of what the model is to become good at.")
         self.target = target
@@ -477,38 +426,3 @@ def _unpacked(text: str, num_arms: int) -> list[int]:
     if arms.size and arms.max() >= num_arms:
         raise ValueError(f"an arm is {arms.max()}, of {num_arms} sources")
     return arms.tolist()
-
-
-def _checked_sources(sources: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    if not isinstance(sources, Mapping) or not sources:
-        raise ValueError("sources must map the name of each source to its rows, and name at least one.")
-    source_rows = {}
-    for name, rows in sources.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"the name of a source must be a text, got {name!r}.")
-        source_rows[name] = _checked_rows(f"source {name!r}", rows)
-    first = next(iter(source_rows))
-    for name, rows in source_rows.items():
-        _same_columns(first, source_rows[first], f"source {name!r}", rows)
-    return source_rows
-
-
-def _checked_rows(title: str, rows: Dataset) -> Dataset:
-    if not (hasattr(rows, "select") and hasattr(rows, "column_names") and hasattr(rows, "__len__")):
-        raise ValueError(
-            f"{title} is a {type(rows).__name__}, and must be a datasets.Dataset: rows are drawn from it in any order "
-            "and a resumed run draws them again, which a stream cannot give. Materialise it, for instance with "
-            "datasets.Dataset.from_list(list(stream.take(n)))."
-        )
-    if len(rows) == 0:
-        raise ValueError(f"{title} is empty: there is no row to draw. Check its filters and split.")
-    return rows
-
-
-def _same_columns(first: str, first_rows: Dataset, title: str, rows: Dataset) -> None:
-    names, other_names = set(first_rows.column_names), set(rows.column_names)
-    if names != other_names:
-        raise ValueError(
-            f"{title} and source {first!r} have unlike columns: {sorted(other_names - names)} in the former alone, "
-            f"{sorted(names - other_names)} in the latter alone. Rename or remove columns until all have the same."
-        )

@@ -152,8 +152,8 @@ class MixtureTraining(MixtureHooks):
             self._observe_block(step)
         elif is_observed and self.mixture.reward == "alignment":
             with self.metrics_as_before():
-                target_batches = super().get_batch_samples(*self._target_batches(step))
-            self._target_gradient = self._gradient_of(*target_batches, step=step)
+                target_batches, num_target_items = super().get_batch_samples(*self._target_batches(step))
+            self._target_gradient = self._gradient_of(target_batches, num_target_items, step)
         # After the target's, so that the host's checks know the rows of this step.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._num_batches = len(batches) if is_observed and not self.mixture.rewards_blocks else 0
