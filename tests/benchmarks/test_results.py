@@ -43,7 +43,6 @@ PARTS = {  # of several scripts
 AWAITED = {
     "bandit_regret",
     "checkpoint_selection",
-    "core_smollm2",
     "mixture_selection",
     "moe_em_convergence",
     "moe_lora",
