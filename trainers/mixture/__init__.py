@@ -17,7 +17,7 @@ METHOD = Method(
         title="Asymptotically-Optimal Gaussian Bandits with Side Observations",
         id="2505.10698",
         citation="""@inproceedings{atsidakou2022asymptotically,
-    title  = {{Asymptotically-Optimal Gaussian Bandits with Side Observations}},
+    title  = {Asymptotically-Optimal Gaussian Bandits with Side Observations},
     author = {Atsidakou, Alexia and Papadigenopoulos, Orestis and Caramanis, Constantine and Sanghavi, Sujay and
               Shakkottai, Sanjay},
     booktitle = {International Conference on Machine Learning},

@@ -62,7 +62,7 @@ class ShiftRowIndex:
         """Number the rows of one batch."""
         values = batch[ROW_INDEX]
         shift = self.offset
-        return {ROW_INDEX: [(np.array(value) + shift).tolist() for value in values]}
+        return {ROW_INDEX: [(np.asarray(value) + shift).tolist() for value in values]}
 
 
 def joined(sources: list[Dataset], raw_sizes: list[int]) -> Dataset:
