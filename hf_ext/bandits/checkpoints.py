@@ -243,9 +243,9 @@ def select_checkpoint(
 def _checkpoints(run_dir: str | Path | Sequence[str | Path]) -> dict[str, str]:
     """Names and places of the candidates, the oldest checkpoint of a run first."""
     if not isinstance(run_dir, str | Path):
-        places = [str(place) for place in run_dir]
-        names = [Path(place).name or place for place in places]
-        return dict(zip(places if len(set(names)) < len(names) else names, places, strict=True))
+        paths = [str(path) for path in run_dir]
+        names = [Path(path).name or path for path in paths]
+        return dict(zip(paths if len(set(names)) < len(names) else names, paths, strict=True))
     whole_checkpoints = whole_checkpoints_in(run_dir)
     if not whole_checkpoints:
         raise ValueError(f"{run_dir} holds no whole checkpoint (checkpoint-N, with weights): name a run's folder.")

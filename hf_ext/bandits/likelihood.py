@@ -68,10 +68,10 @@ class ModelLosses:
         self.mean_num_tokens = float(rows.num_tokens.mean())
         self.measure = RowLosses(batch_size, autocast_dtype, False, tokenizer.pad_token_id or 0)
 
-    def __call__(self, model: Model, places: Sequence[int]) -> NDArray[np.float64]:
-        """Nats, shape `(places,)`; not finite where the model's logits are not."""
+    def __call__(self, model: Model, indices: Sequence[int]) -> NDArray[np.float64]:
+        """Nats, shape `(rows,)`; not finite where the model's logits are not."""
         columns = (self.rows.ids, self.rows.labels, self.rows.index)
-        chosen_rows = Rows(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
+        chosen_rows = Rows(*([column[index] for index in indices] for column in columns))  # type: ignore[arg-type]
         return self.measure.any_nll(model, chosen_rows, "rows") / self.mean_num_tokens
 
 
@@ -95,11 +95,11 @@ class CheckpointLosses:
         self.name = loaded_name
         self.device = device
 
-    def __call__(self, name: str, places: Sequence[int]) -> NDArray[np.float64]:
-        """Nats, shape `(places,)`."""
+    def __call__(self, name: str, indices: Sequence[int]) -> NDArray[np.float64]:
+        """Nats, shape `(rows,)`."""
         if name != self.name:
             self.model = None  # one at a time
             free_memory()
             self.model = load_candidate(name, self.device)
             self.name = name
-        return self.losses(self.model, places)
+        return self.losses(self.model, indices)

@@ -54,15 +54,15 @@ class ItemValues:
 
     def _read(self, record: dict[str, Any]) -> None:
         row = self.names.index(record["candidate"])
-        places = record["items"]
+        indices = record["items"]
         values = [math.nan if value is None else value for value in record["values"]]
-        are_places = all(type(place) is int and 0 <= place < self.values.shape[1] for place in places)
-        if not are_places or len(places) != len(values) or not all(type(value) is float for value in values):
+        are_valid = all(type(index) is int and 0 <= index < self.values.shape[1] for index in indices)
+        if not are_valid or len(indices) != len(values) or not all(type(value) is float for value in values):
             raise ValueError("a field of another kind")
-        self.values[row, places] = values
-        self.is_measured[row, places] = True
+        self.values[row, indices] = values
+        self.is_measured[row, indices] = True
 
-    def add(self, row: int, places: Sequence[int], values: NDArray[np.float64]) -> None:
+    def add(self, row: int, indices: Sequence[int], values: NDArray[np.float64]) -> None:
         """
         Keep the values of a candidate on items.
 
@@ -71,13 +71,13 @@ class ItemValues:
         """
         if self.folder is not None:
             finite = [float(value) if math.isfinite(value) else None for value in values]
-            record = {"candidate": self.names[row], "items": list(map(int, places)), "values": finite}
+            record = {"candidate": self.names[row], "items": list(map(int, indices)), "values": finite}
             path = self.folder / VALUES
             advice = "Free some space and run again: it goes on with what is not measured."
             with writing("the values", path, advice=advice):
                 append_whole(path, [(json.dumps(record) + "\n").encode()])
-        self.values[row, places] = values
-        self.is_measured[row, places] = True
+        self.values[row, indices] = values
+        self.is_measured[row, indices] = True
 
 
 def content_digest(items: Sequence[Any]) -> str | None:
@@ -126,8 +126,8 @@ class Race:
         """Measure and drop, round by round."""
         looks = look_counts(len(self.items))
         budget = self.settings["budget"]
-        most = len(self.names) * len(self.items) if budget is None else budget
-        with tqdm(total=most, desc="selection", unit="evaluation", disable=not self.show_progress) as bar:
+        max_evaluations = len(self.names) * len(self.items) if budget is None else budget
+        with tqdm(total=max_evaluations, desc="selection", unit="evaluation", disable=not self.show_progress) as bar:
             for number, look in enumerate(looks):
                 last_count = self.counts[-1] if self.counts else 0
                 affordable = look if budget is None else last_count + (budget - sum(self.num_seen)) // len(self.racing)
@@ -149,10 +149,10 @@ class Race:
         # To and fro: the candidate that was loaded last is the first to be measured in the next round.
         rows = self.racing if number % 2 == 0 else self.racing[::-1]
         for row in rows:
-            places = self.order[:count]
-            missing = places[~self.store.is_measured[row, places]]
+            indices = self.order[:count]
+            missing = indices[~self.store.is_measured[row, indices]]
             bar.update(count - self.num_seen[row] - len(missing))
-            if not self._is_finite(row, places):  # of an earlier run, which stopped there
+            if not self._is_finite(row, indices):  # of an earlier run, which stopped there
                 missing = missing[:0]
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
@@ -161,30 +161,30 @@ class Race:
                 bar.update(len(batch))
                 if not np.isfinite(values).all():
                     break
-            self.num_seen[row] = int(self.store.is_measured[row, places].sum())
-            if not self._is_finite(row, places):
+            self.num_seen[row] = int(self.store.is_measured[row, indices].sum())
+            if not self._is_finite(row, indices):
                 self.status[row] = "not finite"
         self._refuse_no_finite()
         self.racing = [row for row in self.racing if self.status[row] != "not finite"]
 
-    def _is_finite(self, row: int, places: NDArray[np.int64]) -> bool:
+    def _is_finite(self, row: int, indices: NDArray[np.int64]) -> bool:
         """Whether all values of a candidate are finite that were measured on these items."""
-        is_missing = ~self.store.is_measured[row, places]
-        return bool((is_missing | np.isfinite(self.store.values[row, places])).all())
+        is_missing = ~self.store.is_measured[row, indices]
+        return bool((is_missing | np.isfinite(self.store.values[row, indices])).all())
 
-    def _values_of(self, row: int, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _values_of(self, row: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         batch: Any
         if hasattr(self.items, "select"):
-            batch = self.items.select(places.tolist())
+            batch = self.items.select(indices.tolist())
         elif isinstance(self.items, np.ndarray):
-            batch = self.items[places]
+            batch = self.items[indices]
         else:
-            batch = [self.items[place] for place in places.tolist()]
+            batch = [self.items[index] for index in indices.tolist()]
         values = np.asarray(self.evaluate(self.candidates[row], batch), dtype=np.float64)
-        if values.shape != (len(places),):
+        if values.shape != (len(indices),):
             raise ValueError(
-                f"evaluate gave values of shape {values.shape} for candidate {self.names[row]!r} and {len(places)} "
-                f"items: it must give one number an item, shape ({len(places)},)."
+                f"evaluate gave values of shape {values.shape} for candidate {self.names[row]!r} and {len(indices)} "
+                f"items: it must give one number an item, shape ({len(indices)},)."
             )
         return values
 
@@ -194,8 +194,8 @@ class Race:
         words = []
         for row in self.racing[:3]:
             values = np.where(self.store.is_measured[row], self.store.values[row], 0.0)
-            place = int(np.flatnonzero(~np.isfinite(values))[0])
-            words.append(f"{self.names[row]!r} gives {values[place]} on item {place:,}")
+            index = int(np.flatnonzero(~np.isfinite(values))[0])
+            words.append(f"{self.names[row]!r} gives {values[index]} on item {index:,}")
         raise ValueError(f"No candidate gives finite values: {', '.join(words)}. Leave out what has no value.")
 
     def _drop(self, count: int, num_looks: int) -> None:
@@ -233,8 +233,8 @@ class Race:
         )
 
     def _differences(self, best: int, row: int, count: int) -> NDArray[np.float64]:
-        places = self.order[:count]
-        return self.sign * (self.store.values[best, places] - self.store.values[row, places])
+        indices = self.order[:count]
+        return self.sign * (self.store.values[best, indices] - self.store.values[row, indices])
 
     def _is_level(self, best: int, row: int) -> bool:
         """Whether the means over the pool differ by no more than rounding."""

@@ -142,9 +142,9 @@ class Selection(SavedReport):
 
     def _certificate(self) -> str:
         num_items = self.settings["num_items"]
-        most = num_items * len(self.candidates)
+        max_evaluations = num_items * len(self.candidates)
         name = f"**{escape(self.name)}**"
-        expense = f"{self.items_spent:,} of {most:,} evaluations"
+        expense = f"{self.items_spent:,} of {max_evaluations:,} evaluations"
         if len(self.candidates) == 1:
             return f"{name} is the only candidate; nothing was measured."
         if not self.certified:
@@ -163,7 +163,7 @@ class Selection(SavedReport):
             )
         return (
             f"{name} is the best on these {num_items:,} items, at {_percent(self.level)} confidence, after {expense} "
-            f"({self.items_spent / most:.0%})."
+            f"({self.items_spent / max_evaluations:.0%})."
         )
 
     def _caption(self) -> str:
