@@ -89,6 +89,8 @@ EXPORTS = {
     "hf_ext.evaluation.preference": ("likelihood_report",),
     "hf_ext.evaluation.preference_report": ("LikelihoodReport",),
     "hf_ext.evaluation.report": ("ForgettingReport",),
+    "hf_ext.evaluation.wise_ft": ("wise_ft",),
+    "hf_ext.evaluation.wise_ft_sweep": ("WiseFTSweep", "sweep_wise_ft"),
     "hf_ext.guards.finite": ("NonFiniteError",),
     "hf_ext.guards.preference_rows": ("check_preference_rows", "check_unpaired_rows"),
     "hf_ext.guards.rows": ("RowError", "check_sft_rows"),

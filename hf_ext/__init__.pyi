@@ -96,6 +96,9 @@ from hf_ext.evaluation.metrics import NDCGAt10 as NDCGAt10
 from hf_ext.evaluation.preference import likelihood_report as likelihood_report
 from hf_ext.evaluation.preference_report import LikelihoodReport as LikelihoodReport
 from hf_ext.evaluation.report import ForgettingReport as ForgettingReport
+from hf_ext.evaluation.wise_ft import wise_ft as wise_ft
+from hf_ext.evaluation.wise_ft_sweep import WiseFTSweep as WiseFTSweep
+from hf_ext.evaluation.wise_ft_sweep import sweep_wise_ft as sweep_wise_ft
 from hf_ext.guards.finite import NonFiniteError as NonFiniteError
 from hf_ext.guards.preference_rows import check_preference_rows as check_preference_rows
 from hf_ext.guards.preference_rows import check_unpaired_rows as check_unpaired_rows

@@ -168,6 +168,12 @@ def report_output(options: argparse.Namespace, files: Sequence[str]) -> Iterator
         yield folder
 
 
+def require_folder(output: str | None) -> None:
+    """Refuse a report's place now, and not after everything is measured."""
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"--output {output!r} is a file, and a folder is to be written; name another")
+
+
 def print_report(report: SavedReport, folder: Path | None, *, as_json: bool) -> None:
     """Print a report as JSON, or as Markdown with the folder that it was written to, if any."""
     if as_json:

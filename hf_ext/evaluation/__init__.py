@@ -9,6 +9,12 @@ METHODS = (
         commands=("eval forgetting",),
     ),
     Method(
+        name="wise_ft",
+        summary="the model between a tuned one and its original: no training, an alpha picked by KL",
+        commands=("eval wise-ft",),
+        paper=Paper(title="Robust fine-tuning of zero-shot models", id="2109.01903", citation=""),
+    ),
+    Method(
         name="preference",
         summary="how tuning changed the likelihood of chosen and rejected responses",
         commands=("eval preference",),

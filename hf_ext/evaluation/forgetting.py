@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.evaluation.core.report import CoreReport
 
-__all__ = ["ForgettingReport", "RowLosses", "forgetting_report"]
+__all__ = ["ForgettingMeasures", "ForgettingReport", "RowLosses", "forgetting_report"]
 
 LOGIT_BYTES = 512 * 2**20
 """Upper bound of a batch's logits (both models' together), in bytes of float32; one row is always allowed."""
@@ -125,54 +126,135 @@ def forgetting_report(
     Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
     runs = dict(new) if isinstance(new, Mapping) else {"new": new}
-    if target is None and context_free is None and general_text is None and core is None:
-        raise ValueError("Nothing to measure: give at least one of target, context_free, general_text and core.")
     if not runs:
         raise ValueError("No model to measure: `new` is an empty mapping.")
     first = next(iter(runs.values()))
     # With adapters the original is the tuned model itself, switched off around each of its forwards.
-    start: Model = _only_run(runs) if original is None else loaded(original, like=first)
-    original_off = adapters_off if original is None else _left_alone
-    measure = RowLosses(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
-    rows = rows_to_score(start, tokenizer, target, context_free, general_text, args, max_length)
-    group_of = group_names(target, groups, rows.get("target"))
+    measures = ForgettingMeasures(
+        lambda: _only_run(runs) if original is None else loaded(original, like=first),
+        tokenizer,
+        target=target,
+        context_free=context_free,
+        general_text=general_text,
+        core=core,
+        core_max_rows=core_max_rows,
+        groups=groups,
+        args=args,
+        batch_size=batch_size,
+        max_length=max_length,
+        autocast_dtype=autocast_dtype,
+        show_progress=show_progress,
+        original_off=adapters_off if original is None else _left_alone,
+    )
+    return measures.report([measures.of(name, tuned) for name, tuned in runs.items()])
 
-    def core_report(model: Model, against: CoreReport | None = None) -> CoreReport | None:
-        if core is None:
-            return None
-        return evaluate_core(
-            model,
-            tokenizer,
-            core,
-            max_rows=core_max_rows,
-            against=against,
-            autocast_dtype=autocast_dtype,
-            show_progress=show_progress,
-        )
 
-    with original_off(start):
-        original_values = {key: measure.nll(start, rows[key], f"original: {key} loss") for key in rows if key != "kl"}
-        original_core = core_report(start)
-    results = []
-    for name, tuned in runs.items():
-        model = loaded(tuned, like=start)
-        values = {key: measure.nll(model, rows[key], f"{name}: {key} loss") for key in original_values}
-        if "kl" in rows:
-            values["kl"] = measure.kl(start, model, rows["kl"], f"{name}: KL(original || new)", original_off)
-        results.append(_run_result(name, rows, values, original_values, group_of, core_report(model, original_core)))
+class ForgettingMeasures:
+    """
+    The measures of [`forgetting_report`] on one original model, for tuned models that come one after another.
+
+    The original model is measured once, here.
+
+    Args:
+        original (`Callable`):
+            Gives the original model, once the arguments are looked at.
+        tokenizer, target, context_free, ...:
+            As in [`forgetting_report`].
+        original_off (`Callable`, *optional*):
+            Context in which a model is the original.
+
+    Attributes:
+        original (`RunResult`):
+            What was measured on it.
+
+    Raises:
+        ValueError: if there is nothing to measure, or as in [`forgetting_report`].
+    """
+
+    def __init__(
+        self,
+        original: Callable[[], Model],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        target: Dataset | None = None,
+        context_free: ContextFreeStore | Dataset | str | Path | None = None,
+        general_text: Dataset | Sequence[str] | None = None,
+        core: str | Path | None = None,
+        core_max_rows: int | None = 100,
+        groups: str | None = None,
+        args: SFTConfig | None = None,
+        batch_size: int = 8,
+        max_length: int = 1024,
+        autocast_dtype: torch.dtype | None = None,
+        show_progress: bool = True,
+        original_off: Callable[[Model], AbstractContextManager] | None = None,
+    ) -> None:
+        if target is None and context_free is None and general_text is None and core is None:
+            raise ValueError("Nothing to measure: give at least one of target, context_free, general_text and core.")
+        self.settings = {
+            "unit": "nats per token",
+            "interval": f"{CONFIDENCE:.0%} over rows, delta method for a ratio of sums",
+            "max_length": max_length,
+            "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
+            "groups": groups,
+            "core_max_rows": None if core is None else core_max_rows,
+        }
+        self._start = original()
+        self._original_off = original_off or _left_alone
+        self._losses = RowLosses(batch_size, autocast_dtype, show_progress, tokenizer.pad_token_id or 0)
+        self._rows = rows_to_score(self._start, tokenizer, target, context_free, general_text, args, max_length)
+        self._group_of = group_names(target, groups, self._rows.get("target"))
+        self._core = None
+        if core is not None:
+            self._core = partial(
+                evaluate_core,
+                tokenizer=tokenizer,
+                data=core,
+                max_rows=core_max_rows,
+                autocast_dtype=autocast_dtype,
+                show_progress=show_progress,
+            )
+        losses = [key for key in self._rows if key != "kl"]
+        with self._original_off(self._start):
+            self._values = {key: self._nll(self._start, key, "original") for key in losses}
+            self._original_core = None if self._core is None else self._core(self._start)
+        self.original = self._result("original", self._values, None, self._original_core)
+
+    def of(self, name: str, tuned: Model | str | Path) -> RunResult:
+        """
+        What a tuned model, an object or a folder, learned and forgot; `name` is the run's.
+
+        Raises:
+            ValueError: if its vocabulary is another.
+            FloatingPointError: if it gives a loss that is not finite.
+        """
+        model = loaded(tuned, like=self._start)
+        values = {key: self._nll(model, key, name) for key in self._values}
+        if "kl" in self._rows:
+            title = f"{name}: KL(original || new)"
+            values["kl"] = self._losses.kl(self._start, model, self._rows["kl"], title, self._original_off)
+        core = None if self._core is None else self._core(model, against=self._original_core)
+        result = self._result(name, values, self._values, core)
         if model is not tuned:  # loaded here, so it is ours to drop before the next one comes
             del model
             free_memory()
-    settings = {
-        "unit": "nats per token",
-        "interval": f"{CONFIDENCE:.0%} over rows, delta method for a ratio of sums",
-        "max_length": max_length,
-        "autocast_dtype": None if autocast_dtype is None else str(autocast_dtype).removeprefix("torch."),
-        "groups": groups,
-        "core_max_rows": None if core is None else core_max_rows,
-    }
-    original_result = _run_result("original", rows, original_values, None, group_of, original_core)
-    return ForgettingReport(original_result, results, settings)
+        return result
+
+    def report(self, runs: list[RunResult]) -> ForgettingReport:
+        """The report of such results."""
+        return ForgettingReport(self.original, runs, self.settings)
+
+    def _nll(self, model: Model, key: str, name: str) -> NDArray[np.float64]:
+        return self._losses.nll(model, self._rows[key], f"{name}: {key} loss")
+
+    def _result(
+        self,
+        name: str,
+        values: dict[str, NDArray[np.float64]],
+        original_values: dict[str, NDArray[np.float64]] | None,
+        core_report: CoreReport | None,
+    ) -> RunResult:
+        return _run_result(name, self._rows, values, original_values, self._group_of, core_report)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

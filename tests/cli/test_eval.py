@@ -91,3 +91,57 @@ def test_nothing_to_measure_is_status_2(tuned, capsys):
 def test_json_is_the_report_that_is_written(tuned, capsys):
     assert main([*EVAL, "--new", "same", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tuned / "report" / "forgetting.json").read_text())
+
+
+WISE_FT = shlex.split("eval wise-ft --original original --new uniform --device cpu")
+
+
+def test_wise_ft_measures_the_models_between_and_saves_the_one_within_the_bound(tuned, capsys):
+    measures = ["--num-tokens", "200", "--target", "held_out.jsonl", "--output", "report"]
+    assert main([*WISE_FT, *measures, "--alpha", "0.9", "0.1", "0.5"]) == 0
+    sweep = json.loads((tuned / "report" / "wise_ft.json").read_text())
+    kl = [run["kl_original_to_new"]["mean"] for run in sweep["report"]["runs"]]
+    assert sweep["alphas"] == [0.1, 0.5, 0.9]
+    assert sweep["alpha"] is None
+    assert sorted(kl) == kl
+    bound = str((kl[1] + kl[2]) / 2)
+    assert main([*WISE_FT, *measures, "--alpha", "0.9", "0.1", "0.5", "--max-kl", bound, "--save", "between"]) == 0
+    alpha = json.loads((tuned / "report" / "wise_ft.json").read_text())["alpha"]
+    assert f"Picked: alpha {alpha:g}" in capsys.readouterr().out
+    start, end, between = (
+        AutoModelForCausalLM.from_pretrained(tuned / name).model.norm.weight
+        for name in ("original", "uniform", "between")
+    )
+    torch.testing.assert_close(between, (1 - alpha) * start + alpha * end)
+    assert main(["eval", "forgetting", "--original", "original", "--new", "between", *measures]) == 0
+    again = json.loads((tuned / "report" / "forgetting.json").read_text())["runs"][0]
+    picked = json.loads((tuned / "report" / "wise_ft.json").read_text())["report"]["runs"]
+    losses = {run["name"]: run["target_loss"]["mean"] for run in picked}
+    assert again["target_loss"]["mean"] == pytest.approx(losses[f"alpha {alpha:g}"], abs=1e-6)
+
+
+def test_wise_ft_saves_one_alpha_without_measuring(tuned, capsys):
+    assert main([*WISE_FT, "--alpha", "0.25", "--save", "between"]) == 0
+    assert capsys.readouterr().out == "model: between\n"
+    assert main([*WISE_FT, "--alpha", "0.25", "--save", "between"]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert main([*WISE_FT, "--alpha", "0.5", "--save", "between", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["nothing to measure"]),
+        (["--target", "held_out.jsonl", "--save", "between"], ["--save writes one model"]),
+        (["--target", "held_out.jsonl", "--max-kl", "0.1"], ["--max-kl", "--num-tokens"]),
+        (["--num-tokens", "50"], ["--num-tokens needs --output"]),
+        (["--alpha", "0.5", "--save", "original"], ["original", "--original"]),
+        (["--num-tokens", "50", "--max-kl", "0", "--alpha", "1", "--output", "r", "--save", "b"], ["no alpha keeps"]),
+    ],
+)
+def test_wrong_arguments_of_wise_ft_are_status_2(tuned, capsys, arguments, words):
+    assert main([*WISE_FT, *arguments]) == 2
+    err = capsys.readouterr().err
+    message = err[err.index("hf-ext eval wise-ft: error:") :]
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)

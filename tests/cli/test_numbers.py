@@ -31,7 +31,7 @@ TAKEN = {
         "neftune_noise_alpha", "num_train_epochs", "ref_model_mixup_alpha", "reward_margin", "router_aux_loss_coef",
         "save_steps", "save_total_limit", "seed", "warmup_ratio", "warmup_steps", "weight_decay", "retrieval --k",
         "classify --threshold", "z_loss_weight", "cooldown_learning_rate", "plan_hourly_price",
-        "em_iterations", "max_reseeds", "tol",
+        "wise-ft --alpha", "wise-ft --max-kl", "em_iterations", "max_reseeds", "tol",
     },
     "-1": {
         "f_alpha_divergence_coef", "floor",  # any score, any coefficient
