@@ -103,7 +103,7 @@ def wise_ft(
                 f"output_dir mixes folders, and {name} is a {type(value).__name__}: give its folder, or leave "
                 "output_dir out and save what is returned."
             )
-    return _mixed_folder(Path(model), original, alpha, Path(output_dir))  # type: ignore[arg-type]  # just looked at
+    return _mixed_folder(Path(model), original, alpha, Path(output_dir))
 
 
 # --- in memory -------------------------------------------------------------------------------------------------------
