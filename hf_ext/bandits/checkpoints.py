@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def select_best(
         evaluate (`Callable`):
             From a candidate and at most `batch_size` items, a `Dataset` where `items` is one and a list otherwise, to
             a number for each: all of one candidate's in a round, then the next one's. Values of several trials of one
-            item are to be averaged. A candidate with a value that is not finite is dropped.
+            item are to be averaged. A candidate with a value that is not finite, or beyond 1e100, is dropped.
         items (`Sequence` or `Dataset`):
             The pool. With fewer than 64 items all are measured.
         confidence (`float`, *optional*, defaults to 0.95):
@@ -84,9 +84,9 @@ def select_best(
         `.plot()`, `.save(folder)`.
 
     Raises:
-        ValueError: if there is no candidate or no item, if two have one name, if a number is out of bounds, if
-            `evaluate` gives another number of values than it got items, if no candidate gives finite values alone, or
-            if `output_dir` holds the values of something else.
+        ValueError: if there is no candidate or no item, if two have one name or one has none, if a number is out of
+            bounds, if `evaluate` gives another number of values than it got items, if no candidate gives finite values
+            alone, or if `output_dir` holds the values of something else.
 
     Example:
 
@@ -104,11 +104,15 @@ def select_best(
         problem = bounds.problem_of(number)
         if problem is not None:
             raise ValueError(f"{name} {problem}.")
+    if not isinstance(greater_is_better, bool):
+        raise ValueError(f"greater_is_better must be True or False, got {greater_is_better!r}.")
     candidate_by_name = _named(candidates)
     if not hasattr(items, "__len__"):
         raise ValueError(
             f"items has no length ({type(items).__name__}): of a stream, take some and make a list of them."
         )
+    if isinstance(items, Mapping | Set) or hasattr(items, "iloc"):
+        raise ValueError(f"items is a {type(items).__name__}, which has no first item: make a list of its items.")
     if len(items) == 0:
         raise ValueError("items is empty: there is nothing to measure the candidates on.")
     if budget is not None and len(candidate_by_name) > 1 and budget < len(candidate_by_name):
@@ -138,10 +142,14 @@ def _held(output_dir: str | Path | None) -> AbstractContextManager[None]:
 def _named(candidates: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(candidates, str):
         raise ValueError(f"candidates={candidates!r} is one text: give a list, or a mapping from names.")
+    if not isinstance(candidates, Iterable):
+        raise ValueError(f"candidates is of type {type(candidates).__name__}: give a list, or a mapping from names.")
     pairs = list(candidates.items()) if isinstance(candidates, Mapping) else [(str(c), c) for c in candidates]
     candidate_by_name = {str(name): candidate for name, candidate in pairs}
     if not candidate_by_name:
         raise ValueError("candidates is empty: there is nothing to choose from.")
+    if not all(name.strip() for name in candidate_by_name):
+        raise ValueError("A candidate has an empty name: give a mapping with a name for each.")
     if len(candidate_by_name) < len(pairs):
         names = [str(name) for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)

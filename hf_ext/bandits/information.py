@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,7 @@ class SideInformation:
     def __post_init__(self) -> None:
         precision = _square("precision", self.precision)
         size = len(precision)
-        if isinstance(self.names, str):  # its letters would be names
-            raise ValueError(f"names must be {size} different texts, one an arm, got the text {self.names!r}."[:400])
-        names = tuple(self.names or ()) or tuple(f"arm {arm}" for arm in range(size))
-        if len(names) != size or len(set(names)) != size or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"names must be {size} different texts, one an arm, got {names!r}."[:400])
+        names = _names(self.names, size)
         unbiased = precision
         bias_sd = None
         if self.bias_sd is not None:
@@ -119,7 +115,7 @@ class SideInformation:
         Raises:
             ValueError: if an entry is NaN, negative or zero; the message names row, column and value.
         """
-        values = _numbers("sd", sd)
+        values = float_array("sd", sd)
         with np.errstate(divide="ignore", over="ignore"):
             precision = np.square(1 / values)
         # 1 / 1e-200 squared overflows: as exact as a zero
@@ -131,7 +127,7 @@ class SideInformation:
                 else "Give a number above 0, or infinity where nothing is learned."
             )
             raise ValueError(f"sd at row {row}, column {column} is {value:g}. {remedy}")
-        return cls(precision, names=tuple(names))
+        return cls(precision, names=names)  # type: ignore[arg-type]
 
     @classmethod
     def from_counts(cls, counts: ArrayLike, sd: ArrayLike, names: Sequence[str] = ()) -> SideInformation:
@@ -153,8 +149,8 @@ class SideInformation:
         spread = _spread(sd, (len(rows),))
         for arm in np.flatnonzero(~((spread > 0) & (spread < np.inf))):
             raise ValueError(f"sd of arm {arm} is {spread[arm]:g}. Give a finite number above 0.")
-        with np.errstate(over="ignore"):
-            return cls(rows / np.square(spread), names=tuple(names))
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            return cls(rows / np.square(spread), names=names)  # type: ignore[arg-type]
 
 
 def require_information(info: object) -> None:
@@ -175,17 +171,37 @@ def _size(num_arms: Any) -> int:
     return int(num_arms)
 
 
-def _numbers(name: str, values: ArrayLike) -> FloatArray:
-    """A private copy as float64."""
+def _names(names: object, size: int) -> tuple[str, ...]:
+    """Names of all arms, as they were given or by number."""
+    is_many = isinstance(names, Iterable) and not isinstance(names, str)  # of one text the letters would be names
+    words = tuple(names) if is_many else names  # type: ignore[arg-type]
+    if words is None or words == ():
+        return tuple(f"arm {arm}" for arm in range(size))
+    if not isinstance(words, tuple) or not all(isinstance(name, str) for name in words) or len({*words}) != size:
+        raise ValueError(f"names must be {size} different texts, one an arm, got {words!r}."[:400])
+    if len(words) != size:
+        raise ValueError(f"names must be {size} different texts, one an arm, got {len(words)}.")
+    return tuple(str(name) for name in words)
+
+
+def float_array(name: str, values: ArrayLike) -> FloatArray:
+    """
+    A private copy as float64.
+
+    Raises:
+        ValueError: if they are no real numbers, such as texts, or rows of unlike lengths.
+    """
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex ones would lose their imaginary parts")
         return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:  # texts, or rows of unlike lengths
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
 
 
 def _spread(sd: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
     """Standard deviations for every entry: one number, or one an arm that is learned about."""
-    values = _numbers("sd", sd)
+    values = float_array("sd", sd)
     if values.shape not in ((), shape[-1:], shape):
         raise ValueError(f"sd must be a number, or {shape[-1]} of them, one an arm, got shape {values.shape}.")
     return np.broadcast_to(values, shape)
@@ -193,7 +209,7 @@ def _spread(sd: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
 
 def _square(name: str, values: ArrayLike) -> FloatArray:
     """A private, read-only copy of a square matrix of finite, non-negative numbers."""
-    matrix = _numbers(name, values)
+    matrix = float_array(name, values)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{name} must be a square matrix, one row and one column an arm, got shape {matrix.shape}.")
     for row, column in np.argwhere(~((matrix >= 0) & (matrix < np.inf))):

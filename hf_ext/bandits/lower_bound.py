@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_ext.bandits.information import SideInformation, require_information
+from hf_ext.bandits.information import SideInformation, float_array, require_information
 from hf_ext.guards.extras import naming_extras
 
 __all__ = ["Bound", "BoundKind", "lower_bound"]
@@ -27,6 +27,7 @@ BoundKind: TypeAlias = Literal["lp", "graves_lai"]
 _MET = 1e-9  # relative shortfall at which a constraint is met
 _REDUCED = 1e-12  # reduced cost that counts as zero; every demand is scaled to 1
 _PIVOT = 1e-11  # entry, relative to the largest of its column, that is too small to divide by
+_MOST_PLAYS = 1e300  # a nat, of a plan between arms that are level
 _MOST_ROUNDS = 200  # of cuts; 16 were the most on 40 random matrices
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def lower_bound(
         raise ValueError(f"kind must be 'lp' or 'graves_lai', got {kind!r}.")
     if tie not in ("raise", "merge"):
         raise ValueError(f"tie must be 'raise' or 'merge', got {tie!r}.")
-    mu = np.array(means, dtype=np.float64)
+    mu = float_array("means", means)
     with np.errstate(over="ignore"):
         has_finite_gaps = mu.shape == (info.num_arms,) and np.isfinite(mu).all() and np.isfinite(np.ptp(mu))
     if not has_finite_gaps:
@@ -153,8 +154,14 @@ def lower_bound(
 def covering_plan(gaps: FloatArray, leader: int, precision: FloatArray) -> FloatArray:
     """The linear programme's plays per nat, shape `(K,)`, at gaps above 0; the leader's gap is not looked at."""
     best = np.arange(len(gaps)) == leader
-    solution, _ = _Problem(np.where(best, 0.0, -gaps), best, precision).relaxed()
-    return solution.allocation
+    # Powers of two near the widest gap and the best observation: exact, and no square leaves float64.
+    scale = np.frexp(np.where(best, 0.0, gaps).max())[1]
+    sharpness = np.frexp(precision.max())[1]
+    units = np.where(best, 0.0, -np.ldexp(gaps, -scale))
+    solution, _ = _Problem(units, best, np.ldexp(precision, -sharpness)).relaxed()
+    with np.errstate(over="ignore"):
+        plays_per_nat = np.ldexp(solution.allocation, -sharpness - 2 * scale)
+    return np.minimum(plays_per_nat, _MOST_PLAYS)
 
 
 @dataclass(frozen=True, eq=False)

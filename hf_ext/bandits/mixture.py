@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hf_ext.bandits.information import SideInformation
 from hf_ext.bandits.mixture_report import MixtureReport
 from hf_ext.bandits.rules import PolicyName
-from hf_ext.bandits.side_observations import SideObservationPolicy
+from hf_ext.bandits.side_observations import LARGEST, SideObservationPolicy
 from hf_ext.bandits.source_rows import checked_rows, checked_sources, require_same_columns
 from hf_ext.bandits.spread import Spread
 from hf_ext.guards.numbers import SEED, SIZE, Bounds
@@ -284,11 +284,12 @@ class SideObservationMixture:
             step (`int`):
                 Number of the optimiser step, from 0.
             rewards (`Sequence[float]`):
-                One of each of its micro-batches; of a block one in all. What is not finite is passed over.
+                One of each of its micro-batches; of a block one in all. What is not finite, or beyond 1e100, is passed
+                over.
         """
         first = step * self.batches_per_step
         for position, value in enumerate(rewards):
-            if not math.isfinite(value):
+            if not abs(value) < LARGEST:  # NaN neither
                 continue
             arm = self.arms[first + position]
             source = arm if self.rewards_blocks else self.batch_sources[first + position]
@@ -391,14 +392,27 @@ class SideObservationMixture:
         try:
             for arm in _unpacked(state["arms"], len(self.names)):
                 self._append(arm)
-            self.num_trained = int(state["num_trained"])
-            self._waiting = [(int(arm), int(source), float(value)) for arm, source, value in state["waiting"]]
+            self.num_trained = state["num_trained"]
+            if type(self.num_trained) is not int or not 0 <= self.num_trained <= len(self.arms):
+                raise ValueError(f"{self.num_trained!r} micro-batches are trained, and {len(self.arms):,} were drawn")
+            self._waiting = [self._waiting_reward(*entry) for entry in state["waiting"]]
             self._spread.load_state_dict(state["spread"])
             self.former_loss = None if state["former_loss"] is None else float(state["former_loss"])
+            if not math.isfinite(self.former_loss or 0.0):
+                raise ValueError(f"former_loss is {self.former_loss}")
             self._policy.load_state_dict(state["policy"])
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
             self.begin()
             raise ValueError(f"the state of the mixture is damaged: {error}.") from error
+
+    def _waiting_reward(self, arm: int, source: int, value: float) -> tuple[int, int, float]:
+        """Arm, source and reward that a state holds back; `ValueError` where there are no such ones."""
+        for number in (arm, source):
+            if type(number) is not int or not 0 <= number < len(self.names):
+                raise ValueError(f"a reward is of source {number!r}, of {len(self.names)}")
+        if not abs(value) < LARGEST:
+            raise ValueError(f"a reward is {value!r}")
+        return arm, source, float(value)
 
     def _settings(self) -> dict[str, Any]:
         return {

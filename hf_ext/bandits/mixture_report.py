@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from hf_ext.guards.reports import SavedReport, markdown_table
+from hf_ext.guards.reports import SavedReport, markdown_table, name_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,8 @@ class MixtureReport(SavedReport):
     def draw(self, figure: Figure) -> None:
         """The shares over the steps, one on top of the other."""
         axes = figure.subplots()
-        axes.stackplot(self.steps, list(self.curve.values()), labels=list(self.curve), step="mid")
+        labels = [f"source {number}" for number in range(len(self.curve))]
+        axes.stackplot(self.steps, list(self.curve.values()), labels=labels, step="mid")
         axes.set(xlabel="optimiser step", ylabel="share of the micro-batches", ylim=(0, 1))
         axes.margins(x=0)
-        figure.legend(loc="outside right upper", frameon=False)
+        name_legend(figure.legend(loc="outside right upper", frameon=False), self.curve)

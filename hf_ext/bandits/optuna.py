@@ -126,7 +126,7 @@ def likely_best_trial(study: Study, confidence: float = 0.95) -> LikelyBest:
     Args:
         study (`Study`):
             With one direction, whose trials reported a value for each item, as for [`PairedPruner`]. Trials that
-            reported none are left out.
+            failed, or reported none, are left out.
         confidence (`float`, *optional*, defaults to 0.95):
             Probability, at least, with which no other trial is better than a certified one.
 
@@ -134,11 +134,14 @@ def likely_best_trial(study: Study, confidence: float = 0.95) -> LikelyBest:
         [`LikelyBest`]: `.trial`, `.certified`, `.level`, `.undecided`.
 
     Raises:
-        ValueError: if no trial is finished, if the best one reported no item, or if `confidence` is out of bounds.
+        ValueError: if no trial is finished, if the best one reported no item, if the study has several directions, or
+            if `confidence` is out of bounds.
     """
     problem = CONFIDENCE.problem_of(confidence)
     if problem is not None:
         raise ValueError(f"confidence {problem}.")
+    if len(study.directions) > 1:
+        raise ValueError(f"The study has {len(study.directions)} directions, and no best trial: choose one of them.")
     best = study.best_trial
     if not best.intermediate_values:
         raise ValueError(f"Trial {best.number}, the best one, reported no items: call trial.report(value, item).")

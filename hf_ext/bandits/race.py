@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from hf_ext.bandits.refutation import look_counts, refuted
+from hf_ext.bandits.refutation import LARGEST, look_counts, refuted
 from hf_ext.bandits.selection import CandidateResult, Selection
 from hf_ext.guards.disk import append_whole, drop_half_line, writing
 from hf_ext.guards.runs import RunFolder
@@ -87,11 +87,25 @@ def content_digest(items: Sequence[Any]) -> str | None:
 
         content: Any = rows_digest(items)
     else:
-        content = items.tolist() if isinstance(items, np.ndarray) else list(items)
+        content = items.tolist() if hasattr(items, "tolist") else list(items)
     try:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     except (TypeError, ValueError):
         return None
+
+
+def _float_values(values: Any, name: str) -> NDArray[np.float64]:
+    """What `evaluate` gave, a tensor too; infinite where a number is too large to be added up."""
+    try:
+        if hasattr(values, "detach"):  # numpy takes no tensor with a gradient, of bfloat16 or of another device
+            values = values.detach().cpu().tolist()
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"evaluate gave a {type(values).__name__} for candidate {name!r} that is no array of numbers ({error}): "
+            "it must give one number an item."
+        ) from error
+    return np.where(np.abs(numbers) > LARGEST, np.copysign(np.inf, numbers), numbers)
 
 
 class Race:
@@ -174,13 +188,13 @@ class Race:
 
     def _values_of(self, row: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         batch: Any
-        if hasattr(self.items, "select"):
+        if hasattr(self.items, "column_names"):
             batch = self.items.select(indices.tolist())
         elif isinstance(self.items, np.ndarray):
             batch = self.items[indices]
         else:
             batch = [self.items[index] for index in indices.tolist()]
-        values = np.asarray(self.evaluate(self.candidates[row], batch), dtype=np.float64)
+        values = _float_values(self.evaluate(self.candidates[row], batch), self.names[row])
         if values.shape != (len(indices),):
             raise ValueError(
                 f"evaluate gave values of shape {values.shape} for candidate {self.names[row]!r} and {len(indices)} "

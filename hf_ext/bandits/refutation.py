@@ -36,6 +36,7 @@ from hf_ext.evaluation.intervals import student_quantile
 
 __all__ = ["lead_statistics", "look_counts", "refuted"]
 
+LARGEST = 1e100  # value whose cube, summed over items, float64 holds
 FIRST_LOOK = 32  # items: with fewer, skewness is not seen
 GROWTH = 4  # a look each time the items have grown by one in so many
 

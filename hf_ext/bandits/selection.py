@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.guards.markdown import Markdown, escape
-from hf_ext.guards.reports import SavedReport, markdown_table
+from hf_ext.guards.markdown import Markdown, escape, one_line, well_formed
+from hf_ext.guards.reports import SavedReport, markdown_table, name_legend
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -214,23 +214,26 @@ class Selection(SavedReport):
     def draw(self, figure: Figure) -> None:
         """Draw how far each candidate was behind the best one as items were seen; a cross where it was dropped."""
         axes = figure.add_subplot()
+        names = []
         for number, result in enumerate(self.candidates):
             points = self.race.get(result.name, [])
             if not points:
                 continue
             counts, distances = zip(*points, strict=True)
             is_best = result.name == self.name
-            style: dict[str, Any] = {"color": f"C{number % 10}", "lw": 2.2 if is_best else 1.2, "label": result.name}
+            label = f"candidate {number}"
+            names.append(result.name)
+            style: dict[str, Any] = {"color": f"C{number % 10}", "lw": 2.2 if is_best else 1.2, "label": label}
             axes.plot(counts, distances, ls=("-", "--", ":")[number // 10 % 3], **style)
             if result.status == "refuted":
                 axes.plot(counts[-1], distances[-1], marker="x", ms=8, color=style["color"])
         axes.axhline(0, color="0.6", lw=0.8, zorder=0)
         axes.set_xlabel("items seen")
         axes.set_ylabel("behind the best one (mean, same items)")
-        axes.set_title(_plain(f"Best of {len(self.candidates)}: {self.name}"), loc="left", parse_math=False)
+        title = _plain(one_line(well_formed(f"Best of {len(self.candidates)}: {self.name}")))
+        axes.set_title(title, loc="left", parse_math=False)
         columns = 1 + len(self.candidates) // 15
-        for text in axes.legend(frameon=False, fontsize=8, ncols=columns).get_texts():
-            text.set_parse_math(False)
+        name_legend(axes.legend(frameon=False, fontsize=8, ncols=columns), names)
 
 
 def _percent(share: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.bandits.curves import RegretCurves
-from hf_ext.bandits.information import SideInformation, require_information
+from hf_ext.bandits.information import SideInformation, float_array, require_information
 from hf_ext.bandits.lower_bound import Bound, lower_bound
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, certificates, learning_precision
 from hf_ext.bandits.simulation import simulate
@@ -20,7 +20,8 @@ __all__ = ["RegretCurves", "SideInformation", "SideObservationPolicy", "simulate
 
 FloatArray = NDArray[np.float64]
 
-_LARGEST = 1e100  # reward whose square, times a precision, float64 holds
+LARGEST = 1e100  # reward whose square, times a precision, float64 holds
+_FADED = 1e-200  # what a window has left of a number may be 0 on one side and not yet on the other
 _WINDOW = Bounds(float, 1, math.inf, "a finite number of observations above 1", above=True, below=True)
 
 
@@ -108,7 +109,7 @@ class SideObservationPolicy:
                 raise ValueError(f"{name} {problem}.")
         if not isinstance(maximize, bool):
             raise ValueError(f"maximize must be True or False, got {maximize!r}.")
-        prices = None if costs is None else np.array(costs, dtype=np.float64)
+        prices = None if costs is None else float_array("costs", costs)
         self.info = info
         self.clipped = 0
         unbiased = learning_precision(info.unbiased_precision, policy)
@@ -244,7 +245,7 @@ class SideObservationPolicy:
             precision = np.where(is_shown, self._precision[arm] * amounts, 0.0)
             sums = self._beliefs.weighted_sums[0] + precision * rewards
             is_finite = np.isfinite(sums) & np.isfinite(precision)
-        for other in np.flatnonzero(~(is_finite & (np.abs(rewards) < _LARGEST))):
+        for other in np.flatnonzero(~(is_finite & (np.abs(rewards) < LARGEST))):
             raise ValueError(
                 f"the value {observations[other]:g} of {names[other]!r}, shown by {names[arm]!r}, cannot be added up. "
                 "Leave out what has diverged: give NaN."
@@ -303,11 +304,14 @@ class SideObservationPolicy:
             generator.state = state["generator"]
             for name, value in expected.items():
                 if isinstance(value, list | float | int):
+                    if isinstance(value, int) and type(state[name]) is not int:
+                        raise ValueError(f"{name} must be a whole number")
                     arrays[name] = np.array(state[name], dtype=np.asarray(value).dtype)
                     if arrays[name].shape != np.shape(value) or not np.isfinite(arrays[name]).all():
                         raise ValueError(f"{name} must be finite and of shape {np.shape(value)}")
                     if not name.endswith(("sums", "leader")) and (arrays[name] < 0).any():
                         raise ValueError(f"{name} must not be negative")
+            self._check_sums(arrays)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ValueError(f"the state of the policy is damaged: {error}.") from error
         self.clipped = int(arrays["clipped"])
@@ -315,6 +319,25 @@ class SideObservationPolicy:
         self._pair_information = arrays["pair_information"]
         self._pair_sums = arrays["pair_sums"]
         self._beliefs = Beliefs(**{field.name: arrays[field.name][None] for field in fields(Beliefs)})
+
+    def _check_sums(self, arrays: dict[str, FloatArray]) -> None:
+        """Refuse counts and sums of a state that no observations can have left."""
+        plays, information, weighted_sums = (arrays[name] for name in ("plays", "information", "weighted_sums"))
+        observers = (self._precision > 0) & (plays > 0)[:, None]
+        for arm in np.flatnonzero((information > _FADED) & ~observers.any(axis=0)):
+            raise ValueError(f"{self.info.names[arm]!r} has information, and no arm was played that shows it")
+        with np.errstate(over="ignore"):
+            most = LARGEST * information
+        for arm in np.flatnonzero(np.abs(weighted_sums) > most + _FADED):
+            raise ValueError(f"the mean of {self.info.names[arm]!r} would be beyond {LARGEST:g}")
+        if not -1 <= arrays["planned_leader"] < self.info.num_arms:
+            raise ValueError(f"planned_leader must be an arm from 0 to {self.info.num_arms - 1}, or -1")
+        if self.info.bias_sd is not None:
+            totals = np.stack(_pooled(arrays["pair_information"], arrays["pair_sums"], self.info.bias_sd))
+            if not np.allclose(totals, [information, weighted_sums], rtol=1e-9, atol=_FADED):
+                raise ValueError("information and weighted_sums are not those of pair_information and pair_sums")
+        elif arrays["pair_information"].any() or arrays["pair_sums"].any():
+            raise ValueError("pair_information and pair_sums must be 0 where no observation has a bias")
 
     def _settings(self) -> dict[str, Any]:
         rules = self._rules
@@ -348,7 +371,7 @@ class SideObservationPolicy:
         return _bounded(pairs + self._precision, self.info.bias_sd) - _bounded(pairs, self.info.bias_sd)
 
     def _vector(self, name: str, values: ArrayLike) -> FloatArray:
-        vector = np.array(values, dtype=np.float64)
+        vector = float_array(name, values)
         if vector.shape != (self.info.num_arms,):
             raise ValueError(f"{name} must be {self.info.num_arms} numbers, one an arm, got shape {vector.shape}.")
         return vector
@@ -378,15 +401,21 @@ class SideObservationPolicy:
         self._pair_sums *= self._fading
         self._pair_information[arm] += precision
         self._pair_sums[arm] += precision * rewards
-        weights = _bounded(self._pair_information, self.info.bias_sd)
-        amount = np.where(self._pair_information > 0, self._pair_information, 1)
-        beliefs.information[0] = weights.sum(axis=0)
-        beliefs.weighted_sums[0] = (weights * self._pair_sums / amount).sum(axis=0)
+        information, sums = _pooled(self._pair_information, self._pair_sums, self.info.bias_sd)
+        beliefs.information[0] = information
+        beliefs.weighted_sums[0] = sums
 
 
 def _bounded(information: FloatArray, bias_sd: FloatArray) -> FloatArray:
     """`1 / (bias_sd² + 1 / information)`: what is known of a mean through a look with an unknown bias."""
     return information / (1 + information * bias_sd**2)
+
+
+def _pooled(information: FloatArray, sums: FloatArray, bias_sd: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Information of each mean, and its weighted sum, `(K,)`, from what each arm told of each other, `(K, K)`."""
+    weights = _bounded(information, bias_sd)
+    amount = np.where(information > 0, information, 1)
+    return weights.sum(axis=0), (weights * sums / amount).sum(axis=0)
 
 
 def _excerpt(value: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.bandits.curves import RegretCurves
-from hf_ext.bandits.information import SideInformation, require_information
+from hf_ext.bandits.information import SideInformation, float_array, require_information
 from hf_ext.bandits.rules import Beliefs, PolicyName, Rules, learning_precision
 from hf_ext.guards.numbers import COUNT, SEED, SIZE
 
@@ -65,7 +65,7 @@ def simulate(
         ValueError: if a number is out of bounds, the means do not fit, or an observation has a bias.
     """
     require_information(info)
-    mu = np.array(means, dtype=np.float64)
+    mu = float_array("means", means)
     if mu.shape != (info.num_arms,) or not np.isfinite(mu).all():
         raise ValueError(f"means must be {info.num_arms} finite numbers, one an arm, got {mu.tolist()!r}."[:400])
     if info.bias_sd is not None:

@@ -60,5 +60,9 @@ class Spread:
             values = np.array(state[name], dtype=np.float64)
             if values.shape != self.looks.shape or not np.isfinite(values).all():
                 raise ValueError(f"{name} must be finite and of shape {self.looks.shape}")
+            if name != "latest" and (values < 0).any():
+                raise ValueError(f"{name} must not be negative")
             setattr(self, name, values)
         self.mean_square = float(state["mean_square"])
+        if not 0 <= self.mean_square < np.inf:
+            raise ValueError("mean_square must be finite and not negative")

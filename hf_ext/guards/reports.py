@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from hf_ext.guards.disk import replacing, writing
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.inside import read_as
-from hf_ext.guards.markdown import escape, well_formed
+from hf_ext.guards.markdown import escape, one_line, well_formed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
-__all__ = ["SavedReport", "markdown_table"]
+__all__ = ["SavedReport", "markdown_table", "name_legend"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,22 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Iterable[object]], *, n
     lines = [titles, *rows]
     text = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
     return "\n".join([text[0], "|" + "|".join(rules) + "|", *text[1:]])
+
+
+def name_legend(legend: Legend, names: Iterable[str]) -> None:
+    """
+    Write names into a legend as they are: matplotlib leaves out those that begin with an underscore, reads `$` as
+    mathematics, and stops at half a surrogate pair.
+
+    Args:
+        legend (`Legend`):
+            With an entry for each name, under a label of ours.
+        names (`Iterable[str]`):
+            In that order.
+    """
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(one_line(well_formed(name)))
 
 
 class SavedReport(ABC):

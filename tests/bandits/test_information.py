@@ -57,7 +57,10 @@ def test_a_standard_deviation_that_is_none_is_named_by_row_column_and_value(valu
         ({"precision": np.eye(2), "bias_sd": [[0, np.nan], [0, 0]]}, "bias_sd at row 0, column 1 is nan"),
         ({"precision": np.eye(2), "names": ("a", "a")}, "names must be 2 different texts"),
         ({"precision": np.eye(2), "names": ("a",)}, "names must be 2 different texts"),
-        ({"precision": np.eye(2), "names": "ab"}, "names must be 2 different texts, one an arm, got the text 'ab'"),
+        ({"precision": np.eye(2), "names": "ab"}, "names must be 2 different texts, one an arm, got 'ab'"),
+        ({"precision": np.eye(2), "names": 5}, "names must be 2 different texts, one an arm, got 5"),
+        ({"precision": np.eye(2), "names": ("a", "b", "c")}, "names must be 2 different texts"),
+        ({"precision": np.eye(2) * 1j}, "precision must be an array of numbers: complex"),
         ({"precision": [[1], [0, 1]]}, "precision must be an array of numbers"),
         ({"precision": [["much", 0], [0, 1]]}, "precision must be an array of numbers: could not convert"),
     ],
@@ -79,6 +82,13 @@ def test_bad_counts_and_sizes_are_refused():
     for size in (0, 2.5, "2"):
         with pytest.raises(ValueError, match="num_arms must be a whole number"):
             SideInformation.bandit(size)
+
+
+def test_names_come_from_any_sequence():
+    for names in (["a", "b"], np.array(["a", "b"]), iter("ab")):
+        assert SideInformation.bandit(2, names=names).names == ("a", "b")
+    for names in ((), [], None):
+        assert SideInformation.bandit(2, names=names).names == ("arm 0", "arm 1")
 
 
 def test_an_arm_that_observes_nothing_is_allowed_with_a_warning(caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ def test_rewards_that_are_not_finite_are_passed_over() -> None:
     means = mix.means
     mix.rows_of(83)
     mix.tell(20, [float("nan"), float("inf"), float("-inf"), float("nan")])
+    mix.tell(20, [1e101, -1e308, 1e200, -1e150])  # beyond what can be squared and added up
     assert mix.means == means
 
 
@@ -189,7 +191,22 @@ def test_a_state_of_other_sources_or_settings_is_refused_and_both_are_listed() -
 
 @pytest.mark.parametrize(
     "damage",
-    [{"arms": "x"}, {"arms": "eJw="}, {"policy": {}}, {"waiting": [[1]]}, {"spread": {}}, {"num_trained": None}],
+    [
+        {"arms": "x"},
+        {"arms": "eJw="},
+        {"policy": {}},
+        {"waiting": [[1]]},
+        {"waiting": [[3, 0, 1.0]]},
+        {"waiting": [[0, -1, 1.0]]},
+        {"waiting": [[0, 0, float("inf")]]},
+        {"spread": {}},
+        {"num_trained": None},
+        {"num_trained": -1},
+        {"num_trained": 41},  # more than were drawn
+        {"num_trained": 1.5},
+        {"num_trained": float("inf")},
+        {"former_loss": float("inf")},
+    ],
 )
 def test_a_damaged_state_is_refused_and_the_mixture_begins_anew(damage: dict[str, Any]) -> None:
     state = play(made(), 10).state_dict()
@@ -209,3 +226,21 @@ def test_the_first_steps_look_at_every_source_twice_however_rarely_it_is_measure
     assert not mix.is_observed(3)
     assert Counter(mix.batch_sources[:6]) == {0: 2, 1: 2, 2: 2}
     assert mix.means == {name: pytest.approx(position) for position, name in enumerate(SIZES)}
+
+
+@pytest.mark.parametrize("change", [{"looks": [-1, 2, 2]}, {"squares": [0, 0, -1]}, {"mean_square": float("nan")}])
+def test_a_spread_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    state = play(made(), 10).state_dict()
+    with pytest.raises(ValueError, match="damaged"):
+        made().load_state_dict(state | {"spread": state["spread"] | change})
+
+
+def test_names_of_sources_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = ["_hidden", r"$x$ \\frac{$", "half \udcff", "two\nlines"]
+    mix = SideObservationMixture({name: rows(9) for name in names}, reward="loss", floor_share=0.05)
+    mix.rows_of(20)
+    mix.num_trained = 20
+    report = mix.report()
+    report.save(tmp_path)
+    (legend,) = report.plot().legends
+    assert [text.get_text() for text in legend.get_texts()] == [names[0], names[1], "half \ufffd", "two lines"]

@@ -115,6 +115,34 @@ def test_lucky_trials_are_certified_at_most_as_often_as_stated():
     assert certified <= 3
 
 
+def test_trials_that_fail_are_left_out_whatever_they_reported():
+    study, values = study_of([0.3, 0.6])
+    failed = study.ask()
+    for item, value in enumerate(values[0] - 5):
+        failed.report(value, item)
+    study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    later = study.ask()
+    pruned_at = None
+    for item, value in enumerate(values[0] + 3):
+        later.report(value, item)
+        if later.should_prune():
+            pruned_at = item
+            break
+    assert pruned_at is not None
+    study.tell(later, state=optuna.trial.TrialState.PRUNED)
+    best = likely_best_trial(study)
+    assert (best.trial.number, best.certified) == (0, True)
+
+
+def test_a_study_without_a_finished_trial_or_with_two_directions_is_refused():
+    study = optuna.create_study()
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(ValueError, match="No trials are completed yet"):
+        likely_best_trial(study)
+    with pytest.raises(ValueError, match="has 2 directions, and no best trial"):
+        likely_best_trial(optuna.create_study(directions=["minimize", "maximize"]))
+
+
 def test_a_study_that_reports_no_items_is_refused():
     study = optuna.create_study()
     study.optimize(lambda trial: trial.number, n_trials=2)

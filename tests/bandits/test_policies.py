@@ -327,6 +327,21 @@ def test_the_unit_of_reward_changes_no_arm(policy_name):
         twin.tell(arm, world.values(t, arm) / 2.0**20)
 
 
+@pytest.mark.parametrize("unit", [1e-60, 1e-20, 1.0, 1e20, 1e90])
+@pytest.mark.parametrize("policy_name", ["purchase", "track"])
+def test_arms_that_are_level_are_all_looked_at_in_any_unit(policy_name, unit):
+    """Equal values leave no gap to plan with, and a plan of plays without end."""
+    info = SideInformation.bandit(3, sd=unit)
+    policy = SideObservationPolicy(info, policy_name, seed=2)
+    for _ in range(60):
+        arm = policy.ask()
+        policy.tell(arm, np.where(np.arange(3) == arm, 0.0, np.nan))
+    assert policy.plays.min() >= (3 if policy_name == "track" else 10)
+    again = SideObservationPolicy(info, policy_name, seed=2)
+    again.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert [again.ask() for _ in range(20)] == [policy.ask() for _ in range(20)]
+
+
 def test_a_spike_is_moved_to_the_reach_of_its_noise_and_counted():
     info = SideInformation.bandit(2)
     policy = SideObservationPolicy(info, clip_sd=6)

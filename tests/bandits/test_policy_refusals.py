@@ -27,6 +27,8 @@ from tests.bandits import oracle
         (0, [1, 2, np.nan], None, "playing 'a' was said to show 'b' as 2, but precision at row 0, column 1 is 0"),
         (0, [1, np.nan, np.nan], [-1, 0, 0], "the count of 'a' is -1"),
         (0, [1, np.nan, np.nan], [np.nan, 0, 0], "the count of 'a' is nan"),
+        (0, ["much", np.nan, np.nan], None, "values must be an array of numbers: could not convert"),
+        (0, [1, np.nan, np.nan], ["1", "many", "0"], "counts must be an array of numbers: could not convert"),
     ],
 )
 def test_what_cannot_have_been_observed_is_refused_and_nothing_is_learned(arm, values, counts, message):
@@ -132,6 +134,13 @@ def test_a_state_of_another_policy_or_of_other_arms_is_refused_with_both():
         {"settings": []},
         {"more": 1},
         {"clipped": 1e400},
+        {"clipped": 1.5},
+        {"planned_leader": 2},
+        {"plays": [0.0, 0.0]},  # what was learned without a play
+        {"plays": [0.0, 1.0]},
+        {"weighted_sums": [1e250, 0.0]},
+        {"weighted_sums": [1.0, 1.0]},  # a sum without information
+        {"pair_information": [[1.0, 0.0], [0.0, 0.0]]},
     ],
 )
 def test_a_damaged_state_is_refused_and_leaves_the_policy_as_it_was(changes):
@@ -141,3 +150,27 @@ def test_a_damaged_state_is_refused_and_leaves_the_policy_as_it_was(changes):
     with pytest.raises(ValueError, match="state"):
         policy.load_state_dict(damaged(state, **changes))
     assert policy.state_dict() == state
+
+
+@pytest.mark.parametrize("name", ["information", "weighted_sums", "pair_information", "pair_sums"])
+def test_sums_of_a_state_that_do_not_add_up_are_refused_where_a_bias_bounds_them(name):
+    policy = SideObservationPolicy(SideInformation(np.ones((2, 2)), bias_sd=[[0, 0.5], [0.5, 0]]))
+    for arm in (0, 1, 0):
+        policy.tell(arm, [1.0, 0.5])
+    state = policy.state_dict()
+    policy.load_state_dict(damaged(state))
+    with pytest.raises(ValueError, match="information and weighted_sums are not those of pair_information"):
+        policy.load_state_dict(damaged(state, **{name: (1.001 * np.array(state[name])).tolist()}))
+    assert policy.state_dict() == state
+
+
+def test_a_state_that_a_window_has_faded_to_nothing_is_taken():
+    policy = SideObservationPolicy(SideInformation.bandit(2, sd=1e-3), window=1.1)
+    policy.tell(0, [1.0, np.nan])
+    states = []
+    for _ in range(340):
+        policy.tell(1, [np.nan, 1.0])
+        states.append(policy.state_dict())
+    assert states[-1]["information"][0] == 0
+    for state in states:
+        SideObservationPolicy(SideInformation.bandit(2, sd=1e-3), window=1.1).load_state_dict(damaged(state))

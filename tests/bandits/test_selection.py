@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_ext.bandits.checkpoints import select_best
@@ -273,6 +275,10 @@ def test_one_candidate_is_the_best_without_a_call():
         ({"budget": 2}, "budget=2 does not pay one item for each of 3 candidates"),
         ({"items": []}, "items is empty"),
         ({"items": iter([1, 2])}, "items has no length .*: of a stream, take some"),
+        ({"items": {0: 1, 1: 2}}, "items is a dict, which has no first item: make a list"),
+        ({"items": {1, 2}}, "items is a set"),
+        ({"items": pandas.DataFrame({"a": [1, 2]})}, "items is a DataFrame"),
+        ({"greater_is_better": "no"}, "greater_is_better must be True or False, got 'no'"),
     ],
 )
 def test_wrong_settings_are_refused_before_a_call(settings, words):
@@ -280,8 +286,11 @@ def test_wrong_settings_are_refused_before_a_call(settings, words):
         race(Measured(table(0, 1, 2), 0), **settings)
 
 
+MORE = ((5, "of type int: give a list"), (None, "of type NoneType"), ({" ": 1, "b": 2}, "has an empty name"))
+
+
 def test_wrong_candidates_are_refused():
-    for candidates, words in (([], "is empty"), (["a", "a"], "have the name 'a'"), ("ab", "is one text")):
+    for candidates, words in (([], "is empty"), (["a", "a"], "have the name 'a'"), ("ab", "is one text"), *MORE):
         with pytest.raises(ValueError, match=words):
             select_best(candidates, lambda c, i: [0.0] * len(i), items=range(3))
 
@@ -289,6 +298,41 @@ def test_wrong_candidates_are_refused():
 def test_a_wrong_number_of_values_is_refused():
     with pytest.raises(ValueError, match=r"shape \(1, 32\) for candidate 'a' and 32 items: .* shape \(32,\)"):
         select_best(["a", "b"], lambda c, i: [[0.0] * len(i)], items=range(99), show_progress=False)
+
+
+@pytest.mark.parametrize("values", [["?"] * 32, [1j] * 32, dict.fromkeys(range(32), 1.0)])
+def test_what_is_no_number_is_refused_with_its_candidate(values):
+    with pytest.raises(ValueError, match=r"evaluate gave a .* for candidate 'a' that is no array of numbers"):
+        select_best(["a", "b"], lambda c, i: values, items=range(99), show_progress=False)
+
+
+def test_tensors_of_any_kind_are_values():
+    values = table(0, 0.3)
+    best = race(Measured(values))
+    for convert in (lambda t: t.requires_grad_(), lambda t: t[:, None].squeeze(1)):
+        measured = Measured(values)
+        assert select_best(
+            range(2), lambda c, i: convert(torch.tensor(measured(c, i))), items=range(NUM_ITEMS),  # noqa: B023
+            greater_is_better=False, show_progress=False,
+        ) == best  # fmt: skip
+    halves = select_best(range(2), lambda c, i: torch.full((len(i),), float(c), dtype=torch.bfloat16), items=range(80))
+    assert (halves.name, halves.certified) == ("1", True)
+
+
+def test_items_of_a_tensor_are_known_again(tmp_path):
+    items = torch.arange(80)
+    best = select_best([0, 1], lambda c, i: [float(c)] * len(i), items=items, output_dir=tmp_path)
+    assert select_best([0, 1], None, items=items, output_dir=tmp_path) == best
+    with pytest.raises(ValueError, match="begun with other settings"):
+        select_best([0, 1], None, items=items + 1, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e101, -1e308])
+def test_a_candidate_whose_values_cannot_be_added_up_is_dropped(value):
+    values = table(0, 0.3, 0.6)
+    values[2] = value
+    best = race(Measured(values))
+    assert [result.status for result in best.candidates] == ["best", "refuted", "not finite"]
 
 
 def test_a_folder_of_other_candidates_or_items_is_refused(tmp_path):
@@ -304,10 +348,10 @@ def test_a_folder_of_other_candidates_or_items_is_refused(tmp_path):
 
 
 def test_the_report_is_read_back_and_shows_names_as_text(tmp_path):
-    values = table(0, 1, 2)
-    names = ["a|b", "<img src=x>", "$x_1$ [link](y)"]
+    values = table(0, 1, 2, 3)
+    names = ["a|b", "<img src=x>", "$x_1$ [link](y)", "_hidden"]
     best = select_best(
-        dict(zip(names, range(3), strict=True)),
+        dict(zip(names, range(4), strict=True)),
         Measured(values),
         items=range(NUM_ITEMS),
         greater_is_better=False,
@@ -321,8 +365,9 @@ def test_the_report_is_read_back_and_shows_names_as_text(tmp_path):
     assert "<img" not in text
     assert {path.suffix for path in tmp_path.glob("selection.*")} == {".json", ".md", ".svg", ".png"}
     axes = best.plot().axes[0]
-    drawn = {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
-    assert set(drawn) == set(names)
+    lines = [line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")]
+    drawn = dict(zip([text.get_text() for text in axes.get_legend().get_texts()], lines, strict=True))
+    assert list(drawn) == names
     assert drawn["<img src=x>"][-1][1] == pytest.approx(best.candidate("<img src=x>").behind)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,22 +65,47 @@ class ShiftRowIndex:
         return {ROW_INDEX: [(np.asarray(value) + shift).tolist() for value in values]}
 
 
-def joined(sources: list[Dataset], raw_sizes: list[int]) -> Dataset:
+def concatenated(sources: Mapping[str, Dataset]) -> Dataset:
+    """
+    Sources one after another.
+
+    Raises:
+        ValueError: if a column is of unlike types; the message names it, and two sources.
+    """
+    try:
+        return concatenate_datasets(list(sources.values()))
+    except ValueError as error:
+        first, *_ = sources
+        types = sources[first].features
+        for name, rows in sources.items():
+            for column, feature in rows.features.items():
+                if column in types and feature != types[column]:
+                    raise ValueError(
+                        f"column {column!r} is {types[column]} in source {first!r} and {feature} in source {name!r}. "
+                        "Make them alike, for instance with Dataset.cast_column, or remove the column."
+                    ) from error
+        raise
+
+
+def joined(sources: Mapping[str, Dataset], raw_sizes: list[int]) -> Dataset:
     """
     Prepared sources one after another.
 
     Args:
-        sources (`list[Dataset]`):
+        sources (`dict[str, Dataset]`):
             Prepared rows, which may be numbered in `__hf_ext_row__`.
         raw_sizes (`list[int]`):
             Rows of each as it was given.
+
+    Raises:
+        ValueError: if a column is of unlike types; the message names it, and two sources.
     """
     offsets = np.cumsum([0, *raw_sizes[:-1]]).tolist()
-    numbered = [
-        rows.map(ShiftRowIndex(offset), batched=True) if offset and ROW_INDEX in rows.column_names else rows
-        for rows, offset in zip(sources, offsets, strict=True)
-    ]
-    return concatenate_datasets(numbered)
+    numbered = {
+        name: rows.map(ShiftRowIndex(offset), batched=True) if offset and ROW_INDEX in rows.column_names else rows
+        for (name, rows), offset in zip(sources.items(), offsets, strict=True)
+    }
+    return concatenated(numbered)
 
 
 def refuse_target_rows(sources: dict[str, Dataset], target: Dataset) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import DataLoader, Sampler
@@ -22,7 +24,7 @@ from hf_ext.trainers.base.config import AnyModel, default_output_dir
 from hf_ext.trainers.mixture import METHOD
 from hf_ext.trainers.mixture.config import MixtureSFTConfig
 from hf_ext.trainers.mixture.feedback import MixtureFeedbackCallback
-from hf_ext.trainers.mixture.rows import MixtureSampler, joined, refuse_target_rows
+from hf_ext.trainers.mixture.rows import MixtureSampler, concatenated, joined, refuse_target_rows
 from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer
 
 
@@ -68,11 +70,11 @@ class MixtureTraining(MixtureHooks):
         self._products: list[float] = []
         self._num_batches = 0
         first, *_ = mixture.names
-        rows = sources[first] if prepares_rows(type(self)) else concatenate_datasets(list(sources.values()))
+        rows = sources[first] if prepares_rows(type(self)) else concatenated(sources)
         with self._naming_source(first):
             super().__init__(*args, **kwargs, train_dataset=rows)
         if prepares_rows(type(self)) and not self._is_prepared:  # the rows were prepared by the user
-            self.train_dataset = concatenate_datasets(list(sources.values()))
+            self.train_dataset = concatenated(sources)
         if len(self.train_dataset) != sum(self.source_sizes):
             raise ValueError(
                 f"{type(self).__name__} has made {len(self.train_dataset):,} rows of {sum(self.source_sizes):,}: "
@@ -111,10 +113,17 @@ class MixtureTraining(MixtureHooks):
         try:
             yield
         except RowError as error:
-            # Of other sources, and of evaluation sets, the message says which.
-            if not str(error).startswith("row "):
+            row = error.row_index
+            words = str(error).removeprefix(f"train dataset, row {row:,}")
+            if words != str(error) and not prepares_rows(type(self)):  # which has all sources in one train dataset
+                ends = np.cumsum(self.source_sizes).tolist()
+                position = bisect_right(ends, row)
+                row -= ends[position] - self.source_sizes[position]
+                name = self.mixture.names[position]
+                words = f"row {row:,}{words}"
+            if not words.startswith("row "):  # of other sources, and of evaluation sets, the message says which
                 raise
-            raise RowError(f"source {name!r} dataset, {error}", error.row_index, error.column) from error.__cause__
+            raise RowError(f"source {name!r} dataset, {words}", row, error.column) from error.__cause__
 
     def prepare_sources(self, first: AnyDataset, prepare: Callable[[AnyDataset, str], AnyDataset]) -> AnyDataset:
         """Each source, and the target, prepared apart; `first` is the first source, as the constructor left it."""
@@ -129,7 +138,7 @@ class MixtureTraining(MixtureHooks):
         raw_sizes = [len(rows) for rows in sources.values()]
         self.source_sizes = [len(rows) for rows in prepared]
         self._is_prepared = True
-        return joined(prepared, raw_sizes)
+        return joined(dict(zip(self.mixture.names, prepared, strict=True)), raw_sizes)
 
     def train_sampler(self) -> Sampler | None:
         """The mixture's, laid out for the batches of this training."""
@@ -315,6 +324,8 @@ def with_mixture(host: type[Trainer]) -> type[Any]:
     """
     if not (isinstance(host, type) and issubclass(host, Trainer)):
         raise TypeError(f"with_mixture needs a class of trainers, got {host!r}.")
+    if issubclass(host, MixtureTraining):
+        raise TypeError(f"{host.__name__} trains on a mixture already: give it mixture=.")
     if draws_its_own_batches(host):
         raise TypeError(
             f"{host.__name__} draws its batches itself: no mixture can draw its rows. Take Trainer, SFTTrainer, "

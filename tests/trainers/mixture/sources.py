@@ -7,21 +7,23 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ext import (
     FlowSFTConfig,
     FlowSFTTrainer,
+    PretrainingTrainer,
     SideObservationMixture,
     WeightedSFTConfig,
     WeightedSFTTrainer,
     with_mixture,
 )
 from tests.tiny import tiny_model, tiny_sentences
-from tests.trainers import classifiers, preference
+from tests.trainers import classifiers, preference, pretraining
 from tests.trainers.runs import TOKENIZER, build, config_of
 
 SIZES = {"alpha": 37, "beta": 50, "gamma": 23}
+ENDS = (37, 87, 110)
 
 
 def texts(word: str, n: int, seed: int) -> Dataset:
@@ -86,4 +88,25 @@ def classifier(folder: Path, mix: SideObservationMixture | None = None, **change
     return with_mixture(Trainer)(classifiers.tiny_bert(), args, mixture=mix)
 
 
-HOSTS = {"sft": sft, "weighted": weighted, "flow": flow, "dpo": dpo, "classifier": classifier}
+def kto(folder: Path, mix: SideObservationMixture | None = None, **changes: Any) -> Any:
+    """Stock `KTOTrainer` on single labelled responses."""
+    rows = preference.singles(sum(SIZES.values()) + 8)
+    held_out = rows.select(range(len(rows) - 8, len(rows)))
+    parts = {name: rows.skip(end - SIZES[name]).take(SIZES[name]) for name, end in zip(SIZES, ENDS, strict=True)}
+    mix = mix or SideObservationMixture(parts, held_out, reward_every=2, target_rows=8, seed=3)
+    args = config_of(KTOConfig, folder / "out", **changes)
+    return build(with_mixture(KTOTrainer), args, None, mixture=mix, ref_model=tiny_model(TOKENIZER))
+
+
+def from_nothing(folder: Path, mix: SideObservationMixture | None = None, **changes: Any) -> Any:
+    """`PretrainingTrainer` on packed sequences: a host that prepares no rows, but looks at them."""
+    rows = {name: pretraining.sequences(n, seed=n) for name, n in SIZES.items()}
+    mix = mix or SideObservationMixture(rows, pretraining.sequences(8, 99), reward_every=2, target_rows=8, seed=3)
+    args = pretraining.config(folder / "out", architecture=pretraining.TINY, **changes)
+    return with_mixture(PretrainingTrainer)(None, args, mixture=mix)
+
+
+HOSTS = {
+    "sft": sft, "weighted": weighted, "flow": flow, "dpo": dpo, "kto": kto, "pretraining": from_nothing,
+    "classifier": classifier,
+}  # fmt: skip

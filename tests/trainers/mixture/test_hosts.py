@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from sentence_transformers import SentenceTransformerTrainer
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
-from hf_ext import MixtureSFTConfig, MixtureSFTTrainer, RowError, WeightedSFTConfig, WeightedSFTTrainer, with_mixture
+from hf_ext import (
+    MixtureSFTConfig,
+    MixtureSFTTrainer,
+    PretrainingTrainer,
+    RowError,
+    SideObservationMixture,
+    WeightedSFTConfig,
+    WeightedSFTTrainer,
+    with_mixture,
+)
 from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer as Host
+from tests.trainers import classifiers, pretraining
 from tests.trainers.mixture.sources import HOSTS, SIZES, mixture, sft, sources, target, texts, weighted
 from tests.trainers.runs import build, config_of, logged
 
@@ -136,6 +146,9 @@ def test_what_is_no_trainer_or_draws_its_own_batches_is_refused() -> None:
         with_mixture(5)
     with pytest.raises(TypeError, match="SentenceTransformerTrainer draws its batches itself"):
         with_mixture(SentenceTransformerTrainer)
+    for host in (with_mixture(SFTTrainer), MixtureSFTTrainer):
+        with pytest.raises(TypeError, match=f"{host.__name__} trains on a mixture already"):
+            with_mixture(host)
     assert with_mixture(Trainer) is with_mixture(Trainer)
     assert with_mixture(Host).__name__ == "WeightedSFTTrainerWithMixture"
 
@@ -154,6 +167,32 @@ def test_a_malformed_row_is_named_with_its_source(name: str, tmp_path: Path) -> 
     mix.sources[name] = Dataset.from_dict({"text": [*rows["text"][:5], None, *rows["text"][6:]]})
     with pytest.raises(RowError, match=rf"^source '{name}' dataset, row 5, column 'text'"):
         weighted(tmp_path, mix)
+
+
+def test_a_malformed_row_of_a_host_that_prepares_none_is_named_with_its_source(tmp_path: Path) -> None:
+    rows = {name: pretraining.sequences(n, seed=n) for name, n in SIZES.items()}
+    examples = rows["beta"].to_list()
+    examples[3]["input_ids"] = examples[3]["input_ids"][:5]
+    mix = SideObservationMixture(rows | {"beta": Dataset.from_list(examples)}, reward="loss")
+    args = pretraining.config(tmp_path, architecture=pretraining.TINY)
+    with pytest.raises(RowError, match=r"^source 'beta' dataset, row 3, column 'input_ids': 5 tokens") as caught:
+        with_mixture(PretrainingTrainer)(None, args, mixture=mix)
+    assert caught.value.row_index == 3
+
+
+def test_columns_of_unlike_types_are_named_with_two_sources(tmp_path: Path) -> None:
+    noted = {name: texts(name, 8, 1).add_column("note", note) for name, note in (("a", [1] * 8), ("b", ["x"] * 8))}
+    message = r"column 'note' is Value\('int64'\) in source 'a' and Value\('string'\) in source 'b'. Make them alike"
+    with pytest.raises(ValueError, match=message):
+        weighted(tmp_path, SideObservationMixture(noted, reward="loss"))
+    columns = ["input_ids", "attention_mask", "label"]
+    labels = classifiers.labelled_rows(8).features["label"].names
+    classes = {
+        name: classifiers.labelled_rows(8).select_columns(columns).cast_column("label", ClassLabel(names=names))
+        for name, names in (("a", labels), ("b", labels[::-1]))
+    }
+    with pytest.raises(ValueError, match=r"column 'label' is ClassLabel.* in source 'a' and ClassLabel.* in source"):
+        HOSTS["classifier"](tmp_path, SideObservationMixture(classes, reward="loss"))
 
 
 @pytest.mark.parametrize(
