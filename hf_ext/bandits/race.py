@@ -188,7 +188,7 @@ class Race:
 
     def _values_of(self, row: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         batch: Any
-        if hasattr(self.items, "column_names"):
+        if hasattr(self.items, "column_names") and hasattr(self.items, "select"):
             batch = self.items.select(indices.tolist())
         elif isinstance(self.items, np.ndarray):
             batch = self.items[indices]
