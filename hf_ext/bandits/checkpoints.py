@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
 
-__all__ = ["select_best", "select_checkpoint", "whole_checkpoints_in"]
+__all__ = ["is_whole", "select_best", "select_checkpoint", "whole_checkpoints_in"]
 
 logger = logging.getLogger(__name__)
 
@@ -262,16 +262,17 @@ def _checkpoints(run_dir: str | Path | Sequence[str | Path]) -> dict[str, str]:
 
 def whole_checkpoints_in(run_dir: str | Path) -> list[Path]:
     """Checkpoints of a run that have weights and no damage, the oldest first; a warning names the others."""
-    whole_checkpoints = []
-    for checkpoint in reversed(checkpoints_in(run_dir)):
-        damage: object = find_damage(checkpoint)
-        if damage is None and not any(checkpoint.glob("*.safetensors")):
-            damage = f"{checkpoint} holds no weights (*.safetensors)"
-        if damage is None:
-            whole_checkpoints.append(checkpoint)
-        else:
-            logger.warning("Not among the candidates: %s.", damage)
-    return whole_checkpoints
+    return [checkpoint for checkpoint in reversed(checkpoints_in(run_dir)) if is_whole(checkpoint)]
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has weights and no damage; a warning says what is wrong with one."""
+    damage: object = find_damage(checkpoint)
+    if damage is None and not any(checkpoint.glob("*.safetensors")):
+        damage = f"{checkpoint} holds no weights (*.safetensors)"
+    if damage is not None:
+        logger.warning("Not among the candidates: %s.", damage)
+    return damage is None
 
 
 def _tokenizer_of(candidate: str) -> PreTrainedTokenizerBase:

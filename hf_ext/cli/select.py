@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from hf_ext.cli.options import add_rows_options, autocast_dtype, option, rows_of
 from hf_ext.cli.outputs import print_report, resumed_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import CONFIDENCE, COUNT, SEED, SIZE
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def add_eval_parser(actions: argparse._SubParsersAction) -> None:
@@ -94,7 +98,10 @@ def run_select(options: argparse.Namespace) -> int:
 
 
 def _candidates(words: list[str]) -> list[str]:
-    """Each word, a pattern that no shell has spelled out replaced by what it matches."""
+    """Each word, a pattern that no shell has spelled out replaced by what it matches, without damaged checkpoints."""
+    from hf_ext.bandits.checkpoints import is_whole
+    from hf_ext.guards.checkpoints import checkpoints_in
+
     names: list[str] = []
     for word in words:
         is_pattern = any(letter in word for letter in "*?[") and not Path(word).exists()
@@ -103,7 +110,19 @@ def _candidates(words: list[str]) -> list[str]:
             raise ValueError(f"--candidate {word!r} matches nothing")
         # checkpoint-50 before checkpoint-100
         names += sorted(matches, key=lambda match: (len(match), match)) if is_pattern else matches
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"--candidate {twice!r} is given twice")
-    return names
+    places: set[Path | str] = set()
+    for name in names:
+        folder = Path(name)
+        place = folder.resolve() if folder.is_dir() else name  # one folder has several spellings
+        if place in places:
+            raise ValueError(f"--candidate {name!r} is given twice")
+        places.add(place)
+        if checkpoints_in(name) and not any((folder / file).is_file() for file in _MODEL_FILES):
+            raise ValueError(
+                f"--candidate {name!r} is a run and no model: give its checkpoints, '{name}/checkpoint-*'"
+            )
+    checkpoints = [name for name in names if Path(name).is_dir() and _CHECKPOINT.fullmatch(Path(name).name)]
+    whole_names = [name for name in names if name not in checkpoints or is_whole(Path(name))]
+    if not whole_names:
+        raise ValueError("no --candidate is whole")
+    return whole_names

@@ -48,6 +48,8 @@ def test_the_best_checkpoint_is_printed_and_written(run, capsys):
     [
         (["--candidate", "run/nothing-*"], "'run/nothing-*' matches nothing"),
         (["--candidate", "original", "original"], "'original' is given twice"),
+        (["--candidate", "original", "./original/"], "'./original/' is given twice"),
+        (["--candidate", "run"], "'run' is a run and no model: give its checkpoints, 'run/checkpoint-*'"),
         (["--candidate", "original", "--candidate", "nowhere"], "model 'nowhere' cannot be loaded"),
         (["--candidate", "original", "--output", "train.jsonl"], "'train.jsonl' is a file"),
         (["--candidate", "run/checkpoint-5", "original", "--output", "run"], "holds the --candidate"),
@@ -67,3 +69,17 @@ def test_a_confidence_out_of_bounds_is_refused_by_the_parser(run, capsys):
     with pytest.raises(SystemExit):
         main([*SELECT, "--candidate", "original", "--confidence", "1"])
     assert "must be a number above 0 and below 1" in capsys.readouterr().err
+
+
+def test_checkpoints_that_a_run_left_half_written_are_left_out_with_a_warning(run, capsys, caplog):
+    half = run / "run" / "checkpoint-15"
+    shutil.copytree(run / "original", half)
+    weights = (half / "model.safetensors").read_bytes()
+    (half / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (run / "run" / "checkpoint-20").mkdir()
+    assert main([*SELECT, "--candidate", "run/checkpoint-*"]) == 0
+    assert "**checkpoint-5** is the best on these 12 items" in capsys.readouterr().out
+    assert "Not among the candidates: " in caplog.text
+    assert "checkpoint-20 holds no weights" in caplog.text
+    assert main([*SELECT, "--candidate", "run/checkpoint-15", "run/checkpoint-20"]) == 2
+    assert "no --candidate is whole" in capsys.readouterr().err
