@@ -129,6 +129,12 @@ MEASURED = {
         "trainers/weighted_sft",
     ],
     "exemplar_lookup": ["hf_ext/data/exemplars"],
+    "flow_vision": [
+        "hf_ext/data/class_losses.py",
+        "hf_ext/data/weighting.py",
+        "hf_ext/losses/weighted_classes.py",
+        "trainers/weighted_classification",
+    ],
     "forgetting_gsm8k": [
         "hf_ext/_upstream",
         "hf_ext/data",

@@ -10,6 +10,7 @@ from hf_ext.bandits.lower_bound import lower_bound as lower_bound
 from hf_ext.bandits.mixture import SideObservationMixture as SideObservationMixture
 from hf_ext.bandits.side_observations import SideObservationPolicy as SideObservationPolicy
 from hf_ext.bandits.simulation import simulate as simulate
+from hf_ext.data.class_losses import add_original_class_losses as add_original_class_losses
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free
 from hf_ext.data.curation.baseline import dclm_baseline as dclm_baseline
@@ -121,6 +122,7 @@ from hf_ext.losses.label_noise import forward_corrected_nll as forward_corrected
 from hf_ext.losses.label_noise import forward_loss_func as forward_loss_func
 from hf_ext.losses.label_noise import soft_nll as soft_nll
 from hf_ext.losses.moe_likelihood import moe_nll as moe_nll
+from hf_ext.losses.weighted_classes import weighted_class_nll as weighted_class_nll
 from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
 from hf_ext.moe.arguments import EMArguments as EMArguments
 from hf_ext.moe.configuration_moe import MoEConfig as MoEConfig
@@ -163,6 +165,8 @@ from hf_ext.trainers.rare.config import RareConfig as RareConfig
 from hf_ext.trainers.rare.config import RareSparseConfig as RareSparseConfig
 from hf_ext.trainers.rare.trainer import RareSparseTrainer as RareSparseTrainer
 from hf_ext.trainers.rare.trainer import RareTrainer as RareTrainer
+from hf_ext.trainers.weighted_classification.config import WeightedConfig as WeightedConfig
+from hf_ext.trainers.weighted_classification.trainer import WeightedTrainer as WeightedTrainer
 from hf_ext.trainers.weighted_sft.config import WeightedSFTConfig as WeightedSFTConfig
 from hf_ext.trainers.weighted_sft.trainer import WeightedSFTTrainer as WeightedSFTTrainer
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_ext.guards import arrow_checks
+from hf_ext.guards.row_errors import RowError
+from hf_ext.guards.row_rules import number_problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,4 +55,18 @@ def refuse_vanishing_weights(dataset: Dataset, dataset_name: str = "train") -> N
     logger.warning(verdict)
 
 
-__all__ = ["LEAST_WEIGHT", "refuse_vanishing_weights"]
+def require_row_weights(dataset: Dataset) -> None:
+    """
+    Refuse a column `weight` that does not hold a finite number of at least 0 for each row.
+
+    Raises:
+        RowError: names the first row.
+    """
+    for index, value in enumerate(dataset.with_format(None)["weight"]):
+        problem = number_problem(value)
+        if problem is not None:
+            message = f"row {index:,}, column 'weight': {problem}.\n  Fix the row, or drop it with dataset.filter."
+            raise RowError(message, index, "weight")
+
+
+__all__ = ["LEAST_WEIGHT", "refuse_vanishing_weights", "require_row_weights"]

@@ -1,4 +1,4 @@
-"""Models and rows of the consensus recipe, by what is classified: texts, sentences, tokens, pictures."""
+"""Models and rows of recipes of classifiers, by what is classified: texts, sentences, tokens, pictures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from trl import ModelConfig
 
+from hf_ext.data.pictures import PictureCollator
 from hf_ext.guards.models import loading_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_ext.trainers.consensus.config import ConsensusConfig
+    from hf_ext.trainers.weighted_classification.config import WeightedConfig
 
 IGNORED = -100
 # What is classified -> its column by default.
@@ -32,7 +34,7 @@ class Inputs:
     """
 
     def __init__(
-        self, script_args: Any, training_args: ConsensusConfig, model_args: ModelConfig, rows: Dataset
+        self, script_args: Any, training_args: ConsensusConfig | WeightedConfig, model_args: ModelConfig, rows: Dataset
     ) -> None:
         from hf_ext.data.relabeling.class_names import check_class_count
         from hf_ext.rounds.consensus_rows import class_names_of, label_column_of, labels_of
@@ -49,11 +51,13 @@ class Inputs:
             )
         self.label = label_column_of(rows, training_args.label_column)
         self.names = class_names_of(rows, self.label)
-        check_class_count(training_args.num_classes, rows.features[self.label], "num_classes", self.label)
-        stated_classes = training_args.num_classes or (len(self.names) if self.names else None)
+        num_classes = getattr(training_args, "num_classes", None)  # a setting of consensus alone
+        check_class_count(num_classes, rows.features[self.label], "num_classes", self.label)
+        stated_classes = num_classes or (len(self.names) if self.names else None)
         self.classes = stated_classes or int(labels_of(rows, self.label).flat.max(initial=-1)) + 1
         checked_rows(rows, self.classes, "training", (self.label,))
-        training_args.num_classes = self.classes
+        if hasattr(training_args, "num_classes"):
+            training_args.num_classes = self.classes
         if script_args.kind == "image":
             training_args.remove_unused_columns = False  # the collator reads the picture
         self.processor = self._processor()
@@ -196,28 +200,3 @@ class TokenisedWords:
                 [word_labels[word] if first else IGNORED for word, first in zip(words, is_first, strict=True)]
             )
         return {**encoded, "labels": labels}
-
-
-@dataclass(frozen=True)
-class PictureCollator:
-    """
-    A batch of pictures as the model reads them.
-
-    Args:
-        processor: of the model.
-        column (`str`): of the pictures, decoded by `datasets`.
-        label (`str`): of the classes; rows to predict have none.
-    """
-
-    processor: Any
-    column: str
-    label: str
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pixels, and labels where the rows have them."""
-        import torch
-
-        batch = dict(self.processor([row[self.column].convert("RGB") for row in rows], return_tensors="pt"))
-        if self.label in rows[0]:
-            batch["labels"] = torch.tensor([row[self.label] for row in rows])
-        return batch

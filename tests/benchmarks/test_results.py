@@ -43,6 +43,7 @@ PARTS = {  # of several scripts
 AWAITED = {
     "bandit_regret",
     "checkpoint_selection",
+    "flow_vision",
     "mixture_selection",
     "moe_em_convergence",
     "moe_lora",

@@ -1,4 +1,4 @@
-"""The card of a classifier trained on noisy labels."""
+"""The card of a classifier."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch.nn import Module
 
 from hf_ext.guards.markdown import python_literal
+from hf_ext.method import method_named
 from hf_ext.trainers.base.card import TrainerCard
-from hf_ext.trainers.consensus import METHOD
 
 # Class name of the model ends in -> task on the Hub, arguments of the pipeline, an input.
 TASKS = {
@@ -26,7 +26,11 @@ print(classify({example}))
 
 
 class ClassifierCard(TrainerCard):
-    """The card of a classifier trained on noisy labels: channel, what was chosen, accuracy read off noisy labels."""
+    """
+    The card of a classifier.
+
+    On noisy labels: channel, what was chosen, accuracy read off noisy labels.
+    """
 
     def write(self, folder: str, *, model_name: str | None = None, **names: Any) -> None:
         """Write `README.md` into `folder`; the recipe's name of the model is not that of the round's folder."""
@@ -44,7 +48,7 @@ class ClassifierCard(TrainerCard):
 
     def tags(self, tags: list[str]) -> list[str]:
         """The tags of the caller after that of the method."""
-        return [*METHOD.card_tags, *tags]
+        return [*method_named(self.trainer.method).card_tags, *tags]
 
     def usage(self, model_name: str) -> dict[str, Any]:
         """The pipeline of the model's task, or what a head of ours says of itself."""

@@ -39,14 +39,15 @@ class NoisyLabels(BaseTrainer, StockTrainerHooks):
 
     method = "consensus"
     card_class = ClassifierCard
+    loss_name = "the loss corrected for the channel"
 
     def __init__(self, *args: Any, channel: RRChannel | Mapping[str, RRChannel] | None = None, **kwargs: Any) -> None:
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                "compute_loss_func is this trainer's own: the loss corrected for the channel. For a loss of yours, "
+                f"compute_loss_func is this trainer's own: {self.loss_name}. For a loss of yours, "
                 "use transformers' Trainer."
             )
-        self.noise = _Loss(self, channel)
+        self.noise = self.make_loss(channel)
         self.card_facts_of_run: dict[str, Any] = {}
         self.card_name: str | None = None
         rows = kwargs.get("train_dataset")
@@ -57,6 +58,10 @@ class NoisyLabels(BaseTrainer, StockTrainerHooks):
         self.loss_is_scaled_for_ga = True
         if self.args.label_smoothing_factor != 0:
             raise ValueError("label_smoothing_factor is skipped silently where a loss is given: leave it at 0.")
+
+    def make_loss(self, channel: RRChannel | Mapping[str, RRChannel] | None) -> ChannelLoss:
+        """The loss of a micro-batch, which the host calls as its `compute_loss_func`."""
+        return ChannelLoss(self, channel)
 
     def _with_checked_labels(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Rows of which every label is a class: the loss would stop at another one in the middle of an epoch."""
@@ -116,7 +121,7 @@ class NoisyLabels(BaseTrainer, StockTrainerHooks):
         return self.sum_over_processes(total) if self.args.average_tokens_across_devices else total
 
 
-class _Loss:
+class ChannelLoss:
     """`compute_loss_func` of [`NoisyLabels`]: the logits through the channel of each row."""
 
     def __init__(self, trainer: NoisyLabels, channel: RRChannel | Mapping[str, RRChannel] | None) -> None:
@@ -133,6 +138,7 @@ class _Loss:
 
     @property
     def trainer(self) -> NoisyLabels:
+        """The trainer whose loss it is."""
         trainer = self._trainer()
         assert trainer is not None, "a loss is computed by a living trainer"
         return trainer
@@ -142,6 +148,7 @@ class _Loss:
         self.columns = columns
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The loss of a micro-batch, finite."""
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         rows = self.columns.get(ROW_INDEX)
         weight = self.columns.get(WEIGHT)
@@ -150,12 +157,15 @@ class _Loss:
             self.trainer.guard("weight", weight, rows)
             weight = _spread(weight, labels)
         items = num_items_in_batch if self.trainer.model.training else None
-        if LABEL_PROBS in self.columns:
-            loss = soft_nll(logits, self.columns[LABEL_PROBS], weights=weight, denominator=items)
-        else:
-            loss = forward_corrected_nll(logits, labels, self._channel(labels), weights=weight, denominator=items)
+        loss = self.nll(logits, labels, weight, items)
         self.trainer.guard("loss", loss, rows)
         return loss
+
+    def nll(self, logits: Tensor, labels: Tensor, weight: Tensor | None, items: Tensor | int | None) -> Tensor:
+        """The loss of a micro-batch; `items` is the denominator of the whole step, `None` outside of training."""
+        if LABEL_PROBS in self.columns:
+            return soft_nll(logits, self.columns[LABEL_PROBS], weights=weight, denominator=items)
+        return forward_corrected_nll(logits, labels, self._channel(labels), weights=weight, denominator=items)
 
     def _channel(self, labels: Tensor) -> tuple[float, float] | Tensor:
         """$p$ and $q$ of one channel, or the matrix of each row's (or token's) own."""

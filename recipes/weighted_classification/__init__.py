@@ -1,0 +1,1 @@
+"""Launch weighted classification."""
