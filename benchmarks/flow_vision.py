@@ -50,7 +50,8 @@ from common import data_folder, finish, parser, piece
 from datasets import Array3D, ClassLabel, Dataset, Features, load_dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import ResNetConfig, ResNetForImageClassification, set_seed
+from transformers import PrinterCallback, ResNetConfig, ResNetForImageClassification, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from hf_ext import WeightedConfig, WeightedTrainer, add_flow_weights, add_original_class_losses
 
@@ -75,7 +76,7 @@ class Sizes:
     batch_size: int = 64
 
 
-QUICK = Sizes(600, 300, 200, 2, 2, 2)
+QUICK = Sizes(256, 128, 100, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def fit(
     trainer = kind(model, args, train_dataset=rows)
     if isinstance(trainer, DistanceTrainer):
         trainer.start = {name: value.detach().clone() for name, value in model.base_model.named_parameters()}
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model.eval()
 
@@ -311,6 +313,7 @@ def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Train what is missing, measure, print the headline."""
     options = parser(__doc__ or "", "flow_vision").parse_args()
+    disable_progress_bar()
     sizes = QUICK if options.quick else Sizes()
     seeds = SEEDS[:1] if options.quick else SEEDS
     rows = []

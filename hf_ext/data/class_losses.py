@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
-from hf_ext.data.pictures import PictureCollator, is_picture_processor
+from hf_ext.data.pictures import PictureCollator, is_picture_processor, require_pictures
 from hf_ext.data.provenance import as_adapted, is_peft
 from hf_ext.data.relabeling.heads import check_head
 from hf_ext.data.weighting import SCORE_COLUMNS
@@ -140,6 +140,7 @@ def _losses(logits: Tensor, labels: Tensor, start: int, label_column: str) -> li
 def _collator(dataset: Dataset, model: PreTrainedModel, processor: Any, image: str, label: str) -> Callable[..., Any]:
     """Pictures through the processor; or the model's inputs and the class, stacked as they are."""
     if is_picture_processor(processor) and image in dataset.column_names and dataset.format["type"] != "custom":
+        require_pictures(dataset, image)
         return PictureCollator.of(model, processor, image, label)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_ext._columns import ROW_INDEX
+import numpy as np
+from datasets import Image
+
 from hf_ext.guards.row_errors import RowError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the channels that a model reads
@@ -52,32 +55,39 @@ class PictureCollator:
         return cls(processor, column, label, MODES[channels])
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """
-        Pixels, and labels where the rows have them.
-
-        Raises:
-            RowError: if a row has no picture.
-        """
+        """Pixels, and labels where the rows have them."""
         import torch
 
-        pictures = [self._picture(row, place) for place, row in enumerate(rows)]
+        pictures = [row[self.column].convert(self.mode) for row in rows]
         batch = dict(self.processor(pictures, return_tensors="pt"))
         if self.label in rows[0]:
             batch["labels"] = torch.tensor([row[self.label] for row in rows])
         return batch
 
-    def _picture(self, row: dict[str, Any], place: int) -> Any:
-        picture = row[self.column]
-        if not hasattr(picture, "convert"):
-            index = int(row.get(ROW_INDEX, place))
-            where = f"row {index:,}" if ROW_INDEX in row else f"row {place:,} of a batch"
-            raise RowError(
-                f"{where}, column {self.column!r}: expected a picture, found {type(picture).__name__}.\n  Drop it "
-                "with dataset.filter, or cast the column with dataset.cast_column(name, datasets.Image()).",
-                index,
-                self.column,
+
+def require_pictures(dataset: Dataset, column: str) -> None:
+    """
+    Refuse a column that holds no pictures, or lacks one, before any is decoded.
+
+    Raises:
+        ValueError: if the column is of another type than `datasets.Image`.
+        RowError: names the first row without a picture.
+    """
+    if not isinstance(dataset.features[column], Image):
+        raise ValueError(
+            f"column {column!r} is {dataset.features[column]}, and no picture: cast it with "
+            f"dataset.cast_column({column!r}, datasets.Image())."
+        )
+    start = 0
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        holes = np.flatnonzero(table[column].is_null().to_numpy())
+        if len(holes):
+            index = start + int(holes[0])
+            message = (
+                f"row {index:,}, column {column!r}: expected a picture, found None.\n  Drop it with dataset.filter."
             )
-        return picture.convert(self.mode)
+            raise RowError(message, index, column)
+        start += len(table)
 
 
 def is_picture_processor(processor: Any) -> bool:

@@ -22,6 +22,7 @@ from hf_ext.trainers.infopo import InfoPOConfig, InfoPOTrainer, InfoPOUnpairedCo
 from hf_ext.trainers.moe_em import MoEEMConfig, MoEEMTrainer
 from hf_ext.trainers.pretraining import PretrainingConfig, PretrainingTrainer, new_model
 from hf_ext.trainers.rare import RareConfig, RareTrainer
+from hf_ext.trainers.weighted_classification import WeightedConfig, WeightedTrainer
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset
 from tests.trainers import classifiers, mixtures, preference, pretraining, retrieval
@@ -220,6 +221,7 @@ class Classifier:
         trainer (`type`), config (`type`): its classes.
         parent (`type`): the trainer it equals, given the same loss.
         variants (`tuple`): as for [`Method`].
+        channel (`RRChannel`): of the labels, for its loss; `None`: it knows none.
     """
 
     name: str
@@ -227,6 +229,7 @@ class Classifier:
     config: Any
     parent: Any
     variants: tuple[str, ...] = ("plain", "workers", "lora")
+    channel: Any = None
 
     def rows(self, n: int) -> Dataset:
         """Rows with noisy labels of three classes."""
@@ -243,16 +246,19 @@ class Classifier:
     def build(self, folder: Path, rows: Dataset | int = 32, *, model: Any = None, **changes: Any) -> Any:
         """A trainer on `rows` (or that many of its own); `changes` are to the config."""
         dataset = self.rows(rows) if isinstance(rows, int) else rows
-        kwargs = {"channel": classifiers.CHANNEL} | changes.pop("kwargs", {})
+        kwargs = ({"channel": self.channel} if self.channel else {}) | changes.pop("kwargs", {})
         model = model or self.model()
         if "peft_config" in kwargs:
             model = get_peft_model(model, kwargs.pop("peft_config"))
         fields = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 0.1, "logging_steps": 1}
-        args = classifiers.consensus_config(folder / "out", **(fields | {"optim": "sgd"} | changes))
+        args = classifiers.classifier_config(self.config, folder / "out", **(fields | {"optim": "sgd"} | changes))
         return self.trainer(model, args, train_dataset=dataset, **kwargs)
 
 
-CLASSIFIERS = [Classifier("consensus", ForwardCorrectedTrainer, ConsensusConfig, Trainer)]
+CLASSIFIERS = [
+    Classifier("consensus", ForwardCorrectedTrainer, ConsensusConfig, Trainer, channel=classifiers.CHANNEL),
+    Classifier("weighted_classification", WeightedTrainer, WeightedConfig, Trainer, ("plain", "lora")),
+]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def test_the_commands_in_a_recipe_s_docstring_are_parsed(method):
         *("rare/minilm_beir.yaml", "rare/smollm2_nq.yaml", "rare/e5_mistral.yaml"),
         *("consensus/bert_agnews.yaml", "consensus/minilm_banking77.yaml"),
         *("consensus/resnet18_cifar10.yaml", "consensus/vit_cifar100.yaml"),
+        "weighted_classification/resnet18_cifar10.yaml",
         *(f"pretraining/{scale}.yaml" for scale in ("nano_1x", "nano_2x", "400m_1x", "1b_1x")),
         *(f"pretraining/{scale}.yaml" for scale in ("3b_1x", "7b_1x", "7b_2x")),
         "dclm/nano.yaml",

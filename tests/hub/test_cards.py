@@ -44,7 +44,7 @@ def test_every_method_has_a_card_the_hub_can_read(tmp_path: Path, method: str) -
     assert data["library_name"] == libraries.get(method, "transformers")
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/base"
-    by_trl = method not in ("rare", "consensus", "pretraining", "moe_em")
+    by_trl = method not in ("rare", "consensus", "pretraining", "moe_em", "weighted_classification")
     assert data["tags"] == ["hf-ext", method, *(["trl"] if by_trl else []), "demo"]
     assert "licence" not in data
     assert card.text.strip().startswith("# me/tuned")

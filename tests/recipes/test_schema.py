@@ -30,6 +30,7 @@ CONFIGS = {
     "rare": "RareConfig",
     "consensus": "ConsensusConfig",
     "mixture": "MixtureSFTConfig",
+    "weighted_classification": "WeightedConfig",
     "moe_em": "MoEEMConfig",
     "moe_lora": "LoraMixtureConfig",
     "pretraining": "PretrainingConfig",

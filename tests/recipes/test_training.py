@@ -96,12 +96,17 @@ DATA |= {
     ],
     "consensus/resnet18_cifar10.yaml": [*PICTURES, "--dataset_name", "pictures-label"],
     "consensus/vit_cifar100.yaml": [*PICTURES, "--dataset_name", "pictures-fine_label"],
+    "weighted_classification/resnet18_cifar10.yaml": [
+        *("--model_name_or_path", "vision", "--dataset_name", "pictures-label", "--dataloader_num_workers", "0"),
+        *("--probe_epochs", "1"),
+    ],
 }
 CLASSIFIERS = {
     "consensus/bert_agnews.yaml": ("classifier", AutoModelForSequenceClassification.from_pretrained),
     "consensus/minilm_banking77.yaml": ("encoder", lambda folder: SentenceTransformer(str(folder), device="cpu")),
     "consensus/resnet18_cifar10.yaml": ("vision", AutoModelForImageClassification.from_pretrained),
     "consensus/vit_cifar100.yaml": ("vision", AutoModelForImageClassification.from_pretrained),
+    "weighted_classification/resnet18_cifar10.yaml": ("vision", AutoModelForImageClassification.from_pretrained),
 }
 
 
@@ -182,6 +187,24 @@ def test_every_recipe_trains_two_steps_and_saves_a_model_that_stock_classes_open
 
 def test_every_recipe_of_the_package_has_a_line_in_this_file():
     assert set(RECIPES) == set(DATA)
+
+
+def test_a_flow_of_pictures_trains_a_head_first_and_then_other_weights_than_equal_ones(work, capsys):
+    name = "weighted_classification/resnet18_cifar10.yaml"
+    command = ["--config", name, *SMALL, *DATA[name], "--seed", "3"]
+    recipe = import_module(training_recipes()[name].recipe).RECIPE
+    assert recipe.run([*command, "--output_dir", "flow"]) == 0
+    assert recipe.run([*command, "--output_dir", "again"]) == 0
+    assert recipe.run([*command, "--output_dir", "wide", "--flow", "1e9"]) == 0
+    weights = {folder: load_file(work / folder / "model.safetensors") for folder in ("flow", "again", "wide")}
+    assert all(torch.equal(weights["flow"][key], weights["again"][key]) for key in weights["flow"])
+    assert any(not torch.equal(weights["flow"][key], weights["wide"][key]) for key in weights["flow"])
+    for words, problem in (
+        (["--head_only", "true"], "flow with head_only"),
+        (["--probe_epochs", "0"], "probe_epochs must be"),
+    ):
+        assert recipe.run([*command, "--output_dir", "no", *words]) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_weights_reach_the_loss(weighted):

@@ -77,12 +77,17 @@ def token_rows(n: int, noise: float = 0.0, seed: int = 0) -> Dataset:
 
 def consensus_config(folder: Path, **changes: Any) -> ConsensusConfig:
     """A config for short rounds in float32 on the CPU: 8 rows a step."""
+    return classifier_config(ConsensusConfig, folder, **changes)
+
+
+def classifier_config(kind: Any, folder: Path, **changes: Any) -> Any:
+    """The same of another trainer's class."""
     fields: dict[str, Any] = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 32, "num_train_epochs": 3,
         "learning_rate": 5e-3, "logging_steps": 5, "save_strategy": "no", "dataloader_pin_memory": False, "seed": 7,
     }  # fmt: skip
-    return ConsensusConfig(**(fields | changes))
+    return kind(**(fields | changes))
 
 
 def accuracy_of(model: Any, rows: Dataset) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, Features
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
@@ -173,10 +173,13 @@ def test_a_weight_that_is_none_is_named(tmp_path, value):
 def test_rows_that_cannot_be_read_are_named(tmp_path):
     rows = picture_rows(8)
     images = [None if i == 6 else value for i, value in enumerate(rows["image"][:])]
-    holes = Dataset.from_dict({"image": images, "label": rows["label"][:]}, features=rows.features.copy())
-    with pytest.raises(RowError, match="row 6, column 'image': expected a picture, found NoneType"):
-        train(pictures(tmp_path, holes, num_train_epochs=1, max_steps=-1))
-    with pytest.raises(RowError, match="row 6 of a batch, column 'image'"):
+    features = Features({name: rows.features[name] for name in ("image", "label")})
+    holes = Dataset.from_dict({"image": images, "label": rows["label"][:]}, features=features)
+    with pytest.raises(RowError, match="row 6, column 'image': expected a picture, found None"):
+        pictures(tmp_path, holes)
+    with pytest.raises(ValueError, match=r"column 'image' is Value\('string'\), and no picture: cast it"):
+        pictures(tmp_path, Dataset.from_dict({"image": ["a.png"], "label": [0]}))
+    with pytest.raises(RowError, match="row 6, column 'image'"):
         add_original_class_losses(holes, tiny_resnet(), tiny_processor(), show_progress=False)
     with pytest.raises(RowError, match=r"row \d+, column 'label': 2 is none of the model's 2 classes"):
         add_original_class_losses(pixel_rows(8), tiny_resnet(classes=2), show_progress=False)

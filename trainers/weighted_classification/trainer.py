@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext.data.pictures import PictureCollator, is_picture_processor
+from hf_ext.data.pictures import PictureCollator, is_picture_processor, require_pictures
 from hf_ext.data.relabeling.heads import check_head
 from hf_ext.guards.weights import require_row_weights
 from hf_ext.losses.weighted_classes import weighted_class_nll
@@ -106,6 +106,9 @@ class WeightedTrainer(NoisyLabels, Trainer):
             if train_dataset.format["type"] != "custom" and ROW_INDEX not in train_dataset.column_names:
                 train_dataset = train_dataset.add_column(ROW_INDEX, range(len(train_dataset)))
         if data_collator is None and is_picture_processor(processing_class) and _has_pictures(train_dataset):
+            for rows in (train_dataset, eval_dataset):
+                if isinstance(rows, Dataset):
+                    require_pictures(rows, "image")
             data_collator = PictureCollator.of(model, processing_class, label=args.label_column)
             args = copy.copy(args)
             args.remove_unused_columns = False  # the collator reads the picture
