@@ -33,6 +33,6 @@ def weighted_class_nll(logits: Tensor, labels: Tensor, weights: Tensor, denomina
     Reference: Sanyal et al. 2025, *Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting*, Algorithm 1
     (arXiv 2502.02797).
     """
-    log_probs = at_least_float32(logits).log_softmax(dim=-1)
-    weighted = weights.to(log_probs)[:, None] * log_probs  # (batch, num_classes)
+    log_probs = at_least_float32(logits).log_softmax(dim=1)
+    weighted = weights[:, None] * log_probs  # (batch, num_classes)
     return divided(F.nll_loss(weighted, labels, reduction="sum"), denominator)
