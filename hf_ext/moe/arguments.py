@@ -34,12 +34,10 @@ class EMArguments:
     Args:
         method (`str`):
             `"em"`: EM to the end. `"em+lbfgs"`: `em_iterations` of EM, then L-BFGS on the likelihood. `"lbfgs"`: that
-            alone. `"auto"`: half of the restarts by either; one alone by `"em+lbfgs"` where experts are linear,
-            otherwise by `"lbfgs"`. `"gradient_em"`: an E-step, then `inner_steps` gradient steps. `"gd"`: one gradient
-            step each time.
-        em_iterations (`int`, *optional*):
-            Iterations of EM before L-BFGS takes over: by default 8 of linear experts, otherwise 2. More of them lead
-            classifiers into poorer optima.
+            alone. `"auto"`: half of the restarts by either, one alone by `"lbfgs"`. `"gradient_em"`: an E-step, then
+            `inner_steps` gradient steps. `"gd"`: one gradient step each time.
+        em_iterations (`int`):
+            Iterations of EM before L-BFGS takes over. More of them lead classifiers into poorer optima.
         inner_steps (`int`, *optional*):
             Steps of an M-step: by default 3 for the gate of linear experts, otherwise 2. More of them fit
             responsibilities that are still wrong.
@@ -73,7 +71,7 @@ class EMArguments:
     """
 
     method: str = "auto"
-    em_iterations: int | None = None
+    em_iterations: int = 2
     inner_steps: int | None = None
     ridge: float | str = DEFAULT_RIDGE
     eta: float = 1.0
@@ -107,9 +105,3 @@ class EMArguments:
     def steps_for(self, expert_type: str) -> int:
         """Steps of an M-step."""
         return self.inner_steps or (3 if expert_type == "linear" else 2)
-
-    def em_iterations_for(self, expert_type: str) -> int:
-        """Iterations of EM before L-BFGS takes over."""
-        if self.em_iterations is None:
-            return 8 if expert_type == "linear" else 2
-        return self.em_iterations

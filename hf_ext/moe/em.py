@@ -185,7 +185,7 @@ class MixtureFit:
         """Let L-BFGS take over from EM where that is due: the E-step has left value and gradient of the likelihood."""
         state = self.state
         method = self.arguments.method
-        is_due = int(state.iteration) >= self.arguments.em_iterations_for(self.shape.expert_type)
+        is_due = int(state.iteration) >= self.arguments.em_iterations
         is_em = state.phase == EM
         if method not in ("em+lbfgs", "auto") or not is_due or not bool(is_em.any()):
             return False
@@ -201,11 +201,8 @@ class MixtureFit:
         method = arguments.method
         first = {"lbfgs": JOINT, "gd": GRADIENT, "gradient_em": GRADIENT}.get(method, EM)
         phase = torch.full((restarts,), first, dtype=torch.int64, device=point.device)
-        if method == "auto":  # EM finds the better optimum of linear experts more often, L-BFGS that of others
-            is_linear = self.shape.expert_type == "linear"
-            half = (restarts + 1) // 2
-            phase[half:] = JOINT if is_linear else EM
-            phase[:half] = EM if is_linear else JOINT
+        if method == "auto":
+            phase[: (restarts + 1) // 2] = JOINT
         setup = self.objective.setup_passes + passes
         state = FitState.beginning(point, phase, self.ridge, self.objective.size, self.shape.num_experts, setup)
         self._iterations(state).start_joint((phase == JOINT).nonzero()[:, 0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_ext.moe.arguments import DEFAULT_RIDGE, EMArguments
 from hf_ext.moe.lbfgs import Curvature, line_search
-from hf_ext.moe.m_steps import em_targets, m_step_lbfgs, m_step_linear
+from hf_ext.moe.m_steps import complete_information, em_targets, m_step_lbfgs, m_step_linear
 from hf_ext.moe.objective import Look, Objective
 from hf_ext.moe.starts import restart_expert, seed_responsibilities
 from hf_ext.moe.state import (
@@ -240,7 +240,8 @@ class Iterations:
             return evaluation.value, evaluation.gradient
 
         had_pairs = (state.inverse[index] > 0).any(1)
-        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, index))
+        metric = complete_information(self.objective, point, shares)
+        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, index, metric))
         curvature.add(index, step.point - point, step.gradient - gradient)
         state.point[index] = step.point
         state.valued_point[index] = step.point

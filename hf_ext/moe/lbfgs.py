@@ -48,12 +48,23 @@ class Curvature:
         zeros = like.new_zeros(restarts, HISTORY, size)
         return cls(zeros, zeros.clone(), like.new_zeros(restarts, HISTORY))
 
-    def direction(self, gradient: Tensor, index: Tensor) -> Tensor:
-        """Quasi-Newton direction `(A, P)` of the restarts `index` at their gradients `(A, P)`; downhill."""
+    def direction(self, gradient: Tensor, index: Tensor, metric: Tensor) -> Tensor:
+        """
+        Quasi-Newton direction of some restarts; downhill.
+
+        Args:
+            gradient (`torch.Tensor` of shape `(A, P)`):
+                Where they are.
+            index (`torch.Tensor` of shape `(A,)`):
+                Which restarts.
+            metric (`torch.Tensor` of shape `(A, P)`):
+                Positive: roughly the curvature in each coordinate, up to a factor. The loops start at its inverse.
+        """
         inverse = self.inverse[index]
-        result = gradient.clone()
+        slope = gradient / metric
         if not bool((inverse > 0).any()):
-            return -result
+            return -slope
+        result = gradient.clone()
         steps = self.steps[index]
         changes = self.changes[index]
         shares = torch.zeros_like(inverse)
@@ -61,14 +72,14 @@ class Curvature:
             shares[:, j] = inverse[:, j] * (steps[:, j] * result).sum(1)
             result -= shares[:, j, None] * changes[:, j]
         newest = inverse[:, -1]
-        scale = 1 / (newest * changes[:, -1].square().sum(1))
-        result *= torch.where(newest > 0, scale, 1.0)[:, None]
+        scale = 1 / (newest * (changes[:, -1].square() / metric).sum(1))
+        result *= torch.where(newest > 0, scale, 1.0)[:, None] / metric
         for j in range(HISTORY):
             correction = inverse[:, j] * (changes[:, j] * result).sum(1)
             result += (shares[:, j] - correction)[:, None] * steps[:, j]
         # Rounding, or pairs of an objective that has moved, may turn the direction uphill: then the slope itself.
         uphill = (result * gradient).sum(1) <= 0
-        return -torch.where(uphill[:, None], gradient, result)
+        return -torch.where(uphill[:, None], slope, result)
 
     def add(self, index: Tensor, step: Tensor, change: Tensor) -> None:
         """Take up a pair of each of the restarts `index`; one without positive curvature is left out."""

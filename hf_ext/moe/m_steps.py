@@ -19,6 +19,8 @@ from torch import Tensor
 from hf_ext.moe.lbfgs import Curvature, line_search
 from hf_ext.moe.objective import Look, Objective, Targets
 
+_LEAST_SHARE = 1e-3  # of the rows, in a metric
+
 
 class Descent(NamedTuple):
     """
@@ -89,6 +91,45 @@ def em_targets(objective: Objective, point: Tensor, look: Look, eta: Tensor) -> 
     return Targets(weights, labels, objective.reduce(squares) if shape.expert_type == "linear" else None)
 
 
+def complete_information(objective: Objective, point: Tensor, shares: Tensor) -> Tensor:
+    r"""
+    Curvature of the expected likelihood in each coordinate, as if features were white and said nothing of the expert.
+
+    With $\pi_i$ the share of the rows: $\pi_i (1 - \pi_i)$ in an expert's part of the gate, $\pi_i / s_i^2$ in the
+    coefficients of a linear expert and $m \pi_i / 2$ in its log-variance. This is the metric of EM's mirror descent;
+    L-BFGS, started in it, makes EM-like steps until its own pairs know better: half the passes on linear experts.
+    Classifiers keep a metric of ones, as theirs gained nothing.
+
+    Args:
+        objective ([`Objective`]):
+            Of the rows.
+        point (`torch.Tensor` of shape `(A, P)`):
+            Coordinates.
+        shares (`torch.Tensor` of shape `(A, k)`):
+            $\pi$, means of the responsibilities there.
+
+    Returns:
+        `torch.Tensor` of shape `(A, P)`.
+
+    Reference: Fruytier et al. 2025 (arXiv 2411.06056), section 3 (the metric); Lange 1995, *A Quasi-Newton
+    Acceleration of the EM Algorithm* (as the start of a quasi-Newton method).
+    """
+    shape = objective.shape
+    if shape.expert_type != "linear":
+        return torch.ones_like(point)
+    pi = shares.clamp(min=_LEAST_SHARE)
+    precision = (-objective.vectors(point)[1]).exp()
+    gate = (pi * (1 - pi)).clamp(min=_LEAST_SHARE)[:, : shape.gate_rows]
+    experts = pi * precision
+    variances = 0.5 * shape.num_outputs * pi
+    if shape.symmetric:
+        experts = experts.sum(1, keepdim=True)
+    if shape.num_variances == 1:
+        variances = variances.sum(1, keepdim=True)
+    blocks = torch.cat([gate, experts.repeat_interleave(shape.num_outputs, dim=1)], dim=1)
+    return torch.cat([blocks.repeat_interleave(objective.width, dim=1), variances], dim=1)
+
+
 def m_step_lbfgs(
     objective: Objective,
     point: Tensor,
@@ -145,7 +186,7 @@ def m_step_lbfgs(
         active = (gradient.abs().amax(1) > tolerance).nonzero()[:, 0]
         if not len(active):
             break
-        direction = curvature.direction(gradient[active], active)
+        direction = curvature.direction(gradient[active], active, torch.ones_like(gradient[active]))
         step = line_search(
             lambda points, index, active=active: evaluate(points, active[index]),  # type: ignore[misc]
             point[active],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from hf_ext.losses.moe_likelihood import expert_log_likelihood, moe_nll
 from hf_ext.moe.lbfgs import Curvature, line_search
-from hf_ext.moe.m_steps import em_targets, m_step_lbfgs, m_step_linear
+from hf_ext.moe.m_steps import complete_information, em_targets, m_step_lbfgs, m_step_linear
 from hf_ext.moe.objective import Objective, Targets
 from hf_ext.moe.parameters import MixtureShape
+from hf_ext.moe.rows import mixture_rows
 from tests.moe.problems import SHAPES, normal, objective_of, points_of
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -248,8 +251,9 @@ def test_lbfgs_over_restarts_finds_each_ones_minimum_and_spends_nothing_on_those
     everyone = torch.arange(3)
     value, gradient = evaluate(point, everyone)
     curvature = Curvature.empty(3, size, point)
+    metric = torch.ones(3, size)
     for _ in range(60):
-        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, everyone))
+        step = line_search(evaluate, point, value, gradient, curvature.direction(gradient, everyone, metric))
         curvature.add(everyone, step.point - point, step.gradient - gradient)
         assert (step.value <= value + 1e-12).all()
         point, value, gradient = step.point, step.value, step.gradient
@@ -257,7 +261,8 @@ def test_lbfgs_over_restarts_finds_each_ones_minimum_and_spends_nothing_on_those
     torch.testing.assert_close(point, target, rtol=0, atol=1e-7)
 
 
-def test_the_direction_is_that_of_scipys_two_loops() -> None:
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_the_direction_is_that_of_the_updates_as_matrices(spread: float) -> None:
     size = 5
     hessian = torch.diag(torch.tensor([1.0, 2.0, 5.0, 10.0, 30.0], dtype=torch.float64))
     curvature = Curvature.empty(2, size, hessian)
@@ -266,22 +271,58 @@ def test_the_direction_is_that_of_scipys_two_loops() -> None:
         curvature.add(torch.tensor([1]), step[1:], step[1:] @ hessian)
     pairs = steps[:, 1].numpy()
     gradient = normal(2, size, seed=4)
-    newest = pairs[-1]
-    scale = newest @ hessian.numpy() @ newest / np.square(hessian.numpy() @ newest).sum()
-    inverse = LbfgsInvHessProduct(pairs, pairs @ hessian.numpy()).todense()
-    direction = curvature.direction(gradient, torch.tensor([0, 1]))
-    torch.testing.assert_close(direction[0], -gradient[0])  # no pairs: the slope
-    # scipy starts its loops at the identity, we at the newest pair's scale: the updates as matrices do either.
-    expected = direction_from(pairs, hessian.numpy(), gradient[1].numpy(), scale)
+    metric = (spread * normal(2, size, seed=5)).exp()
+    start = np.diag(1 / metric[1].numpy())
+    change = hessian.numpy() @ pairs[-1]
+    scale = (pairs[-1] @ change) / (change @ start @ change)
+    direction = curvature.direction(gradient, torch.tensor([0, 1]), metric)
+    torch.testing.assert_close(direction[0], -gradient[0] / metric[0])  # no pairs: the slope
+    expected = direction_from(pairs, hessian.numpy(), gradient[1].numpy(), scale * start)
     np.testing.assert_allclose(direction[1].numpy(), -expected, rtol=1e-10)
+    # scipy starts its loops at the identity; the updates as matrices do either.
+    inverse = LbfgsInvHessProduct(pairs, pairs @ hessian.numpy()).todense()
     np.testing.assert_allclose(
-        direction_from(pairs, hessian.numpy(), gradient[1].numpy(), 1.0), inverse @ gradient[1].numpy(), rtol=1e-10
+        direction_from(pairs, hessian.numpy(), gradient[1].numpy(), np.eye(size)),
+        inverse @ gradient[1].numpy(),
+        rtol=1e-10,
     )
 
 
-def direction_from(pairs: np.ndarray, hessian: np.ndarray, gradient: np.ndarray, scale: float) -> np.ndarray:
+@pytest.mark.parametrize("name", ["linear", "symmetric linear", "own variances"])
+def test_the_metric_of_linear_experts_is_the_curvature_of_q_on_white_features(name: str) -> None:
+    """Against the Hessian of -Q by autograd, whose features are white and independent of who handles them."""
+    shape = {
+        "linear": MixtureShape(3, "linear", 2),
+        "symmetric linear": MixtureShape(2, "linear", symmetric=True),
+        "own variances": MixtureShape(3, "linear", shared_variance=False),
+    }[name]
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    shares = torch.tensor([0.5, 0.3, 0.2] if shape.num_experts == 3 else [0.7, 0.3], dtype=torch.float64)
+    labels = math.sqrt(0.5) * corners.prod(1, keepdim=True).expand(4, shape.num_outputs)
+    rows = mixture_rows(corners, labels, shape, standardize=False)
+    objective = Objective(rows, shape, whiten=False, variance_floor=1e-6)
+    point = torch.zeros(1, objective.size, dtype=torch.float64)
+    bias = shares.log() if not shape.symmetric else (shares[:1] / shares[1:]).log()
+    point[0, : shape.gate_rows * 3].view(shape.gate_rows, 3)[:, -1] = bias
+    point[0, -shape.num_variances :] = math.log(0.5)  # by which all experts miss: no slope in the variance
+    targets = Targets(shares.expand(4, 1, 3 if shape.num_experts == 3 else 2).contiguous())
+    ridge = torch.zeros(1, dtype=torch.float64)
+    hessian = torch.stack(
+        [
+            (
+                objective.expected(point + 1e-5 * unit, ridge, targets).gradient
+                - objective.expected(point - 1e-5 * unit, ridge, targets).gradient
+            )[0]
+            / 2e-5
+            for unit in torch.eye(objective.size, dtype=torch.float64)
+        ]
+    )
+    metric = complete_information(objective, point, shares[None])
+    torch.testing.assert_close(metric[0], hessian.diagonal(), rtol=1e-6, atol=0)
+
+
+def direction_from(pairs: np.ndarray, hessian: np.ndarray, gradient: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     """BFGS updates of an inverse Hessian as matrices, one pair after the other."""
-    inverse = scale * np.eye(len(hessian))
     for s in pairs:
         y = hessian @ s
         rho = 1 / (s @ y)

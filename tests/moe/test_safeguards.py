@@ -150,8 +150,6 @@ def test_auto_starts_half_of_the_restarts_with_em_and_hands_over_to_lbfgs() -> N
     fit.step()
     fit.step()
     assert fit.state.phase.tolist() == [1, 1, 1, 1]
-    X, y = rows_of(SHAPES["linear"])
-    assert MixtureFit(X, y, SHAPES["linear"], EMArguments(restarts=4)).state.phase.tolist() == [0, 0, 1, 1]
 
 
 def test_every_other_start_of_a_classifier_has_a_gate_that_tells_clusters_of_the_features_apart() -> None:

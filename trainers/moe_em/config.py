@@ -53,8 +53,8 @@ class MoEEMConfig(TrainingArguments):
         ridge (`str` or `float`, *optional*, defaults to `1e-4`):
             Penalty in nats a row on half a squared coefficient of standardised features; `"auto"` compares five on
             the rows of `eval_dataset`.
-        em_iterations (`int`, *optional*):
-            EM iterations before L-BFGS takes over: 8 of linear experts and 2 of others by default.
+        em_iterations (`int`, *optional*, defaults to `2`):
+            EM iterations before L-BFGS takes over.
         inner_steps (`int`, *optional*):
             Steps of an M-step: 3 for the gate of linear experts and 2 for others by default.
         eta (`float`, *optional*, defaults to `1.0`):
@@ -115,10 +115,7 @@ class MoEEMConfig(TrainingArguments):
             "among five on the evaluation rows."
         },
     )
-    em_iterations: int | None = field(
-        default=None,
-        metadata={"help": "EM iterations before L-BFGS takes over. Default: 8 of linear experts, otherwise 2."},
-    )
+    em_iterations: int = field(default=2, metadata={"help": "EM iterations before L-BFGS takes over."})
     inner_steps: int | None = field(
         default=None, metadata={"help": "Steps of an M-step. Default: 3 for the gate of linear experts, otherwise 2."}
     )
