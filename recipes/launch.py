@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 import hf_ext
-from hf_ext.data.loading import check_files, check_model_name, first_rows, load_splits, pick_split
+from hf_ext.data.loading import check_model_name, check_part, first_rows, load_splits, pick_split
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.extras import require_extra
 from hf_ext.guards.processes import end_with_launcher
@@ -383,10 +383,7 @@ def load_train_and_eval(
     name = script_args.dataset_name or "datasets"
     if dataset_args.datasets:
         for part in dataset_args.datasets:
-            files = part.data_files or []
-            files = [files] if isinstance(files, str) else files.values() if isinstance(files, dict) else files
-            for path in (part.path, *(file for file in files if isinstance(file, str))):
-                check_files(Path(path), part.name, part.data_dir)
+            check_part(part)
         splits = get_dataset(dataset_args)
     else:
         splits = load_splits(

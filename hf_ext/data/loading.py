@@ -15,12 +15,14 @@ from hf_ext.guards.unpacked import require_modest, require_shallow
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from trl.scripts.utils import DatasetConfig
 
     AnyDataset: TypeAlias = Dataset | IterableDataset
     AnySplits: TypeAlias = DatasetDict | IterableDatasetDict
 
 # Suffix of a local file -> the builder of `datasets.load_dataset`; each may be compressed with gzip.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+_READERS = {*FORMATS.values(), "arrow"}  # paths of an entry of TRL's `datasets` whose `data_files` are local
 _OTHER_FILES = (".warc", ".gz", ".zst")  # which curation reads, or with an ending that is mistyped, too
 _REMOTE = ("hf://", "buckets/")  # as `datasets` (5.2) takes them
 
@@ -122,6 +124,33 @@ def check_files(path: Path, config: str | None, data_dir: str | None) -> None:
                 _check_file(Path(file))
     elif file_format(path.name) is not None:
         _check_file(path)
+
+
+def check_part(part: DatasetConfig) -> None:
+    """
+    Refuse local files of an entry of TRL's `datasets`, as [`check_files`] does; `data_files` may be patterns.
+
+    Raises:
+        ValueError: if a pattern matches nothing, or the name of a file is one that matches another; the message has
+            how to write it.
+        FileNotFoundError: if a file is not there.
+    """
+    check_files(Path(part.path), part.name, part.data_dir)
+    files = part.data_files or []
+    groups = [files] if isinstance(files, str) else list(files.values()) if isinstance(files, dict) else files
+    names = [name for group in groups for name in ([group] if isinstance(group, str) else group)]
+    for name in names if part.path in _READERS else ():  # of a folder or of the Hub: its own files
+        if "://" in name:
+            continue
+        matches = glob.glob(name, recursive=True) if glob.has_magic(name) else [name]
+        if not matches and Path(name).exists():
+            raise ValueError(
+                f"data_files {name!r} is a pattern, which that file does not match: {glob.escape(name)!r}"
+            )
+        if not matches:
+            raise ValueError(f"data_files {name!r} match nothing")
+        for match in matches:
+            check_files(Path(match), part.name, part.data_dir)
 
 
 def _check_file(path: Path) -> None:

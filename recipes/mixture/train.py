@@ -32,9 +32,11 @@ accelerate launch --num_processes 8 -m hf_ext.recipes.mixture.train --config mix
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ import yaml
 from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetConfig
 
-from hf_ext.data.loading import check_files, file_format, first_rows, load_rows
+from hf_ext.data.loading import check_part, file_format, first_rows, load_rows
 from hf_ext.guards.disk import write_whole, writing
 from hf_ext.recipes.sft import SFTRecipe, SFTRecipeArguments
 from hf_ext.trainers.mixture import METHOD, MixtureSFTTrainer
@@ -201,10 +203,7 @@ def load_part(part: DatasetConfig) -> Dataset:
     """
     is_saved = any((Path(part.path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if file_format(part.path) is None and not is_saved:
-        files = part.data_files or []
-        files = [files] if isinstance(files, str) else files.values() if isinstance(files, dict) else files
-        for path in (part.path, *(file for file in files if isinstance(file, str))):
-            check_files(Path(path), part.name, part.data_dir)
+        check_part(part)
         whole_part = DatasetConfig(**(asdict(part) | {"columns": None, "fraction": None}))
         rows = get_dataset(DatasetMixtureConfig(datasets=[whole_part]))["train"]
     else:
@@ -217,15 +216,18 @@ def load_part(part: DatasetConfig) -> Dataset:
 
 def source_names(parts: list[DatasetConfig]) -> list[str]:
     """A short name for each entry: of its file or repository, with a number where several have the same."""
-    names = []
-    for part in parts:
-        place = part.data_files if isinstance(part.data_files, str) else part.path
-        names.append(Path(place).name.split(".")[0] or place)
-    counts = Counter(names)
-    return [
-        f"{name} {names[: position + 1].count(name)}" if counts[name] > 1 else name
-        for position, name in enumerate(names)
-    ]
+    places = [part.data_files if isinstance(part.data_files, str) else part.path for part in parts]
+    short_names = [Path(place).name.split(".")[0] or place for place in places]
+    counts = Counter(short_names)
+    names: list[str] = []
+    numbers = {name: count(1) for name in short_names}
+    for short_name in short_names:
+        name = short_name
+        # "web 2" may be a file's own name: a source that took it from another would be lost
+        while counts[short_name] > 1 and (name == short_name or name in short_names or name in names):
+            name = f"{short_name} {next(numbers[short_name])}"
+        names.append(name)
+    return names
 
 
 def datasets_text(parts: list[DatasetConfig], shares: list[float]) -> str:
@@ -234,7 +236,7 @@ def datasets_text(parts: list[DatasetConfig], shares: list[float]) -> str:
     for part, share in zip(parts, shares, strict=True):
         values = asdict(part)
         if (kind := file_format(part.path)) is not None:
-            values |= {"path": kind, "data_files": part.path}
+            values |= {"path": kind, "data_files": glob.escape(part.path)}  # which `datasets` takes for a pattern
         entries.append({name: value for name, value in values.items() if value is not None} | {"fraction": share})
     note = "# Shares at the end of a training with 'hf-ext train mixture'; any other recipe takes this list.\n"
     return note + yaml.safe_dump({"datasets": entries}, sort_keys=False, allow_unicode=True)

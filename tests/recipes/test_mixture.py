@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -31,6 +32,26 @@ def test_sources_are_named_for_their_file_or_repository():
         DatasetConfig("other/web"),
     ]
     assert source_names(parts) == ["open-web-math", "maths", "web 1", "web 2"]
+
+
+def test_a_number_behind_a_name_is_no_other_source_s_name():
+    parts = [
+        DatasetConfig(path) for path in ("a/web.jsonl", "b/web.jsonl", "web 2.jsonl", "web 1.jsonl", "c/web.jsonl")
+    ]
+    assert source_names(parts) == ["web 3", "web 4", "web 2", "web 1", "web 5"]
+
+
+def test_files_are_named_as_they_are_and_patterns_match(rows):
+    odd = "maths [1] *.jsonl"
+    Path("maths.jsonl").rename(odd)
+    text = datasets_text([DatasetConfig(odd)], [1.0])
+    assert len(get_dataset(DatasetMixtureConfig(**yaml.safe_load(text)))["train"]) == 12
+    assert len(load_part(DatasetConfig(odd))) == 12
+    assert len(load_part(DatasetConfig("json", data_files="*.jsonl"))) == 24
+    with pytest.raises(ValueError, match=r"is a pattern, which that file does not match: 'maths \[\[\]1\] \[\*\]"):
+        load_part(DatasetConfig("json", data_files=odd))
+    with pytest.raises(ValueError, match=r"data_files 'no/\*.jsonl' match nothing"):
+        load_part(DatasetConfig("json", data_files=["no/*.jsonl"]))
 
 
 def test_the_list_of_shares_is_one_that_trl_mixes_by(rows):
