@@ -134,6 +134,7 @@ class Bench:
             trainer = FlowSFTTrainer(model, args, train_dataset=rows, **kwargs)
         else:
             extra = {"kl_weight": 1.0} | VARIANTS.get(arm, {})
+            extra |= {"normalize": "tokens"} if arm == "both" else {}  # as FLOW divides
             args = self.config(ContextFreeSFTConfig, seed, learning_rate, **extra)
             if arm == "both":
                 rows = add_flow_weights(add_original_losses(rows, model, self.tokenizer, args))

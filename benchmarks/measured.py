@@ -154,8 +154,8 @@ MEASURED = {
     ],
     "moe_em_convergence": MIXTURES,
     "moe_lora": [
+        "hf_ext/data/scoring.py",
         "hf_ext/data/sft_rows.py",
-        "hf_ext/data/weighting.py",
         "hf_ext/losses/weighted_nll.py",
         *(f"hf_ext/moe/{name}.py" for name in ("gate", "lbfgs", "lora", "m_steps", "objective", "parameters", "rows")),
         *(f"hf_ext/rounds/{name}.py" for name in ("lora_mixture", "lora_report", "lora_rows")),

@@ -175,6 +175,7 @@ def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
         return FlowSFTTrainer(args=_config(FlowSFTConfig, place, run), train_dataset=rows, **common), None
     args = _config(ContextFreeSFTConfig, place, run)
     if run == "both":
+        args.normalize = "tokens"  # as FLOW divides
         rows = add_flow_weights(add_original_losses(rows, model, tokenizer, args))
         ess_ratio = effective_sample_size_ratio(np.asarray(rows["weight"]))
     else:

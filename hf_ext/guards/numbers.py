@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Annotated, Any, TypeAlias
 
 __all__ = [
+    "BELOW_ONE",
     "CLASSES",
     "CONFIDENCE",
     "COUNT",
@@ -98,7 +99,7 @@ SHARE = Bounds(float, 0, 1, "a number above 0 and at most 1", above=True)
 PROBABILITY = Bounds(float, 0, 1, "a number from 0 to 1")
 CONFIDENCE = Bounds(float, 0, 1, "a number above 0 and below 1", above=True, below=True)
 _PAIR = Bounds(int, 2, 2**31 - 1, "a whole number, at least 2 and below 2**31")
-_BELOW_ONE = Bounds(float, 0, 1, "a number, at least 0 and below 1", below=True)
+BELOW_ONE = Bounds(float, 0, 1, "a number, at least 0 and below 1", below=True)
 
 NUMBERS: dict[str, Bounds] = {
     **dict.fromkeys(
@@ -109,7 +110,7 @@ NUMBERS: dict[str, Bounds] = {
             "torch_empty_cache_steps", "context_free_max_new_tokens", "expected_num_processes", "max_document_tokens",
             "max_example_document_tokens", "max_example_query_tokens", "max_query_tokens", "pad_to_multiple_of",
             "context_free_batch_size", "guard_patience", "max_new_tokens", "mini_batch_num_tokens",
-            "min_rows_per_class", "sample_batch_size", "plan_devices",
+            "min_rows_per_class", "sample_batch_size", "plan_devices", "tau_rows",
         ),
         SIZE,
     ),
@@ -131,9 +132,10 @@ NUMBERS: dict[str, Bounds] = {
         NON_NEGATIVE,
     ),
     **dict.fromkeys(("beta", "discopop_tau", "loss_scale", "plan_teraflops", "test_split_size"), POSITIVE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), _BELOW_ONE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "flow_floor", "label_smoothing_factor", "lora_dropout"), BELOW_ONE),
     **dict.fromkeys(
-        ("example_rate", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha", "warmup_ratio"), PROBABILITY
+        ("example_rate", "flow_anneal", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha", "warmup_ratio"),
+        PROBABILITY,
     ),
     **dict.fromkeys(("f_alpha_divergence_coef", "min_example_score"), FINITE),
     **dict.fromkeys(("answers_per_question", "seeds", "selection_folds"), _PAIR),

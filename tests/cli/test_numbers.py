@@ -26,8 +26,9 @@ TAKEN = {
     "0": {
         "adam_beta1", "adam_beta2", "adam_epsilon", "cross_fit", "data_seed", "dataloader_num_workers",
         "dataset_num_proc", "eval_delay", "eval_steps", "example_rate", "f_alpha_divergence_coef", "floor",
-        "floor_share", "guard_tolerance", "kl_weight", "label_smoothing", "label_smoothing_factor", "learning_rate",
-        "local_rank", "lora_dropout", "max_grad_norm", "min_example_score", "min_prob", "n_examples",
+        "floor_share", "flow_anneal", "flow_floor", "guard_tolerance", "kl_weight", "label_smoothing",
+        "label_smoothing_factor", "learning_rate", "local_rank", "lora_dropout", "max_grad_norm", "min_example_score",
+        "min_prob", "n_examples",
         "neftune_noise_alpha", "num_train_epochs", "ref_model_mixup_alpha", "reward_margin", "router_aux_loss_coef",
         "save_steps", "save_total_limit", "seed", "warmup_ratio", "warmup_steps", "weight_decay", "retrieval --k",
         "classify --threshold", "z_loss_weight", "cooldown_learning_rate", "plan_hourly_price",

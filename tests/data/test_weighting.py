@@ -16,16 +16,15 @@ from peft import LoraConfig, get_peft_model
 from scipy.optimize import brentq
 from trl import SFTConfig
 
+from hf_ext.data.flow_arithmetic import effective_sample_size_ratio, temperature_of
+from hf_ext.data.scoring import documents_of_tokens, score_rows, score_tokens
 from hf_ext.data.weighting import (
     FlowWeights,
     add_flow_weights,
     add_original_losses,
-    effective_sample_size_ratio,
+    document_losses,
     flow_temperature,
-    mean_losses,
     prepare_sft_rows,
-    score_rows,
-    temperature_of,
 )
 from hf_ext.guards.rows import RowError
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig
@@ -169,6 +168,29 @@ def test_score_rows_of_some_indices_come_in_their_order() -> None:
         assert ours == pytest.approx(every[i][0], abs=2e-5)
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_scores_of_tokens_are_the_full_logit_losses_and_add_up_to_those_of_documents(
+    packing: bool, tmp_path: Any
+) -> None:
+    model, rows = tiny_model(TOKENIZER), short_and_long_rows()
+    args = config_of(WeightedSFTConfig, tmp_path, max_length=LENGTH, packing=packing)
+    prepared = prepare_sft_rows(rows, TOKENIZER, args)
+    scores = score_tokens(model, prepared, pad_token_id=0, batch_size=3, show_progress=False)
+    sums = documents_of_tokens(prepared, scores)
+    expected = score_rows(model, prepared, pad_token_id=0, batch_size=3, show_progress=False)
+    for (losses, flags), row, (ours, n), (theirs, m) in zip(scores, prepared, sums, expected, strict=True):
+        assert len(losses) == len(flags) == len(row["input_ids"])
+        assert n == m
+        assert ours == pytest.approx(theirs, abs=1e-9)
+        start = 0
+        for length in row.get("seq_lengths") or [len(losses)]:
+            part = slice(start, start + length)
+            by_loop = token_losses(model, document(row["input_ids"][part], row["labels"][part]))
+            supervised = np.array(flags[part], dtype=bool)
+            assert np.array(losses[part])[supervised] == pytest.approx([nll for nll, _ in by_loop], abs=2e-5)
+            start += length
+
+
 # --- temperature -----------------------------------------------------------------------------------------------------
 
 losses = st.lists(st.floats(0.01, 50.0), min_size=1, max_size=40)
@@ -188,7 +210,8 @@ def test_flow_temperature_reads_the_columns_of_rows_and_of_packed_rows() -> None
         {"original_nll_sum": [[2.0, 9.0], [0.0, 4.0]], "original_num_tokens": [[2, 3], [0, 4]]}
     )  # the fragment without a supervised token does not count
     assert flow_temperature(packed) == 1.0
-    assert mean_losses(packed).tolist() == [1.0, 3.0, 1.0]
+    losses, counts = document_losses(packed)
+    assert (losses.tolist(), counts.tolist()) == ([1.0, 3.0, 1.0], [2, 3, 4])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95, 0.99])
@@ -235,7 +258,7 @@ def test_a_score_that_is_none_is_named_by_its_document(value: float, count: int)
 @pytest.mark.parametrize("n", [1, 5, 101])
 def test_the_median_row_weighs_one_over_e(n: int) -> None:
     values = np.random.default_rng(n).gamma(2.0, 1.0, n)
-    out = add_flow_weights(scored(values.tolist()))
+    out = add_flow_weights(scored(values.tolist()), weight_scale="none")
     assert out["weight"][int(np.argsort(values)[n // 2])] == pytest.approx(math.exp(-1), rel=1e-12)
 
 
@@ -267,11 +290,15 @@ def test_weights_fall_with_the_loss_stay_in_unit_range_and_ignore_the_unit(value
 
 def test_filling_replaces_a_column_and_a_stream_needs_a_number() -> None:
     rows = scored([1.0, 2.0, 3.0]).add_column("weight", [9.0, 9.0, 9.0])
-    assert add_flow_weights(rows)["weight"][:] == pytest.approx([math.exp(-0.5), math.exp(-1), math.exp(-1.5)])
-    with pytest.raises(TypeError, match="Pass tau as a number"):
-        add_flow_weights(rows.to_iterable_dataset())
-    streamed = list(add_flow_weights(rows.to_iterable_dataset(), tau=2.0))
-    assert [row["weight"] for row in streamed] == add_flow_weights(rows, tau=2.0)["weight"][:]
+    expected = np.exp([-0.5, -1, -1.5])
+    assert add_flow_weights(rows)["weight"][:] == pytest.approx(expected / expected.mean())
+    stream = rows.to_iterable_dataset()
+    needs_the_whole: list[dict[str, Any]] = [{}, {"tau": 2.0}, {"tau": 2.0, "weight_scale": "none", "flow_floor": 0.1}]
+    for settings_of_all in needs_the_whole:
+        with pytest.raises(TypeError, match="Pass tau as a number and weight_scale='none'"):
+            add_flow_weights(stream, **settings_of_all)
+    streamed = list(add_flow_weights(stream, tau=2.0, weight_scale="none"))
+    assert [row["weight"] for row in streamed] == add_flow_weights(rows, 2.0, weight_scale="none")["weight"][:]
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), float("inf")])

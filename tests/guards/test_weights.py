@@ -11,7 +11,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_ext.data.weighting import add_flow_weights, flow_weights_at
+from hf_ext.data.flow_arithmetic import flow_weights_at
+from hf_ext.data.weighting import add_flow_weights
 from hf_ext.guards.weights import LEAST_WEIGHT, refuse_vanishing_weights
 from hf_ext.losses.weighted_nll import weighted_nll
 
@@ -66,28 +67,34 @@ def test_flow_refuses_a_temperature_that_leaves_the_easiest_document_alone() -> 
         add_flow_weights(scored(6.0, 6.1), 0.001)
 
 
-def test_flow_says_how_many_documents_vanish_next_to_the_easiest(caplog: pytest.LogCaptureFixture) -> None:
-    """exp(-x / 0.05) is below 1.18e-38 beyond x = 4.366."""
-    weights = np.float32(add_flow_weights(scored(1.0, 5.36, 5.38, 9.0), 0.05)["weight"])
-    assert "for 2 of 4 documents" in caplog.text
-    assert (weights >= np.finfo(np.float32).tiny).tolist() == [True, True, False, False]
+def test_flow_says_how_many_documents_weigh_next_to_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """At 0.05 a document 0.45 nats harder weighs exp(-9) of the easiest; one 9 harder exp(-180)."""
+    weights = np.float32(add_flow_weights(scored(1.0, 1.1, 1.45, 10.0), 0.05)["weight"])
+    assert "2 of 4 documents weigh less than 0.001 of the mean" in caplog.text
+    assert (weights >= np.finfo(np.float32).tiny).all()
 
 
 @given(st.lists(st.floats(0.01, 20), min_size=2, max_size=8), st.floats(1e-4, 10))
-def test_flows_weights_have_the_exact_ratios_on_a_scale_that_float32_holds(means: list[float], tau: float) -> None:
+def test_flows_weights_have_the_exact_ratios_and_a_mean_of_one_in_float32(means: list[float], tau: float) -> None:
     with localcontext() as context:
         context.prec = 60
         exact = [(-Decimal(mean) / Decimal(tau)).exp() for mean in means]
-        ratios = [float(weight / max(exact)) for weight in exact]
-        held = min(exact) >= Decimal(LEAST_WEIGHT)
-        scale = float(max(exact)) if held else 1.0
-    if sum(ratio >= LEAST_WEIGHT for ratio in ratios) == means.count(min(means)) < len(means):
+        ratios = [float(weight * len(exact) / sum(exact)) for weight in exact]
+        to_easiest = [float(weight / max(exact)) for weight in exact]
+    if sum(ratio >= LEAST_WEIGHT for ratio in to_easiest) == means.count(min(means)) < len(means):
         with pytest.raises(ValueError, match="too small"):
             flow_weights_at(np.array(means), tau)
         return
-    weights = flow_weights_at(np.array(means), tau).of_means(np.array(means))
-    assert np.float32(weights).max() >= LEAST_WEIGHT
-    assert weights == pytest.approx([scale * ratio for ratio in ratios], rel=1e-9, abs=LEAST_WEIGHT)
+    weights = flow_weights_at(np.array(means), tau).of_losses(np.array(means))
+    assert weights == pytest.approx(ratios, rel=1e-9, abs=2 * LEAST_WEIGHT)
+    assert np.float32(weights).min() >= LEAST_WEIGHT
+
+
+def test_the_papers_letter_is_refused_where_float32_does_not_hold_it() -> None:
+    rows = scored(6.0, 6.01, 6.02)
+    with pytest.raises(ValueError, match=r"too small for weight_scale='none'.*Take weight_scale='mean'"):
+        add_flow_weights(rows, 0.05, weight_scale="none")
+    assert np.mean(add_flow_weights(rows, 0.05)["weight"]) == pytest.approx(1, rel=1e-12)
 
 
 def test_flow_at_the_median_has_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:

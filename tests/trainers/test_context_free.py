@@ -167,8 +167,8 @@ def test_doubling_the_store_leaves_the_expected_loss_as_it_was(store: ContextFre
 
 def test_flow_and_context_free_together(store: ContextFreeStore, tmp_path: Path) -> None:
     plain = tiny_text_dataset(8)
-    flow = add_flow_weights(add_original_losses(plain, tiny_model(TOKENIZER), TOKENIZER, show_progress=False))
-    trainer, (loss,) = run(store, tmp_path, flow, **one_step(store))
+    scored = add_original_losses(plain, tiny_model(TOKENIZER), TOKENIZER, show_progress=False)
+    trainer, (loss,) = run(store, tmp_path, add_flow_weights(scored), **one_step(store))
     model = trainer.model
     ids = [TOKENIZER(text + EOS)["input_ids"][:64] for text in plain["text"]]
     means = [np.mean([nll for nll, _ in token_losses(model, document(one))]) for one in ids]

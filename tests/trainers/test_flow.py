@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from hf_ext.data.weighting import add_flow_weights, add_original_losses
+from hf_ext.data.weighting import add_flow_weights, add_original_losses, prepare_sft_rows
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
 from hf_ext.trainers.flow import trainer as flow_module
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
@@ -49,6 +48,14 @@ def means_of(dataset: Dataset, length: int | None = LENGTH) -> np.ndarray:
     return np.array([np.mean(losses) for losses in losses_of(dataset, length)])
 
 
+def weights_by_hand(dataset: Dataset, length: int | None = LENGTH, tau: float | None = None) -> np.ndarray:
+    """FLOW's weights, at the median unless told, over their mean over the tokens."""
+    losses = losses_of(dataset, length)
+    means = np.array([np.mean(one) for one in losses])
+    weights = np.exp(-means / (np.median(means) if tau is None else tau))
+    return weights / np.average(weights, weights=[len(one) for one in losses])
+
+
 def flow_run(tmp_path: Path, dataset: Dataset | None = None, **settings: Any) -> tuple[Any, list[float]]:
     settings = {"max_length": LENGTH} | settings
     trainer = build(
@@ -58,7 +65,9 @@ def flow_run(tmp_path: Path, dataset: Dataset | None = None, **settings: Any) ->
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_documents_weight_is_exp_of_minus_its_mean_loss_over_the_median(layout: str, tmp_path: Path) -> None:
+def test_every_documents_weight_is_flows_at_the_median_over_the_mean_of_the_tokens(
+    layout: str, tmp_path: Path
+) -> None:
     trainer, _ = flow_run(tmp_path, max_steps=1, **LAYOUTS[layout])
     means = means_of(rows(), LAYOUTS[layout]["max_length"])
     tau = float(np.median(means))
@@ -73,7 +82,8 @@ def test_every_documents_weight_is_exp_of_minus_its_mean_loss_over_the_median(la
         else:
             seen[row["__hf_ext_row__"]] = row["weight"]
     assert sorted(seen) == list(range(N))
-    assert [seen[i] for i in range(N)] == pytest.approx(np.exp(-means / tau).tolist(), rel=1e-5)
+    expected = weights_by_hand(rows(), LAYOUTS[layout]["max_length"])
+    assert [seen[i] for i in range(N)] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -81,15 +91,13 @@ def test_every_documents_weight_is_exp_of_minus_its_mean_loss_over_the_median(la
 def test_it_equals_the_weighted_trainer_on_weights_filled_by_hand(layout: str, tau: str, tmp_path: Path) -> None:
     settings = LAYOUTS[layout] | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1}
     flow, losses = flow_run(tmp_path / "flow", tau=tau, **settings)
-    args = config_of(WeightedSFTConfig, tmp_path / "hand", **settings)
-    scored = add_original_losses(rows(), tiny_model(TOKENIZER), TOKENIZER, args, batch_size=1, show_progress=False)
+    args = config_of(WeightedSFTConfig, tmp_path / "hand", normalize="tokens", **settings)
+    given_rows = prepare_sft_rows(rows(), TOKENIZER, args) if layout == "packed" else rows()  # as they are trained on
+    scored = add_original_losses(given_rows, tiny_model(TOKENIZER), TOKENIZER, args, batch_size=1, show_progress=False)
     by_hand = build(WeightedSFTTrainer, args, add_flow_weights(scored, float(tau) if tau[0] == "1" else tau))
     assert any(not torch.equal(v, weights_of(tiny_model(TOKENIZER))[k]) for k, v in weights_of(flow.model).items())
-    if layout == "padded":  # one row a forward, so that scores agree to the last bit
-        assert losses == train(by_hand)
-        assert_same_weights(flow.model, by_hand.model)
-    else:  # packed rows are scored packed
-        assert losses == pytest.approx(train(by_hand), abs=1e-6)
+    assert losses == train(by_hand)  # to the last bit: one row a forward
+    assert_same_weights(flow.model, by_hand.model)
 
 
 def test_equal_losses_make_flow_plain_sft(tmp_path: Path) -> None:
@@ -133,6 +141,7 @@ def test_statistics_are_logged_once_and_right(tmp_path: Path) -> None:
         "flow/tau": float(np.median(means_of(rows()))),
         "flow/ess_ratio": w.sum() ** 2 / (N * (w**2).sum()),
         "flow/easiest_decile_share": np.sort(w)[-2:].sum() / w.sum(),
+        "flow/negligible": 0,
     }
     for name, value in expected.items():
         assert logged(trainer, name) == pytest.approx([value], rel=1e-6)
@@ -278,12 +287,12 @@ def test_a_trained_adapter_is_refused(tmp_path: Path) -> None:
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_carry_weights_and_streams_are_refused(tmp_path: Path) -> None:
+def test_rows_that_carry_weights_are_refused(tmp_path: Path) -> None:
     args = config_of(FlowSFTConfig, tmp_path)
-    with pytest.raises(ValueError, match="FlowSFTTrainer fills that column itself"):
-        build(FlowSFTTrainer, args, rows().add_column("weight", [1.0] * N))
-    with pytest.raises(ValueError, match="does not support a streamed dataset"):
-        build(FlowSFTTrainer, args, rows().to_iterable_dataset())
+    weighted = rows().add_column("weight", [1.0] * N)
+    for dataset in (weighted, weighted.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="FlowSFTTrainer fills that column itself"):
+            build(FlowSFTTrainer, args, dataset)
 
 
 @pytest.mark.parametrize("tau", ["mean", "0", "-1", "nan", "inf", 0.0])
@@ -295,5 +304,4 @@ def test_temperatures_that_are_none_are_refused_by_the_config(tau: Any, tmp_path
 def test_tau_may_be_given_as_a_number(tmp_path: Path) -> None:
     trainer, _ = flow_run(tmp_path, tau=2.5, max_steps=1)
     assert trainer.flow_statistics["flow/tau"] == 2.5
-    weight = trainer.train_dataset["weight"][0]
-    assert weight == pytest.approx(math.exp(-means_of(rows())[0] / 2.5), rel=1e-5)
+    assert trainer.train_dataset["weight"][:] == pytest.approx(weights_by_hand(rows(), tau=2.5).tolist(), rel=1e-5)
