@@ -20,11 +20,12 @@ from hf_ext.cli.options import (
 )
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
-from hf_ext.guards.numbers import COUNT, SEED, SIZE
+from hf_ext.guards.numbers import BELOW_ONE, COUNT, SEED, SIZE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from datasets import Dataset
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -47,7 +48,8 @@ def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
         "flow-weights",
         help="score rows under the original model and fill 'weight' by FLOW",
         description="Score rows under the original model and fill 'weight' by FLOW: exp(-loss / tau). "
-        "Train on the result with 'hf-ext train weighted_sft'. Rows the original model finds hard get little weight.",
+        "Train on the result with 'hf-ext train weighted_sft --normalize tokens'. Rows the original model finds "
+        "hard get little weight.",
     )
     option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
     option(parser, "--revision", help="of the model")
@@ -59,6 +61,15 @@ def _add_flow_weights(actions: argparse._SubParsersAction) -> None:
         default="median",
         help="'median', 'ess:SHARE' or nats per token (default: median)",
     )
+    option(
+        parser,
+        "--weight-scale",
+        choices=["mean", "none"],
+        default="mean",
+        help="'mean': weights have a mean of 1 over the tokens; 'none': exp(-loss / tau), the paper's (default: mean)",
+    )
+    option(parser, "--flow-floor", type=BELOW_ONE, default=0.0, help="least weight relative to the mean (default: 0)")
+    option(parser, "--source-column", metavar="NAME", help="column of each row's source: a tau and a mean for each")
     option(parser, "--max-length", type=SIZE, default=1024, help="of training, in tokens (default: 1024)")
     option(parser, "--assistant-only-loss", action="store_true", help="score assistant turns only, as in training")
     option(parser, "--batch-size", type=SIZE, default=8, help="rows a forward (default: 8)")
@@ -100,16 +111,23 @@ def run_flow_weights(options: argparse.Namespace) -> int:
 def _flow_weights(options: argparse.Namespace, output: Path) -> int:
     import numpy as np
 
-    from hf_ext.data.weighting import add_flow_weights, add_original_losses, flow_temperature
+    from hf_ext.data.weighting import add_flow_weights, add_original_losses
 
     rows = rows_of(options, options.dataset)
     check_columns(rows, output)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     scored = add_original_losses(rows, model, tokenizer, _sft_config(options), batch_size=options.batch_size)
-    tau = flow_temperature(scored, options.tau) if isinstance(options.tau, str) else options.tau
-    weighted = add_flow_weights(scored, tau)
+    weighted = add_flow_weights(
+        scored,
+        options.tau,
+        weight_scale=options.weight_scale,
+        flow_floor=options.flow_floor,
+        source_column=options.source_column,
+    )
     write_rows(weighted, output, options.overwrite)
-    _print_weights(np.asarray(weighted["weight"]), tau)
+    for source, tau in _temperatures(scored, options).items():
+        print(f"{source}tau {tau:.4f} nats/token")
+    _print_weights(np.asarray(weighted["weight"]))
     print(f"{len(weighted):,} rows written to {output}")
     return 0
 
@@ -165,17 +183,31 @@ def _sft_config(options: argparse.Namespace) -> Any:
     )
 
 
-def _print_weights(weights: npt.NDArray[np.float64], tau: float) -> None:
-    """Tau, effective sample size and a line of bars over ten equal intervals of the weights."""
+def _temperatures(scored: Dataset, options: argparse.Namespace) -> dict[str, float]:
+    """Tau of all rows, under an empty name, or of every source."""
+    from hf_ext.data.weighting import flow_temperature
+
+    if not isinstance(options.tau, str):
+        return {"": options.tau}
+    if options.source_column is None:
+        return {"": flow_temperature(scored, options.tau)}
+    places: dict[Any, list[int]] = {}
+    for i, source in enumerate(scored[options.source_column]):
+        places.setdefault(source, []).append(i)
+    return {f"{source}: ": flow_temperature(scored.select(rows), options.tau) for source, rows in places.items()}
+
+
+def _print_weights(weights: npt.NDArray[np.float64]) -> None:
+    """Effective sample size and a line of bars over ten equal intervals of the weights."""
     import numpy as np
 
-    from hf_ext.data.weighting import effective_sample_size_ratio
+    from hf_ext.data.flow_arithmetic import effective_sample_size_ratio
 
     ess = effective_sample_size_ratio(weights)
     # eight heights; the fullest interval gets the highest
     counts, edges = np.histogram(weights, bins=10)
     bars = "".join(BARS[min(7, int(8 * count / counts.max()))] if count else " " for count in counts)
-    print(f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}")
+    print(f"ESS/n {ess:.3f}")
     print(f"weights {edges[0]:.3g} |{bars}| {edges[-1]:.3g}")
     if ess > 0.95:
         print("The weights are nearly equal: training will differ little from plain SFT. Try --tau ess:0.8.")

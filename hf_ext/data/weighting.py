@@ -14,8 +14,6 @@ from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.rows import AnyDataset
 from hf_ext.data.flow_arithmetic import (
     FlowWeights,
-    effective_sample_size_ratio,
-    flow_weights_at,
     means_of,
     temperature_of,
     weigh,
@@ -263,10 +261,7 @@ __all__ = [
     "add_flow_weights",
     "add_original_losses",
     "autocast_of",
-    "effective_sample_size_ratio",
     "flow_temperature",
-    "flow_weights_at",
     "prepare_sft_rows",
     "score_rows",
-    "temperature_of",
 ]

@@ -24,7 +24,8 @@ from transformers.training_args import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
-from hf_ext.data.weighting import add_flow_weights, add_original_losses, effective_sample_size_ratio
+from hf_ext.data.flow_arithmetic import effective_sample_size_ratio
+from hf_ext.data.weighting import add_flow_weights, add_original_losses
 from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
 from hf_ext.demo.tasks import house_rows
 from hf_ext.evaluation.forgetting import forgetting_report

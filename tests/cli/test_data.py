@@ -40,11 +40,13 @@ def test_weights_are_exp_of_minus_loss_over_the_median_in_every_format(work, cap
     written = load_rows(output)
     losses = completion_losses(work / "original", written)
     tau = float(np.median(losses))
-    np.testing.assert_allclose(written["weight"], np.exp(-losses / tau), rtol=1e-4)
+    tokens = np.array(written["original_num_tokens"])
+    expected = np.exp(-losses / tau)
+    np.testing.assert_allclose(written["weight"], expected / np.average(expected, weights=tokens), rtol=1e-4)
     ess = np.sum(written["weight"]) ** 2 / (24 * np.sum(np.square(written["weight"])))
     out = capsys.readouterr().out
-    assert f"tau {tau:.4f} nats/token; ESS/n {ess:.3f}" in out
-    assert re.search(r"weights 0\.\d+ \|[ ▁▂▃▄▅▆▇█]{10}\| 0\.\d+", out)
+    assert f"tau {tau:.4f} nats/token\nESS/n {ess:.3f}\n" in out
+    assert re.search(r"weights 0\.\d+ \|[ ▁▂▃▄▅▆▇█]{10}\| 1\.\d+", out)
     assert "24 rows written" in out
 
 
@@ -56,11 +58,30 @@ def test_an_ess_rule_and_a_number_are_taken(work, capsys):
     assert "tau 2.5000" in capsys.readouterr().out
 
 
+def test_the_papers_scale_a_floor_and_sources_are_the_librarys(work, capsys):
+    rows = load_rows("train.jsonl").add_column("kind", ["first", "second"] * 12)
+    rows.to_json("kinds.jsonl")
+    more = ["--weight-scale", "none", "--flow-floor", "0.99", "--source-column", "kind"]
+    assert main([*FLOW, "--dataset", "kinds.jsonl", *more, "--output", "w.jsonl"]) == 0
+    out = capsys.readouterr().out
+    written = load_rows("w.jsonl")
+    losses = completion_losses(work / "original", written)
+    for start, kind in enumerate(("first", "second")):
+        tau = float(np.median(losses[start::2]))
+        assert f"{kind}: tau {tau:.4f} nats/token" in out
+        above = np.exp(-losses[start::2] / tau)
+        weights = np.array(written["weight"])[start::2]
+        lifted = weights > above * 1.001
+        np.testing.assert_allclose(weights[~lifted], above[~lifted], rtol=1e-4)
+        assert lifted.any()
+        assert len(set(weights[lifted].round(12))) == 1
+
+
 def test_the_result_trains_with_weighted_sft(work):
     from tests.recipes.work import SMALL
 
     assert main([*FLOW, "--output", "weighted"]) == 0
-    more = ["--dataset_name", "weighted", "--output_dir", "out", "--report_to", "none"]
+    more = ["--dataset_name", "weighted", "--normalize", "tokens", "--output_dir", "out", "--report_to", "none"]
     assert main(["train", "weighted_sft", *SMALL, *more]) == 0
 
 

@@ -34,6 +34,11 @@ def plain_rows(n: int) -> Dataset:
     return tiny_prompt_completion_dataset(n, seed=11)
 
 
+def sourced_rows(n: int) -> Dataset:
+    """The same of two sources."""
+    return plain_rows(n).add_column("source", ["a" if i % 3 else "b" for i in range(n)])
+
+
 def weighted_rows(n: int) -> Dataset:
     """The same with weights between 0 and 3."""
     return plain_rows(n).add_column("weight", [(i * 7 % 13) / 4 for i in range(n)])
@@ -133,7 +138,8 @@ class Method:
         """The parent on `rows`."""
         trainer_class, config_class = self.parent
         arguments = self.arguments(folder) if self.arguments is with_reference else {}
-        args = config_of(config_class, folder, **(self.settings | changes))
+        theirs = {name: value for name, value in self.settings.items() if name in config_class.__dataclass_fields__}
+        args = config_of(config_class, folder, **(theirs | changes))
         return build(trainer_class, args, rows, **arguments)
 
 
@@ -142,14 +148,17 @@ OF_SUMS = 2 * 0.1 * 3e-5
 # One line a trainer. FLOW's weights are exactly 1 at an infinite temperature, and exp(-x / 1e30) is 1 in float64.
 TRAINERS = [
     Method("weighted_sft", WeightedSFTTrainer, WeightedSFTConfig),
-    # It refuses a stream, whose rows it cannot score before it trains on them (`tests/trainers/test_flow.py`).
+    # Of a stream's rows, which it cannot score before it trains on them, it looks at a sample.
+    Method("flow", FlowSFTTrainer, FlowSFTConfig, plain_rows, {"tau": "1e30"}),
     Method(
-        "flow",
+        "flow_tokens",
         FlowSFTTrainer,
         FlowSFTConfig,
-        plain_rows,
+        sourced_rows,
         {"tau": "1e30"},
-        variants=("plain", "packed", "workers", "lora"),
+        plain=sourced_rows,
+        settings={"flow_level": "token", "flow_floor": 0.2, "flow_anneal": 0.5, "source_column": "source"},
+        variants=("plain", "packed"),
     ),
     Method(
         "context_free", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0}, arguments=with_store

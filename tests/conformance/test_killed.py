@@ -30,7 +30,7 @@ CASES = [
 ]
 ENDED = [case for case in CASES if case.endswith(("+plain", "+packed"))]
 # The other ways once for every kind of trainer; a hundred random kills, in the slow suite, are over all cases.
-ONCE = {"streaming": ("context_free", "infopo"), "workers": ("weighted_sft", "rare")}
+ONCE = {"streaming": ("context_free", "flow", "infopo"), "workers": ("weighted_sft", "rare")}
 ONCE["lora"] = ("weighted_sft", "rare", "consensus")
 QUICK = [*ENDED, *(f"{method}+{variant}" for variant, methods in ONCE.items() for method in methods)]
 SEEDS = 20

@@ -211,7 +211,7 @@ class Entry:
 
 # One line a callable.
 CALLABLES = [
-    Entry("FlowWeights", FlowWeights(2.0), scores(), {"tau": 2.5}),
+    Entry("FlowWeights", FlowWeights(2.0), scores(), {"tau": 2.5, "shift": 1.0, "floor": 0.1}),
     Entry("FlowWeights_packed", FlowWeights(2.0), packed_scores(), {"tau": 2.5}),
     Entry("TruncateRows", TruncateRows(5), tokens(), {"max_length": 6}),
     Entry("TruncateRows_end", TruncateRows(5, keep_end=True), tokens(with_list_weights=True), {"keep_end": False}),

@@ -242,7 +242,7 @@ def test_the_saved_folder_is_stock_has_a_card_and_no_pickle(method: Method, tmp_
     assert not [name for name in names if name.endswith(PICKLES)]
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0"
-    assert {"hf-ext", method.name} <= set(card.data.tags)
+    assert {"hf-ext", method.trainer.method} <= set(card.data.tags)
     assert str(tmp_path) not in card.content, "the card names a place on this machine"
 
 
