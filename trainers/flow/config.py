@@ -25,7 +25,8 @@ class FlowSFTConfig(WeightedSFTConfig):
             number.
         weight_scale (`str`, *optional*, defaults to `"mean"`):
             `"mean"`: weights are divided by their mean over the training set's supervised tokens, so that a step is as
-            large as plain SFT's. `"none"`: $e^{-\ell/\tau}$, the paper's letter; steps are then about 0.37 as large.
+            large as plain SFT's. `"none"`: $e^{-\ell/\tau}$, the paper's letter; steps are then about $e^{-1}$ times
+            as large.
         flow_floor (`float`, *optional*, defaults to `0.0`):
             Least weight relative to the mean (unitless, below 1): hard rows go on teaching that much.
         flow_anneal (`float`, *optional*, defaults to `0.0`):
