@@ -86,7 +86,7 @@ test-slow: $(VENV)/.stamp-dev
 # What must hold with the host libraries whatever their version. No launch of processes, no timing.
 CONTRACT := tests/test_upstream.py tests/test_exports.py tests/losses tests/guards/test_rows.py \
 	tests/trainers/test_weighted_sft_parity.py tests/trainers/test_weighted_sft_formulas.py \
-	tests/trainers/test_flow.py tests/trainers/test_context_free.py \
+	tests/trainers/test_flow.py tests/trainers/test_flow_official.py tests/trainers/test_context_free.py \
 	tests/trainers/test_rare_batches.py tests/retrieval/test_pooling.py tests/retrieval/test_encoder.py \
 	tests/conformance/test_trainers.py tests/conformance/test_map_functions.py
 CONTRACT_TESTS := -p tests.reliability.deprecations -k "not two_process and not median_is_that_of_all_rows" $(CONTRACT)

@@ -17,7 +17,7 @@ from transformers import default_data_collator
 from hf_ext.data.pictures import PictureCollator, is_picture_processor, require_pictures
 from hf_ext.data.provenance import as_adapted, is_peft
 from hf_ext.data.relabeling.heads import check_head
-from hf_ext.data.weighting import SCORE_COLUMNS
+from hf_ext.data.scoring import SCORE_COLUMNS
 from hf_ext.guards.row_errors import RowError
 
 if TYPE_CHECKING:

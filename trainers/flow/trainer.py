@@ -171,16 +171,16 @@ class FlowSFTTrainer(WeightedSFTTrainer):
         return scores
 
     def _score(self, rows: Dataset, indices: list[int] | None = None) -> Scores:
-        score = score_tokens if self.args.flow_level == "token" else score_rows
-        return score(
-            self.model,
-            rows,
-            pad_token_id=self.processing_class.pad_token_id,
-            batch_size=self.args.per_device_eval_batch_size,
-            autocast=self.accelerator.autocast,
-            indices=indices,
-            show_progress=self.accelerator.is_main_process and not self.args.disable_tqdm,
-        )
+        options: dict[str, Any] = {
+            "pad_token_id": self.processing_class.pad_token_id,
+            "batch_size": self.args.per_device_eval_batch_size,
+            "autocast": self.accelerator.autocast,
+            "indices": indices,
+            "show_progress": self.accelerator.is_main_process and not self.args.disable_tqdm,
+        }
+        if self.args.flow_level == "token":
+            return score_tokens(self.model, rows, **options)
+        return score_rows(self.model, rows, **options)
 
     # --- weights ---------------------------------------------------------------------------------------------------
 
@@ -243,9 +243,8 @@ class FlowSFTTrainer(WeightedSFTTrainer):
     def _set_statistics(self, result: FlowResult, losses: np.ndarray) -> None:
         weights = np.sort(result.weights)[::-1]
         tenth = max(1, len(weights) // 10)
-        names = {None: "flow/tau"} | {source: f"flow/tau/{source}" for source in result.rules if source is not None}
         self.flow_statistics = {
-            **{names[source]: rule.tau for source, rule in result.rules.items()},
+            **{"flow/tau" if name is None else f"flow/tau/{name}": rule.tau for name, rule in result.rules.items()},
             "flow/ess_ratio": effective_sample_size_ratio(weights),
             "flow/easiest_decile_share": float(weights[:tenth].sum() / weights.sum()),
             "flow/negligible": float(result.num_negligible),
