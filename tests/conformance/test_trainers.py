@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 from tests.conformance.loading import PICKLES, refuse_pickles_and_code
-from tests.conformance.registry import TRAINERS, Method, plain_rows
+from tests.conformance.registry import BY_NAME, TRAINERS, Method, plain_rows
 from tests.tiny import tiny_model
 from tests.trainers.oracle import document, token_losses
 from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, train
@@ -90,7 +90,8 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
         }
         for n in MEDIAN_ROWS
     ]  # fmt: skip
-    return jobs
+    streamed = {"streaming": True, "changes": changes_of("sgd", 2, 1) | {"max_steps": EPOCH_STEPS}}
+    return [*jobs, {"id": "flow/stream", "method": "flow", "folder": str(folder / "stream"), "rows": 32} | streamed]
 
 
 MEDIAN_ROWS = (16, 15, 13)  # even; odd; odd, and shards of 7 and 6 rows
@@ -129,6 +130,14 @@ def test_two_processes_stop_together_at_a_gradient_that_one_of_them_broke(name: 
     assert (broken["finite"], broken["step"]) == (True, 2)
 
 
+@launches
+def test_flow_on_a_stream_is_the_same_on_one_and_two_processes(two_processes: dict, tmp_path: Path) -> None:
+    method = BY_NAME["flow"]
+    rows = method.rows(32).to_iterable_dataset()
+    whole = train(method.build(tmp_path, rows, **(changes_of("sgd", 4, 1) | {"max_steps": EPOCH_STEPS})))
+    assert np.abs(np.subtract(whole, two_processes["flow/stream"]["losses"])).max() <= 1e-6
+
+
 def median_by_loop(n: int) -> float:
     means = []
     for row in plain_rows(n):
@@ -145,8 +154,6 @@ def median_by_loop(n: int) -> float:
 def test_flows_median_is_that_of_all_rows_on_one_and_two_processes(
     n: int, two_processes: dict, tmp_path: Path
 ) -> None:
-    from tests.conformance.registry import BY_NAME
-
     expected = median_by_loop(n)
     one = BY_NAME["flow"].build(tmp_path, n, max_steps=1)
     train(one)
