@@ -10,6 +10,11 @@ from hf_ext.bandits.lower_bound import lower_bound as lower_bound
 from hf_ext.bandits.mixture import SideObservationMixture as SideObservationMixture
 from hf_ext.bandits.side_observations import SideObservationPolicy as SideObservationPolicy
 from hf_ext.bandits.simulation import simulate as simulate
+from hf_ext.comparison.compare import compare_forgetting as compare_forgetting
+from hf_ext.comparison.grid import Grid as Grid
+from hf_ext.comparison.penalty import QuadraticPenaltyCallback as QuadraticPenaltyCallback
+from hf_ext.comparison.penalty import context_free_fisher as context_free_fisher
+from hf_ext.comparison.report import ComparisonReport as ComparisonReport
 from hf_ext.data.class_losses import add_original_class_losses as add_original_class_losses
 from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free

@@ -1,15 +1,18 @@
-"""PEFT's adapters: what a model looks like before they are switched off, and again afterwards.
+"""PEFT's adapters: what a model looks like before they are switched off, and again afterwards; copies of models.
 
 Imports neither PEFT nor transformers.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 TOUCHED = (
     ("peft.tuners.tuners_utils.BaseTunerLayer", "_disable_adapters", "an adapter that was off could be on afterwards"),
@@ -50,9 +53,23 @@ def model_as_before(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
+def copy_of_model(model: ModelT) -> ModelT:
+    """
+    A deep copy whose forward is its own.
+
+    TRL's trainers (1.16) and accelerate (1.15) put a function in the place of a model's `forward` that calls the very
+    model it was made for: a plain deep copy would run the old weights.
+    """
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        for name in (*REPLACED_METHODS, "_original_forward"):
+            vars(module).pop(name, None)
+    return copied
+
+
 def _attributes_of(module: nn.Module) -> dict[str, Any]:
     values = {name: vars(module)[name] for name in (*SWITCHES, *REPLACED_METHODS) if name in vars(module)}
     return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-__all__ = ["TOUCHED", "model_as_before"]
+__all__ = ["TOUCHED", "copy_of_model", "model_as_before"]

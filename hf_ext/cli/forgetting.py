@@ -1,4 +1,4 @@
-"""`hf-ext eval forgetting|wise-ft`: what tuned models learned and forgot; the model between one and its original."""
+"""`hf-ext eval forgetting|wise-ft`: what models learned and forgot, or a grid of them; the model between two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.cli.options import add_rows_options, autocast_dtype, model_and_tokenizer, option, rows_of
-from hf_ext.cli.outputs import print_report, require_folder, store_output
+from hf_ext.cli.outputs import print_report, require_folder, resumed_output, store_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, NON_NEGATIVE, PROBABILITY, SEED, SIZE
 
@@ -33,10 +33,16 @@ def _add_forgetting(actions: argparse._SubParsersAction) -> None:
     option(
         parser,
         "--new",
-        required=True,
         action="append",
         metavar="[NAME=]MODEL",
         help="a tuned model (or PEFT adapter); give it again for each run",
+    )
+    option(
+        parser,
+        "--compare",
+        metavar="GRID",
+        help="in place of --new: a YAML file of runs (methods, settings, seeds), which are trained here and measured; "
+        "killed, the same command goes on",
     )
     option(parser, "--output", required=True, help="folder for the report")
     _add_measures(parser)
@@ -113,7 +119,11 @@ def run_forgetting(options: argparse.Namespace) -> int:
     """
     from hf_ext.evaluation.forgetting import forgetting_report
 
+    if (options.new is None) == (options.compare is None):
+        raise ValueError("give --new MODEL, once for each tuned model, or --compare GRID, which trains them; not both")
     _require_measures(options)
+    if options.compare is not None:
+        return _run_comparison(options)
     require_folder(options.output)
     runs = _runs(options.new)
     for name in runs.values():
@@ -123,6 +133,22 @@ def run_forgetting(options: argparse.Namespace) -> int:
     measures |= _samples(original, tokenizer, options)
     report = forgetting_report(original, runs, tokenizer, **measures)
     print_report(report, report.save(options.output), as_json=options.json)
+    return 0
+
+
+def _run_comparison(options: argparse.Namespace) -> int:
+    """Train what the grid says, measure it, print the table, write the report."""
+    from hf_ext.comparison.compare import compare_forgetting
+    from hf_ext.comparison.grid import Grid
+
+    with resumed_output(options):
+        grid = Grid.from_yaml(options.compare)
+        measures, dtype = _measures(options)
+        original, tokenizer = model_and_tokenizer(options.original, dtype, options.device)
+        measures |= _samples(original, tokenizer, options)
+        report = compare_forgetting(original, tokenizer, grid, output_dir=options.output, **measures)
+        folder = report.save(options.output)
+    print_report(report, folder, as_json=options.json)
     return 0
 
 

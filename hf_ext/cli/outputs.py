@@ -22,7 +22,7 @@ ROW_SUFFIXES = ("", ".parquet", ".jsonl")
 INPUT_OPTIONS = (
     "dataset", "target", "general_text", "beir", "store", "exemplars", "model", "reference", "original", "encoder",
     "key_file", "config", "context_free", "positives", "negatives", "classifier", "index", "benchmark", "candidate",
-    "items",
+    "items", "compare",
 )  # fmt: skip
 RESUMED_OPTIONS = ("cache_dir", "resume_path")
 _SAVED_DATASET = ("dataset_info.json", "state.json")

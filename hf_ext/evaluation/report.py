@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hf_ext.evaluation.core.aggregate import Difference, Score
 
-__all__ = ["ForgettingReport", "RunResult"]
+__all__ = ["MEASURES", "UNIT", "ForgettingReport", "RunResult", "label_points"]
 
 UNIT = "nats/token"
 CORE_WORDS = (
@@ -203,7 +203,7 @@ class ForgettingReport(SavedReport):
         axes.set_ylabel(f"target loss, {UNIT}  (less is better)")
         axes.set_title("What tuning gained, and what it forgot", loc="left")
         axes.margins(0.12)
-        _label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], colors)
+        label_points(figure, axes, [(name, x.mean, y.mean) for name, x, y in points], colors)
 
     @renamed_parameter(arm="run")
     def eval_results(
@@ -256,7 +256,7 @@ class ForgettingReport(SavedReport):
         ]
 
 
-def _label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:
+def label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, float]], colors: list[str]) -> None:
     """Write each name beside its point, at the first of several places that covers no point and no other name."""
     figure.draw_without_rendering()  # the axes' limits and the texts' sizes are known only after this
     centres = [axes.transData.transform((x, y)) for _, x, y in points]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from hf_ext._upstream.adapters import copy_of_model
 from hf_ext.data.provenance import MERGED, is_peft
 from hf_ext.evaluation.models import Model, loaded
 from hf_ext.guards.disk import publishing
@@ -23,7 +23,7 @@ from hf_ext.guards.runs import claimed_folder
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["tuned_model", "wise_ft"]
+__all__ = ["require_linear_adapter", "tuned_model", "wise_ft"]
 
 SINGLE = ("model.safetensors", "adapter_model.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -120,7 +120,7 @@ def tuned_model(model: Model | str | Path, original: Model | str | Path | None) 
         if base is None:
             base = PeftConfig.from_pretrained(model).base_model_name_or_path
         # PEFT puts its layers into the very model that it is handed
-        base = loaded(base, like=base) if isinstance(base, str | Path) else copy.deepcopy(base)
+        base = loaded(base, like=base) if isinstance(base, str | Path) else copy_of_model(base)
         return PeftModel.from_pretrained(base, model)
 
 
@@ -136,7 +136,7 @@ def _mixed_model(model: Model | str | Path, original: Model | str | Path | None,
     if original is None:
         raise ValueError("original=None is for LoRA adapters, and the model has none: give the original model.")
     start = loaded(original, like=tuned)
-    mixed = tuned if tuned is not model else copy.deepcopy(tuned)
+    mixed = tuned if tuned is not model else copy_of_model(tuned)
     originals = _tensors(start)
     tensors = _tensors(mixed)
     _check_names(set(tensors), set(originals))
@@ -176,12 +176,22 @@ def _check_names(tuned: set[str], original: set[str]) -> None:
             )
 
 
-def _scaled_adapter(model: PeftModel, alpha: float) -> PeftModel:
+def require_linear_adapter(model: PeftModel) -> None:
+    """
+    Refuse an adapter whose change of the model is not proportional to its `lora_B`.
+
+    Raises:
+        ValueError: if it is another kind of adapter, trains more than matrices, or is merged.
+    """
     for name, config in model.peft_config.items():
         _check_linear(config.to_dict(), f"adapter {name!r}")
     if any(module.merged for module in model.modules() if is_peft(module, "BaseTunerLayer")):
         raise ValueError(MERGED)
-    mixed = copy.deepcopy(model)
+
+
+def _scaled_adapter(model: PeftModel, alpha: float) -> PeftModel:
+    require_linear_adapter(model)
+    mixed = copy_of_model(model)
     with torch.no_grad():
         for name, parameter in mixed.named_parameters():
             if _UP.search(name):
@@ -190,7 +200,6 @@ def _scaled_adapter(model: PeftModel, alpha: float) -> PeftModel:
 
 
 def _check_linear(config: Mapping[str, Any], adapter: str) -> None:
-    """Refuse an adapter whose change of the model is not proportional to its `lora_B`."""
     start = str(config.get("init_lora_weights", True)).lower()
     reasons = {
         f"is of type {config.get('peft_type')}": "LORA" not in str(config.get("peft_type")),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -143,5 +147,65 @@ def test_wrong_arguments_of_wise_ft_are_status_2(tuned, capsys, arguments, words
     assert main([*WISE_FT, *arguments]) == 2
     err = capsys.readouterr().err
     message = err[err.index("hf-ext eval wise-ft: error:") :]
+    assert message.count("\n") == 1
+    assert all(word in message for word in words)
+
+
+GRID = """
+train: {dataset: train.jsonl}
+context_free: {num_tokens: 100, max_new_tokens: 12, batch_size: 8}
+seeds: [1]
+settings: {max_steps: 1, learning_rate: 1e-2, per_device_train_batch_size: 4, bf16: false, use_cpu: true}
+runs:
+  SFT:
+  context-free: {method: context_free}
+  between: {method: wise_ft, of: SFT, alpha: 0.5}
+"""
+COMPARE = [*EVAL, "--num-tokens", "200", "--compare", "grid.yaml"]
+
+
+def test_a_grid_is_compared_killed_and_gone_on_with_and_held_meanwhile(work, capsys):
+    (work / "grid.yaml").write_text(GRID)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "hf_ext.cli", *COMPARE], env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        records = work / "report" / "runs"
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not list(records.glob("sft-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+        assert main(COMPARE) == 2
+        assert "another process" in capsys.readouterr().err
+        process.kill()
+    (record,) = records.glob("sft-*.json")
+    changed = record.stat().st_mtime_ns
+    assert main(COMPARE) == 0
+    assert record.stat().st_mtime_ns == changed
+    out = capsys.readouterr().out
+    assert all(f"| {name} |" in out for name in ("original", "SFT", "context-free", "between"))
+    report = json.loads((work / "report" / "comparison.json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["SFT", "context-free", "between"]
+    assert {path.suffix for path in (work / "report").glob("comparison.*")} == {".json", ".md", ".svg", ".png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--new", "--compare"]),
+        (["--compare", "grid.yaml", "--new", "original"], ["not both"]),
+        (["--compare", "none.yaml"], ["none.yaml"]),
+        (["--compare", "train.jsonl"], ["train.jsonl"]),
+        (["--compare", "typo.yaml"], ["typo.yaml", "run 'A'", "'flow'"]),
+        (["--compare", "grid.yaml", "--seed", "0", "--num-tokens", "50"], ["seed 0"]),
+    ],
+)
+def test_wrong_grids_are_status_2(work, capsys, arguments, words):
+    (work / "grid.yaml").write_text(GRID)
+    (work / "typo.yaml").write_text("runs: {A: {method: flw}}")
+    assert main([*EVAL, *arguments]) == 2
+    err = capsys.readouterr().err
+    message = err[err.index("hf-ext eval forgetting: error:") :]
     assert message.count("\n") == 1
     assert all(word in message for word in words)

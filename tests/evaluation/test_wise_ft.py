@@ -96,6 +96,17 @@ def test_models_in_memory_are_left_alone(folders: tuple[Path, Path]) -> None:
     assert next(wise_ft(half, original, 0.5).parameters()).dtype == torch.bfloat16
 
 
+def test_a_model_out_of_a_trainer_is_mixed_and_not_run_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """TRL puts a forward into the model that a plain copy would share: it would give the tuned model's logits."""
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(str(tmp_path / "out"), report_to="none", bf16=False, use_cpu=True)
+    tuned = _model(1)
+    SFTTrainer(tuned, args, train_dataset=_prepared(2), processing_class=TOKENIZER)
+    assert "forward" in vars(tuned)
+    assert torch.equal(_logits(wise_ft(tuned, _model(0), 0.5)), _logits(wise_ft(*folders, 0.5)))
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_a_scaled_adapter_is_the_mix_of_the_merged_model(tmp_path: Path, alpha: float) -> None:
     adapted = _adapted()
