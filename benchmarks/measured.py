@@ -145,6 +145,21 @@ MEASURED = {
         "trainers/base",
         "trainers/weighted_sft",
     ],
+    "forgetting_tiny": [
+        "hf_ext/_upstream",
+        "hf_ext/comparison",
+        *(
+            f"hf_ext/data/{name}.py"
+            for name in ("context_free", "original_cache", "provenance", "sampling", "sft_rows", "slots", "weighting")
+        ),
+        *(f"hf_ext/evaluation/{name}.py" for name in ("forgetting", "models", "rows", "wise_ft")),
+        "hf_ext/losses/kl.py",
+        "hf_ext/losses/weighted_nll.py",
+        "trainers/base",
+        "trainers/context_free",
+        "trainers/flow",
+        "trainers/weighted_sft",
+    ],
     "gm_matching_speed": PICKS,
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
     "mixture_selection": [

@@ -95,6 +95,7 @@ METHODS = {
             lambda: frozenset({"ewc_weight", "fisher_max_rows"}),
         ),
         Part("replay", "rows", "rows of general text among the target's", lambda: frozenset({"replay_share"})),
+        Part("weighted_sft", "rows", "rows by their own column 'weight'"),
         Part("flow", "rows", "rows weighted by how easy the original model finds them", _flow_settings),
         Part("context_free", "rows", "beside rows sampled from the original model", _context_free_settings),
         Part(
@@ -109,7 +110,8 @@ METHODS = {
 NEEDED = {"l2_sp": ("l2_sp_weight",), "wise_ft": ("of", "alpha")}
 # Parts that cannot meet, and why.
 CLASHES = (
-    ({"dft"}, {"flow", "context_free"}, "weights tokens itself"),
+    ({"dft"}, {"weighted_sft", "flow", "context_free"}, "weights tokens itself"),
+    ({"weighted_sft"}, {"flow", "replay"}, "reads the weights of the rows as they are"),
     ({"l2_sp", "ewc"}, {"lora", "rslora", "corda", "osf"}, "pulls the model's own weights, and an adapter is trained"),
     ({"corda", "osf"}, {"flow", "context_free"}, "rewrites the base weights, so that the original model is gone"),
 )
@@ -145,7 +147,7 @@ def check_parts(names: Sequence[str]) -> tuple[str, ...]:
 @cache
 def _training_settings(names: tuple[str, ...]) -> frozenset[str]:
     """Arguments of training that a run of these parts takes."""
-    weighted = {"flow", "context_free"} & set(names)
+    weighted = {"weighted_sft", "flow", "context_free"} & set(names)
     fields = _fields(WeightedSFTConfig if weighted else SFTConfig)
     return frozenset(name for name in fields - RESERVED if not name.startswith(RESERVED_BEGINNINGS))
 

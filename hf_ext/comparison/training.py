@@ -22,6 +22,7 @@ from hf_ext.evaluation.models import ready
 from hf_ext.guards.numbers import check_numbers
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
 from hf_ext.trainers.flow import FlowSFTConfig, FlowSFTTrainer
+from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,10 +81,14 @@ def configuration(run: PlannedRun, seed: int, folder: Path) -> Any:
     if "context_free" in run.parts:
         kind = ContextFreeSFTConfig
         extra = run.settings["context_free"]
+        if "flow" in run.parts:  # as FLOW itself divides: a step's own sum of weights would undo them
+            extra = {"normalize": "tokens", **extra}
     elif "flow" in run.parts:
         kind = FlowSFTConfig
         # of all runs, which find each other's scores there
         extra = {"original_cache_dir": str(folder / "original_losses"), **run.settings["flow"]}
+    elif "weighted_sft" in run.parts:
+        kind = WeightedSFTConfig
     if "dft" in run.parts:
         extra = {"loss_type": "dft"}
     values = {**extra, **run.settings["training"]}
@@ -148,8 +153,10 @@ def _trainer(run: PlannedRun, seed: int, materials: Materials) -> Any:
     model = copy_of_model(materials.original)
     tokenizer = copy.deepcopy(materials.tokenizer)  # the host gives it a padding token, and more
     rows = materials.train
+    if "weight" in rows.column_names and "weighted_sft" not in run.parts:
+        rows = rows.remove_columns("weight")  # for the runs that name it
     if "replay" in run.parts:
-        rows = _with_replay(run, seed, args, tokenizer, materials)
+        rows = _with_replay(run, seed, args, tokenizer, rows, materials.replay)
     adapter = adapter_configuration(run)
     if "corda" in run.parts:
         _prepare_corda(model, adapter, materials)
@@ -169,26 +176,33 @@ def _trainer(run: PlannedRun, seed: int, materials: Materials) -> Any:
         return ContextFreeSFTTrainer(model, args, train_dataset=rows, **kwargs)
     if "flow" in run.parts:
         return FlowSFTTrainer(model, args, train_dataset=rows, **kwargs)
+    if "weighted_sft" in run.parts:
+        return WeightedSFTTrainer(model, args, train_dataset=rows, **kwargs)
     return SFTTrainer(model, args, train_dataset=rows, **kwargs)
 
 
 def _with_replay(
-    run: PlannedRun, seed: int, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, materials: Materials
+    run: PlannedRun,
+    seed: int,
+    args: SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Dataset,
+    replay: Dataset | None,
 ) -> Dataset:
     """Target rows and as many general ones as the share says, tokenised, since the two may be of unlike types."""
     share = run.settings["replay"].get("replay_share", REPLAY_SHARE)
-    count = round(len(materials.train) * share / (1 - share))
-    if materials.replay is None:
+    count = round(len(target) * share / (1 - share))
+    if replay is None:
         raise ValueError("replay needs general rows: name them under 'replay:' in the grid")
-    if not 1 <= count <= len(materials.replay):
+    if not 1 <= count <= len(replay):
         raise ValueError(
-            f"replay_share {share:g} beside {len(materials.train):,} target rows takes {count:,} general rows, and "
-            f"there are {len(materials.replay):,}: change the share, or give more rows"
+            f"replay_share {share:g} beside {len(target):,} target rows takes {count:,} general rows, and "
+            f"there are {len(replay):,}: change the share, or give more rows"
         )
     unpacked = copy.copy(args)
     unpacked.packing = False
-    general = materials.replay.shuffle(seed=seed).select(range(count))
-    prepared = [prepare_sft_rows(rows, tokenizer, unpacked) for rows in (materials.train, general)]
+    general = replay.shuffle(seed=seed).select(range(count))
+    prepared = [prepare_sft_rows(rows, tokenizer, unpacked) for rows in (target, general)]
     columns = ["input_ids", "labels"]
     return concatenate_datasets([rows.select_columns(columns) for rows in prepared]).shuffle(seed=seed)
 

@@ -44,6 +44,7 @@ AWAITED = {
     "bandit_regret",
     "checkpoint_selection",
     "flow_vision",
+    "forgetting_tiny",
     "mixture_selection",
     "moe_em_convergence",
     "moe_lora",

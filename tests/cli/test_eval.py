@@ -177,7 +177,7 @@ def test_a_grid_is_compared_killed_and_gone_on_with_and_held_meanwhile(work, cap
             time.sleep(0.05)
         assert process.poll() is None, "it ended before it could be killed"
         assert main(COMPARE) == 2
-        assert "another process" in capsys.readouterr().err
+        assert "is being written by process" in capsys.readouterr().err
         process.kill()
     (record,) = records.glob("sft-*.json")
     changed = record.stat().st_mtime_ns

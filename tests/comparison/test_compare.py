@@ -170,6 +170,15 @@ def test_every_part_trains_beside_the_others(tmp_path: Path) -> None:
         _compared(tmp_path, more)
 
 
+def test_weights_of_rows_count_for_the_run_that_names_them(tmp_path: Path) -> None:
+    weights = [1.0] * 8 + [0.0] * 8
+    grid = _grid({"SFT": {}, "weighted": {"method": "weighted_sft", "normalize": "tokens"}})
+    report = _compared(tmp_path, grid, rows=ROWS.add_column("weight", weights))
+    plain = _compared(tmp_path, _grid({"SFT": {}}))
+    assert report.run("SFT").results[3] == plain.run("SFT").results[3]
+    assert report.run("weighted").results[3] != plain.run("SFT").results[3]
+
+
 def test_what_cannot_be_compared_is_refused_before_a_run_trains(tmp_path: Path, trained: list[str]) -> None:
     with pytest.raises(ValueError, match="There are no training rows"):
         _compared(tmp_path, _grid(), rows=None)
