@@ -176,10 +176,15 @@ class _Comparison:
             values["source"] = self._identity(self.plans[run.source], seed)
             values["settings"] = {"alpha": run.settings["wise_ft"]["alpha"]}  # the name of its source is none of it
         if run.needs_samples:
-            values["context_free"] = asdict(self.grid.context_free)  # type: ignore[arg-type]  # the grid has looked
+            values["context_free"] = self._samples_settings()
         if "replay" not in run.parts:
             values["replay"] = None
         return values
+
+    def _samples_settings(self) -> dict[str, Any]:
+        samples = self.grid.context_free
+        assert samples is not None  # the grid has looked
+        return asdict(samples)
 
     def _step_name(self, run: PlannedRun, seed: int) -> str:
         values = self._identity(run, seed) | {"measures": self._measures_digest}
@@ -270,9 +275,7 @@ class _Comparison:
     @cached_property
     def store(self) -> ContextFreeStore:
         """Context-free rows to train on, of exactly these settings."""
-        samples = self.grid.context_free
-        assert samples is not None  # the grid has looked
-        values = asdict(samples)
+        values = self._samples_settings()
         return generate_context_free(
             self.original,
             self.tokenizer,
@@ -285,7 +288,7 @@ class _Comparison:
         """The Fisher information of the original model, computed once."""
         from safetensors.torch import load_file, save_file
 
-        facts = {"rows": max_rows, "model": self.facts["model"], **asdict(self.grid.context_free)}  # type: ignore[arg-type]
+        facts = {"rows": max_rows, "model": self.facts["model"], **self._samples_settings()}
         path = self.folder / f"fisher-{_digest(facts)}.safetensors"
         if not path.is_file():
             values = context_free_fisher(

@@ -85,14 +85,17 @@ class QuadraticPenaltyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """Keep them now, where the callback was added to a trainer that was there already."""
-        if self._original:
-            return
-        if state.global_step > 0:
+        if not self._original and state.global_step > 0:
             raise ValueError(
                 "The run resumes, so the weights in hand are no longer the original ones: pass the penalty in the "
                 "trainer's callbacks=, where it sees the model before a checkpoint is loaded."
             )
-        self._keep(args, model)
+        if not self._original:
+            self._keep(args, model)
+        devices = {name: parameter.device for name, parameter in model.named_parameters()}
+        self._original = {name: values.to(devices[name]) for name, values in self._original.items()}
+        if self.fisher is not None:
+            self.fisher = {name: values.to(devices[name]) for name, values in self.fisher.items()}
 
     def on_pre_optimizer_step(
         self,
