@@ -181,7 +181,8 @@ def _planned_runs(name: str, entry: Any, shared: Mapping[str, Any]) -> Iterator[
         trains = parts != ("wise_ft",)
         alphas = settings.get("alpha")
         is_sweep = isinstance(alphas, list) and not trains
-        for alpha in alphas if is_sweep else [alphas]:
+        values: list[Any] = settings["alpha"] if is_sweep else [alphas]
+        for alpha in values:
             alpha_setting = {} if trains or alpha is None else {"alpha": alpha}
             by_part = settings_by_part(parts, {**(shared if trains else {}), **settings, **alpha_setting})
             for part in parts:

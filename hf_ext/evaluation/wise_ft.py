@@ -116,11 +116,13 @@ def tuned_model(model: Model | str | Path, original: Model | str | Path | None) 
     from peft import PeftConfig, PeftModel
 
     with loading_model(model, "adapter"):
-        base: Any = original
-        if base is None:
-            base = PeftConfig.from_pretrained(model).base_model_name_or_path
-        # PEFT puts its layers into the very model that it is handed
-        base = loaded(base, like=base) if isinstance(base, str | Path) else copy_of_model(base)
+        if original is None:
+            name = PeftConfig.from_pretrained(model).base_model_name_or_path
+            base = loaded(name, like=name)
+        elif isinstance(original, str | Path):
+            base = loaded(original, like=original)
+        else:
+            base = copy_of_model(original)  # PEFT puts its layers into the very model that it is handed
         return PeftModel.from_pretrained(base, model)
 
 
