@@ -150,7 +150,17 @@ MEASURED = {
         "hf_ext/comparison",
         *(
             f"hf_ext/data/{name}.py"
-            for name in ("context_free", "original_cache", "provenance", "sampling", "sft_rows", "slots", "weighting")
+            for name in (
+                "context_free",
+                "flow_arithmetic",
+                "original_cache",
+                "provenance",
+                "sampling",
+                "scoring",
+                "sft_rows",
+                "slots",
+                "weighting",
+            )
         ),
         *(f"hf_ext/evaluation/{name}.py" for name in ("forgetting", "models", "rows", "wise_ft")),
         "hf_ext/losses/kl.py",
