@@ -107,6 +107,7 @@ EXPORTS = {
     "hf_ext.losses.kl": ("exact_kl", "kl_k1", "kl_k3"),
     "hf_ext.losses.label_noise": ("backward_corrected_nll", "forward_corrected_nll", "forward_loss_func", "soft_nll"),
     "hf_ext.losses.moe_likelihood": ("moe_nll",),
+    "hf_ext.losses.top_k_kl": ("top_k_kl",),
     "hf_ext.losses.weighted_classes": ("weighted_class_nll",),
     "hf_ext.losses.weighted_nll": ("weighted_nll",),
     "hf_ext.moe.arguments": ("EMArguments",),

@@ -127,6 +127,7 @@ from hf_ext.losses.label_noise import forward_corrected_nll as forward_corrected
 from hf_ext.losses.label_noise import forward_loss_func as forward_loss_func
 from hf_ext.losses.label_noise import soft_nll as soft_nll
 from hf_ext.losses.moe_likelihood import moe_nll as moe_nll
+from hf_ext.losses.top_k_kl import top_k_kl as top_k_kl
 from hf_ext.losses.weighted_classes import weighted_class_nll as weighted_class_nll
 from hf_ext.losses.weighted_nll import weighted_nll as weighted_nll
 from hf_ext.moe.arguments import EMArguments as EMArguments

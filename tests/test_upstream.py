@@ -68,6 +68,7 @@ PARAMETERS: dict[str, list[str]] = {
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "add_fused_lm_head": ["model"],
+    "ChunkedDivergenceFunction": ["args", "kwargs"],  # of any autograd function; what it takes: `test_exact_kl.py`
     "DataCollatorForLanguageModeling": ["pad_token_id", "padding_free", "return_position_ids", "pad_to_multiple_of"],
 }  # fmt: skip
 # Set in the class or its __init__.

@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 TOUCHED = (("trl.trainer.utils", "add_fused_lm_head", "log-probabilities could not be had without logits"),)
 
 
-def _base_of(model: Any) -> Any:
+def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -26,7 +26,7 @@ def fused_lm_head(model: Module) -> Iterator[None]:
 
     `model` may be a `PeftModel`: its base model is patched, as TRL does. The forward is as before afterwards.
     """
-    base = _base_of(model)
+    base = base_of(model)
     instance_forward = vars(base).get("forward")
     add_fused_lm_head(base)
     try:
@@ -75,7 +75,7 @@ def label_log_probs(model: Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def has_adapted_head(model: Module, kind: str = "") -> bool:
     """Whether PEFT has put a module around the output head, of a class of this name where one is given."""
-    base = _base_of(model)
+    base = base_of(model)
     head = type(base.get_output_embeddings()) if hasattr(base, "get_output_embeddings") else object
     return head.__module__.startswith("peft.") and kind in ("", head.__name__)
 

@@ -130,6 +130,11 @@ def _original_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[
         yield from _original_parameters(child, f"{prefix}{name}.")
 
 
+def original_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights of the original model by name, as the model holds them now: those of PEFT adapters are left out."""
+    return _original_parameters(original_model(model))
+
+
 def _bytes_of(name: str, parameter: Tensor) -> memoryview:
     if parameter.is_meta or type(parameter.data) is not Tensor:
         raise ValueError(
@@ -158,7 +163,7 @@ def model_hash(model: nn.Module) -> str:
     Raises:
         `ValueError`: an adapter is merged into the weights, or a weight is sharded or on the meta device.
     """
-    return _hash_of(_original_parameters(original_model(model)))
+    return _hash_of(original_parameters(model))
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -110,7 +110,7 @@ NUMBERS: dict[str, Bounds] = {
             "torch_empty_cache_steps", "context_free_max_new_tokens", "expected_num_processes", "max_document_tokens",
             "max_example_document_tokens", "max_example_query_tokens", "max_query_tokens", "pad_to_multiple_of",
             "context_free_batch_size", "guard_patience", "max_new_tokens", "mini_batch_num_tokens",
-            "min_rows_per_class", "sample_batch_size", "plan_devices", "tau_rows",
+            "min_rows_per_class", "sample_batch_size", "plan_devices", "tau_rows", "kl_top_k",
         ),
         SIZE,
     ),

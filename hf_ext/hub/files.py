@@ -31,7 +31,7 @@ STATES = (
 ROWS = (
     "original_losses/", "context_free/", "rounds/", "folds/", "round-[0-9]*/", "consensus.json", "online.json",
     "answers/", "answers*.jsonl", "pairs*.jsonl", "predictions/", "predictions*.jsonl", "partition.json",
-    "partition.md", "mixture_datasets.yaml", "*.arrow", "wandb/",
+    "partition.md", "mixture_datasets.yaml", "states-*.safetensors", "*.arrow", "wandb/",
 )  # fmt: skip
 
 LINK = "links to folders, to nothing or to somewhere else"

@@ -24,6 +24,17 @@ hf-ext train context_free \
     --output_dir SmolLM2-135M-ContextFree
 ```
 
+# The KL itself in place of sampled tokens, and a budget of nats per token in place of a weight
+```bash
+hf-ext train context_free \
+    --model_name_or_path HuggingFaceTB/SmolLM2-135M \
+    --dataset_name train.jsonl \
+    --context_free_path store \
+    --kl exact \
+    --kl_budget 0.05 \
+    --output_dir SmolLM2-135M-ContextFree
+```
+
 # On several GPUs
 ```bash
 hf-ext train context_free --num_processes 8 --config context_free/gsm8k.yaml

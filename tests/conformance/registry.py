@@ -164,6 +164,18 @@ TRAINERS = [
         "context_free", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0}, arguments=with_store
     ),
     Method(
+        "context_free_exact", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0},
+        arguments=with_store, settings={"kl": "exact"}, variants=("plain", "lora"),
+    ),
+    Method(
+        "context_free_topk", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0},
+        arguments=with_store, settings={"kl": "topk", "kl_top_k": 8}, variants=("plain",),
+    ),
+    Method(
+        "context_free_budget", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral=None, arguments=with_store,
+        settings={"kl": "exact", "kl_budget": 0.01}, variants=("plain",),
+    ),
+    Method(
         "infopo", InfoPOTrainer, InfoPOConfig, weighted_pairs, {"loss_type": "sigmoid"}, with_reference,
         (DPOTrainer, DPOConfig), preference.pairs, malformed(chosen=[None, ""], rejected=[None, ""], prompt=[None]),
         packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "streaming", "lora"),

@@ -59,6 +59,7 @@ def test_what_a_run_knows_of_every_row_stays_with_a_model_and_may_be_a_dataset(t
         "rounds/round-1/predictions/train/data.arrow", "folds/0/x.json", "consensus.json", "original_losses/x.json",
         "context_free/manifest.json", "online.json", "answers.jsonl", "predictions/rows.csv", "samples/manifest.json",
         "samples/shard-00000.arrow", "predictions.jsonl", "pairs.jsonl", "wandb/run-1/files/wandb-metadata.json",
+        "states-0a1b2c-00000.safetensors",
     ]  # fmt: skip
     write(tmp_path, "config.json", "sub/notes.md", *(depth + name for name in rows))
     assert set(files_to_push(tmp_path)) == {"config.json", "sub/notes.md"}

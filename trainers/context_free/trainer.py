@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import Module
@@ -16,15 +19,21 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
 
 from hf_ext._columns import ROW_INDEX
+from hf_ext._upstream.divergence import last_hidden_states
 from hf_ext._upstream.sft import DataCollatorForLanguageModeling, load_original
 from hf_ext.data.context_free import ContextFreeStore
+from hf_ext.data.original_cache import rows_hash
+from hf_ext.data.original_states import OriginalStates
+from hf_ext.data.provenance import model_hash
 from hf_ext.data.sft_rows import WeightedCollator
 from hf_ext.data.trained_adapters import require_untouched_adapters
 from hf_ext.losses.kl import kl_k1, kl_k3
 from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.base.config import AnyModel
 from hf_ext.trainers.context_free import METHOD
+from hf_ext.trainers.context_free.budget import KLBudget
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
+from hf_ext.trainers.context_free.original import Batch, OriginalModel, model_inputs, predicting
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
 
 logger = logging.getLogger(__name__)
@@ -88,8 +97,10 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
       \qquad x \sim p_{\theta^*}$$
 
     The second term's gradient is an unbiased gradient of $\mathrm{KL}(p_{\theta^*} \| p_\theta)$, since the entropy of
-    $p_{\theta^*}$ does not depend on $\theta$. Each term has its own denominator over the accumulated, gathered batch,
-    so $\lambda$ (`kl_weight`) means the same whatever the two sets' sizes. Target rows may carry weights:
+    $p_{\theta^*}$ does not depend on $\theta$. With `kl="exact"` it is that divergence itself, summed over the
+    vocabulary at each prefix of the rows: the same in expectation, without the noise of sampled tokens, and exactly 0
+    at the original weights. Each term has its own denominator over the accumulated, gathered batch, so $\lambda$
+    (`kl_weight`) means the same whatever the two sets' sizes; `kl_budget` finds it. Target rows may carry weights:
     `add_flow_weights` and then this trainer is FLOW and context-free together.
 
     Args:
@@ -101,14 +112,17 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     Requirements: about twice the memory for activations of plain SFT, since both strata share one backward pass. Rows
     are drawn without replacement within an epoch over the store; once it repeats, the anchor memorises it, so sample
-    about as many tokens as the target rows have.
+    about as many tokens as the target rows have. `kl="exact"` and `"topk"` hold a frozen copy of a model that is
+    trained whole (with `original_cache_dir` its head alone), and need the whole model in each process.
 
     Raises:
-        ValueError: if there is no store, it is empty, or it comes from other weights or another tokenizer; or, in
-            `train`, if an adapter is trained already.
+        ValueError: if there is no store, it is empty, or it comes from other weights or another tokenizer; if the
+            model is sharded or compiled and `kl` is not `"sampled"`; or, in `train`, if an adapter is trained already,
+            or the model's logits are not those of its output head.
 
     Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
     `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
+    `kl_original_to_new/exact` or `/topk` (the same, as `kl` has it), `kl_weight` (where a budget finds it),
     `context_free/epoch` (passes over the store).
 
     Reference: Bansal and Sanghavi 2025, *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
@@ -120,6 +134,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     config_class = ContextFreeSFTConfig
     method = "context_free"
     args: ContextFreeSFTConfig
+    _said_what_drifts = False
 
     def __init__(
         self,
@@ -131,12 +146,17 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     ) -> None:
         self._source = context_free_dataset
         self._is_untouched = False
+        self.original: OriginalModel | None = None
+        self._measured: Tensor | None = None  # of the step: sum of its tokens' KL, and their number
         self._options_used: list[tuple[Any, Any]] = []
         try:
             super().__init__(model, args, *positional, **kwargs)
         finally:
             for config, options in self._options_used:
                 config.model_init_kwargs = options
+        if self.args.kl != "sampled":
+            self._refuse_parts()
+        self.budget = None if self.args.kl_budget is None else KLBudget(self.args.kl_budget)
         if isinstance(model, str) and not self._changes_vocabulary(self.args):
             self.store.check_model(self.model)
         if self._needs_tokenizer:
@@ -151,6 +171,18 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         )
         # One token, one vote: dividing rows by their length would not be the KL of the sequences.
         self._context_free_collator = WeightedCollator(inner, "tokens", "token", extra_columns=("sampled_logps",))
+
+    def _refuse_parts(self) -> None:
+        refused = {
+            "a sharded model (FSDP, DeepSpeed)": self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            "torch_compile": self.args.torch_compile,
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"{type(self).__name__} does not support {setting} with kl={self.args.kl!r}, which compares last "
+                    "hidden states of two models: use kl='sampled', or train without it."
+                )
 
     @staticmethod
     def _changes_vocabulary(args: ContextFreeSFTConfig) -> bool:
@@ -193,10 +225,88 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
             ValueError: if an adapter was trained before this run's first step: the anchor is the model without it.
         """
         resume = args[0] if args else kwargs.get("resume_from_checkpoint")
-        if not self._is_untouched and resume in (None, False) and self.args.kl_weight > 0:
+        if not self._is_untouched and resume in (None, False) and self.is_anchored:
             require_untouched_adapters(self.model, self.accelerator.autocast)
         self._is_untouched = True
         return super().train(*args, **kwargs)
+
+    # --- the original model and the weight -------------------------------------------------------------------------
+
+    @property
+    def kl_weight(self) -> float:
+        """The context-free loss's weight in the next step."""
+        if self.budget is not None:
+            return self.budget.weight
+        return 1.0 if self.args.kl_weight is None else self.args.kl_weight
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether context-free rows are drawn at all."""
+        return self.budget is not None or self.kl_weight > 0
+
+    def before_training(self, checkpoint: str | None) -> None:
+        """Hold on to the original model, which this one still is, where `kl` needs it; read where the budget was."""
+        super().before_training(checkpoint)
+        if self.args.kl != "sampled" and self.is_anchored and self.original is None:
+            top_k = self.args.kl_top_k if self.args.kl == "topk" else None
+            self.original = OriginalModel(self.model, self.accelerator.autocast, top_k, self._states(top_k))
+            self._fill_states(self.original)
+        self._measured = None
+        if self.budget is not None:
+            self.budget = KLBudget(self.budget.nats)
+            if checkpoint is not None:
+                self.budget.load(checkpoint)
+
+    def _states(self, top_k: int | None) -> OriginalStates | None:
+        if self.args.original_cache_dir is None:
+            return None
+        facts = {
+            "model": model_hash(self.model),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "autocast": self.accelerator.mixed_precision,
+            "rows": rows_hash(self.context_free_dataset),
+            "kl": self.args.kl,
+            "top_k": top_k,
+        }
+        lengths = [len(ids) for ids in self.context_free_dataset["input_ids"]]
+        return OriginalStates(self.args.original_cache_dir, facts, lengths)
+
+    def _fill_states(self, original: OriginalModel) -> None:
+        """Compute the shards of states that are missing, shared out among the processes."""
+        if original.states is None:
+            return
+        self.accelerator.wait_for_everyone()  # no process looks while another writes
+        missing = original.states.missing()
+        self.accelerator.wait_for_everyone()
+        share = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+        is_silent = not missing or not self.accelerator.is_main_process or self.args.disable_tqdm
+        original.fill(share, self._batch_of, self.args.per_device_eval_batch_size, is_silent)
+        self.accelerator.wait_for_everyone()
+        if original.states.missing():
+            raise FileNotFoundError(
+                f"Not every state of the original model is in {self.args.original_cache_dir}: the processes do not "
+                "share that folder. Name one that all of them see."
+            )
+
+    def _settle_budget(self) -> None:
+        """Let the weight follow the KL that the last step measured; on every process, with the same numbers."""
+        if self.budget is None or self._measured is None:
+            return
+        total, tokens = self.sum_over_processes(self._measured).tolist()
+        self._measured = None
+        if tokens > 0:
+            self.budget.update(total / tokens)
+
+    @contextmanager
+    def writing_checkpoint(self, folder: str) -> Iterator[None]:
+        """As of any trainer here, with where the budget is."""
+        with super().writing_checkpoint(folder):
+            yield
+            self._settle_budget()
+            if self.budget is not None and self.args.should_save:
+                self.budget.save(folder)
+
+    # --- rows ------------------------------------------------------------------------------------------------------
 
     def _cut(self, dataset: Dataset) -> Dataset:
         if len(dataset) == 0:
@@ -209,7 +319,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def draw_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give each target micro-batch of the step a context-free one, and all of them the second denominator."""
-        if self.args.kl_weight == 0:
+        self._settle_budget()
+        if not self.is_anchored:
             return batches
         size = self.args.context_free_batch_size or self.args.per_device_train_batch_size
         rank = self.accelerator.process_index
@@ -218,12 +329,35 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         anchor_batches = []
         for i in range(len(batches)):
             rows = self._stream.rows(((first + i) * world + rank) * size, size)
-            anchor_batches.append(self._context_free_collator([self.context_free_dataset[row] for row in rows]))
+            anchor_batches.append(self._collated(rows))
         num_items = self.count_items(anchor_batches, self.args.device)
         for batch, anchor_batch in zip(batches, anchor_batches, strict=True):
             batch["context_free"] = {**anchor_batch, "num_items": num_items}
         self.add_metric("context_free/epoch", (first + len(batches)) * world * size / len(self.context_free_dataset))
+        if self.budget is not None:
+            self.add_metric("kl_weight", self.kl_weight)
+            self._say_what_drifts(self.state.max_steps * self.args.gradient_accumulation_steps * world * size)
         return batches
+
+    def _collated(self, rows: list[int]) -> Batch:
+        return {**self._context_free_collator([self.context_free_dataset[row] for row in rows]), "rows": rows}
+
+    def _batch_of(self, rows: list[int]) -> Batch:
+        return self._prepare_inputs(self._collated(rows))
+
+    def _say_what_drifts(self, num_rows: int) -> None:
+        """Say once that the estimate of a repeated store is not the KL any more."""
+        epochs = num_rows / len(self.context_free_dataset)
+        if self._said_what_drifts or self.args.kl != "sampled" or epochs <= 1:
+            return
+        self._said_what_drifts = True
+        if self.is_world_process_zero():
+            logger.warning(
+                "The context-free store is gone through %.1f times, and kl_budget follows an estimate on its tokens "
+                "(kl='sampled'), which the model learns by heart from the second time on: the KL on fresh rows will "
+                "differ from the budget. Sample more rows, or set kl='exact', which compares whole distributions.",
+                epochs,
+            )  # fmt: skip
 
     def compute_loss(
         self,
@@ -232,20 +366,19 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Target loss plus `kl_weight` times the context-free loss; evaluation is on the target alone."""
+        """Target loss plus the weight times the context-free loss; evaluation is on the target alone."""
         context_free = inputs.pop("context_free", None)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if context_free is None:
             return result
         loss, outputs = result if return_outputs else (result, None)
         anchor = self._context_free_loss(model, context_free) * self.loss_scale(num_items_in_batch)
-        loss = loss + self.args.kl_weight * anchor
+        loss = loss + self.kl_weight * anchor
         return (loss, outputs) if return_outputs else loss
 
-    def _context_free_loss(self, model: Module, batch: dict[str, Any]) -> Tensor:
-        not_for_model = ("weight", ROW_INDEX, "num_items", "sampled_logps")
-        inputs = {name: values for name, values in batch.items() if name not in not_for_model}
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+    def _context_free_loss(self, model: Module, batch: Batch) -> Tensor:
+        with nullcontext([]) if self.original is None else last_hidden_states(self.model) as hidden_states:
+            outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
         mask = outputs.label_mask
         log_probs = outputs.log_probs
         sampled = with_virtual_tokens(batch["sampled_logps"][:, 1:], log_probs)
@@ -253,10 +386,26 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         self.guard("context-free log-probability", log_probs, row_index)
         tokens = mask.sum()
         detached = log_probs.detach()
+        k3 = kl_k3(sampled, detached, mask) * tokens
         self.add_ratio("loss/context_free", -detached.sum(), tokens)
         self.add_ratio("kl_original_to_new/k1", kl_k1(sampled, detached, mask) * tokens, tokens)
-        self.add_ratio("kl_original_to_new/k3", kl_k3(sampled, detached, mask) * tokens, tokens)
-        return weighted_nll(log_probs, mask.to(log_probs.dtype), batch["num_items"])
+        self.add_ratio("kl_original_to_new/k3", k3, tokens)
+        if self.original is None:
+            self._measure(k3, tokens)
+            return weighted_nll(log_probs, mask.to(log_probs.dtype), batch["num_items"])
+        divergence = self.original.divergence(hidden_states[-1], batch)
+        predicted_rows = batch[ROW_INDEX][:, 1:][predicting(batch)[:, :-1]]
+        self.guard("KL(original || new)", divergence, predicted_rows.to(divergence.device))
+        total = divergence.sum()
+        self.add_ratio(f"kl_original_to_new/{self.args.kl}", total, tokens)
+        self._measure(total, tokens)
+        return total / batch["num_items"].to(total.device).sum()
+
+    def _measure(self, total: Tensor, tokens: Tensor) -> None:
+        """Add a micro-batch's KL to the step's."""
+        if self.budget is not None and self.model.training:
+            pair = torch.stack([total.detach().double().sum(), tokens.double().sum()])
+            self._measured = pair if self._measured is None else self._measured + pair
 
     def after_forward(self, values: TokenValues) -> None:
         """Log the target loss apart from the total."""
