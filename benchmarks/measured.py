@@ -128,6 +128,15 @@ MEASURED = {
         "trainers/base",
         "trainers/weighted_sft",
     ],
+    "exact_kl_step": [
+        "hf_ext/_upstream",
+        "hf_ext/data/sft_rows.py",
+        "hf_ext/guards",
+        "hf_ext/losses",
+        "trainers/base",
+        "trainers/context_free",
+        "trainers/weighted_sft",
+    ],
     "exemplar_lookup": ["hf_ext/data/exemplars"],
     "flow_vision": [
         "hf_ext/data/class_losses.py",

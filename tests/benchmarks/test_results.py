@@ -43,6 +43,7 @@ PARTS = {  # of several scripts
 AWAITED = {
     "bandit_regret",
     "checkpoint_selection",
+    "exact_kl_step",
     "flow_vision",
     "forgetting_tiny",
     "mixture_selection",

@@ -173,7 +173,7 @@ TRAINERS = [
     ),
     Method(
         "context_free_budget", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral=None, arguments=with_store,
-        settings={"kl": "exact", "kl_budget": 0.01}, variants=("plain",),
+        settings={"kl": "exact", "kl_budget": 0.05}, variants=("plain",),
     ),
     Method(
         "infopo", InfoPOTrainer, InfoPOConfig, weighted_pairs, {"loss_type": "sigmoid"}, with_reference,
