@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -377,7 +377,10 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _context_free_loss(self, model: Module, batch: Batch) -> Tensor:
-        with nullcontext([]) if self.original is None else last_hidden_states(self.model) as hidden_states:
+        recording: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.original is not None:
+            recording = last_hidden_states(self.model)
+        with recording as hidden_states:
             outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
         mask = outputs.label_mask
         log_probs = outputs.log_probs
