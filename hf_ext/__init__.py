@@ -29,7 +29,8 @@ EXPORTS = {
     "hf_ext.comparison.penalty": ("QuadraticPenaltyCallback", "context_free_fisher"),
     "hf_ext.comparison.report": ("ComparisonReport",),
     "hf_ext.data.class_losses": ("add_original_class_losses",),
-    "hf_ext.data.context_free": ("ContextFreeStore", "generate_context_free"),
+    "hf_ext.data.context_free": ("generate_context_free", "generate_contextual"),
+    "hf_ext.data.context_free_store": ("ContextFreeStore",),
     "hf_ext.data.curation.baseline": ("dclm_baseline",),
     "hf_ext.data.curation.classifier": ("QualityClassifier", "fit_quality_classifier"),
     "hf_ext.data.curation.counts": ("CurationCounts",),
@@ -75,6 +76,7 @@ EXPORTS = {
     "hf_ext.data.relabeling.privatize": ("HashColumn", "carry_ledger", "privatize"),
     "hf_ext.data.relabeling.randomize": ("RandomizedResponse",),
     "hf_ext.data.relabeling.report": ("RelabelReport",),
+    "hf_ext.data.replay": ("store_replay",),
     "hf_ext.data.vectors.embedding": ("EmbedBatches", "EmbedRows", "embed_rows"),
     "hf_ext.data.weighting": (
         "FlowWeights",

@@ -16,8 +16,9 @@ from hf_ext.comparison.penalty import QuadraticPenaltyCallback as QuadraticPenal
 from hf_ext.comparison.penalty import context_free_fisher as context_free_fisher
 from hf_ext.comparison.report import ComparisonReport as ComparisonReport
 from hf_ext.data.class_losses import add_original_class_losses as add_original_class_losses
-from hf_ext.data.context_free import ContextFreeStore as ContextFreeStore
 from hf_ext.data.context_free import generate_context_free as generate_context_free
+from hf_ext.data.context_free import generate_contextual as generate_contextual
+from hf_ext.data.context_free_store import ContextFreeStore as ContextFreeStore
 from hf_ext.data.curation.baseline import dclm_baseline as dclm_baseline
 from hf_ext.data.curation.classifier import QualityClassifier as QualityClassifier
 from hf_ext.data.curation.classifier import fit_quality_classifier as fit_quality_classifier
@@ -80,6 +81,7 @@ from hf_ext.data.relabeling.privatize import carry_ledger as carry_ledger
 from hf_ext.data.relabeling.privatize import privatize as privatize
 from hf_ext.data.relabeling.randomize import RandomizedResponse as RandomizedResponse
 from hf_ext.data.relabeling.report import RelabelReport as RelabelReport
+from hf_ext.data.replay import store_replay as store_replay
 from hf_ext.data.vectors.embedding import EmbedBatches as EmbedBatches
 from hf_ext.data.vectors.embedding import EmbedRows as EmbedRows
 from hf_ext.data.vectors.embedding import embed_rows as embed_rows

@@ -1,161 +1,43 @@
-"""Context-free rows: exact samples of the original model from a bare seed, in a store that knows their origin."""
+"""Context-free rows: exact samples of the original model from a bare seed, or after the prompts of a task."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from hf_ext.data.context_free_store import (
+    NAMED_SCHEMA,
+    SCHEMA,
+    ContextFreeStore,
+    Shard,
+    dtype_of,
+    grow,
+    short_name,
+)
 from hf_ext.data.provenance import model_hash, original_model, tokenizer_hash
-from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
+from hf_ext.data.sampling import end_ids, row_uniforms, sample_after, sample_rows, sampling_mode
 from hf_ext.data.slots import can_refill
+from hf_ext.data.starts import Start, StartName, as_settings, from_settings, numbers_of_starts, starts_of
 from hf_ext.data.trained_adapters import require_untouched_adapters
-from hf_ext.guards.disk import write_whole, writing
-from hf_ext.guards.inside import file_in, read_json
-from hf_ext.guards.locks import InUseError
-from hf_ext.guards.runs import changed_settings, claimed_folder, refuse_changes, refuse_strangers, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
+__all__ = ["ContextFreeStore", "generate_context_free", "generate_contextual", "top_up"]
 
-FORMAT_REVISION = 2
-READABLE = (1, 2)  # 1: a shard was one batch with a random stream of its own; read, never continued
 MOST_BATCHES = 8  # batches in a shard: more would save little time and lose more rows to a kill
-MANIFEST = "manifest.json"
-SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int64())),
-        ("labels", pa.list_(pa.int64())),
-        ("sampled_logps", pa.list_(pa.float32())),
-        ("finish", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class ContextFreeStore:
-    """
-    A folder of context-free rows: `shard-00000.arrow`, ... and `manifest.json`, written by [`generate_context_free`].
-
-    | column | type | |
-    |---|---|---|
-    | `input_ids` | list of int64 | the start, then the sampled ids, never decoded and encoded again |
-    | `labels` | list of int64 | `input_ids` with the start replaced by -100 |
-    | `sampled_logps` | list of float32 | log-probability of each sampled id, nats; 0 on the start |
-    | `finish` | string | `"eos"`: the row ends in an end token; `"length"`: it was cut, and nothing was added |
-
-    Args:
-        path (`str` or `Path`):
-            Folder of the store.
-
-    Raises:
-        FileNotFoundError: if the folder is missing or holds no manifest.
-        ValueError: if the manifest was written in another format revision.
-    """
-
-    path: Path | str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
-        if not (Path(self.path) / MANIFEST).exists():
-            raise FileNotFoundError(
-                f"{self.path} is no context-free store: it has no {MANIFEST}. "
-                "Make one with generate_context_free(model, tokenizer, num_tokens, output_dir=...)."
-            )
-        revision = self.manifest.get("format_revision")
-        if revision not in READABLE:
-            raise ValueError(
-                f"The store {self.path} has format revision {revision!r}; this version reads {READABLE}. "
-                "Generate it again into another folder."
-            )
-        if not _is_manifest(self.manifest):
-            raise ValueError(f"{Path(self.path) / MANIFEST} is not a manifest that generate_context_free wrote.")
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest as it is on disk now: settings, provenance, shards and whether the store is complete."""
-        return read_json(Path(self.path) / MANIFEST)
-
-    def to_dataset(self) -> Dataset:
-        """
-        Return all rows, memory-mapped, in the order they were sampled.
-
-        Raises:
-            ValueError: if the store is incomplete, or a shard is missing or damaged (the message names it).
-        """
-        manifest = self.manifest
-        if not manifest["complete"]:
-            raise ValueError(
-                f"The store {self.path} is incomplete: {manifest['tokens']:,} of {manifest['num_tokens']:,} sampled "
-                "tokens. Run the same generate_context_free call again; it continues after the last whole shard."
-            )
-        _check_shards(Path(self.path), manifest["shards"])
-        return concatenate_datasets([self._rows(Path(self.path) / shard["file"]) for shard in manifest["shards"]])
-
-    def _rows(self, file: Path) -> Dataset:
-        try:
-            rows = Dataset.from_file(str(file))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{file} holds no context-free rows: {str(error).splitlines()[0]}.") from error
-        if not rows.data.schema.remove_metadata().equals(SCHEMA):
-            raise ValueError(f"{file} holds other columns than context-free rows have: {rows.column_names}.")
-        return rows
-
-    def check_model(self, model: nn.Module) -> None:
-        """
-        Check that the rows were sampled from `model` (PEFT adapters left out).
-
-        Raises:
-            ValueError: if they came from other weights, or from the same weights in another dtype.
-        """
-        expected = self.manifest["model_hash"]
-        actual = model_hash(model)
-        if expected != actual:
-            raise ValueError(
-                f"The store {self.path} was sampled from other weights (hash {expected[:12]}..., dtype "
-                f"{self.manifest['dtype']}) than this model's (hash {actual[:12]}..., dtype {_dtype_of(model)}). Rows "
-                "of another model pull towards that one: generate a store from the model you tune, in the same dtype."
-            )
-
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """
-        Check that `tokenizer` gives ids the meaning they had when the rows were sampled.
-
-        Its chat template may differ, and so may its end token: that of a chat template on a base model, say.
-
-        Raises:
-            ValueError: if vocabulary, merges or other special tokens differ.
-        """
-        manifest = self.manifest
-        expected = manifest["tokenizer_hash"]
-        actual = tokenizer_hash(tokenizer, with_chat_template=False)
-        former_ends = [tokenizer.convert_ids_to_tokens(token) for token in manifest.get("eos_ids", [])]
-        accepted = {
-            tokenizer_hash(tokenizer, with_chat_template=False, end_token=token)
-            for token in former_ends
-            if expected != actual and isinstance(token, str)
-        }
-        if expected not in {actual, *accepted}:
-            raise ValueError(
-                f"The store {self.path} was made with another tokenizer (hash {expected[:12]}...) than this one (hash "
-                f"{actual[:12]}...): vocabulary, merges or special tokens differ. Pass the original model's "
-                "tokenizer, or sample a store with the one you train with."
-            )
+TOP_UP_KINDS = ("context_free",)
 
 
 def generate_context_free(
@@ -167,7 +49,8 @@ def generate_context_free(
     max_new_tokens: int = 128,
     batch_size: int = 32,
     seed: int = 0,
-    start: str | Sequence[int] = "bos",
+    start: StartName | Mapping[Any, float] = "bos",
+    temperature: float = 1.0,
     autocast_dtype: torch.dtype | None = None,
     show_progress: bool = True,
 ) -> ContextFreeStore:
@@ -205,10 +88,16 @@ def generate_context_free(
             Rows sampled together.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the rows.
-        start (`str` or list of `int`, *optional*, defaults to `"bos"`):
+        start (`str`, list of `int`, or a mapping of those to shares, *optional*, defaults to `"bos"`):
             What every row begins with, never supervised: `"bos"`, `"separator"` (what stands between pre-training
-            documents: `<|endoftext|>` or `<|end_of_text|>` if the tokenizer has it, else its end token), any other
-            text (tokenised without special tokens added), or token ids.
+            documents: `<|endoftext|>` or `<|end_of_text|>` if the tokenizer has it, else its end token), `"chat"` (the
+            chat template up to a user's words: the model makes up the user's turn, ends it, and answers), `"think"`
+            (the beginning token and `<think>`, of reasoning models), any other text (tokenised without special tokens
+            added), or token ids. A mapping such as `{"bos": 0.5, "chat": 0.5}` mixes them by shares of the rows, and
+            adds a column `start`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            For ablations. Rows of another temperature than 1 are not samples of the model: their likelihood pulls
+            towards another one. `sampled_logps` are the model's, at temperature 1.
         autocast_dtype (`torch.dtype`, *optional*):
             Autocast while sampling, e.g. `torch.bfloat16`. The rows then follow the autocast model; train likewise.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -218,236 +107,287 @@ def generate_context_free(
         [`ContextFreeStore`]: the complete store.
 
     Raises:
-        ValueError: if an argument is out of range, there is no such start token, an adapter is trained already, or the
+        ValueError: if an argument is out of range, there is no such start, an adapter is trained already, or the
             folder holds something else, a store of other settings, or one that another run samples into.
         FloatingPointError: if the model's logits are not finite.
 
     Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
-    for name, value in (("num_tokens", num_tokens), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+    _check_numbers(temperature, num_tokens=num_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    require_untouched_adapters(model)
+    starts = starts_of(model, tokenizer, start, max_new_tokens)
+    several = as_settings(starts)
+    settings = {
+        **_settings_of(model, tokenizer, seed, batch_size, max_new_tokens, temperature, autocast_dtype),
+        "start_ids": starts[0].ids if several is None else None,
+        "starts": several,
+    }
+    batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
+    rows_per_shard = batch_size * min(batches, MOST_BATCHES)
+    return _grown(Path(output_dir), settings, rows_per_shard, model, num_tokens, show_progress)
+
+
+def generate_contextual(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Dataset | Sequence[Any],
+    num_tokens: int,
+    *,
+    output_dir: str | Path,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    seed: int = 0,
+    temperature: float = 1.0,
+    autocast_dtype: torch.dtype | None = None,
+    show_progress: bool = True,
+) -> ContextFreeStore:
+    """
+    Sample rows after prompts: what the original model would say to the training prompts, as an anchor.
+
+    The rows' likelihood anchors the model on these prompts, where context-free rows anchor it on its own text. Row `i`
+    follows prompt `i` modulo their number; everything else is as in [`generate_context_free`], resuming too.
+
+    Args:
+        model, tokenizer, num_tokens, output_dir, max_new_tokens, batch_size, seed, temperature, autocast_dtype,
+        show_progress:
+            As in [`generate_context_free`].
+        prompts (`Dataset` with a column `prompt`, or a sequence):
+            Prompts: texts, lists of messages (rendered with the chat template and its generation prompt), or lists of
+            token ids. Never supervised.
+
+    Returns:
+        [`ContextFreeStore`]: the complete store, which [`ContextFreeSFTTrainer`] takes like any other.
+
+    Raises:
+        ValueError: as [`generate_context_free`]; or if there is no prompt, or one is empty or too long for the model.
+
+    Reference: the baseline of contextual synthetic data of *Context-Free Synthetic Data Mitigates Forgetting* (arXiv
+    2505.13811).
+    """
+    _check_numbers(temperature, num_tokens=num_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    require_untouched_adapters(model)
+    prompt_ids = _prompt_ids(model, tokenizer, prompts, max_new_tokens)
+    settings = {
+        **_settings_of(model, tokenizer, seed, batch_size, max_new_tokens, temperature, autocast_dtype),
+        "start_ids": None,
+        "starts": None,
+        "kind": "contextual",
+        "rows_hash": hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest(),
+    }
+    batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
+    rows_per_shard = batch_size * min(batches, MOST_BATCHES)
+    return grow(
+        Path(output_dir), settings, rows_per_shard, model, num_tokens,
+        lambda manifest: _sampler_after(model, manifest, prompt_ids), show_progress,
+    )  # fmt: skip
+
+
+def top_up(
+    store: ContextFreeStore, model: nn.Module, num_rows: int, *, show_progress: bool = True
+) -> ContextFreeStore:
+    """
+    Add rows to a store until it holds `num_rows`: those that a longer call of [`generate_context_free`] would give.
+
+    A run that never sees a row twice anchors itself on the model, and not on a sample of it. The store may be
+    incomplete: a killed top-up goes on.
+
+    Args:
+        store ([`ContextFreeStore`]):
+            Of [`generate_context_free`], writable.
+        model (`PreTrainedModel` or `PeftModel`):
+            The model it was sampled from, on its device, on every process.
+        num_rows (`int`):
+            Rows wanted.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether the main process shows a progress bar.
+
+    Returns:
+        [`ContextFreeStore`]: the same, with enough rows.
+
+    Raises:
+        ValueError: if the store holds other rows than context-free ones, or comes from other weights.
+    """
+    manifest = store.manifest
+    kind = manifest.get("kind", "context_free")
+    if kind not in TOP_UP_KINDS:
+        raise ValueError(f"The store {store.path} holds {kind} rows, which cannot be topped up: make a larger store.")
+    store.check_model(model)
+    names = ("model_hash", "tokenizer_hash", "eos_ids", "seed", "batch_size", "max_new_tokens", "dtype",
+             "autocast_dtype", "start_ids")  # fmt: skip
+    settings = {name: manifest[name] for name in names}
+    settings |= {"kind": kind, "rows_hash": None, "starts": manifest.get("starts")}
+    settings |= {"temperature": manifest.get("temperature", 1.0)}
+    while not manifest["complete"] or manifest["rows"] < num_rows:
+        tokens, rows = manifest.get("tokens", 0), max(1, manifest.get("rows", 0))
+        wanted = max(manifest.get("num_tokens", 1), tokens + 1 if manifest["complete"] else 1)
+        if manifest["complete"]:
+            wanted = max(wanted, math.ceil(0.9 * tokens / rows * num_rows))  # from below: no shard too many
+        folder = Path(store.path)
+        store = _grown(folder, settings, manifest["rows_per_shard"], model, wanted, show_progress)
+        manifest = store.manifest
+    return store
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _check_numbers(temperature: float, **counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    require_untouched_adapters(model)
-    folder = Path(output_dir)
-    # What the rows of a shard depend on: a store is continued only by a call that agrees on all of these.
-    settings: dict[str, Any] = {
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature!r}.")
+
+
+def _settings_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    autocast_dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """What the rows of a shard depend on, beside what they begin with."""
+    return {
         "model_hash": model_hash(model),
         "tokenizer_hash": tokenizer_hash(tokenizer, with_chat_template=False),
-        "start_ids": start_ids(model, tokenizer, start, max_new_tokens),
         "eos_ids": end_ids(model, tokenizer),
         "seed": seed,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
-        "dtype": _dtype_of(model),
-        "autocast_dtype": None if autocast_dtype is None else _short(autocast_dtype),
+        "dtype": dtype_of(model),
+        "autocast_dtype": None if autocast_dtype is None else short_name(autocast_dtype),
+        "kind": "context_free",
+        "temperature": temperature,
+        "rows_hash": None,
     }
-    batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
-    # A complete store is read only: it may lie where nothing can be written.
-    with nullcontext() if _holds(folder, num_tokens) else _claimed(folder):
-        manifest = _open_manifest(folder, settings, batch_size * min(batches, MOST_BATCHES), model)
-        if _rank_and_world()[1] > 1:
-            torch.distributed.barrier()  # every process has read the same manifest before the main one writes
-        if not (manifest["complete"] and manifest["tokens"] >= num_tokens):
-            if manifest["format_revision"] != FORMAT_REVISION:
-                raise ValueError(
-                    f"The store {folder} was made by an earlier version, which drew other rows from a seed: it is "
-                    "read, but not continued. Pass another output_dir."
-                )
-            _fill(folder, manifest, model, num_tokens, autocast_dtype, show_progress)
-    return ContextFreeStore(folder)
 
 
-def _holds(folder: Path, num_tokens: int) -> bool:
-    """Whether a complete store of so many sampled tokens is there."""
-    if not (folder / MANIFEST).is_file():
-        return False
-    manifest = ContextFreeStore(folder).manifest
-    return bool(manifest["complete"] and manifest["tokens"] >= num_tokens)
+def _prompt_ids(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Dataset | Sequence[Any], max_new_tokens: int
+) -> list[list[int]]:
+    if isinstance(prompts, Dataset):
+        if "prompt" not in prompts.column_names:
+            raise ValueError(f"prompts has no column 'prompt'; it has {prompts.column_names}.")
+        prompts = prompts.with_format(None)["prompt"][:]
+    rows = [_ids_of(tokenizer, prompt) for prompt in prompts]
+    config = original_model(model).config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or math.inf
+    for index, ids in enumerate(rows):
+        if not ids or len(ids) + max_new_tokens > longest or not all(0 <= token < config.vocab_size for token in ids):
+            raise ValueError(
+                f"prompt {index:,} has {len(ids):,} tokens: each needs one at least, of the model's vocabulary, and "
+                f"with max_new_tokens={max_new_tokens} no more than the model's {longest} positions. Drop or cut it."
+            )
+    if not rows:
+        raise ValueError("There is no prompt to sample after: the rows are empty.")
+    return rows
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if len(prompt) and isinstance(prompt[0], Mapping):
+        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return [int(token) for token in prompt]
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _grown(
+    folder: Path, settings: dict[str, Any], rows_per_shard: int, model: nn.Module, num_tokens: int, show_progress: bool
+) -> ContextFreeStore:
+    return grow(
+        folder, settings, rows_per_shard, model, num_tokens, lambda manifest: _sampler(model, manifest), show_progress
+    )
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the store for all processes that sample together; a refusal is raised on each."""
-    rank, world = _rank_and_world()
-    refusal: Exception | None = None
-    with ExitStack() as claim:
-        if rank == 0:
-            try:
-                claim.enter_context(claimed_folder(folder, remedy="pass another output_dir"))
-                for pattern in ("shard-*", MANIFEST):
-                    remove_leftovers(folder, pattern)
-            except (InUseError, OSError) as error:
-                refusal = error
-        for entry in _gathered(refusal, world):
-            if entry is not None:
-                raise entry
+def _as_it_samples(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[None]:
+    name = settings["autocast_dtype"]
+    device = next(original_model(model).parameters()).device
+    dtype = None if name is None else getattr(torch, name)
+    with sampling_mode(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 
-def _fill(
-    folder: Path,
-    manifest: dict[str, Any],
-    model: nn.Module,
-    num_tokens: int,
-    autocast_dtype: torch.dtype | None,
-    show_progress: bool,
-) -> None:
-    """Add shards, one a process and round, until the first ones hold `num_tokens` sampled tokens."""
-    rank, world = _rank_and_world()
-    sample = _sampler(model, manifest, autocast_dtype)
-    shards: list[dict[str, Any]] = manifest["shards"]
-    hidden = not show_progress or rank != 0
-    with tqdm(total=num_tokens, unit="tok", desc="context-free rows", disable=hidden) as bar:
-        while True:
-            tokens = sum(shard["tokens"] for shard in shards)
-            bar.update(tokens - bar.n)
-            is_complete = tokens >= num_tokens
-            if rank == 0:
-                rows = sum(shard["rows"] for shard in shards)
-                manifest |= {"num_tokens": num_tokens, "rows": rows, "tokens": tokens, "complete": is_complete}
-                _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-            if is_complete:
-                break
-            table = sample(len(shards) + rank, bar.update)
-            for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
-                # The last round may overshoot: what one process would not have sampled is not kept.
-                if sum(entry["tokens"] for entry in shards) < num_tokens:
-                    shards.append(shard)
-                elif rank == 0:
-                    (folder / shard["file"]).unlink()
-    if world > 1:
-        torch.distributed.barrier()  # no process may read the manifest before the main one has completed it
-
-
-def _sampler(
-    model: nn.Module, settings: dict[str, Any], autocast_dtype: torch.dtype | None
-) -> Callable[[int, Callable[[int], Any]], pa.Table]:
-    """Return what samples the shard of a number; it takes the number and is given a callable to tell tokens to."""
+def _sampler(model: nn.Module, settings: dict[str, Any]) -> Shard:
+    """Return what samples the shard of a number from the starts of the settings."""
     base = original_model(model)
     device = next(base.parameters()).device
-    start = torch.tensor(settings["start_ids"], device=device)
     eos = torch.tensor(settings["eos_ids"], dtype=torch.long)
     longest = settings["max_new_tokens"]
     num_rows = settings["rows_per_shard"]
-
-    @contextmanager
-    def as_it_samples() -> Iterator[None]:
-        with sampling_mode(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            yield
-
-    with as_it_samples():
-        refill = can_refill(base, start, longest)
+    starts = from_settings(settings)
+    inputs = [torch.tensor(start.ids, device=device) for start in starts]
+    with _as_it_samples(model, settings):
+        refills = [can_refill(base, ids, longest) for ids in inputs]
 
     def sample(number: int, on_tokens: Callable[[int], Any]) -> pa.Table:
-        uniforms = row_uniforms(settings["seed"], range(number * num_rows, (number + 1) * num_rows), longest)
-        with as_it_samples():
-            rows = sample_rows(
-                base, start, uniforms, eos, batch_size=settings["batch_size"], refill=refill, on_tokens=on_tokens
-            )
-        return _table(settings, *rows)
+        numbers = range(number * num_rows, (number + 1) * num_rows)
+        uniforms = row_uniforms(settings["seed"], numbers, longest)
+        start_of_row = torch.from_numpy(numbers_of_starts(starts, numbers))
+        ids = torch.zeros(num_rows, longest, dtype=torch.long)
+        logps = torch.zeros(num_rows, longest)
+        lengths = torch.zeros(num_rows, dtype=torch.long)
+        for place, start in enumerate(starts):
+            of_start = (start_of_row == place).nonzero()[:, 0]
+            if not len(of_start):
+                continue
+            with _as_it_samples(model, settings):
+                sampled = sample_rows(
+                    base, inputs[place], uniforms[of_start], eos, batch_size=settings["batch_size"],
+                    refill=refills[place], on_tokens=on_tokens, ends=start.ends,
+                    temperature=settings.get("temperature", 1.0),
+                )  # fmt: skip
+            ids[of_start], logps[of_start], lengths[of_start] = sampled
+        rows_starts = [starts[place] for place in start_of_row.tolist()]
+        return _table(settings, rows_starts, ids, logps, lengths, named=settings.get("starts") is not None)
 
     return sample
 
 
-def _table(settings: dict[str, Any], ids: Tensor, logps: Tensor, lengths: Tensor) -> pa.Table:
-    start = settings["start_ids"]
+def _sampler_after(model: nn.Module, settings: dict[str, Any], prompts: list[list[int]]) -> Shard:
+    """Return what samples the shard of a number after its rows' prompts."""
+    base = original_model(model)
+    device = next(base.parameters()).device
+    eos = torch.tensor(settings["eos_ids"], dtype=torch.long)
+    longest = settings["max_new_tokens"]
+    num_rows = settings["rows_per_shard"]
+    with _as_it_samples(model, settings):
+        pads = can_refill(base, torch.tensor(prompts[0], device=device), longest)
+
+    def sample(number: int, on_tokens: Callable[[int], Any]) -> pa.Table:
+        numbers = range(number * num_rows, (number + 1) * num_rows)
+        rows_starts = [Start("prompt", prompts[row % len(prompts)]) for row in numbers]
+        with _as_it_samples(model, settings):
+            sampled = sample_after(
+                base, [start.ids for start in rows_starts], row_uniforms(settings["seed"], numbers, longest), eos,
+                batch_size=settings["batch_size"], pads=pads, on_tokens=on_tokens,
+                temperature=settings.get("temperature", 1.0),
+            )  # fmt: skip
+        return _table(settings, rows_starts, *sampled, named=False)
+
+    return sample
+
+
+def _table(
+    settings: dict[str, Any], starts: Sequence[Start], ids: Tensor, logps: Tensor, lengths: Tensor, *, named: bool
+) -> pa.Table:
+    """Rows as they are stored; `starts` has that of each."""
     eos = set(settings["eos_ids"])
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for row_ids, row_logps, length in zip(ids.tolist(), logps.numpy(), lengths.tolist(), strict=True):
+    schema = NAMED_SCHEMA if named else SCHEMA
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    rows = zip(starts, ids.tolist(), logps.numpy(), lengths.tolist(), strict=True)
+    for start, row_ids, row_logps, length in rows:
         sampled = row_ids[:length]
-        columns["input_ids"].append(start + sampled)
-        columns["labels"].append([-100] * len(start) + sampled)
-        columns["sampled_logps"].append([0.0] * len(start) + row_logps[:length].tolist())
-        columns["finish"].append("eos" if sampled[-1] in eos else "length")
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype_of(model: nn.Module) -> str:
-    return _short(next(original_model(model).parameters()).dtype)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _gathered(value: T, world: int) -> list[T]:
-    values = [value] * world
-    if world > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def _open_manifest(folder: Path, settings: dict[str, Any], rows_per_shard: int, model: nn.Module) -> dict[str, Any]:
-    """Return the manifest to continue from: the folder's, if it agrees with `settings`, or a new one."""
-    if not (folder / MANIFEST).exists():
-        refuse_strangers(folder / MANIFEST, "Pass another output_dir.")
-        folder.mkdir(parents=True, exist_ok=True)
-        libraries = ("hf-ext", "torch", "transformers", "datasets", "pyarrow")
-        return {
-            "format_revision": FORMAT_REVISION,
-            **settings,
-            "rows_per_shard": rows_per_shard,
-            "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": None},
-            "device": next(original_model(model).parameters()).device.type,
-            "versions": {name: version(name) for name in libraries},
-            "shards": [],
-            "complete": False,
-        }
-    store = ContextFreeStore(folder)
-    manifest = store.manifest
-    former_settings = {name: manifest[name] for name in settings}
-    refuse_changes(f"The store {folder}", changed_settings(former_settings, settings), "pass another output_dir")
-    _check_shards(folder, manifest["shards"])
-    return manifest
-
-
-def _check_shards(folder: Path, shards: list[dict[str, Any]]) -> None:
-    for shard in shards:
-        try:
-            file = file_in(folder, shard["file"], folder / MANIFEST)
-            with file.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-        except FileNotFoundError:
-            digest = None
-        if digest is None:
-            problem = "is missing"
-        elif digest != shard["sha256"]:
-            problem = f"is damaged ({file.stat().st_size:,} bytes with another hash than the manifest's)"
-        else:
-            continue
-        raise ValueError(
-            f"{shard['file']} of the store {folder} {problem}. Restore the file, or delete the folder and run "
-            "generate_context_free again: the same call samples the same rows."
-        )
-
-
-def _is_manifest(manifest: dict[str, Any]) -> bool:
-    """Whether what is read of a manifest has the types it was written with."""
-    kinds = {"complete": bool, "shards": list, "model_hash": str, "tokenizer_hash": str, "dtype": str}
-    return all(isinstance(manifest.get(name), kind) for name, kind in kinds.items()) and all(
-        isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("sha256"), str)
-        for shard in manifest["shards"]
-    )
-
-
-def _write_shard(folder: Path, number: int, table: pa.Table) -> dict[str, Any]:
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, SCHEMA) as writer:
-        writer.write_table(table)
-    content = buffer.getvalue().to_pybytes()
-    file = f"shard-{number:05d}.arrow"
-    _write_whole(folder / file, content)
-    tokens = sum(label != -100 for labels in table["labels"].to_pylist() for label in labels)
-    return {"file": file, "rows": len(table), "tokens": tokens, "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    intact = "Whole shards are intact: free some space and repeat the call, which continues after the last one."
-    with writing("the context-free rows", path.parent, num_bytes=len(content), advice=intact):
-        write_whole(path, content)
+        columns["input_ids"].append(start.ids + sampled)
+        columns["labels"].append([-100] * len(start.ids) + sampled)
+        columns["sampled_logps"].append([0.0] * len(start.ids) + row_logps[:length].tolist())
+        is_over = sampled[-1] in eos and sum(token in eos for token in sampled) == start.ends
+        columns["finish"].append("eos" if is_over else "length")
+        if named:
+            columns["start"].append(start.name)
+    return pa.table(columns, schema=schema)

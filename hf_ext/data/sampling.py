@@ -85,7 +85,7 @@ def row_uniforms(seed: int, rows: range, count: int) -> Tensor:
     return torch.from_numpy(np.stack([stream.random(count) for stream in streams]))
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """
     Draw a token a row by inverting the distribution function: several times faster than `torch.multinomial` on a CPU.
 
@@ -97,13 +97,19 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
             Any floating dtype; or one row for all.
         uniforms (`torch.Tensor` of shape `(rows,)`):
             Float64, in [0, 1).
+        temperature (`float`, *optional*, defaults to `1.0`):
+            The logits are divided by it before a token is drawn.
 
     Returns:
-        tokens and their log-probabilities in nats (float32), each `(rows,)`.
+        tokens and their log-probabilities in nats (float32), each `(rows,)`; these are at temperature 1.
 
     Raises:
         FloatingPointError: if a logit is NaN or +infinite.
     """
+    if temperature != 1.0:
+        tokens, _ = draw(logits.float() / temperature, uniforms)
+        all_logps = logits.float().log_softmax(dim=-1).expand(len(uniforms), -1)
+        return tokens, all_logps.gather(1, tokens[:, None])[:, 0]
     peak = logits.amax(dim=-1, keepdim=True).float()
     weights = logits.to(torch.float32, copy=True).sub_(peak).exp_()  # in place: most of the time is memory traffic
     if weights.shape[-1] % BLOCK:
@@ -136,8 +142,17 @@ def _below(values: Tensor, bound: Tensor) -> Tensor:
 class _Rows:
     """Rows as they grow, on the CPU: ids and log-probabilities are zero after a row's end."""
 
-    def __init__(self, uniforms: Tensor, eos: Tensor, limits: Tensor | None, on_tokens: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        uniforms: Tensor,
+        eos: Tensor,
+        limits: Tensor | None,
+        on_tokens: Callable[[int], Any],
+        ends: int = 1,
+        temperature: float = 1.0,
+    ) -> None:
         self.uniforms = uniforms
+        self.temperature = temperature
         self.eos = eos.cpu()
         self.on_tokens = on_tokens
         num_rows, longest = uniforms.shape
@@ -145,16 +160,18 @@ class _Rows:
         self.ids = torch.zeros(num_rows, longest, dtype=torch.long)
         self.logps = torch.zeros(num_rows, longest)
         self.lengths = torch.zeros(num_rows, dtype=torch.long)
+        self.ends_left = torch.full((num_rows,), ends)
 
     def extend(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Draw the next token of `rows` (numbers, in the logits' order or sharing one row of logits); which go on?"""
         at = self.lengths[rows]
-        tokens, logps = (values.cpu() for values in draw(logits, self.uniforms[rows, at]))
+        tokens, logps = (values.cpu() for values in draw(logits, self.uniforms[rows, at], self.temperature))
         self.ids[rows, at] = tokens
         self.logps[rows, at] = logps
         self.lengths[rows] += 1
         self.on_tokens(len(rows))
-        return ~torch.isin(tokens, self.eos) & (at + 1 < self.limits[rows])
+        self.ends_left[rows] -= torch.isin(tokens, self.eos).long()
+        return (self.ends_left[rows] > 0) & (at + 1 < self.limits[rows])
 
     def last(self, rows: Tensor, device: torch.device) -> Tensor:
         """The last token of each of `rows`."""
@@ -171,6 +188,8 @@ def sample_rows(
     refill: bool,
     on_tokens: Callable[[int], Any] = lambda count: None,
     limits: Tensor | None = None,
+    ends: int = 1,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Ancestral sampling with a key-value cache; each row follows its own random numbers, whatever its neighbours do.
@@ -193,14 +212,91 @@ def sample_rows(
             Told the number of tokens sampled, a step.
         limits (`torch.Tensor` of shape `(rows,)`, *optional*):
             A limit a row below `max_new_tokens`, each at least 1.
+        ends (`int`, *optional*, defaults to `1`):
+            End tokens after which a row is over.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Of the draws.
 
     Returns:
         ids and log-probabilities in nats, both `(rows, max_new_tokens)` and zero after a row's end, and the lengths
         `(rows,)`, on the CPU.
     """
-    rows = _Rows(uniforms, eos, limits, on_tokens)
+    rows = _Rows(uniforms, eos, limits, on_tokens, ends, temperature)
     (_refilled if refill else _in_step)(model, start, rows, batch_size)
     return rows.ids, rows.logps, rows.lengths
+
+
+def sample_after(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Tensor,
+    eos: Tensor,
+    *,
+    batch_size: int,
+    pads: bool,
+    on_tokens: Callable[[int], Any] = lambda count: None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Ancestral sampling of one row after each prompt; as [`sample_rows`] else.
+
+    Args:
+        model, uniforms, eos, batch_size, on_tokens, temperature:
+            As in [`sample_rows`].
+        prompts (`Sequence[Sequence[int]]`):
+            Ids that the rows begin with, each its own.
+        pads (`bool`):
+            Whether prompts of several lengths may share a batch, padded on the left; a model that takes no mask or
+            positions gets batches of one length.
+
+    Returns:
+        As [`sample_rows`].
+    """
+    rows = _Rows(uniforms, eos, None, on_tokens, temperature=temperature)
+    device = next(model.parameters()).device
+    for batch in _batches_by_length(prompts, batch_size, pads):
+        _after(model, [prompts[row] for row in batch], torch.tensor(batch), rows, device)
+    return rows.ids, rows.logps, rows.lengths
+
+
+def _batches_by_length(prompts: Sequence[Sequence[int]], batch_size: int, pads: bool) -> Iterator[list[int]]:
+    """Numbers of prompts of like length, or of one length."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    batch: list[int] = []
+    for row in order:
+        is_other = bool(batch) and not pads and len(prompts[row]) != len(prompts[batch[0]])
+        if len(batch) == batch_size or is_other:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _after(
+    model: nn.Module, prompts: Sequence[Sequence[int]], alive: Tensor, rows: _Rows, device: torch.device
+) -> None:
+    """One batch: prompts end in the same column, and their rows grow in step."""
+    width = max(map(len, prompts))
+    inputs = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    is_padded = not bool(mask.all())
+    cache = None
+    while True:
+        places: dict[str, Tensor] = {}
+        if is_padded:
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            places = {"attention_mask": mask, "position_ids": positions[:, -inputs.shape[1] :]}
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True, **places)
+        going = rows.extend(alive, output.logits[:, -1])
+        if not going.any():
+            return
+        cache = output.past_key_values
+        if not going.all():
+            cache.reorder_cache(going.nonzero()[:, 0])
+        alive = alive[going]
+        mask = torch.nn.functional.pad(mask[going.to(device)], (0, 1), value=1)
+        inputs = rows.last(alive, device)[:, None]
 
 
 def _refilled(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> None:
