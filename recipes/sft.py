@@ -11,6 +11,7 @@ from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
 from hf_ext.data.loading import load_rows, rename_columns
+from hf_ext.data.starts import starts_of_words
 from hf_ext.guards.models import loading_model
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded
 
@@ -72,8 +73,8 @@ class ContextFreeRecipeArguments(SFTRecipeArguments):
             Sample at least so many tokens from the model into `context_free_path` first, if they are not there yet.
         context_free_max_new_tokens (`int`, *optional*, defaults to `128`):
             Longest row, in sampled tokens.
-        context_free_start (`str`, *optional*, defaults to `"bos"`):
-            What every row begins with: `bos`, `separator` or a text.
+        context_free_start (`list[str]`, *optional*, defaults to `["bos"]`):
+            What every row begins with: `bos`, `separator`, `chat`, `think` or a text; several, each as `START=SHARE`.
     """
 
     context_free_num_tokens: int | None = field(
@@ -86,8 +87,12 @@ class ContextFreeRecipeArguments(SFTRecipeArguments):
     context_free_max_new_tokens: int = field(
         default=128, metadata={"help": "Longest context-free row, in sampled tokens."}
     )
-    context_free_start: str = field(
-        default="bos", metadata={"help": "What every context-free row begins with: 'bos', 'separator' or a text."}
+    context_free_start: list[str] = field(
+        default_factory=lambda: ["bos"],
+        metadata={
+            "help": "What every context-free row begins with: 'bos', 'separator', 'chat' (the chat template up to a "
+            "user's words), 'think' or a text; several, each as START=SHARE, mix them."
+        },
     )
 
 
@@ -188,7 +193,7 @@ def sample_context_free_rows(
         output_dir=training_args.context_free_path,
         max_new_tokens=script_args.context_free_max_new_tokens,
         seed=training_args.seed,
-        start=script_args.context_free_start,
+        start=starts_of_words(script_args.context_free_start),
         # the rows must come from the model as training runs it
         autocast_dtype=torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None,
         show_progress=not training_args.disable_tqdm,

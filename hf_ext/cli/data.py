@@ -20,12 +20,14 @@ from hf_ext.cli.options import (
 )
 from hf_ext.cli.outputs import add_output_options, rows_output
 from hf_ext.guards.exits import exit_status
-from hf_ext.guards.numbers import BELOW_ONE, COUNT, SEED, SIZE
+from hf_ext.guards.numbers import BELOW_ONE, COUNT, POSITIVE, SEED, SIZE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from datasets import Dataset
+
+    from hf_ext.data.context_free_store import ContextFreeStore
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -87,12 +89,27 @@ def _add_context_free(actions: argparse._SubParsersAction) -> None:
     )
     option(parser, "--model", required=True, help="the original model: a folder or a Hub name")
     option(parser, "--revision", help="of the model")
-    option(parser, "--num-tokens", type=COUNT, required=True, help="sampled tokens wanted")
+    option(parser, "--num-tokens", type=COUNT, help="sampled tokens wanted (needed but with --replay)")
     option(parser, "--output", required=True, help="folder of the store")
     option(parser, "--max-new-tokens", type=SIZE, default=128, help="longest row, in sampled tokens (default: 128)")
     option(parser, "--batch-size", type=SIZE, default=32, help="rows sampled together (default: 32)")
     option(parser, "--seed", type=SEED, default=0, help="of the rows (default: 0)")
-    option(parser, "--start", default="bos", help="'bos', 'separator' or a text (default: bos)")
+    option(
+        parser,
+        "--start",
+        action="append",
+        help="'bos', 'separator', 'chat' (the chat template up to a user's words), 'think' or a text; several, each "
+        "as START=SHARE, mix them (default: bos)",
+    )
+    option(
+        parser,
+        "--temperature",
+        type=POSITIVE,
+        default=1.0,
+        help="for ablations: rows of another one than 1 are no samples of the model (default: 1)",
+    )
+    option(parser, "--replay", metavar="DATA", help="store real texts (column 'text') in place of samples")
+    add_rows_options(parser, "--prompts", "sample after the prompts of these rows, in place of a start")
     add_precision_options(parser)
     parser.set_defaults(run=lambda o: exit_status(lambda: run_context_free(o), "hf-ext data context-free"))
 
@@ -141,24 +158,20 @@ def run_context_free(options: argparse.Namespace) -> int:
     """
     import time
 
-    from hf_ext.data.context_free import ContextFreeStore, generate_context_free
+    from hf_ext.data.context_free_store import ContextFreeStore
 
+    if sum(value is not None for value in (options.start, options.prompts, options.replay)) > 1:
+        raise ValueError("give one of --start, --prompts and --replay: they say what the rows are")
+    if (options.num_tokens is None) == (options.replay is None):
+        raise ValueError("give --num-tokens, or --replay, which stores all of its texts")
     folder = Path(options.output)
+    texts = None if options.replay is None else _texts(options.replay)
+    prompts = None if options.prompts is None else rows_of(options, options.prompts)
     model, tokenizer = model_and_tokenizer(options.model, options.dtype, options.device, options.revision)
     # a store goes on where it stopped, and the speed is that of this call
     tokens_before = ContextFreeStore(folder).manifest["tokens"] if (folder / "manifest.json").is_file() else 0
     start = time.perf_counter()
-    store = generate_context_free(
-        model,
-        tokenizer,
-        options.num_tokens,
-        output_dir=folder,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        start=options.start,
-        autocast_dtype=autocast_dtype(options),
-    )
+    store = _stored(options, model, tokenizer, folder, prompts, texts)
     seconds = time.perf_counter() - start
     manifest = store.manifest
     new_tokens = manifest["tokens"] - tokens_before
@@ -166,6 +179,36 @@ def run_context_free(options: argparse.Namespace) -> int:
     print(f"{manifest['tokens']:,} tokens in {manifest['rows']:,} rows, {new_tokens:,} of them now ({speed})")
     print(f"store: {folder}")
     return 0
+
+
+def _stored(
+    options: argparse.Namespace,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    prompts: Dataset | None,
+    texts: Dataset | None,
+) -> ContextFreeStore:
+    """Rows from starts, after prompts, or of real texts."""
+    from hf_ext.data.context_free import generate_context_free, generate_contextual
+    from hf_ext.data.replay import store_replay
+    from hf_ext.data.starts import starts_of_words
+
+    shared: dict[str, Any] = {"output_dir": folder, "batch_size": options.batch_size}
+    shared |= {"autocast_dtype": autocast_dtype(options)}
+    if texts is not None:
+        return store_replay(model, tokenizer, texts, max_length=options.max_new_tokens, **shared)
+    shared |= {"max_new_tokens": options.max_new_tokens, "seed": options.seed, "temperature": options.temperature}
+    if prompts is not None:
+        return generate_contextual(model, tokenizer, prompts, options.num_tokens, **shared)
+    start = starts_of_words(options.start or "bos")
+    return generate_context_free(model, tokenizer, options.num_tokens, start=start, **shared)
+
+
+def _texts(name: str) -> Dataset:
+    from hf_ext.data.loading import load_rows
+
+    return load_rows(name)
 
 
 def _sft_config(options: argparse.Namespace) -> Any:

@@ -107,6 +107,13 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     option(
         samples, "--seed", type=SEED, default=20_000, help="of fresh samples, not a training store's (default: 20000)"
     )
+    option(
+        samples,
+        "--start",
+        action="append",
+        help="what fresh samples begin with, as of 'hf-ext data context-free'; of several, each as START=SHARE, the "
+        "KL is given apart (default: bos)",
+    )
     add_rows_options(parser, "--target", "held-out target rows, of any TRL SFT data type")
 
 
@@ -279,6 +286,7 @@ def _samples(
 ) -> dict[str, Any]:
     """Fresh samples where they are asked for, as an argument of the report."""
     from hf_ext.data.context_free import generate_context_free
+    from hf_ext.data.starts import starts_of_words
 
     if options.num_tokens is None:
         return {}
@@ -288,6 +296,7 @@ def _samples(
         options.num_tokens,
         output_dir=Path(options.output) / "fresh_samples",  # kept: the same report again samples nothing
         seed=options.seed,
+        start=starts_of_words(options.start or "bos"),
     )
     return {"context_free": store}
 

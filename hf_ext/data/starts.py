@@ -68,6 +68,28 @@ def starts_of(
     return [_start(model, tokenizer, name, max_new_tokens, share / total) for name, share in shares.items()]
 
 
+def starts_of_words(words: str | Sequence[str]) -> str | dict[str, float]:
+    """
+    A start, or shares of several, from words of a command: one word as it is, several as `START=SHARE`.
+
+    Raises:
+        ValueError: if one of several has no share.
+    """
+    words = [words] if isinstance(words, str) else list(words)
+    if len(words) == 1:
+        return words[0]
+    shares: dict[str, float] = {}
+    for word in words:
+        name, _, share = word.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(f"{word!r}: of several starts each needs its share, as in bos=0.5 chat=0.5.")
+    return shares
+
+
 def numbers_of_starts(starts: Sequence[Start], rows: range) -> NDArray[np.int64]:
     """
     Which start each of the rows has, `(rows,)`: a function of its number, close to the shares in every stretch.

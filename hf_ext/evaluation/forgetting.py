@@ -64,7 +64,7 @@ def forgetting_report(
     | measure, all in nats per token | rows |
     |---|---|
     | target loss, before and after | `target`: mean negative log-likelihood of the supervised tokens |
-    | `kl_original_to_new` | `context_free`: exact KL of the next-token distributions, mean over prefixes |
+    | `kl_original_to_new` | `context_free`: exact KL of the next token, mean over prefixes, and for each seed |
     | general loss, before and after | `general_text`: mean negative log-likelihood of all tokens but the first |
     | CORE, before and after (no nats: centred accuracy) | `core`: see [`evaluate_core`] |
 
@@ -396,6 +396,11 @@ def _run_result(
     for group in [] if group_of is None else sorted(set(group_of.tolist())):
         of_group = group_of == group
         group_loss[group] = ratio_estimate(values["target"][of_group], tokens["target"][of_group])
+    kl_by_start = {}
+    starts = np.array(rows["kl"].start or []) if "kl" in values else np.array([])
+    for start in sorted(set(starts.tolist())):
+        of_start = starts == start
+        kl_by_start[start] = ratio_estimate(values["kl"][of_start], tokens["kl"][of_start])
     return RunResult(
         name=name,
         target_loss=loss.get("target"),
@@ -404,6 +409,7 @@ def _run_result(
         general_loss=loss.get("general"),
         general_change=change.get("general"),
         group_loss=group_loss,
+        kl_by_start=kl_by_start,
         core={} if core_report is None else core_report.scores(),
         core_change={} if core_report is None else core_report.differences,
     )

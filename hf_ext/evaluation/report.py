@@ -50,6 +50,8 @@ class RunResult:
             KL(original || new) of the next token, mean over the prefixes of fresh context-free rows.
         group_loss (`dict[str, Estimate]`):
             Target loss of each group of rows, keyed `column=value`.
+        kl_by_start (`dict[str, Estimate]`):
+            The KL on the rows of each seed, where the context-free rows mix several.
         core (`dict[str, Score]`), core_change (`dict[str, Difference]`):
             CORE by its name, such as `core16_v2`, and what it is above the original model's on the same rows, by
             version; no nats, but centred accuracy.
@@ -62,6 +64,7 @@ class RunResult:
     general_loss: Estimate | None = None
     general_change: Estimate | None = None
     group_loss: dict[str, Estimate] = field(default_factory=dict)
+    kl_by_start: dict[str, Estimate] = field(default_factory=dict)
     core: dict[str, Score] = field(default_factory=dict)
     core_change: dict[str, Difference] = field(default_factory=dict)
 
@@ -72,10 +75,18 @@ class RunResult:
 
         estimates = {key: values[key] and Estimate(**values[key]) for key in MEASURES}
         groups = {group: Estimate(**estimate) for group, estimate in values["group_loss"].items()}
+        by_start = {name: Estimate(**estimate) for name, estimate in values.get("kl_by_start", {}).items()}
         # reports from before CORE was one of the measures lack it
         core = {name: Score(**score) for name, score in values.get("core", {}).items()}
         core_change = {name: Difference(**change) for name, change in values.get("core_change", {}).items()}
-        return cls(name=values["name"], group_loss=groups, core=core, core_change=core_change, **estimates)
+        return cls(
+            name=values["name"],
+            group_loss=groups,
+            kl_by_start=by_start,
+            core=core,
+            core_change=core_change,
+            **estimates,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,10 @@ class ForgettingReport(SavedReport):
         columns |= {
             f"target loss, {group} ({UNIT})": [m.group_loss.get(group) for m in models]
             for group in self.original.group_loss
+        }
+        columns |= {
+            f"KL, rows from {start} ({UNIT})": [m.kl_by_start.get(start) for m in models]
+            for start in sorted({start for run in self.runs for start in run.kl_by_start})
         }
         columns |= {f"{name} (centred accuracy)": [m.core.get(name) for m in models] for name in self.original.core}
         columns |= {

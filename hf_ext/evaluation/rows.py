@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """Token ids, and labels with -100 where not supervised; one list a row. `index` is its position in the dataset."""
+    """
+    Token ids, and labels with -100 where not supervised; one list a row. `index` is its position in the dataset.
+
+    `start` names what sampled rows began with, where there are several seeds.
+    """
 
     ids: list[list[int]]
     labels: list[list[int]]
     index: list[int]
+    start: list[str] | None = None
 
     @property
     def num_tokens(self) -> NDArray[np.float64]:
@@ -59,7 +64,11 @@ def rows_to_score(
         require_embedded(prepared, original, tokenizer, "target")
         rows["target"] = _token_rows(prepared, "target", max_length)
     if context_free is not None:
-        rows["kl"] = _token_rows(_context_free_dataset(context_free, original), "context_free", max_length)
+        samples = _context_free_dataset(context_free, original)
+        rows["kl"] = _token_rows(samples, "context_free", max_length)
+        if "start" in samples.column_names:
+            names = samples.with_format(None)["start"][:]
+            rows["kl"] = replace(rows["kl"], start=[names[i] for i in rows["kl"].index])
     if general_text is not None:
         if isinstance(general_text, Dataset):
             require_columns(general_text, ["text"], "general_text")

@@ -320,7 +320,7 @@ def push_dataset(
         FileExistsError: if `folder` holds something else already.
         LabelLeakError: if clean labels stand beside randomised ones; nothing is written.
         TypeError: if the rows are not at hand, such as those of an `IterableDataset`.
-        ValueError: if a store is incomplete, or `load_dataset` could not read a split back: it has no rows, or other
+        ValueError: if a store is incomplete or holds other rows than samples from a bare start, or `load_dataset` could not read a split back: it has no rows, or other
             names or columns than `load_dataset` takes.
     """
     from hf_ext.data.context_free import ContextFreeStore
@@ -331,6 +331,7 @@ def push_dataset(
     if isinstance(dataset, str | Path | ContextFreeStore):
         push_path, store = _folder_and_store(dataset)
         if store is not None:
+            require_samples(store)
             rows = store.to_dataset()
             card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
             card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
@@ -370,6 +371,24 @@ def _folder_and_store(dataset: str | Path | ContextFreeStore) -> tuple[Path, Con
         raise NotADirectoryError(f"{dataset} is no folder: pass a folder of files, a store, or rows.")
     is_store = any(folder.glob("shard-*.arrow")) and (folder / "manifest.json").is_file()
     return folder, ContextFreeStore(folder) if is_store else None
+
+
+def require_samples(store: ContextFreeStore) -> None:
+    """
+    Refuse a store whose rows the card of context-free rows would describe wrongly.
+
+    Raises:
+        ValueError: if they are real texts, follow somebody's prompts, or were drawn at another temperature than 1.
+    """
+    manifest = store.manifest
+    kind = manifest.get("kind", "context_free")
+    temperature = manifest.get("temperature", 1.0)
+    if kind != "context_free" or temperature != 1.0:
+        what = f"{kind} rows" if kind != "context_free" else f"rows of temperature {temperature}"
+        raise ValueError(
+            f"{store.path} holds {what}, which are no samples of a model from a bare start: push "
+            "store.to_dataset() as rows, with a card that says what they are and whose texts they hold."
+        )
 
 
 def _is_curated(folder: Path) -> bool:

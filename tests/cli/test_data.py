@@ -123,6 +123,35 @@ def test_sampling_prints_speed_and_store_and_the_second_call_has_nothing_to_do(w
     assert "0 of them now (nothing was left to sample)" in capsys.readouterr().out
 
 
+def test_seeds_are_mixed_and_prompts_and_real_texts_are_stored(work, capsys):
+    mixed = ["--num-tokens", "100", "--start", "bos=0.5", "--start", "chat=0.5", "--temperature", "0.7"]
+    assert main([*SAMPLE, *mixed]) == 0
+    manifest = json.loads((work / "store" / "manifest.json").read_text())
+    assert [(start["name"], start["share"], start["ends"]) for start in manifest["starts"]] == [
+        ("bos", 0.5, 1), ("chat", 0.5, 2),
+    ]  # fmt: skip
+    assert manifest["temperature"] == 0.7
+    # the last --output counts
+    assert main([*SAMPLE, "--num-tokens", "60", "--prompts", "train.jsonl", "--output", "contextual"]) == 0
+    assert main([*SAMPLE, "--replay", "general.jsonl", "--output", "replay"]) == 0
+    kinds = {
+        name: json.loads((work / name / "manifest.json").read_text())["kind"] for name in ("contextual", "replay")
+    }
+    assert kinds == {"contextual": "contextual", "replay": "replay"}
+    capsys.readouterr()
+    for words, problem in (
+        (["--num-tokens", "9", "--start", "bos", "--prompts", "train.jsonl"], "give one of --start, --prompts"),
+        (["--start", "bos"], "give --num-tokens, or --replay"),
+        (
+            ["--num-tokens", "9", "--start", "bos", "--start", "chat=1"],
+            "'bos': of several starts each needs its share",
+        ),
+    ):
+        assert main([*SAMPLE, "--output", "other", *words]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (work / "other").exists()
+
+
 def test_a_larger_number_continues_and_other_settings_are_refused(work, capsys):
     assert main([*SAMPLE, "--num-tokens", "50"]) == 0
     first = json.loads((work / "store" / "manifest.json").read_text())["tokens"]

@@ -17,6 +17,7 @@ from hf_ext.data.replay import store_replay
 from hf_ext.data.sampling import row_uniforms, sample_after, sampling_mode
 from hf_ext.data.starts import Start, numbers_of_starts
 from hf_ext.guards.rows import RowError
+from hf_ext.hub.push import push_dataset
 from tests.data.symbol_models import (
     BOS,
     EOS,
@@ -242,6 +243,8 @@ def test_real_texts_are_stored_with_the_original_model_s_log_probabilities(tmp_p
         store_replay(model, tokenizer, ["t5", ""], **(arguments | {"output_dir": tmp_path / "other"}))
     with pytest.raises(ValueError, match="holds replay rows, which cannot be topped up"):
         top_up(store, model, 1_000)
+    with pytest.raises(ValueError, match="holds replay rows, which are no samples of a model"):
+        push_dataset(store, "me/rows")
 
 
 def test_a_topped_up_store_is_that_of_a_longer_call_and_a_stopped_one_goes_on(tmp_path, monkeypatch):

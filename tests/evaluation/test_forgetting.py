@@ -357,3 +357,23 @@ def test_smollm2_has_the_recorded_loss_on_gsm8k(smollm2: Path, real_data: Path) 
     report = forgetting_report(model, model, tokenizer, target=Dataset.from_list(rows), show_progress=False)
     assert report.original.target_loss.mean == pytest.approx(1.3805, abs=1e-3)
     assert report.original.target_loss.num_tokens == 6340
+
+
+def test_the_kl_of_each_seed_is_that_of_its_rows_and_stands_in_the_table(
+    original: Any, new: Any, tmp_path: Path
+) -> None:
+    starts = ["chat" if i % 3 else "bos" for i in range(9)]
+    rows = _prepared(9, seed=5).add_column("start", starts)
+    report = forgetting_report(original, {"sft": new}, TOKENIZER, context_free=rows, show_progress=False)
+    for start in ("bos", "chat"):
+        pairs = [_loop_kl(original, new, row) for row in rows if row["start"] == start]
+        estimate = report.run().kl_by_start[start]
+        assert estimate.mean == pytest.approx(_ratio(pairs), rel=1e-4)
+        assert estimate.num_rows == len(pairs)
+        assert f"KL, rows from {start}" in report.to_markdown()
+    report.save(tmp_path)
+    loaded = ForgettingReport.load(tmp_path)
+    assert loaded.run().kl_by_start == report.run().kl_by_start
+    values = report.to_dict()
+    del values["runs"][0]["kl_by_start"]  # of a report from before
+    assert ForgettingReport.from_dict(values).run().kl_by_start == {}

@@ -34,7 +34,8 @@ DATA = {
     "context_free/gsm8k.yaml": ["--dataset_name", "gsm8k.jsonl", "--context_free_num_tokens", "300"],
     "context_free/metamathqa_olmo_1b.yaml": [
         *("--dataset_name", "metamath.jsonl", "--context_free_num_tokens", "300", *ONE_BATCH),
-        *("--context_free_max_new_tokens", "16", "--context_free_start", "bos"),
+        *("--context_free_max_new_tokens", "16", "--context_free_start", "bos=0.5", "chat=0.5"),
+        *("--context_free_top_up", "true"),
     ],
     "context_free/medreason_r1_distill_llama_8b.yaml": [
         *("--dataset_name", "medreason.jsonl", "--context_free_num_tokens", "300", *ONE_BATCH, "--dtype", "float32"),

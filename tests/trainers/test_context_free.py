@@ -377,3 +377,27 @@ def test_a_trained_adapter_is_refused_and_its_own_resumed_run_is_not(store: Cont
         trainer_of(trainer.model).train()
     trainer_of(get_peft_model(tiny_model(TOKENIZER), lora)).train(resume_from_checkpoint=True)
     trainer_of(trainer.model, kl_weight=0.0).train()
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 12}, {"max_steps": -1, "num_train_epochs": 6}])
+def test_a_topped_up_store_is_never_seen_twice_and_the_next_run_finds_it(
+    changes: dict[str, Any], store: ContextFreeStore, tmp_path: Path
+) -> None:
+    copy = ContextFreeStore(shutil.copytree(store.path, tmp_path / "store"))
+    before = copy.to_dataset()[:]
+    trainer, losses = run(copy, tmp_path / "out", context_free_top_up=True, context_free_batch_size=6, **changes)
+    topped = copy.to_dataset()
+    drawn = 6 * trainer.state.global_step
+    assert len(before["input_ids"]) < drawn <= len(topped)
+    assert topped[: len(before["input_ids"])] == before
+    assert logged(trainer, "context_free/epoch")[-1] == pytest.approx(drawn / len(topped))
+    again, same_losses = run(copy, tmp_path / "again", context_free_top_up=True, context_free_batch_size=6, **changes)
+    assert copy.to_dataset()[:] == topped[:]
+    assert same_losses == losses
+    assert_same_weights(again.model, trainer.model)
+
+
+def test_a_store_of_other_weights_is_not_topped_up(store: ContextFreeStore, tmp_path: Path) -> None:
+    args = config_of(ContextFreeSFTConfig, tmp_path, context_free_top_up=True, max_steps=50)
+    with pytest.raises(ValueError, match="sampled from other weights"):
+        build(ContextFreeSFTTrainer, args, rows(), model=tiny_model(TOKENIZER, 1), context_free_dataset=store)

@@ -38,6 +38,9 @@ class ContextFreeSFTConfig(WeightedSFTConfig):
             Folder of a store written by [`generate_context_free`]; an alternative to the trainer's argument.
         context_free_batch_size (`int`, *optional*):
             Context-free rows a micro-batch and process. Defaults to `per_device_train_batch_size`.
+        context_free_top_up (`bool`, *optional*, defaults to `False`):
+            Whether the store is topped up, before training, to as many rows as the run draws: every epoch has fresh
+            ones, and none is seen twice.
     """
 
     kl_weight: float | None = field(
@@ -83,6 +86,13 @@ class ContextFreeSFTConfig(WeightedSFTConfig):
     context_free_batch_size: int | None = field(
         default=None,
         metadata={"help": "Context-free rows per micro-batch and process. Default: per_device_train_batch_size."},
+    )
+    context_free_top_up: bool = field(
+        default=False,
+        metadata={
+            "help": "Sample as many rows as the run draws into the store, before training: no row is seen twice, so "
+            "that none is memorised. They are kept, and a resumed run finds them."
+        },
     )
 
     def __post_init__(self) -> None:

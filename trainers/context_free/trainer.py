@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from trl import SFTConfig
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.divergence import last_hidden_states
 from hf_ext._upstream.sft import DataCollatorForLanguageModeling, load_original
-from hf_ext.data.context_free import ContextFreeStore
+from hf_ext.data.context_free import ContextFreeStore, top_up
 from hf_ext.data.original_cache import rows_hash
 from hf_ext.data.original_states import OriginalStates
 from hf_ext.data.provenance import model_hash
@@ -161,6 +162,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
             self.store.check_model(self.model)
         if self._needs_tokenizer:
             self.store.check_tokenizer(self.processing_class)
+        if self.args.context_free_top_up:
+            self.store = self._topped_up()
         self.context_free_dataset = self._cut(self.store.to_dataset())
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._stream = RowStream(len(self.context_free_dataset), seed)
@@ -307,6 +310,32 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
                 self.budget.save(folder)
 
     # --- rows ------------------------------------------------------------------------------------------------------
+
+    def _topped_up(self) -> ContextFreeStore:
+        """The store with as many rows as the run draws; missing ones are sampled from this model, the original yet."""
+        refused = {
+            "a sharded model (FSDP, DeepSpeed)": self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            "chat_template_path of another tokenizer": self._changes_vocabulary(self.args),
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"context_free_top_up does not go with {setting}: rows are sampled by the whole original model. "
+                    "Sample enough of them first, with 'hf-ext data context-free --num-tokens'."
+                )
+        is_shown = self.accelerator.is_main_process and not self.args.disable_tqdm
+        return top_up(self.store, self.model, self._num_rows_drawn(), show_progress=is_shown)
+
+    def _num_rows_drawn(self) -> int:
+        """Context-free rows that the run will draw; a step an epoch too many at most."""
+        args = self.args
+        size = args.context_free_batch_size or args.per_device_train_batch_size
+        world = self.accelerator.num_processes
+        num_steps = args.max_steps
+        if num_steps <= 0:
+            num_batches = math.ceil(len(self.train_dataset) / (world * args.train_batch_size))
+            num_steps = math.ceil(args.num_train_epochs * math.ceil(num_batches / args.gradient_accumulation_steps))
+        return num_steps * args.gradient_accumulation_steps * world * size
 
     def _cut(self, dataset: Dataset) -> Dataset:
         if len(dataset) == 0:
