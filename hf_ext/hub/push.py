@@ -320,8 +320,8 @@ def push_dataset(
         FileExistsError: if `folder` holds something else already.
         LabelLeakError: if clean labels stand beside randomised ones; nothing is written.
         TypeError: if the rows are not at hand, such as those of an `IterableDataset`.
-        ValueError: if a store is incomplete or holds other rows than samples from a bare start, or `load_dataset` could not read a split back: it has no rows, or other
-            names or columns than `load_dataset` takes.
+        ValueError: if a store is incomplete or holds other rows than samples from a bare start, or `load_dataset`
+            could not read a split back: it has no rows, or other names or columns than `load_dataset` takes.
     """
     from hf_ext.data.context_free import ContextFreeStore
     from hf_ext.hub.cards import write_dataset_card
