@@ -183,9 +183,9 @@ def tuned(arm: str, start: nn.Module, probe: nn.Module, rows: Dataset, folder: P
     if arm == "l2_sp":
         return fit(model, rows, folder, sizes, DistanceTrainer, **settings)
     tau = "median" if arm == "flow" else "ess:0.8"
-    weighted = add_flow_weights(add_original_class_losses(rows, probe, show_progress=False), tau)
-    weight = np.asarray(weighted["weight"], dtype=np.float64)
-    weighted = rows.add_column("weight", weight / weight.mean()).with_format("torch")
+    scored = add_original_class_losses(rows, probe, show_progress=False)
+    weight = np.asarray(add_flow_weights(scored, tau)["weight"], dtype=np.float64)  # of mean 1
+    weighted = rows.add_column("weight", weight).with_format("torch")
     fit(model, weighted, folder, sizes, **settings)
     return fit(model, rows, folder, sizes, head_only=True, num_train_epochs=sizes.probe_epochs)
 

@@ -140,6 +140,7 @@ MEASURED = {
     "exemplar_lookup": ["hf_ext/data/exemplars"],
     "flow_vision": [
         "hf_ext/data/class_losses.py",
+        "hf_ext/data/flow_arithmetic.py",
         "hf_ext/data/weighting.py",
         "hf_ext/losses/weighted_classes.py",
         "trainers/weighted_classification",
