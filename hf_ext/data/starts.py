@@ -90,7 +90,7 @@ def starts_of_words(words: str | Sequence[str]) -> str | dict[str, float]:
     return shares
 
 
-def numbers_of_starts(starts: Sequence[Start], rows: range) -> NDArray[np.int64]:
+def numbers_of_starts(starts: Sequence[Start], rows: range) -> NDArray[np.intp]:
     """
     Which start each of the rows has, `(rows,)`: a function of its number, close to the shares in every stretch.
 
