@@ -164,6 +164,7 @@ MEASURED = {
                 "context_free",
                 "flow_arithmetic",
                 "original_cache",
+                "original_states",
                 "provenance",
                 "sampling",
                 "scoring",
