@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from hf_ext.guards.runs import claimed_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["require_linear_adapter", "tuned_model", "wise_ft"]
 
@@ -122,7 +123,8 @@ def tuned_model(model: Model | str | Path, original: Model | str | Path | None) 
         elif isinstance(original, str | Path):
             base = loaded(original, like=original)
         else:
-            base = copy_of_model(original)  # PEFT puts its layers into the very model that it is handed
+            # PEFT puts its layers into the very model that it is handed
+            base = copy_of_model(cast("PreTrainedModel", original))
         return PeftModel.from_pretrained(base, model)
 
 
