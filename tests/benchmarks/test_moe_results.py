@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -173,3 +174,11 @@ def test_a_batch_of_steps_is_the_librarys_own_gradient_descent_one_by_one():
         last = [objective for passes, objective in alone["curve"] if passes <= 12][-1]
         assert run["objective"] == pytest.approx(last, rel=1e-5)
     assert [bool(run["curve"]) for run in runs] == [False, True]
+
+
+def test_the_committed_headline_follows_from_its_rows():
+    from moe_tables import headline_of
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "moe_em_convergence.json").read_text(encoding="utf-8"))
+    assert result["headline"] == headline_of(result["rows"])
+    assert len({(row["problem"], row["instance"]) for row in result["rows"]}) == 5 + 6 + 6 + 2 + 2 + 5
