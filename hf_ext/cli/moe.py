@@ -63,6 +63,8 @@ def _report(options: argparse.Namespace) -> PartitionReport:
     from hf_ext.moe.partition import PartitionReport
 
     if options.dataset is None:
+        if not Path(options.folder).is_dir():
+            raise ValueError(f"{options.folder!r} is no folder here: name the one that training wrote")
         if not (Path(options.folder) / f"{PartitionReport.file_name}.json").is_file():
             raise ValueError(
                 f"{options.folder!r} has no {PartitionReport.file_name}.json, which plot_partition of the trainer "

@@ -230,6 +230,16 @@ def test_missing_observations_add_nothing_and_are_asked_for_elsewhere():
     assert policy.plays[0] == 2
 
 
+@pytest.mark.parametrize("policy_name", ["purchase", "track", "thompson"])
+def test_an_arm_that_never_shows_anything_is_asked_again_and_again(policy_name):
+    policy = SideObservationPolicy(SideInformation.bandit(3), policy_name)
+    for _ in range(40):
+        arm = policy.ask()
+        policy.tell(arm, np.where((np.arange(3) == arm) & (arm != 1), 1.0, np.nan))
+    assert policy.plays[1] >= 38
+    assert np.isnan(policy.means[1])
+
+
 def test_counts_weigh_as_that_many_observations():
     info = SideInformation.bandit(2, sd=2)
     one, many = SideObservationPolicy(info), SideObservationPolicy(info)

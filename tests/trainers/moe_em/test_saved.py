@@ -109,6 +109,8 @@ def test_the_command_line_says_what_it_needs(tmp_path: Path, capsys: pytest.Capt
     assert (
         "has no partition.json, which plot_partition of the trainer writes: give --dataset" in capsys.readouterr().err
     )
+    assert main(["eval", "moe", str(tmp_path / "none")]) == 2
+    assert "none' is no folder here: name the one that training wrote" in capsys.readouterr().err
     assert main(["eval", "moe", str(tmp_path / "none"), "--plot"]) == 2
     assert "is no folder here: name one for the plot with --output" in capsys.readouterr().err
 
