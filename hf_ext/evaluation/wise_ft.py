@@ -140,7 +140,7 @@ def _mixed_model(model: Model | str | Path, original: Model | str | Path | None,
     if original is None:
         raise ValueError("original=None is for LoRA adapters, and the model has none: give the original model.")
     start = loaded(original, like=tuned)
-    mixed = tuned if tuned is not model else copy_of_model(tuned)
+    mixed = copy_of_model(tuned) if isinstance(model, torch.nn.Module) else tuned
     originals = _tensors(start)
     tensors = _tensors(mixed)
     _check_names(set(tensors), set(originals))
