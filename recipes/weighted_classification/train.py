@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 from trl import DatasetMixtureConfig, ModelConfig
 
 import hf_ext
+from hf_ext.guards.numbers import POSITIVE
 from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.consensus.inputs import Inputs
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, load_train_and_eval, resume_from
@@ -103,8 +104,9 @@ class WeightedClassificationArguments(RecipeArguments):
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
-        if self.probe_epochs <= 0:
-            raise ValueError(f"probe_epochs must be above 0, got {self.probe_epochs}")
+        problem = POSITIVE.problem_of(self.probe_epochs)
+        if problem is not None:
+            raise ValueError(f"probe_epochs {problem}")
 
 
 @dataclass(frozen=True)

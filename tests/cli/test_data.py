@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 
@@ -165,7 +164,7 @@ def test_histogram_bars_follow_the_counts(capsys):
     from hf_ext.cli.data import BARS, _print_weights
 
     weights = np.repeat([0.05, 0.55, 0.95], [80, 1, 40])  # ten intervals of 0.09: first, sixth and last
-    _print_weights(weights, tau=math.pi)
+    _print_weights(weights)
     bars = re.search(r"\|(.{10})\|", capsys.readouterr().out).group(1)
     assert (bars[0], bars[5], bars[9]) == (BARS[7], BARS[0], BARS[4])
     assert bars.count(" ") == 7
