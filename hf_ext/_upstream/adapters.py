@@ -20,6 +20,7 @@ TOUCHED = (
     ("peft.utils.other.AuxiliaryTrainingWrapper", "_disable_adapters", "a saved module could be left off"),
     ("peft.utils.other.AuxiliaryTrainingWrapper", "_active_adapter", "another saved module could be active"),
     ("peft.PeftModel", "_adapters_disabled", "virtual tokens could be left off"),
+    ("accelerate.Accelerator", "_original_forward", "a copy could keep another model's forward under it"),
 )
 
 # What a module keeps of its own: the mode, PEFT's switches, and the methods that PEFT replaces in a `PeftModel` while

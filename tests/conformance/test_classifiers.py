@@ -27,7 +27,7 @@ every_one_with_a_channel = pytest.mark.parametrize(
 )
 STEPS, EPOCH_STEPS = 24, 8  # 32 rows in batches of 4
 OPTIMISERS: dict[str, tuple[dict[str, Any], float]] = {
-    "sgd": ({"optim": "sgd", "learning_rate": 0.3}, 1e-6),
+    "sgd": ({"optim": "sgd", "learning_rate": 0.1}, 1e-6),
     "adamw": ({"optim": "adamw_torch", "learning_rate": 1e-2}, 1e-5),
 }
 
