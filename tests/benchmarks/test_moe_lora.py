@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -60,3 +61,8 @@ def test_the_headline_is_made_of_differences_and_counts(benchmark):
         "original_minus_single_nats": 0.5,
         "routing_purity": round(4 / 6, 4),
     }
+
+
+def test_the_committed_headline_follows_from_its_rows(benchmark):
+    result = json.loads((ROOT / "benchmarks" / "results" / "moe_lora.json").read_text(encoding="utf-8"))
+    assert result["headline"] == benchmark.headline_of(result["rows"], 3 * result["settings"]["per_source"])

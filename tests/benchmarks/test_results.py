@@ -47,7 +47,6 @@ AWAITED = {
     "flow_vision",
     "forgetting_tiny",
     "mixture_selection",
-    "moe_lora",
 }
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
