@@ -327,8 +327,8 @@ class SideObservationPolicy:
         for arm in np.flatnonzero((information > _FADED) & ~observers.any(axis=0)):
             raise ValueError(f"{self.info.names[arm]!r} has information, and no arm was played that shows it")
         with np.errstate(over="ignore"):
-            most = LARGEST * information
-        for arm in np.flatnonzero(np.abs(weighted_sums) > most + _FADED):
+            bound = LARGEST * information
+        for arm in np.flatnonzero(np.abs(weighted_sums) > bound + _FADED):
             raise ValueError(f"the mean of {self.info.names[arm]!r} would be beyond {LARGEST:g}")
         if not -1 <= arrays["planned_leader"] < self.info.num_arms:
             raise ValueError(f"planned_leader must be an arm from 0 to {self.info.num_arms - 1}, or -1")

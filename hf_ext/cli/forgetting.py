@@ -183,8 +183,8 @@ def run_wise_ft(options: argparse.Namespace) -> int:
     _check_model(options.new)
     with ExitStack() as stack:
         if options.save is not None:
-            place = argparse.Namespace(**{**vars(options), "output": options.save})
-            stack.enter_context(store_output(place, ("config.json",), "a model"))
+            save_options = argparse.Namespace(**{**vars(options), "output": options.save})
+            stack.enter_context(store_output(save_options, ("config.json",), "a model"))
         alpha: float | None = alphas[0]
         if is_measured:
             measures, dtype = _measures(options)

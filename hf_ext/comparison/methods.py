@@ -165,7 +165,7 @@ def settings_by_part(names: tuple[str, ...], settings: Mapping[str, Any]) -> dic
         of_parts["flow"] &= frozenset(inspect.signature(add_flow_weights).parameters)
     of_training = frozenset() if "wise_ft" in names else _training_settings(names)
     for name, value in settings.items():
-        owner = next((part for part, taken in of_parts.items() if name in taken), None)
+        owner = next((part for part, options in of_parts.items() if name in options), None)
         if owner is None and name not in of_training:
             raise ValueError(_unknown(name, names, of_parts, of_training))
         parts[owner or "training"][name] = value
@@ -181,11 +181,11 @@ def _unknown(
 ) -> str:
     if name in RESERVED or name.startswith(RESERVED_BEGINNINGS):
         return f"{name!r} is set by the comparison itself (seeds: stand beside runs:)"
-    guess = did_you_mean(name, {*of_training, *(taken for part in of_parts.values() for taken in part)})
+    guess = did_you_mean(name, {*of_training, *(option for options in of_parts.values() for option in options)})
     takers = [other for other, part in METHODS.items() if other not in of_parts and _takes(part, name)]
     if takers:
         return f"{name!r} is a setting of {' and '.join(takers)}, and the method is {', '.join(names)}"
-    lists = "; ".join(f"{part} takes {', '.join(sorted(taken))}" for part, taken in of_parts.items() if taken)
+    lists = "; ".join(f"{part} takes {', '.join(sorted(options))}" for part, options in of_parts.items() if options)
     beside = "" if not of_training else f"{'; ' if lists else ''}beside them the fields of TRL's SFTConfig"
     return f"there is no setting {name!r}{guess} ({lists}{beside})"
 

@@ -332,18 +332,18 @@ def _sampler(model: nn.Module, settings: dict[str, Any]) -> Shard:
         ids = torch.zeros(num_rows, longest, dtype=torch.long)
         logps = torch.zeros(num_rows, longest)
         lengths = torch.zeros(num_rows, dtype=torch.long)
-        for place, start in enumerate(starts):
-            of_start = (start_of_row == place).nonzero()[:, 0]
+        for start_index, start in enumerate(starts):
+            of_start = (start_of_row == start_index).nonzero()[:, 0]
             if not len(of_start):
                 continue
             with _as_it_samples(model, settings):
                 sampled = sample_rows(
-                    base, inputs[place], uniforms[of_start], eos, batch_size=settings["batch_size"],
-                    refill=refills[place], on_tokens=on_tokens, ends=start.ends,
+                    base, inputs[start_index], uniforms[of_start], eos, batch_size=settings["batch_size"],
+                    refill=refills[start_index], on_tokens=on_tokens, ends=start.ends,
                     temperature=settings.get("temperature", 1.0),
                 )  # fmt: skip
             ids[of_start], logps[of_start], lengths[of_start] = sampled
-        rows_starts = [starts[place] for place in start_of_row.tolist()]
+        rows_starts = [starts[start_index] for start_index in start_of_row.tolist()]
         return _table(settings, rows_starts, ids, logps, lengths, named=settings.get("starts") is not None)
 
     return sample

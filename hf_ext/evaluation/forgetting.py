@@ -284,10 +284,10 @@ class RowLosses:
         with ready(model), torch.no_grad():
             for batch in self._batches(rows, _vocabulary(model), title):
                 logits = self._logits(model, rows, batch)
-                for place, i in enumerate(batch):
+                for batch_index, i in enumerate(batch):
                     for positions, tokens in _supervised(rows.labels[i], logits):
                         # Summed in float64: a change is a small difference of two such sums.
-                        losses = F.cross_entropy(logits[place, positions].float(), tokens, reduction="none")
+                        losses = F.cross_entropy(logits[batch_index, positions].float(), tokens, reduction="none")
                         sums[i] += losses.double().sum().item()
         return sums
 
@@ -313,9 +313,9 @@ class RowLosses:
                 with original_off(original):
                     original_logits = self._logits(original, rows, batch)
                 tuned_logits = self._logits(tuned, rows, batch).to(original_logits.device)
-                for place, i in enumerate(batch):
+                for batch_index, i in enumerate(batch):
                     for positions, _ in _supervised(rows.labels[i], original_logits):
-                        kl = exact_kl(original_logits[place, positions], tuned_logits[place, positions])
+                        kl = exact_kl(original_logits[batch_index, positions], tuned_logits[batch_index, positions])
                         sums[i] += kl.double().sum().item()
         return _finite(sums, rows, title)
 
