@@ -84,7 +84,8 @@ STEPS: dict[str, Callable[[Problem, int], Callable[[int | None, FloatArray], int
 def loop_run(problem: Problem, package: str, horizon: int, seed: int) -> dict[str, Any]:
     """One run, a round after the other: its regret, and the processor's milliseconds a round."""
     step = STEPS[package](problem, seed)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    # not the stream of a package that seeds its own generator with the same number: draws would follow the noise
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
     precision = problem.info.precision
     spread = np.divide(1, np.sqrt(precision), out=np.full_like(precision, np.nan), where=precision > 0)
     plays = np.zeros(len(problem.means))

@@ -7,11 +7,12 @@ through `compare_forgetting`. Measured are the loss on held-out rows that are no
 on other WikiText, and KL(original || new) on fresh samples of the original. 38 steps of 16 rows; three seeds of rows
 and draws.
 
-Beside plain SFT at three rates, WiSE-FT at five alphas, LoRA, L2-SP and EWC at two weights, replay of WikiText; FLOW
-(median, ess 0.8, ess 0.6, each under both scalings), context-free at 0.25 and 1, both together, exact KL on all
-samples and on a tenth of them, three budgets; as controls FLOW's weights permuted, and the easy rows alone. "long" is
-one kind of row, 150 steps at rates of 5e-4, 1e-3 and 2e-3. Where FLOW cannot help: "long_half" (many epochs at a high
-rate, half the rows shuffled) and "noise" (a quarter of the rows are random tokens), one seed each.
+Beside plain SFT at three rates, WiSE-FT at five alphas, LoRA at two rates, L2-SP and EWC at two weights, replay of
+WikiText; FLOW (median, ess 0.8, ess 0.6, each under both scalings), context-free at 0.25 and 1, both together at two
+rates, exact KL on all samples and on a tenth of them, three budgets; as controls FLOW's weights permuted, and the easy
+rows alone. "long" is one kind of row, 150 steps at rates of 5e-4, 1e-3 and 2e-3. Where FLOW cannot help: "long_half"
+(many epochs at a high rate, half the rows shuffled) and "noise" (a quarter of the rows are random tokens), one seed
+each.
 
 A run's KL is compared at an equal easy loss: with what the rival's runs, the original model among them, have there,
 interpolated on their Pareto front; where no rival gets as low, with the KL of its lowest.
@@ -55,6 +56,7 @@ import tiny_lm
 import torch
 from common import data_folder, finish, follow_parent, parser, piece
 from datasets import Dataset, load_dataset
+from forgetting_curves import lowest_ratio, mean_of, ratios
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_ext.comparison.compare import compare_forgetting
@@ -71,7 +73,7 @@ RULES = ("median", "ess:0.8", "ess:0.6")
 BUDGETS = (0.05, 0.1, 0.2)
 SHARES = {"alike": 0.0, "quarter": 0.25, "half": 0.5}
 RIVALS = ("SFT", "WiSE-FT", "LoRA", "L2-SP", "EWC", "replay")
-OURS = ("FLOW", "context-free", "both", "exact")
+OURS = ("FLOW", "context-free", "both", "exact", "budget")
 LEAST_GAIN = 0.8  # of SFT's, for a run to be among the best
 LEAST_RISE = 0.3  # nats per token of WikiText under SFT: below it nothing is forgotten, and nothing is shown
 
@@ -97,7 +99,7 @@ class Size:
     tokens: int = 38_000
 
 
-QUICK = Size(1, 2, 2, 32, 8, 5, 400)
+QUICK = Size(1, 2, 2, 32, 8, 60, 400)  # enough pretraining for rows to differ in loss
 
 
 # --- the model and the rows ------------------------------------------------------------------------------------------
@@ -253,13 +255,16 @@ def half_runs() -> dict[str, Any]:
         **sft_runs(RATES),
         **flow_runs(("mean", "none")),
         "FLOW permuted": {"method": "weighted_sft", "normalize": "tokens"},
-        "LoRA": {"method": "lora", "r": 8, "learning_rate": 5e-3},
+        **{f"LoRA {rate:g}": {"method": "lora", "r": 8, "learning_rate": rate} for rate in (1e-3, 2e-3)},
         **{f"L2-SP {weight}": {"method": "l2_sp", "l2_sp_weight": weight} for weight in (30, 100)},
         **{f"EWC {weight}": {"method": "ewc", "ewc_weight": weight} for weight in (1e4, 1e5)},
         "replay": {"method": "replay", "replay_share": 0.25},
         "context-free 0.25": {"method": "context_free", "kl_weight": 0.25},
         "context-free 1": {"method": "context_free", "kl_weight": 1.0},
-        "both": {"method": ["flow", "context_free"], "tau": "ess:0.6", "kl_weight": 0.25},
+        **{
+            f"both {rate:g}": {"method": ["flow", "context_free"], "tau": "ess:0.6", "learning_rate": rate, **anchor}
+            for rate, anchor in ((RATES[1], {"kl_weight": 0.25}), (RATES[-1], {"kl_weight": 1.0}))
+        },
         "exact 1": {"method": "context_free", "kl_weight": 1.0, "kl": "exact"},
         **{f"budget {budget:g}": {"method": "context_free", "kl_budget": budget, "kl": "exact"} for budget in BUDGETS},
     }
@@ -322,51 +327,13 @@ def work_piece(task: tuple[str, int], work: Path, size: Size) -> dict[str, Any]:
 # --- what it says ----------------------------------------------------------------------------------------------------
 
 
-def kl_at(loss: float, points: list[tuple[float, float]]) -> float:
-    """The least KL at which points `(loss, KL)` reach a loss, on their front; beyond it that of the lowest loss."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: (point[1], point[0])):  # from the least KL on, each must go lower
-        if not front or point[0] < front[-1][0]:
-            front.append(point)
-    losses, values = zip(*reversed(front), strict=True)
-    return float(np.interp(loss, losses, values))
-
-
-def ratios(rows: list[dict], run: str, rivals: tuple[str, ...]) -> list[float]:
-    """A run's KL over that of rivals (by how their names begin) at its own easy loss, a number a seed."""
-    numbers = []
-    for row in (row for row in rows if row["run"] == run):
-        points = [
-            (rival["easy_loss"], rival["kl"])
-            for rival in rows
-            if rival["seed"] == row["seed"] and rival["run"].startswith(rivals)
-        ]
-        start = (row["easy_loss_before"], 0.0)
-        numbers.append(row["kl"] / max(kl_at(row["easy_loss"], [start, *points]), 1e-9))
-    return numbers
-
-
-def mean_of(rows: list[dict], run: str, value: str) -> float:
-    """A mean over seeds; a `_rise` or `_fall` is from before training."""
-    name, _, kind = value.rpartition("_")
-    if kind not in ("rise", "fall"):
-        return fmean(row[value] for row in rows if row["run"] == run)
-    sign = 1 if kind == "rise" else -1
-    return fmean(sign * (row[f"{name}_loss"] - row[f"{name}_loss_before"]) for row in rows if row["run"] == run)
-
-
 def headline_of(regimes: dict[str, list[dict]]) -> dict[str, Any]:
     """The headline from the flat rows of every regime."""
     rows, long = regimes["half"], regimes["long"]
     names = list(dict.fromkeys(row["run"] for row in rows))
     sft = f"SFT {RATES[1]:g}"
-    least_gain = LEAST_GAIN * mean_of(rows, sft, "easy_fall")
-    best = {
-        name: fmean(ratios(rows, name, RIVALS))
-        for name in names
-        if name.startswith(OURS) and name != "FLOW permuted" and mean_of(rows, name, "easy_fall") >= least_gain
-    }
-    best_name = min(best, key=best.__getitem__, default=None)
+    ours = [name for name in names if name.startswith(OURS) and name != "FLOW permuted"]
+    best_name, best_ratio = lowest_ratio(rows, ours, RIVALS, LEAST_GAIN * mean_of(rows, sft, "easy_fall"))
     gain = mean_of(long, "context-free 1", "easy_fall") / mean_of(long, f"SFT {LONG_RATES[-1]:g}", "easy_fall")
     tenth, whole = (fmean(ratios(rows, name, ("SFT",))) for name in ("exact 1 tenth", "context-free 1"))
     numbers = {
@@ -377,7 +344,7 @@ def headline_of(regimes: dict[str, list[dict]]) -> dict[str, Any]:
         "context_free_kl_over_sft": fmean(ratios(long, "context-free 1", ("SFT",))),
         "context_free_kl_over_wise_ft": fmean(ratios(long, "context-free 1", ("WiSE-FT", f"SFT {LONG_RATES[-1]:g}"))),
         "context_free_gain_over_sft": gain,
-        "kl_best_ours_over_best_rival": None if best_name is None else best[best_name],
+        "kl_best_ours_over_best_rival": best_ratio,
         "exact_tenth_over_sampled_all": tenth / whole,
         "budget_worst_error": max(abs(mean_of(rows, f"budget {b:g}", "kl") / b - 1) for b in BUDGETS),
     }

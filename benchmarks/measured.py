@@ -93,6 +93,33 @@ MIXTURES = [
         )
     ),
 ]
+# What trains and measures a run of a comparison.
+COMPARISON = [
+    "hf_ext/_upstream",
+    "hf_ext/comparison",
+    *(
+        f"hf_ext/data/{name}.py"
+        for name in (
+            "context_free",
+            "flow_arithmetic",
+            "original_cache",
+            "original_states",
+            "provenance",
+            "sampling",
+            "scoring",
+            "sft_rows",
+            "slots",
+            "weighting",
+        )
+    ),
+    *(f"hf_ext/evaluation/{name}.py" for name in ("forgetting", "models", "rows", "wise_ft")),
+    "hf_ext/losses/kl.py",
+    "hf_ext/losses/weighted_nll.py",
+    "trainers/base",
+    "trainers/context_free",
+    "trainers/flow",
+    "trainers/weighted_sft",
+]
 # Files and folders of Python from the repository's root, without those behind a minus. The script and the modules
 # beside it that it imports belong to it too. A result is current while none of them has changed.
 MEASURED = {
@@ -155,32 +182,8 @@ MEASURED = {
         "trainers/base",
         "trainers/weighted_sft",
     ],
-    "forgetting_tiny": [
-        "hf_ext/_upstream",
-        "hf_ext/comparison",
-        *(
-            f"hf_ext/data/{name}.py"
-            for name in (
-                "context_free",
-                "flow_arithmetic",
-                "original_cache",
-                "original_states",
-                "provenance",
-                "sampling",
-                "scoring",
-                "sft_rows",
-                "slots",
-                "weighting",
-            )
-        ),
-        *(f"hf_ext/evaluation/{name}.py" for name in ("forgetting", "models", "rows", "wise_ft")),
-        "hf_ext/losses/kl.py",
-        "hf_ext/losses/weighted_nll.py",
-        "trainers/base",
-        "trainers/context_free",
-        "trainers/flow",
-        "trainers/weighted_sft",
-    ],
+    "forgetting_rivals": COMPARISON,
+    "forgetting_tiny": COMPARISON,
     "gm_matching_speed": PICKS,
     "infopo_step": ["hf_ext/_upstream", "hf_ext/guards", "hf_ext/losses", "trainers/infopo"],
     "mixture_selection": [

@@ -66,7 +66,7 @@ class SideObservationPolicy:
             Standard deviations, of one observation and of the mean so far together, beyond which a value is moved to
             that distance; `clipped` counts them. For loss spikes.
         seed (`int`, *optional*, defaults to `0`):
-            Of the posterior draws.
+            Of the posterior draws, which are not those of `numpy.random.default_rng` with the same seed.
 
     Attributes:
         clipped (`int`):
@@ -118,7 +118,8 @@ class SideObservationPolicy:
         self._sign = 1.0 if maximize else -1.0
         self._fading = 1.0 if window is None else 1 - 1 / window
         self._clip_sd = clip_sd
-        self._generator = np.random.Generator(np.random.PCG64(int(seed)))
+        # A child of the seed: `default_rng(seed)` in a user's loop would else draw the same numbers as noise.
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(int(seed)).spawn(2)[1]))
         self._beliefs = Beliefs.none(1, info.num_arms)
         # What each arm told of each other, (K, K): only a bias makes the sums over the arms played too little.
         self._pair_information = np.zeros_like(info.precision)

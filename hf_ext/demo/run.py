@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_ext.demo.model import check_room, embedded_model
-from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
+from hf_ext.demo.settings import ANCHORED, PURPOSES, RUNS, DemoSettings
 from hf_ext.guards.runs import RunFolder, claimed_folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _run(output: Path, settings: DemoSettings) -> ForgettingReport:
             print(f"Run {number} of {len(RUNS)}: {RUNS[run]}", flush=True)
             records[run] = train_and_measure(place, run)
         report, best = _finish(place, records)
-        print(f"\n{table(report)}\n{_weights_line(records)}", flush=True)
+        print(f"\n{table(report)}\n{_weights_line(records)}\n{_purpose_lines()}", flush=True)
         _ask(place, best)
     _print_places(output, best, time.monotonic() - start)
     print("\n" + verdict(report), flush=True)
@@ -163,6 +163,10 @@ def table(report: ForgettingReport) -> str:
     ]
     text.insert(1, "-" * len(text[0]))
     return "\n".join(text) + "\nNats per token, less is better; ± half of a 95 % interval over rows."
+
+
+def _purpose_lines() -> str:
+    return "\n".join(f"{RUNS[run]} is {purpose}." for run, purpose in PURPOSES.items())
 
 
 def _weights_line(records: dict[str, RunRecord]) -> str:

@@ -12,6 +12,16 @@ RUNS = {"sft": "SFT", "flow": "FLOW", "context_free": "context-free", "both": "b
 ANCHORED = ("context_free", "both")
 """The runs whose model is kept: those that see context-free rows."""
 
+PURPOSES = {
+    "flow": "for targets with rows that teach nothing (here half): it leaves them, for what they cost the easy ones",
+    "context_free": "for keeping what the model knew, whatever the rows are: look at the KL",
+    "both": "for both",
+}
+"""What each run but plain SFT is for."""
+
+FLOW_TAU = "ess:0.6"
+"""FLOW's temperature: weights as unequal as if six rows in ten were left, near the half that is easy."""
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -62,7 +72,8 @@ class DemoSettings:
     def to_dict(self) -> dict[str, Any]:
         """What the numbers depend on: the settings and the libraries' versions, for `json`."""
         sizes = {k: v for k, v in asdict(self).items() if k not in ("memory_bytes", "disk_bytes", "duration")}
-        return sizes | {name: version(name) for name in ("hf-ext", "torch", "transformers", "trl")}
+        versions = {name: version(name) for name in ("hf-ext", "torch", "transformers", "trl")}
+        return {**sizes, "flow_tau": FLOW_TAU, **versions}
 
 
 def full_settings(seed: int = 0) -> DemoSettings:

@@ -4,8 +4,9 @@
     House line: [IN] Rome / Friday / 11 copper ropes [filed]
 
 The format is a rule, so a model can learn it from some dozens of rows and is then asked about goods it was not shown.
-Some rows are **hard**: their line was dictated over a bad connection and is a handful of unrelated words, with nothing
-in it to learn. Real data has such rows, and a method that weighs rows needs something to weigh.
+Half of the rows are **hard**: their line was dictated over a bad connection and is a handful of unrelated words, with
+nothing in it to learn. That is the case FLOW is for: learning such rows costs the easy ones, and moves the model away
+from what it knew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 
 from datasets import Dataset, Features, Value
 
-HARD_SHARE = 0.1875  # 3 rows in 16
+HARD_SHARE = 0.5
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MATERIALS = ("brass", "copper", "cotton", "glass", "granite", "iron", "leather", "oak", "paper", "pine", "plastic")
@@ -45,7 +46,7 @@ def house_rows(num_rows: int, *, seed: int, split: str = "train", hard_share: fl
             The same seed gives the same rows.
         split (`str`, *optional*, defaults to `"train"`):
             `"train"` or `"held_out"`.
-        hard_share (`float`, *optional*, defaults to `0.1875`):
+        hard_share (`float`, *optional*, defaults to `0.5`):
             Share of hard rows, rounded to whole rows.
 
     Returns:

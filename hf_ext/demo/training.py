@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.flow_arithmetic import effective_sample_size_ratio
 from hf_ext.data.weighting import add_flow_weights, add_original_losses
-from hf_ext.demo.settings import ANCHORED, RUNS, DemoSettings
+from hf_ext.demo.settings import ANCHORED, FLOW_TAU, RUNS, DemoSettings
 from hf_ext.demo.tasks import house_rows
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.report import ForgettingReport
@@ -173,11 +173,12 @@ def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
     if run == "sft":
         return SFTTrainer(args=_config(SFTConfig, place, run), train_dataset=rows, **common), None
     if run == "flow":
-        return FlowSFTTrainer(args=_config(FlowSFTConfig, place, run), train_dataset=rows, **common), None
+        args = _config(FlowSFTConfig, place, run, tau=FLOW_TAU)
+        return FlowSFTTrainer(args=args, train_dataset=rows, **common), None
     args = _config(ContextFreeSFTConfig, place, run)
     if run == "both":
         args.normalize = "tokens"  # as FLOW divides
-        rows = add_flow_weights(add_original_losses(rows, model, tokenizer, args))
+        rows = add_flow_weights(add_original_losses(rows, model, tokenizer, args), tau=FLOW_TAU)
         ess_ratio = effective_sample_size_ratio(np.asarray(rows["weight"]))
     else:
         rows = rows.add_column("weight", [1.0] * len(rows))  # said outright, else the trainer remarks on its absence
@@ -185,7 +186,7 @@ def _trainer(place: Workplace, run: str) -> tuple[SFTTrainer, float | None]:
     return ContextFreeSFTTrainer(args=args, train_dataset=rows, context_free_dataset=store, **common), ess_ratio
 
 
-def _config(config: type[SFTConfig], place: Workplace, run: str) -> Any:
+def _config(config: type[SFTConfig], place: Workplace, run: str, **method: Any) -> Any:
     settings = place.settings
     return config(
         output_dir=str(place.run_folder(run) / "trainer"),
@@ -202,6 +203,7 @@ def _config(config: type[SFTConfig], place: Workplace, run: str) -> Any:
         seed=settings.seed,
         dataloader_pin_memory=False,
         disable_tqdm=False,  # else every log line is printed; our own bar replaces the host's
+        **method,
     )
 
 

@@ -90,7 +90,7 @@ def test_purchase_by_ucb_picks_the_arm_of_ucb1_every_round_where_arms_see_themse
 def test_purchase_buys_as_the_rule_says(policy_name, means, info):
     world = World(means, info, 1500)
     policy = SideObservationPolicy(info, policy_name, seed=3)
-    twin = np.random.Generator(np.random.PCG64(3))
+    twin = np.random.Generator(np.random.PCG64(np.random.SeedSequence(3).spawn(2)[1]))
     checked = 0
     for t in range(1500):
         draws = twin.standard_normal(len(means))
@@ -121,6 +121,19 @@ def test_a_simulation_plays_what_the_policy_does_in_a_loop(policy_name, means, i
         assert np.array_equal(np.bincount(arms, minlength=len(means)), curves.plays[replica])
         regret = np.cumsum(max(means) - np.asarray(means)[arms])
         assert curves.regret[replica] == pytest.approx(regret[[0, 299, rounds - 1]])
+
+
+def test_noise_that_a_loop_draws_from_the_same_seed_is_not_that_of_the_policy():
+    info = SideInformation.bandit(4)
+    means = np.array([1.0, 0.6, 0.4, 0.2])
+    regret = []
+    for seed in range(12):  # World draws its noise from default_rng(seed)
+        policy = SideObservationPolicy(info, "thompson", seed=seed)
+        play(policy, World(means, info, 500, seed), range(500))
+        regret.append(policy.plays @ (means.max() - means))
+    others = simulate(means, info, "thompson", horizon=500, replicas=200).regret[:, -1]
+    spread = np.hypot(np.std(others) / np.sqrt(len(others)), np.std(others) / np.sqrt(len(regret)))
+    assert abs(np.mean(regret) - np.mean(others)) < 4 * spread
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)

@@ -25,6 +25,7 @@ PARTS = {  # of several scripts
     "dclm_checkout",
     "dclm_mappers",
     "figures",
+    "forgetting_curves",
     "junk",
     "measured",
     "mixture_rivals",
@@ -45,6 +46,7 @@ AWAITED = {
     "checkpoint_selection",
     "exact_kl_step",
     "flow_vision",
+    "forgetting_rivals",
     "forgetting_tiny",
     "mixture_selection",
 }

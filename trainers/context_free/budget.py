@@ -11,7 +11,8 @@ from hf_ext.guards.disk import write_whole
 from hf_ext.guards.inside import read_json
 
 FILE = "kl_budget.json"
-RATE = 0.1  # eta: added to log lambda a step, where the KL is twice the budget or more
+RATE = 0.1  # eta: taken from log lambda a step, where there is no KL
+RISE = 2.0  # times faster than that it rises: a budget is a bound, and every run begins with a KL of 0, far below it
 PROMPTNESS = 2.0  # rho: what the last step alone adds to log lambda, at the same KL
 LARGEST = math.log(1e3)  # of |log lambda|
 MOST_EXCESS = 1.0  # one wild estimate moves the weight no further
@@ -23,7 +24,7 @@ class KLBudget:
     Dual ascent on $\log \lambda$: the weight rises where the KL is above the budget and falls where it is below.
 
     $$e = \mathrm{clip}\Big(\frac{\mathrm{KL}}{B} - 1, -1, 1\Big),\qquad
-      \mu \leftarrow \mathrm{clip}(\mu + \eta e, -\mu_{\max}, \mu_{\max}),\qquad
+      \mu \leftarrow \mathrm{clip}(\mu + \eta\,(e + \max(e, 0)), -\mu_{\max}, \mu_{\max}),\qquad
       \lambda = \exp(\mathrm{clip}(\mu + \rho e, -\mu_{\max}, \mu_{\max}))$$
 
     $\mu$ is the logarithm of the multiplier of the constraint $\mathrm{KL} \le B$. The term $\rho e$, of the last step
@@ -53,7 +54,8 @@ class KLBudget:
     def update(self, kl: float) -> None:
         """Take in the KL measured in a step, in nats per token."""
         self.excess = _bounded(kl / self.nats - 1, MOST_EXCESS)
-        self.log_multiplier = _bounded(self.log_multiplier + RATE * self.excess, LARGEST)
+        rate = RATE if self.excess < 0 else RISE * RATE
+        self.log_multiplier = _bounded(self.log_multiplier + rate * self.excess, LARGEST)
 
     def save(self, folder: str | Path) -> None:
         """Write what the next step starts from into a checkpoint."""
