@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ext._upstream.cache import cache_argument, cache_of
 from hf_ext.data.provenance import as_original, original_model
 from hf_ext.data.slots import SlotCache
 
@@ -287,11 +288,11 @@ def _after(
         if is_padded:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
             places = {"attention_mask": mask, "position_ids": positions[:, -inputs.shape[1] :]}
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True, **places)
+        output = model(input_ids=inputs, use_cache=True, **cache_argument(model, cache), **places)
         going = rows.extend(alive, output.logits[:, -1])
         if not going.any():
             return
-        cache = output.past_key_values
+        cache = cache_of(output)
         if not going.all():
             cache.reorder_cache(going.nonzero()[:, 0])
         alive = alive[going]
@@ -307,7 +308,7 @@ def _refilled(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> 
     alive = [waiting.pop() for _ in range(min(batch_size, len(waiting)))]  # the row in each slot
     if not alive:
         return
-    cache = SlotCache(started.past_key_values, len(alive), rows.ids.shape[1])
+    cache = SlotCache(cache_of(started), len(alive), rows.ids.shape[1])
     while alive:
         numbers = torch.tensor(alive)
         going = rows.extend(numbers, cache.step(model, rows.last(numbers, start.device)))
@@ -329,15 +330,15 @@ def _in_step(model: nn.Module, start: Tensor, rows: _Rows, batch_size: int) -> N
         inputs = start[None]
         cache = None
         while True:
-            output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+            output = model(input_ids=inputs, use_cache=True, **cache_argument(model, cache))
             going = rows.extend(alive, output.logits[:, -1])
             if not going.any():
                 break
             # Ended rows leave the batch and the cache; the start's one row of the cache is repeated for each.
             if cache is None:
-                output.past_key_values.reorder_cache(torch.zeros(int(going.sum()), dtype=torch.long))
+                cache_of(output).reorder_cache(torch.zeros(int(going.sum()), dtype=torch.long))
             elif not going.all():
-                output.past_key_values.reorder_cache(going.nonzero()[:, 0])
+                cache_of(output).reorder_cache(going.nonzero()[:, 0])
             alive = alive[going]
-            cache = output.past_key_values
+            cache = cache_of(output)
             inputs = rows.last(alive, start.device)[:, None]

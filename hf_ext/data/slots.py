@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_ext._upstream.cache import cache_argument, cache_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -64,8 +66,8 @@ class SlotCache(Cache):
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=self.window.end - first,
-            past_key_values=self,
             use_cache=True,
+            **cache_argument(model, self),
         ).logits[:, -1]
         self.window.end += 1
         if self.window.end == self.window.num_columns:
@@ -170,11 +172,11 @@ def can_refill(model: nn.Module, start: Tensor, longest: int) -> bool:
     """
     try:
         started = model(input_ids=start[None], use_cache=True)
-        if not _keeps_every_token(started.past_key_values, len(start), len(start) + longest):
+        if not _keeps_every_token(cache_of(started), len(start), len(start) + longest):
             return False
         likely = started.logits[0, -1].argsort(descending=True)[: 2 * PROBED].repeat(2 * PROBED)
         rows = likely[: 2 * PROBED].view(2, PROBED)
-        gap, rounding = _probe(model, start, rows, started.past_key_values)
+        gap, rounding = _probe(model, start, rows, cache_of(started))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a model class answers to a mask, positions or cache it does not know
@@ -212,11 +214,11 @@ def _probe(model: nn.Module, start: Tensor, rows: Tensor, started: DynamicCache)
         if step >= late:
             slot_distances.append(_total_variation(probabilities[1], plain[1, step - late]))
 
-    stock_cache = model(input_ids=texts[:, : len(start)], use_cache=True).past_key_values
+    stock_cache = cache_of(model(input_ids=texts[:, : len(start)], use_cache=True))
     stock_distances = []
     for step in range(late):
-        output = model(input_ids=rows[:, step : step + 1], past_key_values=stock_cache, use_cache=True)
-        stock_cache = output.past_key_values
+        output = model(input_ids=rows[:, step : step + 1], use_cache=True, **cache_argument(model, stock_cache))
+        stock_cache = cache_of(output)
         stock_distances.append(_total_variation(output.logits[:, -1].float().softmax(-1), plain[:, step]))
     return float(torch.stack(slot_distances).mean()), float(torch.stack(stock_distances).mean())
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from hf_ext.data import context_free
+from hf_ext._upstream.cache import NAME as CACHE
 from hf_ext.data.context_free import generate_context_free
 from hf_ext.data.sampling import row_uniforms, sample_rows, sampling_mode
 from hf_ext.data.slots import SlotCache, can_refill
@@ -57,7 +58,7 @@ class WithoutMask(LlamaForCausalLM):
 
 class Strict(LlamaForCausalLM):
     def forward(self, input_ids: Any, past_key_values: Any = None, use_cache: bool = False) -> Any:  # type: ignore
-        return super().forward(input_ids, past_key_values=past_key_values, use_cache=use_cache)
+        return super().forward(input_ids, use_cache=use_cache, **{CACHE: past_key_values})
 
 
 GPT2 = GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64)

@@ -21,7 +21,6 @@ ALLOWED = {
     "`is_gradient_checkpointing` is deprecated": "peft 0.21.2 asks for it wherever it wraps a model",
     "`gradient_checkpointing` is deprecated": "trl 1.16 sets it in SFTConfig by default; the newer name came with"
     " transformers 5.23, which is above our floor",
-    "`past_key_values`/`cache_params` are deprecated": "the newer name came with transformers 5.24, above our floor",
 }
 
 

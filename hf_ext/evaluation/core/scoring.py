@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_ext._upstream.cache import cache_argument, cache_of
 from hf_ext.evaluation.core.tokens import TokenPrompt, common_length
 from hf_ext.evaluation.models import Model
 
@@ -88,7 +89,7 @@ class AnswerScorer:
         """Whether the model's cache is one of keys and values, which can be repeated for the options of a row."""
         with self._autocast():
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
-        cache: Any = getattr(output, "past_key_values", None)
+        cache = cache_of(output)
         return type(cache) is DynamicCache and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
         )
@@ -182,7 +183,7 @@ class AnswerScorer:
         with self._autocast():
             # logits of one position, which nobody needs: there is no way to ask for none
             output = self.model(input_ids=ids, use_cache=True, **({"logits_to_keep": 1} if self.keeps_logits else {}))
-        cache = output.past_key_values
+        cache = cache_of(output)
         cache.batch_repeat_interleave(len(readings))
         return self._read(readings, prefix, cache)
 
@@ -201,7 +202,7 @@ class AnswerScorer:
         options: dict[str, Any] = {"use_cache": False}
         if cache is not None:
             mask = torch.ones((len(rows), prefix + width), dtype=torch.long, device=self.device)
-            options = {"use_cache": True, "past_key_values": cache, "attention_mask": mask}
+            options = {"use_cache": True, "attention_mask": mask, **cache_argument(self.model, cache)}
         if self.keeps_logits:
             options["logits_to_keep"] = torch.tensor(positions, device=self.device)
         with self._autocast():
