@@ -15,6 +15,10 @@ from hf_ext.comparison.grid import Grid as Grid
 from hf_ext.comparison.penalty import QuadraticPenaltyCallback as QuadraticPenaltyCallback
 from hf_ext.comparison.penalty import context_free_fisher as context_free_fisher
 from hf_ext.comparison.report import ComparisonReport as ComparisonReport
+from hf_ext.data.backends.completions import CompletionsBackend as CompletionsBackend
+from hf_ext.data.backends.continuous import ContinuousBatchingBackend as ContinuousBatchingBackend
+from hf_ext.data.backends.protocol import SampledRow as SampledRow
+from hf_ext.data.backends.vllm import VLLMBackend as VLLMBackend
 from hf_ext.data.class_losses import add_original_class_losses as add_original_class_losses
 from hf_ext.data.context_free import generate_context_free as generate_context_free
 from hf_ext.data.context_free import generate_contextual as generate_contextual
@@ -107,6 +111,7 @@ from hf_ext.evaluation.report import ForgettingReport as ForgettingReport
 from hf_ext.evaluation.wise_ft import wise_ft as wise_ft
 from hf_ext.evaluation.wise_ft_sweep import WiseFTSweep as WiseFTSweep
 from hf_ext.evaluation.wise_ft_sweep import sweep_wise_ft as sweep_wise_ft
+from hf_ext.guards.engines import BackendError as BackendError
 from hf_ext.guards.finite import NonFiniteError as NonFiniteError
 from hf_ext.guards.preference_rows import check_preference_rows as check_preference_rows
 from hf_ext.guards.preference_rows import check_unpaired_rows as check_unpaired_rows

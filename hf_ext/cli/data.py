@@ -19,6 +19,7 @@ from hf_ext.cli.options import (
     write_rows,
 )
 from hf_ext.cli.outputs import add_output_options, rows_output
+from hf_ext.data.backends.choice import BACKENDS, OURS, check_backend
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import BELOW_ONE, COUNT, POSITIVE, SEED, SIZE
 
@@ -108,6 +109,15 @@ def _add_context_free(actions: argparse._SubParsersAction) -> None:
         default=1.0,
         help="for ablations: rows of another one than 1 are no samples of the model (default: 1)",
     )
+    option(
+        parser,
+        "--backend",
+        choices=BACKENDS,
+        default=OURS,
+        help="what samples: our loop, transformers' continuous batching, a server that takes token ids, or vLLM in "
+        "this process; all but the first are compared with the model before (default: transformers)",
+    )
+    option(parser, "--backend-url", metavar="URL", help="of the server of --backend completions")
     option(parser, "--replay", metavar="DATA", help="store real texts (column 'text') in place of samples")
     add_rows_options(parser, "--prompts", "sample after the prompts of these rows, in place of a start")
     add_precision_options(parser)
@@ -164,6 +174,9 @@ def run_context_free(options: argparse.Namespace) -> int:
         raise ValueError("give one of --start, --prompts and --replay: they say what the rows are")
     if (options.num_tokens is None) == (options.replay is None):
         raise ValueError("give --num-tokens, or --replay, which stores all of its texts")
+    check_backend(options.backend, options.backend_url)
+    if options.replay is not None and options.backend != OURS:
+        raise ValueError("--replay stores real texts and samples nothing: leave --backend out")
     folder = Path(options.output)
     texts = None if options.replay is None else _texts(options.replay)
     prompts = None if options.prompts is None else rows_of(options, options.prompts)
@@ -190,6 +203,7 @@ def _stored(
     texts: Dataset | None,
 ) -> ContextFreeStore:
     """Rows from starts, after prompts, or of real texts."""
+    from hf_ext.data.backends.choice import sampling_backend
     from hf_ext.data.context_free import generate_context_free, generate_contextual
     from hf_ext.data.replay import store_replay
     from hf_ext.data.starts import starts_of_words
@@ -199,6 +213,10 @@ def _stored(
     if texts is not None:
         return store_replay(model, tokenizer, texts, max_length=options.max_new_tokens, **shared)
     shared |= {"max_new_tokens": options.max_new_tokens, "seed": options.seed, "temperature": options.temperature}
+    engine_arguments = {} if options.revision is None else {"revision": options.revision}
+    shared["backend"] = sampling_backend(
+        options.backend, model, options.model, url=options.backend_url, **engine_arguments
+    )
     if prompts is not None:
         return generate_contextual(model, tokenizer, prompts, options.num_tokens, **shared)
     start = starts_of_words(options.start or "bos")

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hf_ext.data.backends.shards import shards_of
 from hf_ext.data.context_free_store import (
     NAMED_SCHEMA,
     SCHEMA,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from hf_ext.data.backends.protocol import SamplingBackend
+
 __all__ = ["ContextFreeStore", "generate_context_free", "generate_contextual", "top_up"]
 
 MOST_BATCHES = 8  # batches in a shard: more would save little time and lose more rows to a kill
@@ -52,6 +55,7 @@ def generate_context_free(
     start: StartName | Mapping[Any, float] = "bos",
     temperature: float = 1.0,
     autocast_dtype: torch.dtype | None = None,
+    backend: SamplingBackend | None = None,
     show_progress: bool = True,
 ) -> ContextFreeStore:
     r"""
@@ -100,6 +104,10 @@ def generate_context_free(
             towards another one. `sampled_logps` are the model's, at temperature 1.
         autocast_dtype (`torch.dtype`, *optional*):
             Autocast while sampling, e.g. `torch.bfloat16`. The rows then follow the autocast model; train likewise.
+        backend ([`SamplingBackend`], *optional*):
+            An engine that samples in place of our loop: [`ContinuousBatchingBackend`], [`CompletionsBackend`],
+            [`VLLMBackend`] or one of your own. It must pass a probe against `model` first. A store may have shards of
+            several; those of an engine do not come out the same again.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether the main process shows a progress bar in sampled tokens.
 
@@ -110,6 +118,7 @@ def generate_context_free(
         ValueError: if an argument is out of range, there is no such start, an adapter is trained already, or the
             folder holds something else, a store of other settings, or one that another run samples into.
         FloatingPointError: if the model's logits are not finite.
+        BackendError: if the backend samples from another distribution than the model's, or fails again and again.
 
     Reference: *Context-Free Synthetic Data Mitigates Forgetting* (arXiv 2505.13811).
     """
@@ -124,7 +133,7 @@ def generate_context_free(
     }
     batches = math.ceil(num_tokens / (max_new_tokens * batch_size))
     rows_per_shard = batch_size * min(batches, MOST_BATCHES)
-    return _grown(Path(output_dir), settings, rows_per_shard, model, num_tokens, show_progress)
+    return _grown(Path(output_dir), settings, rows_per_shard, model, num_tokens, show_progress, backend)
 
 
 def generate_contextual(
@@ -139,6 +148,7 @@ def generate_contextual(
     seed: int = 0,
     temperature: float = 1.0,
     autocast_dtype: torch.dtype | None = None,
+    backend: SamplingBackend | None = None,
     show_progress: bool = True,
 ) -> ContextFreeStore:
     """
@@ -149,7 +159,7 @@ def generate_contextual(
 
     Args:
         model, tokenizer, num_tokens, output_dir, max_new_tokens, batch_size, seed, temperature, autocast_dtype,
-        show_progress:
+        backend, show_progress:
             As in [`generate_context_free`].
         prompts (`Dataset` with a column `prompt`, or a sequence):
             Prompts: texts, lists of messages (rendered with the chat template and its generation prompt), or lists of
@@ -160,6 +170,7 @@ def generate_contextual(
 
     Raises:
         ValueError: as [`generate_context_free`]; or if there is no prompt, or one is empty or too long for the model.
+        BackendError: as [`generate_context_free`].
 
     Reference: the baseline of contextual synthetic data of *Context-Free Synthetic Data Mitigates Forgetting* (arXiv
     2505.13811).
@@ -178,7 +189,9 @@ def generate_contextual(
     rows_per_shard = batch_size * min(batches, MOST_BATCHES)
     return grow(
         Path(output_dir), settings, rows_per_shard, model, num_tokens,
-        lambda manifest: _sampler_after(model, manifest, prompt_ids), show_progress,
+        lambda manifest: _sampler_after(model, manifest, prompt_ids) if backend is None
+        else _sampler_of(backend, model, manifest, prompt_ids),
+        show_progress, _origin(backend),
     )  # fmt: skip
 
 
@@ -297,11 +310,24 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
 
 
 def _grown(
-    folder: Path, settings: dict[str, Any], rows_per_shard: int, model: nn.Module, num_tokens: int, show_progress: bool
+    folder: Path,
+    settings: dict[str, Any],
+    rows_per_shard: int,
+    model: nn.Module,
+    num_tokens: int,
+    show_progress: bool,
+    backend: SamplingBackend | None = None,
 ) -> ContextFreeStore:
     return grow(
-        folder, settings, rows_per_shard, model, num_tokens, lambda manifest: _sampler(model, manifest), show_progress
-    )
+        folder, settings, rows_per_shard, model, num_tokens,
+        lambda manifest: _sampler(model, manifest) if backend is None else _sampler_of(backend, model, manifest),
+        show_progress, _origin(backend),
+    )  # fmt: skip
+
+
+def _origin(backend: SamplingBackend | None) -> Callable[[], dict[str, Any]] | None:
+    """What tells a shard's backend, once it has sampled; nothing of our own loop."""
+    return None if backend is None else lambda: backend.description
 
 
 @contextmanager
@@ -344,7 +370,7 @@ def _sampler(model: nn.Module, settings: dict[str, Any]) -> Shard:
                 )  # fmt: skip
             ids[of_start], logps[of_start], lengths[of_start] = sampled
         rows_starts = [starts[start_index] for start_index in start_of_row.tolist()]
-        return _table(settings, rows_starts, ids, logps, lengths, named=settings.get("starts") is not None)
+        return _table(settings, rows_starts, ids, logps, lengths)
 
     return sample
 
@@ -368,16 +394,29 @@ def _sampler_after(model: nn.Module, settings: dict[str, Any], prompts: list[lis
                 batch_size=settings["batch_size"], pads=pads, on_tokens=on_tokens,
                 temperature=settings.get("temperature", 1.0),
             )  # fmt: skip
-        return _table(settings, rows_starts, *sampled, named=False)
+        return _table(settings, rows_starts, *sampled)
 
     return sample
 
 
-def _table(
-    settings: dict[str, Any], starts: Sequence[Start], ids: Tensor, logps: Tensor, lengths: Tensor, *, named: bool
-) -> pa.Table:
+def _sampler_of(
+    backend: SamplingBackend, model: nn.Module, settings: dict[str, Any], prompts: list[list[int]] | None = None
+) -> Shard:
+    """Return what has an engine sample the shard of a number, from the starts of the settings or after prompts."""
+    starts = [] if prompts is not None else from_settings(settings)
+
+    def starts_of_rows(numbers: range) -> list[Start]:
+        if prompts is not None:
+            return [Start("prompt", prompts[row % len(prompts)]) for row in numbers]
+        return [starts[start_index] for start_index in numbers_of_starts(starts, numbers)]
+
+    return shards_of(backend, model, settings, starts_of_rows, _table)
+
+
+def _table(settings: dict[str, Any], starts: Sequence[Start], ids: Tensor, logps: Tensor, lengths: Tensor) -> pa.Table:
     """Rows as they are stored; `starts` has that of each."""
     eos = set(settings["eos_ids"])
+    named = settings.get("starts") is not None
     schema = NAMED_SCHEMA if named else SCHEMA
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     rows = zip(starts, ids.tolist(), logps.numpy(), lengths.tolist(), strict=True)

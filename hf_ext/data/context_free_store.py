@@ -170,6 +170,7 @@ def grow(
     num_tokens: int,
     shards_of: Callable[[dict[str, Any]], Shard],
     show_progress: bool,
+    origin: Callable[[], dict[str, Any]] | None = None,
 ) -> ContextFreeStore:
     """
     Add shards to the store in `folder`, which is new or of the same settings, until they hold `num_tokens` tokens.
@@ -189,6 +190,8 @@ def grow(
             Makes, from the manifest, what makes shards; called only where one is missing.
         show_progress (`bool`):
             Whether the main process shows a progress bar.
+        origin (callable, *optional*):
+            Tells what the manifest says of the engine that made a shard; nothing if our own loop did.
 
     Returns:
         [`ContextFreeStore`]: the complete store.
@@ -208,7 +211,7 @@ def grow(
                     f"The store {folder} was made by an earlier version, which drew other rows from a seed: it is "
                     "read, but not continued. Pass another output_dir."
                 )
-            _fill(folder, manifest, shards_of(manifest), num_tokens, show_progress)
+            _fill(folder, manifest, shards_of(manifest), num_tokens, show_progress, origin)
     return ContextFreeStore(folder)
 
 
@@ -245,6 +248,7 @@ def _fill(
     make_shard: Shard,
     num_tokens: int,
     show_progress: bool,
+    origin: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
     """Add shards, one a process and round, until the first ones hold `num_tokens` sampled tokens."""
     rank, world = rank_and_world()
@@ -262,7 +266,10 @@ def _fill(
             if is_complete:
                 break
             table = make_shard(len(shards) + rank, bar.update)
-            for shard in _gathered(_write_shard(folder, len(shards) + rank, table), world):
+            written = _write_shard(folder, len(shards) + rank, table)
+            if origin is not None:
+                written["backend"] = origin()
+            for shard in _gathered(written, world):
                 # The last round may overshoot: what one process would not have sampled is not kept.
                 if sum(entry["tokens"] for entry in shards) < num_tokens:
                     shards.append(shard)

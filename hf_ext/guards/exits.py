@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hf_ext.guards.disk import DiskFullError, is_disk_full, is_refused
+from hf_ext.guards.engines import BackendError
 from hf_ext.guards.extras import missing_extra
 from hf_ext.guards.processes import forks_end_with_us
 from hf_ext.guards.streams import OutputError
@@ -79,7 +80,8 @@ def exit_status(command: Callable[[], int | None], prog: str) -> int:
     Returns:
         `int`: 2 after an error of the input or of a chat template, a missing package, or a place that cannot be read
         or written (message on stderr, no traceback, unless `HF_EXT_TRACEBACK=1`), 1 after values that are not finite,
-        where a disk is full and where a process that shared the work was killed, 130 after Ctrl-C. Any other error
+        where a disk is full, where an engine that samples failed or was refused, and where a process that shared the
+        work was killed, 130 after Ctrl-C. Any other error
         passes through, with its traceback.
     """
     try:
@@ -107,7 +109,7 @@ def _status(command: Callable[[], int | None], prog: str) -> int:
         if _is_interrupted(error) or isinstance(error, OutputError):
             raise
         full, in_template, of_packages = is_disk_full(error), _is_of_chat_template(error), _is_of_packages(error)
-        is_broken = isinstance(error, FloatingPointError) or _is_of_killed_worker(error)
+        is_broken = isinstance(error, FloatingPointError | BackendError) or _is_of_killed_worker(error)
         is_known = full or in_template or of_packages or is_broken or is_refused(error)
         if not (is_known or isinstance(error, INPUT_ERRORS)):
             raise

@@ -13,10 +13,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hf_ext.data.backends.probe import PROBED_ROWS, probe_backend
+from hf_ext.data.backends.protocol import RowRequest, row_seed, sample_checked
+from hf_ext.data.sampling import end_ids
 from hf_ext.guards.disk import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_ext.data.backends.protocol import SamplingBackend
 
 Prompt: TypeAlias = str | list[dict[str, str]]
 """What the policy is asked: text, or messages."""
@@ -90,6 +95,7 @@ def sample_answers(
     rank: int = 0,
     world: int = 1,
     autocast_dtype: torch.dtype | None = None,
+    backend: SamplingBackend | None = None,
     show_progress: bool = True,
 ) -> None:
     """
@@ -110,8 +116,14 @@ def sample_answers(
             This process and their number: they share the shards out.
         autocast_dtype (`torch.dtype`, *optional*):
             As in training.
+        backend ([`SamplingBackend`], *optional*):
+            An engine that samples in place of `generate`, once it has passed the probe on these questions. Its
+            answers go on to their end, and are then cut at the texts of `stop`.
         show_progress (`bool`):
             Whether the first process shows a bar.
+
+    Raises:
+        BackendError: if the backend samples from another distribution than the policy's, or cannot sample.
     """
     tasks = [question for question in questions for _ in range(sampling.answers_per_question)]
     starts = range(0, len(tasks), sampling.batch_size)
@@ -119,10 +131,24 @@ def sample_answers(
     missing = [number for number in range(rank, len(shards), world) if not shard_file(folder, number).is_file()]
     _set_generation(model, tokenizer, sampling)
     model.eval()
+    if backend is not None and missing:
+        probe_backend(
+            backend,
+            model,
+            [_prompt_ids(tokenizer, prompt) for _, prompt in questions[:PROBED_ROWS]],
+            eos_ids=end_ids(model, tokenizer),
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=seed_of(sampling.seed, sampling.round),
+            autocast_dtype=autocast_dtype,
+        )
     for number in tqdm(missing, unit="batch", desc="answers", disable=not show_progress or rank != 0):
         autocast = torch.autocast(model.device.type, autocast_dtype or torch.bfloat16, autocast_dtype is not None)
-        with seeded(sampling.seed, sampling.round, number), torch.no_grad(), autocast:
-            answers = _sample(model, tokenizer, shards[number], sampling)
+        if backend is not None:
+            answers = _sample_with(backend, model, tokenizer, shards[number], sampling, number)
+        else:
+            with seeded(sampling.seed, sampling.round, number), torch.no_grad(), autocast:
+                answers = _sample(model, tokenizer, shards[number], sampling)
         lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         write_whole(shard_file(folder, number), lines)
 
@@ -185,6 +211,28 @@ def _sample(
     return [
         _answer(tokenizer, *task, prompt, tokens, ends, sampling.stop)
         for task, prompt, tokens in zip(tasks, prompts, sampled, strict=True)
+    ]
+
+
+def _sample_with(
+    backend: SamplingBackend,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[tuple[int, Prompt]],
+    sampling: Sampling,
+    shard: int,
+) -> list[Answer]:
+    prompts = [_prompt_ids(tokenizer, prompt) for _, prompt in tasks]
+    ends = end_ids(model, tokenizer)
+    requests = [
+        RowRequest(tuple(prompt), sampling.max_new_tokens, row_seed(sampling.seed, sampling.round, shard, place))
+        for place, prompt in enumerate(prompts)
+    ]
+    vocab_size = model.config.get_text_config().vocab_size
+    rows = sample_checked(backend, requests, sampling.temperature, ends, vocab_size)
+    return [
+        _answer(tokenizer, *task, prompt, list(row.ids), set(ends), sampling.stop)
+        for task, prompt, row in zip(tasks, prompts, rows, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hf_ext.data.backends.choice import sampling_backend
 from hf_ext.data.run_settings import LOGGING, begin_run, described, settings_of, source_settings
 from hf_ext.guards.disk import write_whole
 from hf_ext.guards.runs import RunFolder, claims_output
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from hf_ext.trainers.infopo.trainer import InfoPOTrainer
 
 PAIRS = "pairs.jsonl"
-# What changes no result: `rounds` may grow, and the rows themselves are compared, not where they lie.
+# What changes no result: `rounds` may grow, every backend samples from the policy, and the rows themselves are
+# compared, not where they lie.
 FREE = (
-    "rounds", "dataset_name", "dataset_config", "dataset_data_dir", "dataset_train_split", "dataset_test_split",
-    "dataset_streaming", "eval_dataset_name", "max_train_rows", "max_eval_rows", "expected_num_processes",
+    "rounds", "backend", "dataset_name", "dataset_config", "dataset_data_dir", "dataset_train_split",
+    "dataset_test_split", "dataset_streaming", "eval_dataset_name", "max_train_rows", "max_eval_rows",
+    "expected_num_processes",
 )  # fmt: skip
 
 
@@ -53,6 +56,7 @@ class OnlineSettings(Protocol):
     max_new_tokens: int
     sample_batch_size: int
     stop: list[str] | None
+    backend: str
     verifier: str | None
     reward_model: str | None
     reward_margin: float
@@ -162,20 +166,27 @@ class OnlineLoop:
                 start, revision=load_kwargs["revision"], trust_remote_code=trusts_code
             )
             model = AutoModelForCausalLM.from_pretrained(start, **load_kwargs).to(self.args.device)
-        sample_answers(
-            model,
-            tokenizer,
-            [(row, self._prompt(tokenizer, row)) for row in questions],
-            Sampling(
-                self.args.seed, this_round.number, script.answers_per_question, script.temperature,
-                script.max_new_tokens, script.sample_batch_size, tuple(script.stop or ()),
-            ),
-            this_round.folder / "answers",
-            rank=self.state.process_index,
-            world=self.state.num_processes,
-            autocast_dtype=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None,
-            show_progress=not self.args.disable_tqdm,
-        )  # fmt: skip
+        revision = {} if load_kwargs["revision"] is None else {"revision": load_kwargs["revision"]}
+        backend = sampling_backend(script.backend, model, start, **revision)
+        try:
+            sample_answers(
+                model,
+                tokenizer,
+                [(row, self._prompt(tokenizer, row)) for row in questions],
+                Sampling(
+                    self.args.seed, this_round.number, script.answers_per_question, script.temperature,
+                    script.max_new_tokens, script.sample_batch_size, tuple(script.stop or ()),
+                ),
+                this_round.folder / "answers",
+                rank=self.state.process_index,
+                world=self.state.num_processes,
+                autocast_dtype=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None,
+                backend=backend,
+                show_progress=not self.args.disable_tqdm,
+            )  # fmt: skip
+        finally:
+            if backend is not None:
+                backend.close()
         del model
         gc.collect()
 

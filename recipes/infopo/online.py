@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 
 from trl import DatasetMixtureConfig, ModelConfig
 
+from hf_ext.data.backends.choice import BACKENDS, OURS
 from hf_ext.data.loading import check_model_name, first_rows, load_rows
 from hf_ext.guards.world import check_world_size
 from hf_ext.recipes.launch import Recipe, RecipeArguments, is_sharded, model_init_kwargs
@@ -69,6 +70,9 @@ class OnlineArguments(RecipeArguments):
             Answers sampled together.
         stop (`list[str]`, *optional*):
             Texts at which an answer ends, for models that go on with a next question.
+        backend (`str`, *optional*, defaults to `"transformers"`):
+            What samples: `transformers` (`generate`), `continuous_batching` or `vllm`, which a probe compares with
+            each round's policy first. A run may go on with another one.
         verifier (`str`, *optional*):
             `gsm8k`, or `module:function` of your own: `(prompt, completion, row) -> float`.
         reward_model (`str`, *optional*):
@@ -91,6 +95,13 @@ class OnlineArguments(RecipeArguments):
     sample_batch_size: int = field(default=16, metadata={"help": "Answers sampled together."})
     stop: list[str] | None = field(
         default=None, metadata={"help": r"Texts at which an answer ends, such as '\nQuestion:'; not part of it."}
+    )
+    backend: str = field(
+        default=OURS,
+        metadata={
+            "help": "What samples: generate, transformers' continuous batching, or vLLM in this process.",
+            "choices": [name for name in BACKENDS if name != "completions"],  # a server cannot follow the policy
+        },
     )
     verifier: str | None = field(
         default=None,

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_ext.cli import main
 from hf_ext.data.loading import load_rows
+from tests.data.backends.engines import PlainEngine
+from tests.data.backends.server import Server
 
 FLOW = shlex.split("data flow-weights --model original --dataset train.jsonl --device cpu")
 SAMPLE = shlex.split(
@@ -168,3 +170,34 @@ def test_histogram_bars_follow_the_counts(capsys):
     bars = re.search(r"\|(.{10})\|", capsys.readouterr().out).group(1)
     assert (bars[0], bars[5], bars[9]) == (BARS[7], BARS[0], BARS[4])
     assert bars.count(" ") == 7
+
+
+def test_context_free_rows_come_from_a_server_and_then_from_the_model_itself(work, capsys):
+    model = AutoModelForCausalLM.from_pretrained("original")
+    with Server(PlainEngine(model)) as server:
+        from_server = ["--backend", "completions", "--backend-url", server.url]
+        assert main([*SAMPLE, "--num-tokens", "300", *from_server]) == 0
+    assert main([*SAMPLE, "--num-tokens", "900", "--backend", "continuous_batching"]) == 0
+    shards = json.loads((work / "store" / "manifest.json").read_text())["shards"]
+    names = [shard["backend"]["name"] for shard in shards]
+    assert set(names) == {"completions", "continuous_batching"}
+    with Server(PlainEngine(model, change=lambda logits: logits * 3)) as server:
+        refused = ["--backend", "completions", "--backend-url", server.url]
+        assert main([*SAMPLE, "--num-tokens", "5000", *refused]) == 1
+    assert "error: The backend completions is refused" in capsys.readouterr().err
+    assert len(json.loads((work / "store" / "manifest.json").read_text())["shards"]) == len(shards)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--backend", "completions"], "needs the url of its server"),
+        (["--backend-url", "http://localhost:1"], "no other one takes any"),
+        (["--backend", "completions", "--backend-url", "ftp://x"], "looks like http://localhost:8000"),
+        (["--replay", "general.jsonl", "--backend", "continuous_batching"], "--replay stores real texts"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_refused_in_one_line(work, capsys, more, words):
+    tokens = [] if "--replay" in more else ["--num-tokens", "100"]
+    assert main([*SAMPLE, *tokens, *more]) == 2
+    assert words in capsys.readouterr().err

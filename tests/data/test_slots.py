@@ -24,8 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hf_ext.data import context_free
 from hf_ext._upstream.cache import NAME as CACHE
+from hf_ext.data import context_free
 from hf_ext.data.context_free import generate_context_free
 from hf_ext.data.sampling import row_uniforms, sample_rows, sampling_mode
 from hf_ext.data.slots import SlotCache, can_refill

@@ -274,3 +274,13 @@ def test_two_processes_sample_and_train_together(work):
     pairs = [(work / folder / "round-000" / "pairs.jsonl").read_bytes() for folder in ("one", "two")]
     assert pairs[0] == pairs[1]
     assert (work / "two" / "model.safetensors").is_file()
+
+
+def test_an_engine_samples_the_answers_of_a_round(work, capsys):
+    one_round = ["--rounds", "1", "--questions_per_round", "4"]
+    assert run(*one_round, "--backend", "continuous_batching") == 0
+    assert manifest(work / "out", 0)["results"]["answers"] == 16
+    assert run(*one_round) == 0  # a run may go on with another one
+    with pytest.raises(SystemExit):
+        run(*one_round, "--backend", "completions")
+    assert "invalid choice: 'completions'" in capsys.readouterr().err

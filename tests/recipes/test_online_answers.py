@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from hf_ext import BackendError
 from hf_ext.rounds.answers import (
     Answer,
     Sampling,
@@ -19,6 +20,7 @@ from hf_ext.rounds.answers import (
     sample_answers,
     shard_file,
 )
+from tests.data.backends.engines import PlainEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -216,3 +218,26 @@ def test_rounds_go_through_every_question_before_one_comes_again(total, data):
 def test_a_number_of_questions_that_cannot_be_asked_is_refused(total, per_round):
     with pytest.raises(ValueError, match="questions"):
         questions_of_round(total, per_round, 0, seed=0)
+
+
+def test_an_engine_answers_in_place_of_generate_once_it_has_passed_the_probe(tmp_path):
+    model = tiny_model(TOKENIZER, initializer_range=0.4)
+    how = change(HOW, stop=("e",), batch_size=3)
+
+    def sample(folder, engine):
+        sample_answers(model, TOKENIZER, QUESTIONS, how, folder, backend=engine, show_progress=False)
+        return read_answers(folder)
+
+    engine = PlainEngine(model)
+    answers = sample(tmp_path / "a", engine)
+    assert [answer.row for answer in answers] == [7, 7, 2, 2, 5, 5]
+    assert not any("e" in answer.completion for answer in answers)
+    assert any(answer.finished for answer in answers)
+    calls = engine.calls
+    assert sample(tmp_path / "a", engine) == answers
+    assert engine.calls == calls  # nothing is missing, so nothing is probed
+    shard_file(tmp_path / "a", 1).unlink()
+    assert sample(tmp_path / "a", None)[:3] == answers[:3]  # goes on without it
+    with pytest.raises(BackendError, match="refused"):
+        sample(tmp_path / "b", PlainEngine(model, change=lambda logits: logits * 2))
+    assert not list((tmp_path / "b").glob("*"))

@@ -14,11 +14,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from hf_ext.data.backends.protocol import BackendError, RowRequest, SampledRow, problem_of
+from hf_ext.data.backends.protocol import RowRequest, SampledRow, problem_of
+from hf_ext.guards.engines import BackendError
 
 T = TypeVar("T")
 
-LONGEST_WAIT = 30.0  # seconds between two attempts
+FIRST_WAIT = 1.0  # seconds before the second attempt, doubled before each further one
+LONGEST_WAIT = 30.0
 TRANSIENT = (408, 425, 429)  # beside 500 and above
 NO_LIMIT = 2**63
 INTACT = "What is stored is intact: repeat the call when the server is well, also with another backend."
@@ -163,7 +165,7 @@ class CompletionsBackend:
         """What `attempt` returns, tried again while its failure may pass."""
         problem = ""
         for number in range(self.attempts):
-            if number and self._stopped.wait(min(2.0 ** (number - 1), LONGEST_WAIT)):
+            if self._stopped.wait(min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT) if number else 0):
                 break
             try:
                 return attempt()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.data.backends.protocol import BackendError, RowRequest, SampledRow, row_seed
+from hf_ext.data.backends.protocol import RowRequest, SampledRow, row_seed
 from hf_ext.data.provenance import original_model
 from hf_ext.data.sampling import sampling_mode
+from hf_ext.guards.engines import BackendError
 
 if TYPE_CHECKING:
     from torch import nn

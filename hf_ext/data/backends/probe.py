@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from hf_ext.data.backends.protocol import (
-    BackendError,
     RowRequest,
     SampledRow,
     SamplingBackend,
@@ -32,6 +31,7 @@ from hf_ext.data.backends.protocol import (
 )
 from hf_ext.data.backends.scoring import Pair, logits_of_rows
 from hf_ext.data.provenance import original_model
+from hf_ext.guards.engines import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

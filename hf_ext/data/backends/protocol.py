@@ -8,9 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-
-class BackendError(RuntimeError):
-    """An engine could not sample, answered nonsense, or samples from another distribution than the model's."""
+from hf_ext.guards.engines import BackendError
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_ext.data.backends.probe import ProbeReport, probe_backend
+from hf_ext.data.backends.probe import PROBED_ROWS, ProbeReport, probe_backend
 from hf_ext.data.backends.protocol import RowRequest, SamplingBackend, row_seed, sample_checked
 from hf_ext.data.backends.scoring import logps_of_rows
 from hf_ext.data.provenance import original_model
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import nn
+
+    from hf_ext.data.context_free_store import Shard
+    from hf_ext.data.starts import Start
 
 
 class ProbedBackend:
@@ -136,3 +140,50 @@ class ProbedBackend:
 
     def _padded(self, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
         return torch.tensor([[*row, *[0] * (self.longest - len(row))] for row in rows], dtype=dtype)
+
+
+def shards_of(
+    backend: SamplingBackend,
+    model: nn.Module,
+    settings: dict[str, Any],
+    starts_of_rows: Callable[[range], list[Start]],
+    table_of: Callable[[dict[str, Any], Sequence[Start], Tensor, Tensor, Tensor], pa.Table],
+) -> Shard:
+    """
+    Return what has an engine sample the shard of a number, once it has passed the probe.
+
+    Args:
+        backend ([`SamplingBackend`]):
+            The engine.
+        model (`PreTrainedModel` or `PeftModel`):
+            The model before tuning.
+        settings (`dict`):
+            Of the store: its manifest.
+        starts_of_rows (callable):
+            Tells what rows of a range of numbers begin with.
+        table_of (callable):
+            Makes a table of settings, starts, ids, log-probabilities and lengths.
+
+    Raises:
+        BackendError: if the engine is refused.
+    """
+    autocast_name = settings["autocast_dtype"]
+    probed = ProbedBackend(
+        backend,
+        model,
+        [start.ids for start in starts_of_rows(range(PROBED_ROWS))],
+        eos_ids=settings["eos_ids"],
+        max_new_tokens=settings["max_new_tokens"],
+        temperature=settings.get("temperature", 1.0),
+        seed=settings["seed"],
+        autocast_dtype=None if autocast_name is None else getattr(torch, autocast_name),
+    )
+    num_rows = settings["rows_per_shard"]
+
+    def sample(number: int, on_tokens: Callable[[int], Any]) -> pa.Table:
+        numbers = range(number * num_rows, (number + 1) * num_rows)
+        starts = starts_of_rows(numbers)
+        sampled = probed.sample(numbers, [start.ids for start in starts], [start.ends for start in starts], on_tokens)
+        return table_of(settings, starts, *sampled)
+
+    return sample

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from hf_ext.data.backends.protocol import BackendError, RowRequest, SampledRow
+from hf_ext.data.backends.protocol import RowRequest, SampledRow
+from hf_ext.guards.engines import BackendError
 
 MEMORY = 0.6  # of the GPU's: the model at hand needs room beside the engine's, for the probe
 

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from hf_ext import BackendError
 from hf_ext.data.backends.probe import DOUBLED, OTHER, Positions, alternatives_of, probe_backend
-from hf_ext.data.backends.protocol import BackendError, RowRequest, SampledRow, sample_checked
+from hf_ext.data.backends.protocol import RowRequest, SampledRow, sample_checked
 from tests.data.backends.engines import PlainEngine, keep, penalise, top_k
 from tests.data.symbol_models import BOS, EOS, symbol_model
 
