@@ -24,11 +24,12 @@ def cache_of(output: Any) -> Any:
 
 def cache_argument(model: nn.Module, value: Any) -> dict[str, Any]:
     """The cache as an argument of a model's forward."""
-    return {_argument_name(type(model)): value}
+    model_class: Any = type(model)
+    return {_argument_name(model_class): value}
 
 
 @cache
-def _argument_name(model_class: type[nn.Module]) -> str:
+def _argument_name(model_class: Any) -> str:
     """A class whose code comes from the Hub may know the former name alone."""
     names = signature(model_class.forward).parameters
     return FORMER_NAME if FORMER_NAME in names and NAME not in names else NAME
