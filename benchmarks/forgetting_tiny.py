@@ -10,9 +10,10 @@ and draws.
 Beside plain SFT at three rates, WiSE-FT at five alphas, LoRA at two rates, L2-SP and EWC at two weights, replay of
 WikiText; FLOW (median, ess 0.8, ess 0.6, each under both scalings), context-free at 0.25 and 1, both together at two
 rates, exact KL on all samples and on a tenth of them, three budgets; as controls FLOW's weights permuted, and the easy
-rows alone. "long" is one kind of row, 150 steps at rates of 5e-4, 1e-3 and 2e-3. Where FLOW cannot help: "long_half"
-(many epochs at a high rate, half the rows shuffled) and "noise" (a quarter of the rows are random tokens), one seed
-each.
+rows alone. The paper's ablations of context-free rows ("sampled"): temperature 0.5, after the target's prompts, real
+WikiText in their place, a tenth of them, a quarter or twice as many as target rows a step. "long" is one kind of row,
+150 steps at rates of 5e-4, 1e-3 and 2e-3. Where FLOW cannot help: "long_half" (many epochs at a high rate, half the
+rows shuffled) and "noise" (a quarter of the rows are random tokens), one seed each.
 
 A run's KL is compared at an equal easy loss: with what the rival's runs, the original model among them, have there,
 interpolated on their Pareto front; where no rival gets as low, with the KL of its lowest.
@@ -61,11 +62,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hf_ext.comparison.compare import compare_forgetting
 from hf_ext.comparison.grid import Grid
-from hf_ext.data.context_free import generate_context_free
+from hf_ext.data.context_free import generate_context_free, generate_contextual
+from hf_ext.data.replay import store_replay
 from hf_ext.data.weighting import add_flow_weights, add_original_losses
 from hf_ext.guards.disk import replacing
 
 LENGTH = 64  # tokens of a row, the start counted
+PROMPT = 16  # of which so many are a prompt, where samples follow one
 RATES = (2.5e-4, 5e-4, 1e-3)
 LONG_RATES = (5e-4, 1e-3, 2e-3)
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 0.9)
@@ -73,7 +76,7 @@ RULES = ("median", "ess:0.8", "ess:0.6")
 BUDGETS = (0.05, 0.1, 0.2)
 SHARES = {"alike": 0.0, "quarter": 0.25, "half": 0.5}
 RIVALS = ("SFT", "WiSE-FT", "LoRA", "L2-SP", "EWC", "replay")
-OURS = ("FLOW", "context-free", "both", "exact", "budget")
+OURS = ("FLOW", "context-free", "both", "exact", "budget")  # "sampled" are ablations
 LEAST_GAIN = 0.8  # of SFT's, for a run to be among the best
 LEAST_RISE = 0.3  # nats per token of WikiText under SFT: below it nothing is forgotten, and nothing is shown
 
@@ -166,7 +169,8 @@ class Bench:
         hard = shuffled(held_out, np.random.default_rng(0))
         kinds = [False] * len(held_out) + [True] * len(hard)
         articles = texts_of("wikitext2/validation.jsonl.gz")
-        self.replay = dataset_of(token_rows(self.tokenizer, self._pieces(articles[:50]), size.rows))
+        self.old_texts = self._pieces(articles[:50])
+        self.replay = dataset_of(token_rows(self.tokenizer, self.old_texts, size.rows))
         self.measures = {
             "target": dataset_of(np.concatenate([held_out, hard]), hard=kinds),
             "groups": "hard",
@@ -284,8 +288,40 @@ def half(bench: Bench) -> list[dict]:
     flat = bench.compared(with_permuted_weights(bench, rows), half_runs(), steps=size.steps)
     easy = rows.filter(lambda row: not row["hard"])
     flat += bench.compared(easy, {"easy rows alone": {}}, steps=size.steps)
-    tenth = {"exact 1 tenth": {"method": "context_free", "kl_weight": 1.0, "kl": "exact"}}
+    tenth = {name: {"method": "context_free", "kl_weight": 1.0, "kl": name} for name in ("exact", "sampled")}
+    tenth = {f"{name} 1 tenth": run for name, run in tenth.items()}
     return flat + bench.compared(rows, tenth, steps=size.steps, tokens=max(1, size.tokens // 10))
+
+
+def ablations(bench: Bench) -> list[dict]:
+    """The paper's: rows of another temperature, after the target's prompts, real ones, and other ratios a step."""
+    size = bench.size
+    rows = bench.train_rows(SHARES["half"])
+    common = {"max_new_tokens": LENGTH - PROMPT, "batch_size": 64, "seed": bench.seed, "show_progress": False}
+    prompts = [ids[:PROMPT] for ids in rows["input_ids"]]
+    model, tokenizer, work = bench.model, bench.tokenizer, bench.work
+    stores = {
+        "temperature 0.5": generate_context_free(
+            model,
+            tokenizer,
+            size.tokens,
+            output_dir=work / "cold",
+            temperature=0.5,
+            **common | {"max_new_tokens": LENGTH - 1},
+        ),
+        "after the target's prompts": generate_contextual(
+            model, tokenizer, prompts, size.tokens, output_dir=work / "contextual", **common
+        ),
+        "real rows": store_replay(
+            model, tokenizer, bench.old_texts, output_dir=work / "real", max_length=LENGTH - 1, show_progress=False
+        ),
+    }
+    anchor = {"method": "context_free", "kl_weight": 1.0}
+    runs = {f"sampled 1, {name}": {**anchor, "context_free_path": str(store.path)} for name, store in stores.items()}
+    runs |= {
+        f"sampled 1, {share:g} a row": {**anchor, "context_free_batch_size": round(16 * share)} for share in (0.25, 2)
+    }
+    return bench.compared(rows, runs, steps=size.steps)
 
 
 def others(bench: Bench) -> dict[str, list[dict]]:
@@ -319,7 +355,9 @@ def work_piece(task: tuple[str, int], work: Path, size: Size) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         bench = Bench(work / "base", work / f"{part}-{seed}", seed, size)
-        return {"regimes": {"half": half(bench)} if part == "half" else others(bench)}
+        if part == "others":
+            return {"regimes": others(bench)}
+        return {"regimes": {"half": half(bench) if part == "half" else ablations(bench)}}
 
     return piece(work, f"{part}-{seed}", {"size": vars(size)}, compute)
 
@@ -380,7 +418,7 @@ def main() -> None:
     work = options.work / ("quick" if options.quick else "whole")
     work.mkdir(parents=True, exist_ok=True)
     make_base(work / "base", size)
-    tasks = [(part, seed) for seed in range(size.seeds) for part in ("half", "others")]
+    tasks = [(part, seed) for seed in range(size.seeds) for part in ("half", "ablations", "others")]
     run = partial(work_piece, work=work, size=size)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = list(pool.map(run, tasks))

@@ -94,6 +94,8 @@ def compare_forgetting(
     for run in grid.runs:
         if run.source is None:
             configuration(run, grid.seeds[0], Path(output_dir))  # refused now, and not after the runs before it
+            if run.store_path is not None:
+                _named_store(run)
     train = train_dataset if train_dataset is not None or grid.train is None else grid.train.load()
     if train is None:
         raise ValueError("There are no training rows: name them under 'train:' in the grid, or give train_dataset.")
@@ -177,6 +179,12 @@ class _Comparison:
             values["settings"] = {"alpha": run.settings["wise_ft"]["alpha"]}  # the name of its source is none of it
         if run.needs_samples:
             values["context_free"] = self._samples_settings()
+        if run.store_path is not None:  # wherever it lies, it is known by its rows
+            rows = rows_digest(_named_store(run).to_dataset())["columns"]
+            values["settings"] = {
+                **run.settings,
+                "context_free": run.settings["context_free"] | {"context_free_path": rows},
+            }
         if "replay" not in run.parts:
             values["replay"] = None
         return values
@@ -305,14 +313,34 @@ class _Comparison:
 def _require_other_samples(grid: Grid, measured: Any) -> None:
     """Refuse to measure the KL on the rows that some run trains on: it remembers those."""
     store = ContextFreeStore(Path(measured)) if isinstance(measured, str | Path) else measured
+    if not isinstance(store, ContextFreeStore):
+        return
+    origin = ("kind", "seed", "temperature")
+    for run in grid.runs:
+        if run.store_path is None:
+            continue
+        manifest = _named_store(run).manifest
+        if all(manifest.get(name) == store.manifest.get(name) for name in origin):
+            raise ValueError(
+                f"run {run.name!r} trains on {run.store_path}, and the KL is to be measured on rows of the same seed: "
+                "it remembers them. Sample one of the two with another seed."
+            )
     samples = grid.context_free
-    if samples is None or not isinstance(store, ContextFreeStore) or not any(run.needs_samples for run in grid.runs):
+    if samples is None or not any(run.needs_samples for run in grid.runs):
         return
     if store.manifest.get("seed") == samples.seed:
         raise ValueError(
             f"The KL is to be measured on context-free rows of seed {samples.seed}, and runs train on rows of that "
             "seed: they remember them. Give another seed under 'context_free:' in the grid."
         )
+
+
+def _named_store(run: PlannedRun) -> ContextFreeStore:
+    """The store that a run names."""
+    try:
+        return ContextFreeStore(Path(str(run.store_path)))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"run {run.name!r}: context_free_path: {error}") from error
 
 
 def _read(values: dict[str, Any], path: Path) -> RunResult:

@@ -48,9 +48,16 @@ class PlannedRun:
         return self.settings["wise_ft"]["of"] if self.parts == ("wise_ft",) else None
 
     @property
+    def store_path(self) -> str | None:
+        """The folder of the store that it names for itself, in place of the grid's samples."""
+        path: str | None = self.settings.get("context_free", {}).get("context_free_path")
+        return path
+
+    @property
     def needs_samples(self) -> bool:
-        """Whether it trains on context-free rows."""
-        return bool({"context_free", "ewc", "corda"} & set(self.parts))
+        """Whether it trains on the grid's context-free rows."""
+        parts = {"ewc", "corda"} if self.store_path is not None else {"context_free", "ewc", "corda"}
+        return bool(parts & set(self.parts))
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _flow_settings() -> frozenset[str]:
 
 
 def _context_free_settings() -> frozenset[str]:
-    return _fields(ContextFreeSFTConfig) - _fields(WeightedSFTConfig) - {"context_free_path", "original_cache_dir"}
+    return _fields(ContextFreeSFTConfig) - _fields(WeightedSFTConfig) - {"original_cache_dir"}
 
 
 METHODS = {

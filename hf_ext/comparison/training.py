@@ -172,7 +172,8 @@ def _trainer(run: PlannedRun, seed: int, materials: Materials) -> Any:
         if "flow" in run.parts:
             rows = add_original_losses(rows, model, tokenizer, args, show_progress=False)
             rows = add_flow_weights(rows, **run.settings["flow"])
-        kwargs["context_free_dataset"] = materials.store()
+        if run.store_path is None:  # else the trainer reads it
+            kwargs["context_free_dataset"] = materials.store()
         return ContextFreeSFTTrainer(model, args, train_dataset=rows, **kwargs)
     if "flow" in run.parts:
         return FlowSFTTrainer(model, args, train_dataset=rows, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_ext.comparison import compare
 from hf_ext.comparison.compare import compare_forgetting
 from hf_ext.comparison.grid import Grid
 from hf_ext.comparison.report import ComparedRun, ComparisonReport, pareto_front
-from hf_ext.data.context_free import generate_context_free
+from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import RunResult
@@ -103,6 +104,38 @@ def test_nothing_is_done_twice_whatever_changes_around_a_run(tmp_path: Path, tra
     # the model of a run that was not another's source is made when it becomes one
     _compared(tmp_path, _grid({**RUNS, "scaled": {"method": "wise_ft", "of": "LoRA", "alpha": 0.5}}))
     assert trained[8:] == ["LoRA 3"]
+
+
+def _store(folder: Path, seed: int) -> ContextFreeStore:
+    return generate_context_free(
+        tiny_model(TOKENIZER), TOKENIZER, 60, output_dir=folder, max_new_tokens=8, seed=seed, show_progress=False
+    )
+
+
+def test_a_run_may_name_a_store_of_its_own_and_is_known_by_its_rows(tmp_path: Path, trained: list[str]) -> None:
+    first = tmp_path / "first"
+    _store(first, seed=1)
+    runs = {"A": {"method": "context_free", "context_free_path": str(first)}}
+    result = _compared(tmp_path / "out", _grid(runs)).run("A").results[3]
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(first, tmp_path / "elsewhere" / "first")
+    runs = {"A": {"method": "context_free", "context_free_path": str(tmp_path / "elsewhere" / "first")}}
+    assert _compared(tmp_path / "out", _grid(runs)).run("A").results[3] == result
+    _store(tmp_path / "second", seed=2)
+    runs["B"] = {"method": "context_free", "context_free_path": str(tmp_path / "second")}
+    assert _compared(tmp_path / "out", _grid(runs)).run("B").results[3].kl_original_to_new != result.kl_original_to_new
+    assert trained == ["A 3", "B 3"]
+    samples = {"num_tokens": 60, "max_new_tokens": 8, "seed": 2}
+    shared = _compared(tmp_path / "shared", _grid({"B": {"method": "context_free"}}, context_free=samples)).run("B")
+    again = _compared(tmp_path / "out", _grid(runs)).run("B")
+    assert again.results[3].target_loss == shared.results[3].target_loss  # the same rows, sampled by the grid
+    with pytest.raises(
+        ValueError, match=r"run 'A' trains on .*first, and the KL is to be measured on rows of"
+    ):
+        _compared(tmp_path / "out", _grid(runs), context_free=_store(tmp_path / "fresh", seed=1))
+    runs["C"] = {"method": "context_free", "context_free_path": str(tmp_path / "third")}
+    with pytest.raises(ValueError, match=r"run 'C': context_free_path: .*third is no context-free store"):
+        _compared(tmp_path / "out", _grid(runs))
 
 
 def test_a_run_that_fails_leaves_those_before_it(tmp_path: Path, trained: list[str], monkeypatch: Any) -> None:
