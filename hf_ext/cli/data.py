@@ -15,6 +15,7 @@ from hf_ext.cli.options import (
     model_and_tokenizer,
     option,
     rows_of,
+    telling_rows_by,
     temperature,
     write_rows,
 )
@@ -124,6 +125,7 @@ def _add_context_free(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=lambda o: exit_status(lambda: run_context_free(o), "hf-ext data context-free"))
 
 
+@telling_rows_by("--dataset", title="")
 def run_flow_weights(options: argparse.Namespace) -> int:
     """
     Score, weight, write; print tau, ESS/n and a histogram of the weights.

@@ -12,6 +12,7 @@ from hf_ext.cli.options import (
     model_and_tokenizer,
     option,
     rows_of,
+    telling_rows_by,
     tuned_model_and_tokenizer,
 )
 from hf_ext.cli.outputs import print_report, require_folder
@@ -61,6 +62,7 @@ def _add_preference(actions: argparse._SubParsersAction) -> None:
     preference.set_defaults(run=lambda o: exit_status(lambda: run_preference(o), "hf-ext eval preference"))
 
 
+@telling_rows_by("--dataset", title="evaluation dataset, ")
 def run_preference(options: argparse.Namespace) -> int:
     """
     Score the pairs, print the table, write the report where wanted.

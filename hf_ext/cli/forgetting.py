@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.cli.options import add_rows_options, autocast_dtype, model_and_tokenizer, option, rows_of
+from hf_ext.cli.options import add_rows_options, autocast_dtype, model_and_tokenizer, option, rows_of, telling_rows_by
 from hf_ext.cli.outputs import print_report, require_folder, resumed_output, store_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import COUNT, NON_NEGATIVE, PROBABILITY, SEED, SIZE
@@ -117,6 +117,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     add_rows_options(parser, "--target", "held-out target rows, of any TRL SFT data type")
 
 
+@telling_rows_by("--target")
 def run_forgetting(options: argparse.Namespace) -> int:
     """
     Measure, print the table, write the report.
@@ -159,6 +160,7 @@ def _run_comparison(options: argparse.Namespace) -> int:
     return 0
 
 
+@telling_rows_by("--target")
 def run_wise_ft(options: argparse.Namespace) -> int:
     """
     Measure the models between, print the table, write the report, and the model where wanted.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +89,39 @@ def rows_of(options: argparse.Namespace, name: str) -> Any:
     rows = load_rows(name, config=options.dataset_config, split=options.split)
     rows = rename_columns(rows, options.prompt_column, options.completion_column, options.prompt_template)
     return first_rows(rows, options.max_rows)
+
+
+@contextmanager
+def telling_rows_by(name: str, title: str = "target dataset, ") -> Iterator[None]:
+    """
+    Inside, a bad row is told of by the option that named it, with what a command's user can do.
+
+    There is no dataset to filter, no configuration to change, and no `on_bad_row`: what is measured on rows that a
+    command leaves out would be said of other rows than those it was given.
+
+    Args:
+        name (`str`):
+            The option, such as `--items`.
+        title (`str`, *optional*):
+            How the errors of these rows begin; others pass through.
+
+    Raises:
+        RowError: in place of another one.
+    """
+    from hf_ext.guards.row_errors import RowError, remedy_of
+
+    try:
+        yield
+    except RowError as error:
+        if not str(error).startswith(title):
+            raise
+        problem, line_break, remedy = str(error).removeprefix(title).rpartition("\n  ")
+        if remedy == remedy_of(None):
+            first_remedy = "Raise --max-length" if "after truncation" in problem else "Fix the row"
+            remedy = f"{first_remedy}, or take it out of what {name} names."
+        elif remedy.startswith("Rename your column with dataset.rename_column, name it with"):
+            remedy = "Name yours with --prompt-column and --completion-column, or rename them."
+        raise RowError(f"{name} {problem}{line_break}{remedy}", error.row_index, error.column) from error
 
 
 def model_and_tokenizer(

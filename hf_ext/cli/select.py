@@ -8,7 +8,7 @@ import re
 from contextlib import nullcontext
 from pathlib import Path
 
-from hf_ext.cli.options import add_rows_options, autocast_dtype, option, rows_of
+from hf_ext.cli.options import add_rows_options, autocast_dtype, option, rows_of, telling_rows_by
 from hf_ext.cli.outputs import print_report, resumed_output
 from hf_ext.guards.exits import exit_status
 from hf_ext.guards.numbers import CONFIDENCE, COUNT, SEED, SIZE
@@ -56,6 +56,7 @@ def add_eval_parser(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=lambda o: exit_status(lambda: run_select(o), "hf-ext eval select"))
 
 
+@telling_rows_by("--items")
 def run_select(options: argparse.Namespace) -> int:
     """
     Measure, print what can be told, write the report where wanted.
