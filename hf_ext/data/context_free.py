@@ -21,6 +21,8 @@ from hf_ext.data.context_free_store import (
     SCHEMA,
     ContextFreeStore,
     Shard,
+    agreed,
+    claimed_store,
     dtype_of,
     grow,
     short_name,
@@ -219,6 +221,8 @@ def top_up(
 
     Raises:
         ValueError: if the store holds other rows than context-free ones, or comes from other weights.
+        InUseError: if another run fills it.
+        DiskFullError: if there is no room; the same call goes on after the last whole shard.
     """
     manifest = store.manifest
     kind = manifest.get("kind", "context_free")
@@ -230,15 +234,23 @@ def top_up(
     settings = {name: manifest[name] for name in names}
     settings |= {"kind": kind, "rows_hash": None, "starts": manifest.get("starts")}
     settings |= {"temperature": manifest.get("temperature", 1.0)}
-    while not manifest["complete"] or manifest["rows"] < num_rows:
-        tokens, rows = manifest.get("tokens", 0), max(1, manifest.get("rows", 0))
-        wanted = max(manifest.get("num_tokens", 1), tokens + 1 if manifest["complete"] else 1)
-        if manifest["complete"]:
-            wanted = max(wanted, math.ceil(0.9 * tokens / rows * num_rows))  # from below: no shard too many
-        folder = Path(store.path)
-        store = _grown(folder, settings, manifest["rows_per_shard"], model, wanted, show_progress)
-        manifest = store.manifest
+    if agreed(_has_rows(manifest, num_rows)):  # read only: it may lie where nothing can be written
+        return store
+    folder = Path(store.path)
+    with claimed_store(folder):  # from the first shard to the last: nobody else comes in between two calls
+        manifest = store.manifest  # another run may have added rows before this one held the store
+        while not _has_rows(manifest, num_rows):
+            tokens, rows = manifest.get("tokens", 0), max(1, manifest.get("rows", 0))
+            wanted = max(manifest.get("num_tokens", 1), tokens + 1 if manifest["complete"] else 1)
+            if manifest["complete"]:
+                wanted = max(wanted, math.ceil(0.9 * tokens / rows * num_rows))  # from below: no shard too many
+            store = _grown(folder, settings, manifest["rows_per_shard"], model, wanted, show_progress)
+            manifest = store.manifest
     return store
+
+
+def _has_rows(manifest: Mapping[str, Any], num_rows: int) -> bool:
+    return bool(manifest["complete"] and manifest["rows"] >= num_rows)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -200,8 +200,10 @@ def grow(
         ValueError: if the folder holds something else, a store of other settings or of an earlier format.
         InUseError: if another run fills it.
     """
-    # A complete store is read only: it may lie where nothing can be written.
-    with nullcontext() if _holds(folder, num_tokens) else _claimed(folder):
+    if agreed(_holds(folder, num_tokens)):
+        _open_manifest(folder, settings, rows_per_shard, model)  # read only: it may lie where nothing can be written
+        return ContextFreeStore(folder)
+    with claimed_store(folder):
         manifest = _open_manifest(folder, settings, rows_per_shard, model)
         if rank_and_world()[1] > 1:
             torch.distributed.barrier()  # every process has read the same manifest before the main one writes
@@ -224,8 +226,13 @@ def _holds(folder: Path, num_tokens: int) -> bool:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the store for all processes that sample together; a refusal is raised on each."""
+def claimed_store(folder: Path) -> Iterator[None]:
+    """
+    Hold the store for all processes that sample together.
+
+    Raises:
+        InUseError: if another run holds it; on every process.
+    """
     rank, world = rank_and_world()
     refusal: Exception | None = None
     with ExitStack() as claim:
@@ -294,6 +301,11 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def agreed(condition: bool) -> bool:
+    """Whether it holds on every process that samples: they read the disk one after the other, while others write."""
+    return all(_gathered(condition, rank_and_world()[1]))
 
 
 def _gathered(value: T, world: int) -> list[T]:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 StartName: TypeAlias = str | Sequence[int]
 USER, ANSWER = "hf-ext-user-text", "hf-ext-answer-text"  # stand where a chat template puts texts
 THINK = "<think>"
+NAMED = {
+    "bos": "bos (the beginning token)",
+    "chat": "chat (the header of a user's turn; the model makes up the turn, and answers)",
+    "separator": "separator (what stands between documents)",
+    "think": "think (a thinking prefix)",
+}
+MOST_SHOWN, LONGEST_NAME = 16, 80  # tokens and letters of a seed in a card
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -114,6 +121,22 @@ def from_settings(settings: Mapping[str, Any]) -> list[Start]:
     if entries is None:
         return [Start("start", list(settings["start_ids"]))]
     return [Start(**entry) for entry in entries]
+
+
+def seed_lines(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """
+    What a card says of the seeds of a store: of each its name, its tokens, and its share of the rows.
+
+    A store with one plain seed does not hold its name: it is called after its tokens.
+    """
+    lines = []
+    for start in from_settings(manifest):
+        ids = " ".join(map(str, start.ids[:MOST_SHOWN])) + (" ..." if len(start.ids) > MOST_SHOWN else "")
+        name = NAMED.get(start.name, start.name)
+        if manifest.get("starts") is None:
+            name = "a bare token" if len(start.ids) == 1 else f"{len(start.ids)} tokens"
+        lines.append((name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...", ids, f"{start.share:.1%}"))
+    return lines
 
 
 def _start(

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from hf_ext.cli import main
-from hf_ext.data.context_free import generate_context_free
+from hf_ext.data.context_free import ContextFreeStore, generate_context_free, generate_contextual, top_up
 from hf_ext.data.exemplars import ExemplarStore
 from hf_ext.data.pruning import embed_rows, gm_matching
 from hf_ext.data.relabeling import RRChannel
@@ -94,6 +94,29 @@ def sample(folder: Path) -> list[list[int]]:
     return store.to_dataset()["input_ids"][:]
 
 
+def begin_store(folder: Path) -> None:
+    """A store of a few rows."""
+    generate_context_free(
+        tiny_model(TOKENIZER), TOKENIZER, 40, output_dir=folder / "store", max_new_tokens=12, batch_size=4,
+        show_progress=False,
+    )  # fmt: skip
+
+
+def fill_up(folder: Path) -> list[list[int]]:
+    """That store with as many rows as a training draws, continued where it is."""
+    store = top_up(ContextFreeStore(folder / "store"), tiny_model(TOKENIZER), 60, show_progress=False)
+    return store.to_dataset()["input_ids"][:]
+
+
+def sample_after(folder: Path) -> list[list[int]]:
+    """Rows after prompts, continued where they are begun."""
+    store = generate_contextual(
+        tiny_model(TOKENIZER), TOKENIZER, ["Ada", "row 13"], 400, output_dir=folder / "store", max_new_tokens=12,
+        batch_size=4, show_progress=False,
+    )  # fmt: skip
+    return store.to_dataset()["input_ids"][:]
+
+
 def build_pool(folder: Path) -> list[str]:
     """A pool of exemplars, in many files, and read back at once."""
     texts = [f"text {i}" for i in range(400)]
@@ -131,19 +154,23 @@ KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "train": (train, "refused"),
     "retrain": (retrain, "refused"),
     "sample": (sample, "refused"),
+    "top_up": (fill_up, "refused"),
+    "contextual": (sample_after, "refused"),
     "pool": (build_pool, "waits"),
     "score": (score, "waits"),
     "command": (command, "refused"),
 }
+PREPARED: dict[str, Callable[[Path], None]] = {"top_up": begin_store}  # what is there before the two begin
 
 
 def check(name: str, folder: Path, gap: float) -> None:
     work, second = KINDS[name]
     alone = folder / "alone"
-    alone.mkdir()
-    right = work(alone)
     together = folder / "together"
-    together.mkdir()
+    for place in (alone, together):
+        place.mkdir()
+        PREPARED.get(name, lambda _: None)(place)
+    right = work(alone)
     found = outcomes(lambda: work(together), folder, gap)
     for outcome in found:
         if outcome.error:

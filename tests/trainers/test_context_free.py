@@ -19,7 +19,7 @@ from hf_ext.data.context_free import ContextFreeStore, generate_context_free
 from hf_ext.data.weighting import add_flow_weights, add_original_losses
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
-from hf_ext.trainers.context_free.trainer import RowStream
+from hf_ext.trainers.context_free.row_stream import RowStream
 from hf_ext.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from tests.tiny import tiny_model, tiny_text_dataset, tiny_tokenizer
 from tests.trainers.oracle import Document, document, step_loss, token_losses
@@ -231,7 +231,17 @@ def test_the_anchor_holds_the_model_near_the_original(store: ContextFreeStore, t
 @given(st.integers(1, 60), st.integers(0, 10), st.integers(0, 2**31 - 1))
 @settings(max_examples=200, deadline=None)
 def test_every_epoch_of_the_stream_is_a_permutation(num_rows: int, epoch: int, seed: int) -> None:
-    assert sorted(RowStream(num_rows, seed).rows(epoch * num_rows, num_rows)) == list(range(num_rows))
+    for block_rows in (None, 7):
+        rows_of_epoch = RowStream(num_rows, seed, block_rows).rows(epoch * num_rows, num_rows)
+        assert sorted(rows_of_epoch) == list(range(num_rows))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 8), st.integers(0, 2**31 - 1))
+@settings(max_examples=200, deadline=None)
+def test_blocks_that_are_added_leave_the_order_before_them(blocks: int, more: int, size: int, seed: int) -> None:
+    order = RowStream(blocks * size, seed, size).rows(0, blocks * size)
+    assert RowStream((blocks + more) * size, seed, size).rows(0, blocks * size) == order
+    assert [row // size for row in order] == [position // size for position in range(blocks * size)]
 
 
 @given(
@@ -395,6 +405,31 @@ def test_a_topped_up_store_is_never_seen_twice_and_the_next_run_finds_it(
     assert copy.to_dataset()[:] == topped[:]
     assert same_losses == losses
     assert_same_weights(again.model, trainer.model)
+
+
+def test_a_topped_up_run_does_not_depend_on_the_shards_of_a_longer_one_and_goes_on_into_them(
+    store: ContextFreeStore, tmp_path: Path
+) -> None:
+    """Killed, and resumed when another run has added rows, or with more steps, it sees each row once."""
+    changes = {"context_free_top_up": True, "context_free_batch_size": 6, "save_strategy": "steps", "save_steps": 4}
+    long, short = (ContextFreeStore(shutil.copytree(store.path, tmp_path / name)) for name in ("long", "short"))
+    whole, long_losses = run(long, tmp_path / "a", max_steps=12, **changes)
+    alone, losses = run(short, tmp_path / "b", max_steps=4, **changes)
+    beside, same_losses = run(long, tmp_path / "c", max_steps=4, **changes)
+    assert len(short.to_dataset()) < len(long.to_dataset())
+    assert losses == same_losses == long_losses[:4]
+    assert_same_weights(alone.model, beside.model)
+    args = config_of(ContextFreeSFTConfig, tmp_path / "b", max_steps=12, **changes)
+    resumed = build(ContextFreeSFTTrainer, args, rows(), context_free_dataset=short)
+    assert train(resumed, resume_from_checkpoint=True) == long_losses[4:]
+    assert_same_weights(resumed.model, whole.model)
+    assert sorted(resumed._stream.rows(0, 72)) == sorted(set(resumed._stream.rows(0, 72)))
+
+
+def test_a_run_that_draws_no_row_samples_none(store: ContextFreeStore, tmp_path: Path) -> None:
+    before = store.to_dataset()[:]
+    run(store, tmp_path, max_steps=50, context_free_top_up=True, context_free_batch_size=8, kl_weight=0.0)
+    assert store.to_dataset()[:] == before
 
 
 def test_a_store_of_other_weights_is_not_topped_up(store: ContextFreeStore, tmp_path: Path) -> None:

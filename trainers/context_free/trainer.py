@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -33,8 +32,10 @@ from hf_ext.losses.weighted_nll import weighted_nll
 from hf_ext.trainers.base.config import AnyModel
 from hf_ext.trainers.context_free import METHOD
 from hf_ext.trainers.context_free.budget import KLBudget
+from hf_ext.trainers.context_free.card import ContextFreeCard
 from hf_ext.trainers.context_free.config import ContextFreeSFTConfig
 from hf_ext.trainers.context_free.original import Batch, OriginalModel, model_inputs, predicting
+from hf_ext.trainers.context_free.row_stream import RowStream
 from hf_ext.trainers.weighted_sft.trainer import TokenValues, WeightedSFTTrainer, with_virtual_tokens
 
 logger = logging.getLogger(__name__)
@@ -58,36 +59,6 @@ class CutRows:
             name: [values[: self.max_length] for values in batch[name]]
             for name in ("input_ids", "labels", "sampled_logps")
         }
-
-
-class RowStream:
-    """
-    An endless, shuffled sequence of row numbers that is a pure function of the position.
-
-    The concatenation of one permutation of `num_rows` per epoch. A resumed run continues exactly where it was, on any
-    number of processes, with nothing to save; the global random state is not touched.
-
-    Args:
-        num_rows (`int`): rows in the set.
-        seed (`int`): of the permutations.
-    """
-
-    def __init__(self, num_rows: int, seed: int) -> None:
-        self.num_rows = num_rows
-        self.seed = seed
-        self._epoch = -1
-        self._order = np.arange(0)
-
-    def rows(self, start: int, count: int) -> list[int]:
-        """Row numbers at positions `start` to `start + count - 1`."""
-        return [self._at(position) for position in range(start, start + count)]
-
-    def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_rows)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-        return int(self._order[offset])
 
 
 class ContextFreeSFTTrainer(WeightedSFTTrainer):
@@ -133,6 +104,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     _name = "ContextFree"
     _paper: ClassVar[dict[str, str]] = METHOD.paper_words
     config_class = ContextFreeSFTConfig
+    card_class = ContextFreeCard
     method = "context_free"
     args: ContextFreeSFTConfig
     _said_what_drifts = False
@@ -162,11 +134,12 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
             self.store.check_model(self.model)
         if self._needs_tokenizer:
             self.store.check_tokenizer(self.processing_class)
-        if self.args.context_free_top_up:
-            self.store = self._topped_up()
-        self.context_free_dataset = self._cut(self.store.to_dataset())
+        stored_rows = self.store.to_dataset() if not self._tops_up else self._topped_up()
+        self.context_free_dataset = self._cut(stored_rows)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._stream = RowStream(len(self.context_free_dataset), seed)
+        # Shuffled within shards, rows come in an order that the shards of a later, longer run leave as it is.
+        block_rows = self.store.manifest.get("rows_per_shard") if self._tops_up else None
+        self._stream = RowStream(len(self.context_free_dataset), seed, block_rows)
         inner = DataCollatorForLanguageModeling(
             pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.padding_free,
@@ -311,8 +284,17 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def _topped_up(self) -> ContextFreeStore:
-        """The store with as many rows as the run draws; missing ones are sampled from this model, the original yet."""
+    @property
+    def _tops_up(self) -> bool:
+        return self.args.context_free_top_up and self.is_anchored
+
+    def _topped_up(self) -> Dataset:
+        """
+        The shards of the store that hold the rows which the run draws; missing ones are sampled.
+
+        That is before the first step, from this model, the original yet. Shards beyond them, of a longer run, are left
+        out: what this one trains on does not depend on what was there.
+        """
         refused = {
             "a sharded model (FSDP, DeepSpeed)": self.is_fsdp_enabled or self.is_deepspeed_enabled,
             "chat_template_path of another tokenizer": self._changes_vocabulary(self.args),
@@ -324,7 +306,11 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
                     "Sample enough of them first, with 'hf-ext data context-free --num-tokens'."
                 )
         is_shown = self.accelerator.is_main_process and not self.args.disable_tqdm
-        return top_up(self.store, self.model, self._num_rows_drawn(), show_progress=is_shown)
+        num_rows = self._num_rows_drawn()
+        self.store = top_up(self.store, self.model, num_rows, show_progress=is_shown)
+        stored_rows = self.store.to_dataset()
+        shard_rows = self.store.manifest.get("rows_per_shard", len(stored_rows))
+        return stored_rows.select(range(min(len(stored_rows), math.ceil(num_rows / shard_rows) * shard_rows)))
 
     def _num_rows_drawn(self) -> int:
         """Context-free rows that the run will draw; a step an epoch too many at most."""
