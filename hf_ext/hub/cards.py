@@ -179,6 +179,7 @@ def write_dataset_card(
     data_files: Mapping[str, str] | None = None,
     splits: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    seeds: Iterable[tuple[str, str, str]] = (),
     report: PruneReport | CurationReport | None = None,
     label_privacy: Iterable[tuple[str, str]] = (),
     tags: str | Iterable[str] = (),
@@ -207,6 +208,9 @@ def write_dataset_card(
             Split to its number of rows.
         settings (`Mapping[str, Any]`, *optional*):
             Facts about how the rows were made, name to value.
+        seeds (`Iterable[tuple[str, str, str]]`, *optional*):
+            What context-free rows begin with, from [`~hf_ext.data.starts.seed_lines`]: a table with name, tokens and
+            share of each.
         report ([`PruneReport`] or [`CurationReport`], *optional*):
             How the rows were pruned or curated: a section with its numbers, and its plot if that is in `report/`.
         label_privacy (`Iterable[tuple[str, str]]`, *optional*):
@@ -252,6 +256,7 @@ def write_dataset_card(
         license_inherited=bool(sampled and inherited.get("license") and not license),
         splits=list((splits or {}).items()),
         settings=[(name, value) for name, value in (settings or {}).items()],
+        seeds=list(seeds),
         report_kind="" if report is None else report.file_name,
         summary=[(name, value) for name, value in report.summary()] if report is not None else [],
         pruned_by=getattr(report, "by", None) or "",

@@ -320,10 +320,11 @@ def push_dataset(
         FileExistsError: if `folder` holds something else already.
         LabelLeakError: if clean labels stand beside randomised ones; nothing is written.
         TypeError: if the rows are not at hand, such as those of an `IterableDataset`.
-        ValueError: if a store is incomplete or holds other rows than samples from a bare start, or `load_dataset`
+        ValueError: if a store is incomplete or holds other rows than samples from a seed, or `load_dataset`
             could not read a split back: it has no rows, or other names or columns than `load_dataset` takes.
     """
     from hf_ext.data.context_free import ContextFreeStore
+    from hf_ext.data.starts import seed_lines
     from hf_ext.hub.cards import write_dataset_card
 
     public_columns = strings(public_columns, "public_columns")
@@ -334,6 +335,7 @@ def push_dataset(
             require_samples(store)
             rows = store.to_dataset()
             card |= {"kind": "context_free", "data_files": {"train": "shard-*.arrow"}, "splits": {"train": len(rows)}}
+            card["seeds"] = seed_lines(store.manifest)
             card["settings"] = {name: store.manifest[name] for name in ("tokens", "max_new_tokens", "seed", "dtype")}
             private = True if private is None else private
         elif _is_curated(push_path):
@@ -386,7 +388,7 @@ def require_samples(store: ContextFreeStore) -> None:
     if kind != "context_free" or temperature != 1.0:
         what = f"{kind} rows" if kind != "context_free" else f"rows of temperature {temperature}"
         raise ValueError(
-            f"{store.path} holds {what}, which are no samples of a model from a bare start: push "
+            f"{store.path} holds {what}, which are no samples of a model from a seed: push "
             "store.to_dataset() as rows, with a card that says what they are and whose texts they hold."
         )
 

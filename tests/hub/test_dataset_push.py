@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
@@ -62,6 +64,58 @@ def test_a_store_is_private_warns_and_is_a_store_again(hub: FakeHub, tmp_path: P
     assert len(hub.titles("me/samples", "dataset")) == 1
     push_dataset(store, "me/open", private=False, license="mit")
     assert not hub.repo("me/open", "dataset").private
+
+
+def seeds_on_the_card(folder: Path) -> tuple[str, list[list[str]]]:
+    """The sentence on what the rows are, and the cells of the table of seeds."""
+    text = (folder / "README.md").read_text()
+    table = text.partition("## Seeds")[2].partition("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    sentence = " ".join(text[text.index("**Context-free rows**") :].split("Trained")[0].split())
+    return sentence, [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+
+
+HOSTILE = "a <b> | $x$ `c` \n# " + "long " * 60
+
+
+@pytest.mark.parametrize(
+    ("start", "sentence", "seeds"),
+    [
+        ("bos", "wrote by itself, from a bare start token, at temperature 1, without", [("a bare token", "100.0%")]),
+        ("Ada counts", "from the seed below, at temperature 1", [("tokens", "100.0%")]),
+        (
+            {"bos": 3, "chat": 1},
+            "from the 2 seeds below by their shares, at temperature 1",
+            [("bos (the beginning token)", "75.0%"), ("chat (the header of a user's turn; the model", "25.0%")],
+        ),
+        (
+            {"bos": 1, HOSTILE: 1},
+            "from the 2 seeds below",
+            [("bos", "50.0%"), ("long l...", "50.0%")],
+        ),
+    ],
+)
+def test_the_card_of_a_store_says_what_the_rows_begin_with_and_how_many_of_each(
+    start: Any, sentence: str, seeds: list[tuple[str, str]], hub: FakeHub, tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    store = generate_context_free(
+        tiny_model(tokenizer), tokenizer, 100, output_dir=tmp_path / "store", max_new_tokens=8, batch_size=16,
+        start=start, show_progress=False,
+    )  # fmt: skip
+    push_dataset(store, "me/samples")
+    words, lines = seeds_on_the_card(Path(store.path))
+    assert sentence in words
+    assert len(lines) == len(seeds)
+    rows = store.to_dataset().to_list()
+    for (name, ids, share), (known_name, known_share) in zip(lines, seeds, strict=True):
+        assert known_name in name
+        assert len(name) < 120
+        assert share == known_share
+        shown = [int(token) for token in ids.removesuffix(" ...").split()]
+        of_seed = [row for row in rows if row["input_ids"][: len(shown)] == shown]
+        assert len(of_seed) >= 0.9 * float(known_share.rstrip("%")) / 100 * len(rows)
+        assert all(row["labels"][len(shown) - 1] == -100 for row in of_seed)
 
 
 def test_other_rows_replace_what_was_pushed_before(hub: FakeHub, tmp_path: Path) -> None:
