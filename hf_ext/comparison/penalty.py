@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from hf_ext.data.context_free import ContextFreeStore
 
 __all__ = ["QuadraticPenaltyCallback", "context_free_fisher"]
+
+logger = logging.getLogger(__name__)
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class QuadraticPenaltyCallback(TrainerCallback):
@@ -44,8 +49,8 @@ class QuadraticPenaltyCallback(TrainerCallback):
             $F$ by the names of `named_parameters()`, non-negative; parameters that are missing are not pulled.
 
     Requirements: all weights trained themselves (no adapter, which starts from a change of zero anyway: scale it with
-    `wise_ft`); whole on each process (no FSDP, no DeepSpeed). Takes one more copy of the trained weights, two with
-    `fisher`.
+    `wise_ft`), in float32, for half precision rounds most pulls away; whole on each process (no FSDP, no DeepSpeed).
+    Takes one more copy of the trained weights, two with `fisher`.
 
     Metrics: `penalty`, its value in nats.
 
@@ -112,10 +117,12 @@ class QuadraticPenaltyCallback(TrainerCallback):
             for name, parameter in model.named_parameters():
                 if name not in self._original or id(parameter) not in rates:
                     continue
-                difference = parameter - self._original[name].to(parameter.device)
+                # of half precision, too, so that it is rounded once, and a small Fisher information is no zero
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                difference = parameter.to(dtype) - self._original[name].to(parameter.device, dtype)
                 share: Any = float(rates[id(parameter)]) * self.weight
                 if self.fisher is not None:
-                    share = (self.fisher[name].to(parameter) * share).clamp(max=1.0)
+                    share = (self.fisher[name].to(parameter.device, dtype) * share).clamp(max=1.0)
                 else:
                     share = min(share, 1.0)
                 parameter.sub_(share * difference)
@@ -159,6 +166,13 @@ class QuadraticPenaltyCallback(TrainerCallback):
                 raise ValueError(f"fisher[{name!r}] fits no trained weight: compute it on the model that is trained.")
             if not bool((values >= 0).all() & values.isfinite().all()):
                 raise ValueError(f"fisher[{name!r}] holds numbers that are negative or not finite.")
+        coarse = sorted({str(value.dtype) for value in trained.values() if value.dtype in HALF})
+        if coarse:
+            logger.warning(
+                "The penalty pulls weights of %s, which keeps no change below about a thousandth of a weight: most "
+                "pulls are smaller and are lost. Train float32 weights; bf16=True computes in bfloat16 all the same.",
+                " and ".join(coarse),
+            )
         names = trained if self.fisher is None else self.fisher
         self._original = {name: trained[name].detach().clone() for name in names}
 

@@ -114,6 +114,28 @@ def test_a_weight_of_zero_changes_nothing_and_a_resumed_run_pulls_to_the_first_m
         late.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_pull_is_computed_in_float32_at_least_and_rounded_once(
+    tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rate and a Fisher information whose product is zero in float16, and a distance that brings it back."""
+    fisher = {"weight": torch.tensor([1e-7, 0.3])}
+    trainer = Trainer(Line().to(dtype), _args(tmp_path), callbacks=[penalty := QuadraticPenaltyCallback(0.5, fisher)])
+    with torch.no_grad():
+        trainer.model.weight.copy_(torch.tensor([60_000.0, -2.75]))
+    moved_from = trainer.model.weight.detach().double().clone()
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1000.0)
+    penalty.on_pre_optimizer_step(
+        trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=optimizer
+    )
+    share = (1000.0 * 0.5 * fisher["weight"].double()).clamp(max=1)
+    exact = moved_from - share * (moved_from - torch.tensor([1.0, -2.0]).double())
+    assert trainer.model.weight.dtype == dtype
+    half_a_step = torch.finfo(dtype).eps / 2 + 1e-7  # of the dtype's own rounding, and of float32 inside
+    assert ((trainer.model.weight.detach().double() - exact).abs() <= half_a_step * exact.abs()).all()
+    assert ("Train float32 weights" in caplog.text) == (dtype in (torch.bfloat16, torch.float16))
+
+
 def test_what_cannot_be_pulled_is_refused(tmp_path: Path) -> None:
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="The weight of the penalty must be"):

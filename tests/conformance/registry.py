@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
+from hf_ext.comparison.penalty import QuadraticPenaltyCallback
 from hf_ext.data.context_free import generate_context_free
 from hf_ext.trainers.consensus import ConsensusConfig, ForwardCorrectedTrainer
 from hf_ext.trainers.context_free import ContextFreeSFTConfig, ContextFreeSFTTrainer
@@ -73,6 +74,20 @@ def with_store(folder: Path) -> dict[str, Any]:
     return {"context_free_dataset": store}
 
 
+def with_small_store(folder: Path) -> dict[str, Any]:
+    """A store of fewer rows than any run of the suite draws: a batch of four."""
+    store = generate_context_free(
+        tiny_model(TOKENIZER), TOKENIZER, 30, output_dir=folder / "store", max_new_tokens=12, batch_size=4,
+        show_progress=False,
+    )  # fmt: skip
+    return {"context_free_dataset": store}
+
+
+def with_penalty(folder: Path) -> dict[str, Any]:
+    """A pull of every weight to its original value."""
+    return {"callbacks": [QuadraticPenaltyCallback(0.5)]}
+
+
 def malformed(**columns: Any) -> dict[str, dict[str, Any]]:
     """What makes a row bad, by name: the given columns' values, and weights that are none."""
     weights = {"negative_weight": -0.5, "nan_weight": math.nan, "infinite_weight": math.inf}
@@ -130,8 +145,9 @@ class Method:
         kwargs = changes.pop("kwargs", {})
         args = config_of(self.config, folder / "out", **(self.settings | changes))
         arguments = self.arguments(folder)
-        if "peft_config" in kwargs:  # the base model is the reference
+        if "peft_config" in kwargs:  # the base model is the reference, and nothing of it is pulled
             arguments.pop("ref_model", None)
+            arguments.pop("callbacks", None)
         return build(self.trainer, args, dataset, model=model, **arguments, **kwargs)
 
     def build_parent(self, folder: Path, rows: Dataset, **changes: Any) -> Any:
@@ -176,6 +192,10 @@ TRAINERS = [
         settings={"kl": "exact", "kl_budget": 0.05}, variants=("plain",),
     ),
     Method(
+        "context_free_top_up", ContextFreeSFTTrainer, ContextFreeSFTConfig, neutral={"kl_weight": 0.0},
+        arguments=with_small_store, settings={"context_free_top_up": True}, variants=("plain",),
+    ),
+    Method(
         "infopo", InfoPOTrainer, InfoPOConfig, weighted_pairs, {"loss_type": "sigmoid"}, with_reference,
         (DPOTrainer, DPOConfig), preference.pairs, malformed(chosen=[None, ""], rejected=[None, ""], prompt=[None]),
         packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "streaming", "lora"),
@@ -186,6 +206,13 @@ TRAINERS = [
         packs=False, settings={"max_grad_norm": 0.3}, rounding=OF_SUMS, variants=("plain", "workers"),
     ),
 ]  # fmt: skip
+
+# What users add to a trainer of theirs: the lines of the suite on steps, kills and gradients (`callbacks=`).
+CALLBACKS = [
+    Method(
+        "penalty", WeightedSFTTrainer, WeightedSFTConfig, neutral=None, arguments=with_penalty, variants=("plain",)
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -362,7 +389,7 @@ class Mixture:
 
 MIXTURES = [Mixture("moe_em", MoEEMTrainer, MoEEMConfig)]
 BY_NAME: dict[str, Any] = {
-    method.name: method for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS, *MIXTURES)
+    method.name: method for method in (*TRAINERS, *CALLBACKS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS, *MIXTURES)
 }
 # What a mixture has none of: a gradient of its own, and a model that the caller makes.
 WITH_GRADIENT = {name: method for name, method in BY_NAME.items() if method not in MIXTURES}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.registry import CLASSIFIERS, PRETRAINERS, RETRIEVERS, TRAINERS
+from tests.conformance.registry import CALLBACKS, CLASSIFIERS, PRETRAINERS, RETRIEVERS, TRAINERS
 from tests.distributed.launch import launch, launch_once
 
 pytestmark = pytest.mark.timeout(900)  # waits for a job of several runs, which the first test to come starts
@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     f"{method.name}+{variant}"
-    for method in (*TRAINERS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)
+    for method in (*TRAINERS, *CALLBACKS, *RETRIEVERS, *CLASSIFIERS, *PRETRAINERS)
     for variant in VARIANTS
     if variant in method.variants
 ]

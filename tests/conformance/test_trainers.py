@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from hf_ext.guards.finite import NonFiniteError
 from hf_ext.guards.rows import RowError
 from tests.conformance.loading import PICKLES, refuse_pickles_and_code
-from tests.conformance.registry import BY_NAME, TRAINERS, Method, plain_rows
+from tests.conformance.registry import BY_NAME, CALLBACKS, TRAINERS, Method, plain_rows
 from tests.tiny import tiny_model
 from tests.trainers.oracle import document, token_losses
 from tests.trainers.runs import TOKENIZER, Snapshot, assert_same_weights, train
@@ -73,7 +73,7 @@ def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
             "id": f"{method.name}/{optimiser}", "method": method.name, "folder": str(folder / method.name / optimiser),
             "rows": 32, "changes": changes_of(optimiser, 2, 1),
         }
-        for method in TRAINERS
+        for method in (*TRAINERS, *CALLBACKS)
         for optimiser in optimisers_of(method)
     ]  # fmt: skip
     jobs += [
@@ -100,7 +100,7 @@ MEDIAN_ROWS = (16, 15, 13)  # even; odd; odd, and shards of 7 and 6 rows
 @launches
 @pytest.mark.parametrize(
     ("method", "optimiser"),
-    [(method, optimiser) for method in TRAINERS for optimiser in optimisers_of(method)],
+    [(method, optimiser) for method in (*TRAINERS, *CALLBACKS) for optimiser in optimisers_of(method)],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_batch_four_is_two_times_two_is_two_processes(
