@@ -36,6 +36,7 @@ __all__ = ["compare_forgetting"]
 
 logger = logging.getLogger(__name__)
 
+STAYS = "finished runs stay, and are not done again."
 REVISION = 1  # changes whenever a run of the same settings would come out otherwise
 
 
@@ -243,7 +244,7 @@ class _Comparison:
             model = wise_ft(source, self.original, run.settings["wise_ft"]["alpha"])
             del source
         else:
-            model, facts = trained_model(run, seed, self.materials)
+            model, facts = self._trained(run, seed)
             if run.name in self.sources:
                 self._keep(model, self._model_path(run, seed))
         result = self.forgetting.of(run.name, model)
@@ -259,9 +260,15 @@ class _Comparison:
         path = self._model_path(run, seed)
         if not path.is_dir():
             logger.info("Run %r, seed %d, is trained again: its model was not kept.", run.name, seed)
-            model, _ = trained_model(run, seed, self.materials)
+            model, _ = self._trained(run, seed)
             self._keep(model, path)
         return path
+
+    def _trained(self, run: PlannedRun, seed: int) -> tuple[Any, dict[str, Any]]:
+        # Mostly what `datasets` keeps of prepared rows: in its own cache, or the system's folder for temporary files.
+        what = f"what run {run.name!r} prepares to train"
+        with writing(what, self.folder, advice="Free some space, there and in the caches, and run again: " + STAYS):
+            return trained_model(run, seed, self.materials)
 
     def _keep(self, model: Any, path: Path) -> None:
         """Save a model whole: an adapter whose scaling is linear as it is, others merged."""
@@ -270,7 +277,8 @@ class _Comparison:
                 require_linear_adapter(model)
             except ValueError:
                 model = model.merge_and_unload()
-        with writing("the model of a run", path), replacing(path, overwrite=True) as temporary:
+        advice = f"Free some space and run again: {STAYS}"
+        with writing("the model of a run", path, advice=advice), replacing(path, overwrite=True) as temporary:
             model.save_pretrained(temporary)
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.evaluation.intervals import Estimate
+from hf_ext.guards.markdown import one_line, well_formed
 from hf_ext.guards.renamed import renamed_attribute, renamed_parameter
 from hf_ext.guards.reports import SavedReport, markdown_table
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MEASURES", "UNIT", "ForgettingReport", "RunResult", "label_points"]
 
 UNIT = "nats/token"
+LONGEST_LABEL = 40  # characters of a name in a plot; the tables have all of it
 CORE_WORDS = (
     "CORE is a mean of accuracies, 0 a guess and 1 perfect, by DCLM's first baselines (v1) and those of 2025 (v2); ± "
     "is its standard error, and half of a 95 % interval for a change. With fewer than 22 tasks it is not CORE itself."
@@ -279,8 +281,9 @@ def label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, floa
     for (name, x, y), color in zip(points, colors, strict=True):
         for dx, dy in [(9, 7), (9, -7), (-9, 7), (-9, -7), (9, 21), (9, -21), (-9, 21), (-9, -21), (9, 35), (9, -35)]:
             text = axes.annotate(
-                name,
+                _label(name),
                 (x, y),
+                parse_math=False,  # a dollar is none of mathematics, and half a formula would stop the plot
                 xytext=(dx, dy),
                 textcoords="offset points",
                 ha="left" if dx > 0 else "right",
@@ -299,3 +302,9 @@ def label_points(figure: Figure, axes: Axes, points: list[tuple[str, float, floa
             if (dx, dy) != (9, -35):
                 text.remove()
         text_boxes.append(box)
+
+
+def _label(name: str) -> str:
+    """A name on one line, and no longer than the plot has room for."""
+    name = one_line(well_formed(name))
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"

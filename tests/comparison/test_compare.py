@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from hf_ext.evaluation.forgetting import forgetting_report
 from hf_ext.evaluation.intervals import Estimate
 from hf_ext.evaluation.report import RunResult
 from hf_ext.evaluation.wise_ft import wise_ft
+from hf_ext.guards.disk import DiskFullError
+from hf_ext.guards.markdown import well_formed
 from tests.evaluation.test_forgetting import TOKENIZER, _prepared
 from tests.tiny import tiny_model, tiny_prompt_completion_dataset, tiny_text_dataset
 
@@ -153,6 +158,75 @@ def test_a_run_that_fails_leaves_those_before_it(tmp_path: Path, trained: list[s
     report = _compared(tmp_path, _grid())
     assert trained == ["SFT 3", "LoRA 3"]  # by the counter of before: LoRA was stopped, and SFT is done
     assert [run.name for run in report.runs] == ["SFT", "LoRA", "between"]
+
+
+def test_a_run_that_cannot_train_is_named_and_those_before_it_stay(tmp_path: Path, trained: list[str]) -> None:
+    """Its rows are gone by length: nothing says so before it trains."""
+    runs = {"SFT": {}, "cut": {"max_length": 1}, "LoRA": RUNS["LoRA"]}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="run 'cut': "):
+            _compared(tmp_path, _grid(runs))
+    assert trained == ["SFT 3", "cut 3", "cut 3"]
+    del runs["cut"]
+    assert [run.name for run in _compared(tmp_path, _grid(runs)).runs] == ["SFT", "LoRA"]
+    assert trained[3:] == ["LoRA 3"]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("hf_ext.comparison.compare.trained_model", "what run 'SFT' prepares to train"),
+        ("transformers.PreTrainedModel.save_pretrained", "the model of a run"),
+        ("hf_ext.guards.runs.write_whole", "the record of a run"),
+    ],
+)
+def test_a_full_disk_is_a_sentence_finished_runs_stay_and_with_room_it_goes_on(
+    place: str, words: str, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compared(tmp_path, _grid({"LoRA": RUNS["LoRA"]}))
+    records = {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()}
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        with pytest.raises(DiskFullError, match=f"No room to write {words}.* (as done stays|runs stay)"):
+            _compared(tmp_path, _grid())
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()} == records
+    assert not [path.name for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    assert [run.name for run in _compared(tmp_path, _grid()).runs] == ["SFT", "LoRA", "between"]
+    assert trained.count("LoRA 3") == 1
+
+
+HOSTILE_NAMES = (
+    *(
+        "../../outside",
+        "/etc/passwd",
+        'a "quoted" `code` | <b>',
+        "$\\frac{",
+        "two\nlines",
+        "Ünïcödé 名前 🙂",
+        "half \ud83d",
+    ),
+    *("x" * 300, "_hidden", " ", "-1"),
+)
+
+
+def test_names_of_any_letters_stay_names(tmp_path: Path, trained: list[str]) -> None:
+    """None becomes a path, markup or a formula; all come back as they were."""
+    runs: dict[str, Any] = {name: {"max_steps": 1, "learning_rate": 1e-3} for name in HOSTILE_NAMES}
+    runs["between"] = {"method": "wise_ft", "of": "../../outside", "alpha": 0.5}
+    report = _compared(tmp_path / "out", _grid(runs))
+    assert len(trained) == 1, "they are one run under many names"
+    report.save(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = [run.name for run in ComparisonReport.load(tmp_path / "out").runs]
+    assert names == [well_formed(name) for name in [*HOSTILE_NAMES, "between"]]
+    lines = [line for line in (tmp_path / "out" / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == len(runs) + 3
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert (tmp_path / "out" / "comparison.svg").stat().st_size > 1000
 
 
 def test_damage_is_named_and_what_is_removed_is_done_again(tmp_path: Path, trained: list[str]) -> None:
