@@ -14,7 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
-from hf_ext.data.pictures import PictureCollator, is_picture_processor, require_pictures
+from hf_ext.data.pictures import (
+    PictureCollator,
+    PictureDecoder,
+    is_picture_processor,
+    require_pictures,
+    undecoded,
+)
 from hf_ext.data.provenance import as_adapted, is_peft
 from hf_ext.data.relabeling.heads import check_head
 from hf_ext.data.scoring import SCORE_COLUMNS
@@ -76,7 +82,8 @@ def add_original_class_losses(
 
     Raises:
         ValueError: if the model has no distribution over classes, holds adapters, or a column is missing.
-        RowError: if a label is no class of the model, a picture is missing, or a loss is not finite.
+        RowError: if a label is no class of the model, a picture is missing or cannot be decoded, or a loss is not
+            finite.
         TypeError: if `dataset` is a stream.
 
     Reference: Sanyal et al. 2025 (arXiv 2502.02797), Algorithm 1, step 1, and its vision recipe.
@@ -94,6 +101,8 @@ def add_original_class_losses(
         )
     collate = data_collator or _collator(dataset, model, processing_class, image_column, label_column)
     read_columns = {*inspect.signature(model.forward).parameters, *LABELS, image_column, label_column}
+    read_rows = undecoded(dataset, image_column)
+    decoder = PictureDecoder(collate, image_column)
     device = next(model.parameters()).device
     losses: list[float] = []
     with (
@@ -102,7 +111,8 @@ def add_original_class_losses(
     ):
         for start in range(0, len(dataset), batch_size):
             places = range(start, min(start + batch_size, len(dataset)))
-            rows = [{name: value for name, value in dataset[i].items() if name in read_columns} for i in places]
+            rows = [{name: value for name, value in read_rows[i].items() if name in read_columns} for i in places]
+            rows = [decoder.decoded(row, i) for row, i in zip(rows, places, strict=True)]
             inputs = dict(collate(rows))
             labels = next((inputs.pop(name) for name in LABELS if name in inputs), None)
             if labels is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Image
+from datasets import Dataset, Image
 
+from hf_ext._columns import ROW_INDEX
 from hf_ext.guards.row_errors import RowError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import nn
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the channels that a model reads
@@ -58,11 +60,80 @@ class PictureCollator:
         """Pixels, and labels where the rows have them."""
         import torch
 
-        pictures = [row[self.column].convert(self.mode) for row in rows]
+        pictures = [eight_bit(row[self.column]).convert(self.mode) for row in rows]
         batch = dict(self.processor(pictures, return_tensors="pt"))
         if self.label in rows[0]:
             batch["labels"] = torch.tensor([row[self.label] for row in rows])
         return batch
+
+
+@dataclass(frozen=True)
+class PictureDecoder:
+    """
+    A collator before which pictures are decoded here, where a broken file can be named by its row.
+
+    Args:
+        collator (`Callable`):
+            What it gives decoded rows to.
+        column (`str`):
+            Of the pictures, as [`undecoded`] leaves them.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    column: str
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of the collator's."""
+        return self.collator([self.decoded(row, row.get(ROW_INDEX)) for row in rows])
+
+    def decoded(self, row: dict[str, Any], index: int | None) -> dict[str, Any]:
+        """
+        The row with its picture.
+
+        Raises:
+            RowError: if the file is broken, missing, far too large, or of numbers whose range is not known.
+        """
+        value = row.get(self.column)
+        if not isinstance(value, dict):
+            return row
+        try:
+            picture = eight_bit(Image().decode_example(value))
+        except Exception as error:  # whatever Pillow and its parts raise over a file
+            name = Path(value["path"]).name if value.get("path") else "without a name"
+            reason = " ".join(str(error).split())
+            place = "a row" if index is None else f"row {int(index):,}"
+            message = (
+                f"{place}, column {self.column!r}: the picture {name:.80} cannot be read "
+                f"({type(error).__name__}: {reason:.160}).\n  Replace the file, or drop the row with dataset.filter."
+            )
+            raise RowError(message, -1 if index is None else int(index), self.column) from error
+        return {**row, self.column: picture}
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """Rows whose pictures `datasets` leaves as files and bytes, for [`PictureDecoder`]; other rows as they are."""
+    if not isinstance(dataset, Dataset) or dataset.format["type"] is not None:
+        return dataset
+    feature = dataset.features.get(column)
+    if not isinstance(feature, Image) or not feature.decode or feature.mode is not None:
+        return dataset
+    return dataset.cast_column(column, replace(feature, decode=False))
+
+
+def eight_bit(picture: Any) -> Any:
+    """
+    A picture of 8 bits a channel: Pillow (13) turns every number above 255 into 255, and 16-bit pictures white.
+
+    Raises:
+        ValueError: if its numbers have 32 bits, of which nobody says what white is.
+    """
+    if picture.mode.startswith("I;16"):
+        from PIL import Image as Pillow
+
+        return Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode {picture.mode!r} has 32-bit numbers of no known range: scale them to 8 bits")
+    return picture
 
 
 def require_pictures(dataset: Dataset, column: str) -> None:

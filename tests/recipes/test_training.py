@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -206,6 +207,22 @@ def test_a_flow_of_pictures_trains_a_head_first_and_then_other_weights_than_equa
     ):
         assert recipe.run([*command, "--output_dir", "no", *words]) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_a_flow_of_pictures_that_was_killed_goes_on_to_the_same_weights(work):
+    """Between its second and third step: the head is trained again, and gives the same weights of rows."""
+    name = "weighted_classification/resnet18_cifar10.yaml"
+    saving = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "4", "--save_total_limit", "8"]
+    command = ["--config", name, *SMALL, *DATA[name], *saving]
+    recipe = import_module(training_recipes()[name].recipe).RECIPE
+    assert recipe.run([*command, "--output_dir", "whole"]) == 0
+    assert recipe.run([*command, "--output_dir", "cut"]) == 0
+    for later in ("checkpoint-3", "checkpoint-4", "probe"):
+        shutil.rmtree(work / "cut" / later, ignore_errors=True)
+    (work / "cut" / "model.safetensors").unlink()
+    assert recipe.run([*command, "--output_dir", "cut", "--resume_from_checkpoint", "true"]) == 0
+    whole, resumed = (load_file(work / folder / "model.safetensors") for folder in ("whole", "cut"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_weights_reach_the_loss(weighted):

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext._columns import ROW_INDEX
-from hf_ext.data.pictures import PictureCollator, is_picture_processor, require_pictures
+from hf_ext.data.pictures import (
+    PictureCollator,
+    PictureDecoder,
+    is_picture_processor,
+    require_pictures,
+    undecoded,
+)
 from hf_ext.data.relabeling.heads import check_head
 from hf_ext.guards.weights import require_row_weights
 from hf_ext.losses.weighted_classes import weighted_class_nll
@@ -70,7 +76,8 @@ class WeightedTrainer(NoisyLabels, Trainer):
 
     Raises:
         ValueError: if a setting or the model cannot be used, or all weights are zero.
-        RowError: if a weight is not a number of at least 0, a label is no class, or a picture is missing.
+        RowError: if a weight is not a number of at least 0, a label is no class, or a picture is missing; in `train`,
+            if a picture cannot be decoded.
         NonFiniteError: if a logit, weight or loss is not finite, before the optimiser step it would spoil.
 
     Metrics: those of `Trainer`; `eval_loss` is unweighted, hence comparable with it.
@@ -112,6 +119,8 @@ class WeightedTrainer(NoisyLabels, Trainer):
             data_collator = PictureCollator.of(model, processing_class, label=args.label_column)
             args = copy.copy(args)
             args.remove_unused_columns = False  # the collator reads the picture
+        self._picture_column = data_collator.column if isinstance(data_collator, PictureCollator) else None
+        train_dataset, eval_dataset = (self._undecoded(rows) for rows in (train_dataset, eval_dataset))
         super().__init__(
             model=model,
             args=args,
@@ -121,8 +130,18 @@ class WeightedTrainer(NoisyLabels, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self._picture_column is not None:  # around the collator that takes a row's number away
+            self.data_collator = PictureDecoder(self.data_collator, self._picture_column)
         if self.args.head_only:
             backbone_of(self.model)  # refused before anything is done for the run
+
+    def _undecoded(self, rows: Any) -> Any:
+        """Rows whose pictures the collator decodes, where it can say which row's file is broken."""
+        return rows if self._picture_column is None else undecoded(rows, self._picture_column)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the host; broken pictures are named."""
+        return super().get_eval_dataloader(self._undecoded(eval_dataset))
 
     def make_loss(self, channel: Any) -> WeightedLoss:
         """Cross-entropy times the row's weight; there is no channel."""
