@@ -134,9 +134,7 @@ def test_a_run_may_name_a_store_of_its_own_and_is_known_by_its_rows(tmp_path: Pa
     shared = _compared(tmp_path / "shared", _grid({"B": {"method": "context_free"}}, context_free=samples)).run("B")
     again = _compared(tmp_path / "out", _grid(runs)).run("B")
     assert again.results[3].target_loss == shared.results[3].target_loss  # the same rows, sampled by the grid
-    with pytest.raises(
-        ValueError, match=r"run 'A' trains on .*first, and the KL is to be measured on rows of"
-    ):
+    with pytest.raises(ValueError, match=r"run 'A' trains on .*first, and the KL is to be measured on rows of"):
         _compared(tmp_path / "out", _grid(runs), context_free=_store(tmp_path / "fresh", seed=1))
     runs["C"] = {"method": "context_free", "context_free_path": str(tmp_path / "third")}
     with pytest.raises(ValueError, match=r"run 'C': context_free_path: .*third is no context-free store"):
