@@ -16,9 +16,13 @@ Last line, one JSON object:
   speedup_over_bound    goal >= 0.9
   speedup_uniform       as `speedup`, with a limit of its own for each row (goal >= 1.6)
   bound_uniform         as `bound`, there
+with --backend, of an engine that passes the probe and samples the natural rows in one call, turn by turn with both:
+  backend, backend_tokens_per_second, ours_tokens_per_second, generate_tokens_per_second
+  backend_over_ours     median of the rounds
 
     python benchmarks/context_free_speed.py [--rounds 2]    # some 20 minutes on 2 cores with nothing else on them
     python benchmarks/context_free_speed.py --cpu-clock     # CPU seconds of one thread: for a machine that is shared
+    python benchmarks/context_free_speed.py --backend continuous_batching    # vllm, or completions --backend-url URL
     python benchmarks/context_free_speed.py --quick         # seconds, a tiny model, not the claim
 """
 
@@ -41,6 +45,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
+from hf_ext.data.backends.choice import BACKENDS, OURS, sampling_backend
+from hf_ext.data.backends.probe import probe_backend
+from hf_ext.data.backends.protocol import RowRequest, row_seed
 from hf_ext.data.sampling import end_ids, row_uniforms, sample_rows, sampling_mode, start_ids
 from hf_ext.data.slots import can_refill
 
@@ -89,10 +96,12 @@ class OwnLimits(StoppingCriteria):
 
 
 class Samplers:
-    """Both samplers on one model; every run draws afresh."""
+    """Both samplers on one model, and the engine if there is one; every run draws afresh."""
 
-    def __init__(self, model: Any, tokenizer: Any, longest: int, clock: Callable[[], float]) -> None:
-        self.model, self.device, self.clock = model, model.device, clock
+    def __init__(
+        self, model: Any, tokenizer: Any, longest: int, clock: Callable[[], float], backend: Any = None
+    ) -> None:
+        self.model, self.device, self.clock, self.backend = model, model.device, clock, backend
         self.start = torch.tensor(start_ids(model, tokenizer, "bos", longest), device=model.device)
         self.eos = torch.tensor(end_ids(model, tokenizer))
         self.runs: list[Run] = []
@@ -104,7 +113,7 @@ class Samplers:
     def run(self, part: str, sampler: str, batch_size: int, limits: Tensor) -> Run:
         """Sample a row for each limit; every run has another seed."""
         self.drawn += 1
-        sample = self._ours if sampler == "ours" else self._peer
+        sample = {"ours": self._ours, "peer": self._peer, "backend": self._engine}[sampler]
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         started = self.clock()
@@ -123,6 +132,21 @@ class Samplers:
                 self.model, self.start, uniforms, self.eos, batch_size=batch_size, refill=True, limits=limits
             )
         return int(lengths.sum()), int(lengths.sum())
+
+    def probe(self, longest: int) -> None:
+        """Stop here if the engine is off: its speed would be that of something else."""
+        probe_backend(
+            self.backend, self.model, [self.start.tolist()], eos_ids=self.eos.tolist(), max_new_tokens=longest
+        )
+
+    def _engine(self, batch_size: int, limits: Tensor) -> tuple[int, int]:
+        prompt = tuple(self.start.tolist())
+        requests = [
+            RowRequest(prompt, limit, row_seed(self.drawn, number)) for number, limit in enumerate(limits.tolist())
+        ]
+        rows = self.backend.sample(requests, 1.0, self.eos.tolist())
+        kept = sum(len(row.ids) for row in rows)
+        return kept, kept
 
     def _peer(self, batch_size: int, limits: Tensor) -> tuple[int, int]:
         torch.manual_seed(self.drawn)
@@ -172,7 +196,16 @@ def load(quick: bool) -> tuple[Any, Any]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
 
 
-def headline_of(runs: list[Run], best: dict[str, int]) -> dict[str, Any]:
+def source_of(model: Any, work: Path) -> str:
+    """A folder from which an engine loads the model itself."""
+    if model.name_or_path:
+        return str(model.name_or_path)
+    work.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(work / "tiny")
+    return str(work / "tiny")
+
+
+def headline_of(runs: list[Run], best: dict[str, int], backend: str | None = None) -> dict[str, Any]:
     """The headline from the runs."""
     values: dict[str, float] = {}
     for part in ("natural", "uniform"):
@@ -180,7 +213,7 @@ def headline_of(runs: list[Run], best: dict[str, int]) -> dict[str, Any]:
         rates = [ours.rate / peer.rate for ours, peer in zip(of["ours"], of["peer"], strict=True)]
         values[f"speedup_{part}"] = median(rates)
         values[f"bound_{part}"] = sum(run.computed for run in of["peer"]) / sum(run.kept for run in of["peer"])
-    return {
+    headline = {
         "benchmark": "context_free_speed",
         "batch_size": best["ours"],
         "peer_batch_size": best["peer"],
@@ -190,6 +223,21 @@ def headline_of(runs: list[Run], best: dict[str, int]) -> dict[str, Any]:
         "speedup_uniform": round(values["speedup_uniform"], 3),
         "bound_uniform": round(values["bound_uniform"], 3),
     }
+    return headline | ({} if backend is None else {"backend": backend} | backend_headline(runs))
+
+
+def backend_headline(runs: list[Run]) -> dict[str, float]:
+    """What is told of an engine beside both samplers."""
+    of = {
+        name: [run.rate for run in runs if run.part == "natural" and run.sampler == name]
+        for name in ("backend", "ours", "peer")
+    }
+    return {
+        "backend_tokens_per_second": round(median(of["backend"]), 1),
+        "ours_tokens_per_second": round(median(of["ours"]), 1),
+        "generate_tokens_per_second": round(median(of["peer"]), 1),
+        "backend_over_ours": round(median(b / o for b, o in zip(of["backend"], of["ours"], strict=True)), 3),
+    }
 
 
 def main() -> None:
@@ -197,12 +245,26 @@ def main() -> None:
     options = parser(__doc__ or "", "context_free_speed")
     options.add_argument("--rounds", type=int, default=2, help="Rounds at natural lengths; half as many uniform ones.")
     options.add_argument("--cpu-clock", action="store_true", help="Count the CPU seconds of one thread instead.")
+    options.add_argument(
+        "--backend", choices=[name for name in BACKENDS if name != OURS], help="An engine beside both."
+    )
+    options.add_argument("--backend-url", metavar="URL", help="Of the server of --backend completions.")
     args = options.parse_args()
+    if args.backend is not None and args.output == options.get_default("output"):
+        args.output = args.work / f"{args.backend}.json"  # the committed result is that of both samplers alone
+    if args.backend == "completions" and args.cpu_clock:
+        options.error("--cpu-clock counts the seconds of this process, and a server is another one")
     if args.cpu_clock:
         torch.set_num_threads(1)  # threads that wait for each other burn time on a busy machine
     clock = time.process_time if args.cpu_clock else time.perf_counter
     sizes = QUICK if args.quick else Sizes()
-    samplers = Samplers(*load(args.quick), longest=sizes.uniform_limits[1], clock=clock)
+    model, tokenizer = load(args.quick)
+    backend = None
+    if args.backend is not None:
+        backend = sampling_backend(args.backend, model, source_of(model, args.work), url=args.backend_url)
+    samplers = Samplers(model, tokenizer, sizes.uniform_limits[1], clock, backend)
+    if backend is not None:
+        samplers.probe(sizes.natural_limit)
     for name in ("peer", "ours"):
         samplers.run("warm-up", name, sizes.batch_sizes[0], torch.full((sizes.batch_sizes[0],), 4))
 
@@ -225,10 +287,12 @@ def main() -> None:
     for number, (part, limits) in enumerate(tqdm(parts, desc="Rounds", unit="round")):
         for name in ("peer", "ours") if number % 2 else ("ours", "peer"):
             samplers.run(part, name, best[name], limits)
+        if backend is not None and part == "natural":
+            samplers.run(part, "backend", len(limits), limits)
     rows = [asdict(run) for run in samplers.runs if run.part != "warm-up"]
     how = {"threads": torch.get_num_threads(), "clock": "cpu" if args.cpu_clock else "wall"}
     how["dtype"] = str(samplers.model.dtype).removeprefix("torch.")
-    finish(args, {"rows": rows, **how}, headline_of(samplers.runs, best))
+    finish(args, {"rows": rows, **how}, headline_of(samplers.runs, best, args.backend))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,18 @@ def test_kept_tokens_end_at_the_limit_or_the_first_end_token(script):
     assert lengths.tolist() == [2, 4, 1, 3, 3]
 
 
+def test_an_engine_s_figures_are_those_of_the_natural_rows(script):
+    seconds = {"ours": (2.0, 4.0, 5.0), "peer": (4.0, 4.0, 8.0), "backend": (1.0, 2.0, 10.0)}
+    runs = [script.Run("natural", name, 8, 8, 100, 120, value) for name in seconds for value in seconds[name]]
+    runs += [script.Run("uniform", name, 8, 8, 100, 120, 1.0) for name in ("ours", "peer")]
+    headline = script.headline_of(runs, {"ours": 8, "peer": 8}, "vllm")
+    assert headline["backend"] == "vllm"
+    assert headline["backend_tokens_per_second"] == 50.0
+    assert headline["ours_tokens_per_second"] == headline["generate_tokens_per_second"] == 25.0
+    assert headline["backend_over_ours"] == 2.0  # of 2, 2 and 0.5
+    assert "backend" not in script.headline_of(runs[:6] + runs[9:], {"ours": 8, "peer": 8})
+
+
 def test_headline_follows_from_its_rows():
     result = json.loads((ROOT / "benchmarks/results/context_free_speed.json").read_text(encoding="utf-8"))
     headline, rows = result["headline"], result["rows"]
