@@ -29,6 +29,7 @@ def probe(engine, model, seed=0, temperature=1.0, prompts=((BOS,),), eos_ids=(EO
     )
 
 
+@pytest.mark.timeout(1200)  # some 20 seconds of a processor: minutes where others share it
 def test_an_exact_engine_passes_20_of_20(model):
     for seed in SEEDS:
         reports = ("raw", "processed", None)[seed % 3]
@@ -46,6 +47,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught_20_of_20(model, fault):
     settings, words = FAULTS[fault]
