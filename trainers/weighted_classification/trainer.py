@@ -131,7 +131,8 @@ class WeightedTrainer(NoisyLabels, Trainer):
             **kwargs,
         )
         if self._picture_column is not None:  # around the collator that takes a row's number away
-            self.data_collator = PictureDecoder(self.data_collator, self._picture_column)
+            decoder: Any = PictureDecoder(self.data_collator, self._picture_column)
+            self.data_collator = decoder
         if self.args.head_only:
             backbone_of(self.model)  # refused before anything is done for the run
 
