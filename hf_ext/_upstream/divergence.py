@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from hf_ext._upstream.fused_head import base_of
+from hf_ext._upstream.sharding import whole
 
 TOUCHED = (
     (
@@ -59,17 +60,20 @@ class OutputHead:
             logits = torch.nn.functional.linear(hidden.float(), weight, bias) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def copy(self) -> OutputHead:
-        """The head as it is now, which no training moves."""
-        bias = None if self.bias is None else self.bias.detach().clone()
-        return OutputHead(self.weight.detach().clone(), bias, self.scale, self.softcap)
+    def copy(self, device: torch.device | None = None) -> OutputHead:
+        """The head as it is now, which no training moves; on another device if one is named."""
+        weight, bias = (
+            None if value is None else value.detach().to(device, copy=True) for value in (self.weight, self.bias)
+        )
+        assert weight is not None
+        return OutputHead(weight, bias, self.scale, self.softcap)
 
 
 def output_head(model: Module) -> OutputHead:
     """
     The output head of a causal language model (or `PeftModel`), its weights those that its forward would use now.
 
-    Whether a model's logits are made as this head makes them is for [`head_error`] to tell.
+    Of a sharded model they are gathered, so every process must ask. Whether a model's logits are made as this head makes them is for [`head_error`] to tell.
     """
     base = base_of(model)
     layer = base.get_output_embeddings()
@@ -79,7 +83,9 @@ def output_head(model: Module) -> OutputHead:
     if scale is None and divisor is not None:
         scale = divisor if config.model_type in MULTIPLIED_DIVISOR else 1 / divisor
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(layer.weight, getattr(layer, "bias", None), 1.0 if scale is None else float(scale), softcap)
+    bias = getattr(layer, "bias", None)
+    weight, bias = whole(layer.weight), None if bias is None else whole(bias)
+    return OutputHead(weight, bias, 1.0 if scale is None else float(scale), softcap)
 
 
 @torch.no_grad()

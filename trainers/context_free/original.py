@@ -16,6 +16,7 @@ from hf_ext._upstream.divergence import (
     chosen_log_probs,
     chunked_kl,
     head_error,
+    last_hidden_states,
     output_head,
     top_k_log_probs,
 )
@@ -49,7 +50,8 @@ class OriginalModel:
     The original model, and the divergence of the trained one from it on batches of context-free rows.
 
     It is the trained model with its adapters off, or, where none are trained, a frozen copy made here. With states on
-    disk its forward is not needed any more, and of a copy the head alone is held.
+    disk its forward is not needed any more, and of a copy the head alone is held. Under FSDP2 the copy is in parts, and
+    its head whole on every process.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -60,6 +62,10 @@ class OriginalModel:
             Compare the original's likeliest tokens alone, and all others as one; without it the whole vocabulary.
         states ([`OriginalStates`], *optional*):
             What was computed before, or is to be computed by [`fill`].
+        shard (`Callable`, *optional*):
+            Cuts a model into parts over the processes, in place; where it is given, the host will do so with `model`.
+        device (`torch.device`, *optional*):
+            Where a sharded model computes; the whole one may wait elsewhere.
 
     Raises:
         ValueError: if the model's base parameters are trained beside adapters, `top_k` is more than the vocabulary, or
@@ -72,8 +78,11 @@ class OriginalModel:
         autocast: Callable[[], AbstractContextManager],
         top_k: int | None = None,
         states: OriginalStates | None = None,
+        shard: Callable[[Any], Any] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.model = model
+        self.is_sharded = shard is not None
         self.autocast = autocast
         self.top_k = top_k
         self.states = states
@@ -86,12 +95,17 @@ class OriginalModel:
         vocabulary = len(self.head.weight)
         if top_k is not None and top_k > vocabulary:
             raise ValueError(f"kl_top_k={top_k} is more than the {vocabulary:,} tokens of the vocabulary: lower it.")
-        self._copy: Any = None
-        if not has_adapters and states is None:
-            self._copy = _frozen_copy(model)
-            self.head = output_head(self._copy)
-        elif not has_adapters and top_k is None:
+        self.frozen: Any = None
+        if shard is not None:
+            self.head = self.head.copy(device)
+        elif not has_adapters and states is not None and top_k is None:
             self.head = self.head.copy()
+        if not has_adapters and states is None:
+            self.frozen = _frozen_copy(model)
+            if shard is None:
+                self.head = output_head(self.frozen)
+            else:
+                self.frozen = shard(self.frozen.base_model)  # what is called must be what was cut
 
     def divergence(self, new_hidden: Tensor, batch: Batch) -> Tensor:
         """
@@ -144,11 +158,22 @@ class OriginalModel:
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states `(batch, seq_len, hidden_size)` of the original model."""
         inputs = {name: values for name, values in model_inputs(batch).items() if name != "labels"}
-        if self._copy is not None:
+        if self.frozen is not None:
+            base = self.frozen if self.is_sharded else self.frozen.base_model
             with self.autocast():
-                return self._copy.base_model(**inputs, use_cache=False).last_hidden_state
+                return base(**inputs, use_cache=False).last_hidden_state
+        if self.is_sharded:
+            return self._hidden_of_parts(inputs)
         with as_original(self.model), self.autocast():
             return original_model(self.model).base_model(**inputs, use_cache=False).last_hidden_state
+
+    def _hidden_of_parts(self, inputs: Batch) -> Tensor:
+        """The same of a sharded model with adapters: FSDP gathers parameters in a call of the whole model alone."""
+        # No label is one: the fused head then has nothing to compute.
+        labels = torch.full_like(inputs["input_ids"], -100)
+        with last_hidden_states(self.model) as states, as_original(self.model), self.autocast():
+            self.model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        return states[-1]
 
     def _say(self, hidden: Tensor) -> dict[str, Tensor]:
         """What is compared, by name, a line a position."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from trl import SFTConfig
 from hf_ext._columns import ROW_INDEX
 from hf_ext._upstream.divergence import last_hidden_states
 from hf_ext._upstream.sft import DataCollatorForLanguageModeling, load_original
+from hf_ext._upstream.sharding import is_fsdp2, shard
 from hf_ext.data.context_free import ContextFreeStore, top_up
 from hf_ext.data.original_cache import rows_hash
 from hf_ext.data.original_states import OriginalStates
@@ -85,11 +87,11 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
     Requirements: about twice the memory for activations of plain SFT, since both strata share one backward pass. Rows
     are drawn without replacement within an epoch over the store; once it repeats, the anchor memorises it, so sample
     about as many tokens as the target rows have. `kl="exact"` and `"topk"` hold a frozen copy of a model that is
-    trained whole (with `original_cache_dir` its head alone), and need the whole model in each process.
+    trained whole (with `original_cache_dir` its head alone); under FSDP2 the copy is sharded too.
 
     Raises:
         ValueError: if there is no store, it is empty, or it comes from other weights or another tokenizer; if the
-            model is sharded or compiled and `kl` is not `"sampled"`; or, in `train`, if an adapter is trained already,
+            model is sharded by DeepSpeed or compiled and `kl` is not `"sampled"`; or, in `train`, if an adapter is trained already,
             or the model's logits are not those of its output head.
 
     Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
@@ -150,15 +152,22 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     def _refuse_parts(self) -> None:
         refused = {
-            "a sharded model (FSDP, DeepSpeed)": self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            "a model sharded by DeepSpeed": self.is_deepspeed_enabled,
+            "a model sharded by FSDP version 1": self.is_fsdp_enabled and not is_fsdp2(self),
             "torch_compile": self.args.torch_compile,
         }
         for setting, is_set in refused.items():
             if is_set:
                 raise ValueError(
                     f"{type(self).__name__} does not support {setting} with kl={self.args.kl!r}, which compares last "
-                    "hidden states of two models: use kl='sampled', or train without it."
+                    "hidden states of two models: use kl='sampled', or train without it (FSDP2 goes with every kl)."
                 )
+        if is_fsdp2(self) and self.args.original_cache_dir is not None:
+            raise ValueError(
+                "original_cache_dir does not go with FSDP2: states are computed before the model is sharded, by the "
+                "whole model on each process. Leave it out (the original model is then held in parts), or set "
+                "kl='sampled'."
+            )
 
     @staticmethod
     def _changes_vocabulary(args: ContextFreeSFTConfig) -> bool:
@@ -225,7 +234,9 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         super().before_training(checkpoint)
         if self.args.kl != "sampled" and self.is_anchored and self.original is None:
             top_k = self.args.kl_top_k if self.args.kl == "topk" else None
-            self.original = OriginalModel(self.model, self.accelerator.autocast, top_k, self._states(top_k))
+            parts = {"shard": partial(shard, self), "device": self.args.device} if is_fsdp2(self) else {}
+            states = self._states(top_k)
+            self.original = OriginalModel(self.model, self.accelerator.autocast, top_k, states, **parts)
             self._fill_states(self.original)
         self._measured = None
         if self.budget is not None:

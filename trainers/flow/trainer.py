@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from torch.nn import Module
 
 from hf_ext._columns import ROW_INDEX, column_names
 from hf_ext._upstream.rows import AnyDataset
+from hf_ext._upstream.sharding import is_fsdp2, reshard, shard
 from hf_ext.data.flow_arithmetic import FlowResult, effective_sample_size_ratio, weigh
 from hf_ext.data.original_cache import Scores, cache_file, load_scores, rows_hash, save_scores
 from hf_ext.data.provenance import model_hash
@@ -62,8 +64,9 @@ class FlowSFTTrainer(WeightedSFTTrainer):
             $\tau$ and $c$ are found on a sample of its beginning, then frozen; its rows are scored as they come, by a
             second forward (without adapters also a second copy of the model).
 
-    Requirements: a PEFT initialiser that leaves the base model as it is; no sharded model at start-up (FSDP, ZeRO-3):
-    there, run `hf-ext data flow-weights` first and train with [`WeightedSFTTrainer`] and `normalize="tokens"`.
+    Requirements: a PEFT initialiser that leaves the base model as it is. Under FSDP2 the model is sharded before rows
+    are scored, each process a share of them. DeepSpeed, FSDP version 1 and a sharded model on a stream are refused:
+    run `hf-ext data flow-weights` first, and train with [`WeightedSFTTrainer`] and `normalize="tokens"`.
 
     Raises:
         ValueError: if one of these is not met, all weights but one vanish at `tau`, `source_column` is missing or
@@ -98,15 +101,30 @@ class FlowSFTTrainer(WeightedSFTTrainer):
                 "The train dataset has a 'weight' column, and FlowSFTTrainer fills that column itself. Remove it, or "
                 "train with the weights you have: WeightedSFTTrainer."
             )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "FlowSFTTrainer cannot score rows on a sharded model (FSDP, DeepSpeed). Run 'hf-ext data "
-                "flow-weights' (or add_original_losses and add_flow_weights) first, and train with WeightedSFTTrainer "
-                "and normalize='tokens'."
-            )
+        self._refuse_parts()
         if self.args.flow_anneal > 0 and isinstance(self.train_dataset, Dataset):
             collator = self.data_collator
             self.data_collator = FlowCollator(collator.inner, collator.normalize, collator.reduction)
+
+    def _refuse_parts(self) -> None:
+        """Refuse a model that is sharded in a way in which it cannot score rows before its first step."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        refused = {
+            "a model sharded by DeepSpeed": self.is_deepspeed_enabled,
+            "a model sharded by FSDP version 1": self.is_fsdp_enabled and not is_fsdp2(self),
+            "a stream with a sharded model": self.is_fsdp_enabled and not isinstance(self.train_dataset, Dataset),
+            "torch_compile with a sharded model": self.is_fsdp_enabled and self.args.torch_compile,
+            "fsdp_activation_checkpointing (set activation_checkpointing of the configuration instead)": (
+                plugin is not None and plugin.activation_checkpointing
+            ),
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"FlowSFTTrainer does not score rows under {setting}. Run 'hf-ext data flow-weights' (or "
+                    "add_original_losses and add_flow_weights) first, and train with WeightedSFTTrainer and "
+                    "normalize='tokens'."
+                )
 
     def check_rows(
         self, dataset: AnyDataset, args: WeightedSFTConfig, formatting_func: Callable | None, dataset_name: str
@@ -161,14 +179,24 @@ class FlowSFTTrainer(WeightedSFTTrainer):
                 "point to the first run's folder), or start again without resume_from_checkpoint."
             )
         require_untouched_adapters(self.model, self.accelerator.autocast)
-        rank = self.accelerator.process_index
-        shard = list(range(rank, len(self.train_dataset), self.accelerator.num_processes))
-        gathered = gather_object(list(zip(shard, self._score(self.train_dataset, shard), strict=True)))
-        scores = [score for _, score in sorted(gathered)]
+        share = self._share_of_rows()
+        gathered = gather_object(list(zip(share, self._score(self.train_dataset, share), strict=True)))
+        reshard(self.model)
+        scores = [score for _, score in sorted(dict(gathered).items())]
         if self.accelerator.is_main_process:
             save_scores(path, scores, facts)
         self.accelerator.wait_for_everyone()
         return scores
+
+    def _share_of_rows(self) -> list[int]:
+        """The rows that this process scores; as many on each where all must call a sharded model together."""
+        num_rows = len(self.train_dataset)
+        world = self.accelerator.num_processes
+        share = list(range(self.accelerator.process_index, num_rows, world))
+        if is_fsdp2(self):
+            self.model = self.model_wrapped = shard(self, self.model)
+            share += [num_rows - 1] * (math.ceil(num_rows / world) - len(share))
+        return share
 
     def _score(self, rows: Dataset, indices: list[int] | None = None) -> Scores:
         options: dict[str, Any] = {
