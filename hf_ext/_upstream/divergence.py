@@ -62,10 +62,9 @@ class OutputHead:
 
     def copy(self, device: torch.device | None = None) -> OutputHead:
         """The head as it is now, which no training moves; on another device if one is named."""
-        weight, bias = (
-            None if value is None else value.detach().to(device, copy=True) for value in (self.weight, self.bias)
-        )
-        assert weight is not None
+        device = device or self.weight.device
+        weight = self.weight.detach().to(device, copy=True)
+        bias = None if self.bias is None else self.bias.detach().to(device, copy=True)
         return OutputHead(weight, bias, self.scale, self.softcap)
 
 
@@ -73,7 +72,8 @@ def output_head(model: Module) -> OutputHead:
     """
     The output head of a causal language model (or `PeftModel`), its weights those that its forward would use now.
 
-    Of a sharded model they are gathered, so every process must ask. Whether a model's logits are made as this head makes them is for [`head_error`] to tell.
+    Of a sharded model they are gathered, so every process must ask. Whether a model's logits are made as this head
+    makes them is for [`head_error`] to tell.
     """
     base = base_of(model)
     layer = base.get_output_embeddings()
@@ -84,8 +84,8 @@ def output_head(model: Module) -> OutputHead:
         scale = divisor if config.model_type in MULTIPLIED_DIVISOR else 1 / divisor
     softcap = getattr(config, "final_logit_softcapping", None)
     bias = getattr(layer, "bias", None)
-    weight, bias = whole(layer.weight), None if bias is None else whole(bias)
-    return OutputHead(weight, bias, 1.0 if scale is None else float(scale), softcap)
+    scale = 1.0 if scale is None else float(scale)
+    return OutputHead(whole(layer.weight), None if bias is None else whole(bias), scale, softcap)
 
 
 @torch.no_grad()

@@ -65,15 +65,18 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     transformers.trainer.Accelerator = sharding_accelerator
     method = BY_NAME[job["method"]]
     changes = dict(job["changes"])
+    rows = job["rows"]
     if job.get("lora"):
         changes["kwargs"] = {"peft_config": method.adapter()}
+    if job.get("streaming"):
+        rows = method.rows(rows).to_iterable_dataset()
     try:
-        trainer = method.build(Path(job["folder"]), job["rows"], **changes)
+        trainer = method.build(Path(job["folder"]), rows, **changes)
+        if "kill_at" in job:
+            trainer.add_callback(KillAt(job["kill_at"]))
+        losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))
     except ValueError as error:
         return {"error": str(error), "exit": 0}
-    if "kill_at" in job:
-        trainer.add_callback(KillAt(job["kill_at"]))
-    losses = train(trainer, **({"resume_from_checkpoint": True} if job.get("resume") else {}))
     mean = trainer.accelerator.gather(torch.tensor(losses, dtype=torch.float64)[None]).mean(dim=0).tolist()
     if job.get("save"):
         trainer.save_model(str(Path(job["folder"]) / "saved"))

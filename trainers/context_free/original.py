@@ -50,7 +50,7 @@ class OriginalModel:
     The original model, and the divergence of the trained one from it on batches of context-free rows.
 
     It is the trained model with its adapters off, or, where none are trained, a frozen copy made here. With states on
-    disk its forward is not needed any more, and of a copy the head alone is held. Under FSDP2 the copy is in parts, and
+    disk its forward is not needed any more, and of a copy the head alone is held. Under FSDP2 the copy is in parts,
     its head whole on every process.
 
     Args:

@@ -91,8 +91,8 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
 
     Raises:
         ValueError: if there is no store, it is empty, or it comes from other weights or another tokenizer; if the
-            model is sharded by DeepSpeed or compiled and `kl` is not `"sampled"`; or, in `train`, if an adapter is trained already,
-            or the model's logits are not those of its output head.
+            model is sharded by DeepSpeed or compiled and `kl` is not `"sampled"`; or, in `train`, if an adapter is
+            trained already, or the model's logits are not those of its output head.
 
     Metrics: `loss/target` and `loss/context_free` (nats per unit of weight, per token), `kl_original_to_new/k1` and
     `/k3` (nats per token, estimated on the rows of the step; optimistic once the store repeats),
@@ -155,6 +155,7 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
             "a model sharded by DeepSpeed": self.is_deepspeed_enabled,
             "a model sharded by FSDP version 1": self.is_fsdp_enabled and not is_fsdp2(self),
             "torch_compile": self.args.torch_compile,
+            "original_cache_dir under FSDP2": is_fsdp2(self) and self.args.original_cache_dir is not None,
         }
         for setting, is_set in refused.items():
             if is_set:
@@ -162,12 +163,6 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
                     f"{type(self).__name__} does not support {setting} with kl={self.args.kl!r}, which compares last "
                     "hidden states of two models: use kl='sampled', or train without it (FSDP2 goes with every kl)."
                 )
-        if is_fsdp2(self) and self.args.original_cache_dir is not None:
-            raise ValueError(
-                "original_cache_dir does not go with FSDP2: states are computed before the model is sharded, by the "
-                "whole model on each process. Leave it out (the original model is then held in parts), or set "
-                "kl='sampled'."
-            )
 
     @staticmethod
     def _changes_vocabulary(args: ContextFreeSFTConfig) -> bool:
