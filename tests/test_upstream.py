@@ -48,6 +48,7 @@ PARAMETERS: dict[str, list[str]] = {
     "trl.SFTTrainer._prepare_dataset": [
         "self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name",
     ],
+    "fsdp2_prepare_model": ["accelerator", "model"],
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_compute_loss": ["self", "model", "inputs", "return_outputs"],
     "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
