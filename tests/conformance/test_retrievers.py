@@ -21,6 +21,7 @@ from tests.trainers.runs import assert_same_weights, train, weights_of
 every_retriever = pytest.mark.parametrize("method", RETRIEVERS, ids=lambda method: method.name)
 STEPS = 16
 SGD: dict[str, Any] = {"max_steps": STEPS, "optim": "sgd", "learning_rate": 0.1}
+CUT: dict[str, Any] = {"mini_batch_num_tokens": 60}  # of the cached loss: a few texts a forward
 
 
 def build_parent(method: Retriever, folder: Path, **changes: Any) -> Any:
@@ -62,10 +63,15 @@ def test_with_exemplars_it_differs_from_its_parent(method: Retriever, tmp_path: 
 
 def two_process_jobs(folder: Path) -> list[dict[str, Any]]:
     changes = SGD | {"per_device_train_batch_size": 2}
+    cuts = {"whole": changes, "cut": changes | CUT}
     return [
-        {"id": method.name, "method": method.name, "folder": str(folder / method.name), "rows": 32, "changes": changes}
+        {
+            "id": f"{method.name}/{name}", "method": method.name, "folder": str(folder / method.name / name),
+            "rows": 32, "changes": cut,
+        }
         for method in RETRIEVERS
-    ]
+        for name, cut in cuts.items()
+    ]  # fmt: skip
 
 
 @pytest.mark.timeout(900)
@@ -75,14 +81,15 @@ def test_a_batch_of_four_is_two_processes_of_two_and_mini_batches_of_any_size(
 ) -> None:
     changes = SGD | {"per_device_train_batch_size": 4}
     whole = train(method.build(tmp_path / "whole", 32, **changes))
-    cut = train(method.build(tmp_path / "cut", 32, mini_batch_num_tokens=60, **changes))
-    shared = two_processes[method.name]
-    assert shared["world"] == 2
-    assert len(whole) == len(shared["losses"]) == STEPS
+    cut = train(method.build(tmp_path / "cut", 32, **changes, **CUT))
+    shared, shared_cut = (two_processes[f"{method.name}/{name}"] for name in ("whole", "cut"))
+    assert shared["world"] == shared_cut["world"] == 2
+    assert len(whole) == len(shared["losses"]) == len(shared_cut["losses"]) == STEPS
     assert np.mean(whole[-8:]) < np.mean(whole[:8]) - 0.1, "nothing was learned: equal losses would mean little"
     # Scores of up to 50 (the inverse temperature) in float32 are known to 4e-6.
     assert np.abs(np.subtract(whole, cut)).max() < 1e-4
     assert np.abs(np.subtract(whole, shared["losses"])).max() < 1e-4
+    assert np.abs(np.subtract(whole, shared_cut["losses"])).max() < 1e-4
 
 
 @every_retriever
