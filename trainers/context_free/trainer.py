@@ -229,7 +229,9 @@ class ContextFreeSFTTrainer(WeightedSFTTrainer):
         super().before_training(checkpoint)
         if self.args.kl != "sampled" and self.is_anchored and self.original is None:
             top_k = self.args.kl_top_k if self.args.kl == "topk" else None
-            parts = {"shard": partial(shard, self), "device": self.args.device} if is_fsdp2(self) else {}
+            parts: dict[str, Any] = {}
+            if is_fsdp2(self):
+                parts = {"shard": partial(shard, self), "device": self.args.device}
             states = self._states(top_k)
             self.original = OriginalModel(self.model, self.accelerator.autocast, top_k, states, **parts)
             self._fill_states(self.original)
