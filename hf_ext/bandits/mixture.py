@@ -48,13 +48,14 @@ class SideObservationMixture:
 
     | `reward` | of a micro-batch, seen in the first steps and in every `reward_every`-th |
     |---|---|
-    | `"alignment"` | inner product of its gradient with the target's, over the latter's squared norm |
+    | `"alignment"` | cosine of the angle between its gradient and the target's |
     | `"loss"` | its training loss: the usual reward of such mixtures, which likes noise |
     | `"probe_drop"` | by how much the target's loss falls over `reward_every` steps led by one source |
     | a function | called with the trainer after `reward_every` steps led by one source; a number, higher is better |
 
-    The gradient of a micro-batch is what it adds to the step's, times the number of micro-batches: an alignment of 1
-    is worth as much to the target as a micro-batch of the target.
+    An alignment does not count how long a gradient is: optimisers clip or rescale it, and under a plain inner product
+    a source whose gradients are long and of any direction (noise, repeats) is known so badly that the policy keeps
+    asking for it.
 
     Args:
         sources (`dict[str, Dataset]`):
@@ -73,8 +74,9 @@ class SideObservationMixture:
         reward_window (`float`, *optional*, defaults to `100.0`):
             Observed micro-batches after which one has faded to 1/e: rewards drift as the model learns, and no theory
             of regret holds.
-        policy (`str`, *optional*, defaults to `"purchase"`):
-            Of [`SideObservationPolicy`].
+        policy (`str`, *optional*, defaults to `"thompson"`):
+            Of [`SideObservationPolicy`]. Posterior draws share the micro-batches out among sources that are nearly as
+            good, and that is what a target of several parts needs; `"purchase"` follows one for long.
         seed (`int`, *optional*, defaults to `0`):
             Of all that is drawn.
 
@@ -99,7 +101,7 @@ class SideObservationMixture:
         target_rows: int = 32,
         floor_share: float = 0.02,
         reward_window: float = 100.0,
-        policy: PolicyName = "purchase",
+        policy: PolicyName = "thompson",
         seed: int = 0,
     ) -> None:
         numbers = (("reward_every", SIZE), ("target_rows", SIZE), ("floor_share", FLOOR), ("reward_window", WINDOW))

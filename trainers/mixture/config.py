@@ -17,7 +17,7 @@ class MixtureSFTConfig(WeightedSFTConfig):
 
     Parameters:
         reward (`str`, *optional*, defaults to `"alignment"`):
-            `"alignment"`: inner product of gradients of source and target; `"loss"`; `"probe_drop"`: fall of the
+            `"alignment"`: cosine of the gradients of source and target; `"loss"`; `"probe_drop"`: fall of the
             target's loss.
         reward_every (`int`, *optional*, defaults to `4`):
             Optimiser steps from one measurement to the next.
@@ -32,7 +32,7 @@ class MixtureSFTConfig(WeightedSFTConfig):
     reward: str = field(
         default="alignment",
         metadata={
-            "help": "What a source is judged by. 'alignment': inner product of its gradient with the target's. "
+            "help": "What a source is judged by. 'alignment': cosine of its gradient and the target's. "
             "'probe_drop': fall of the target's loss. 'loss': its own training loss, which likes noise.",
             "choices": list(REWARDS),
         },

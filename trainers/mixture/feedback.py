@@ -23,16 +23,13 @@ class MixtureFeedbackCallback(TrainerCallback):
 
     Attributes:
         alignments (`list[float]`):
-            Inner product of each micro-batch's gradient with the target's, in the step that was observed last: of what
-            it adds to the gradient of the step, times the number of micro-batches.
-        target_square (`float`):
-            Squared norm of the target's gradient in that step.
+            Cosine of the angle between each micro-batch's gradient and the target's, in the step that was observed
+            last.
     """
 
     def __init__(self, mixture: SideObservationMixture) -> None:
         self.mixture = mixture
         self.alignments: list[float] = []
-        self.target_square = 0.0
         self._rewards: list[float] = []
 
     def observe(self, rewards: list[float]) -> None:

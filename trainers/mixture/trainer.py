@@ -67,7 +67,8 @@ class MixtureTraining(MixtureHooks):
         self._is_prepared = False
         self._target_loader: DataLoader | None = None
         self._target_gradient: list[Tensor | None] = []
-        self._products: list[float] = []
+        self._target_norm = 0.0
+        self._values: list[float] = []  # of the micro-batches of the step so far
         self._num_batches = 0
         first, *_ = mixture.names
         rows = sources[first] if prepares_rows(type(self)) else concatenated(sources)
@@ -155,7 +156,7 @@ class MixtureTraining(MixtureHooks):
         """Draw the micro-batches of a step; where it is observed, the target is looked at first."""
         step = self.state.global_step
         self.mixture.first_step = step
-        self._products, self._target_gradient = [], []
+        self._values, self._target_gradient = [], []
         is_observed = self.mixture.is_observed(step)
         if is_observed and self.mixture.rewards_blocks:
             self._observe_block(step)
@@ -171,44 +172,61 @@ class MixtureTraining(MixtureHooks):
     def training_step(
         self, model: Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The host's; what a micro-batch adds to the gradient, or its loss, is noted where it is observed."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._num_batches and not self.is_measuring:
-            self._products.append(self._product() if self._target_gradient else float(loss))
-            if len(self._products) == self._num_batches:
-                self._observe_batches()
+        """The host's; a micro-batch's alignment, or its loss, is noted where it is observed."""
+        if self.is_measuring or not self._num_batches:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._target_gradient:
+            with self._apart(model):
+                loss = super().training_step(model, inputs, num_items_in_batch)
+                self._values.append(self._alignment())
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._values.append(float(loss))
+        if len(self._values) == self._num_batches:
+            self._observe_batches()
         return loss
+
+    @contextmanager
+    def _apart(self, model: Any) -> Iterator[None]:
+        """Inside, gradients are the micro-batch's alone, over all processes; then they are added to those before."""
+        parameters = self._trained()
+        before = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        if hasattr(model, "require_backward_grad_sync"):  # DDP sums over processes with a step's last one alone
+            model.require_backward_grad_sync = True
+        yield
+        for parameter, gradient in zip(parameters, before, strict=True):
+            if gradient is not None:  # added in place, as backward does it: the same bits
+                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
 
     def _observe_batches(self) -> None:
         """Rewards of the step's micro-batches, the same on every process."""
-        local_values = torch.tensor(
-            self._products, dtype=torch.float64 if self.args.device.type == "cpu" else torch.float32
-        )
-        means = self.accelerator.gather(local_values[None].to(self.args.device)).double().mean(dim=0)
-        if self._target_gradient:
-            # Gradients are summed over processes with the last micro-batch alone (DDP): the mean of the products
-            # before, of each process's own gradient, and the product after, the same on all, follow one another.
-            means = torch.diff(means, prepend=means.new_zeros(1))
-        values = (means * len(means)).tolist()
+        values = self._values
         if self._target_gradient:
             self.feedback.alignments = values
-            square = self.feedback.target_square
-            values = [value / square if square > 0 else float("nan") for value in values]
+        else:
+            local_values = torch.tensor([values], dtype=torch.float32, device=self.args.device)
+            means = self.accelerator.gather(local_values).double().mean(dim=0)
+            values = (means * len(means)).tolist()
         self.feedback.observe(values)
         self._target_gradient, self._num_batches = [], 0
 
-    def _product(self) -> float:
-        """Inner product of the gradient so far with the target's."""
-        pairs = zip(self._trained(), self._target_gradient, strict=True)
+    def _alignment(self) -> float:
+        """Cosine of the angle between the gradient and the target's; NaN where one of both is 0."""
+        gradient = [parameter.grad for parameter in self._trained()]
+        scale = self._product(gradient, gradient) ** 0.5 * self._target_norm
+        return self._product(gradient, self._target_gradient) / scale if scale > 0 else float("nan")
+
+    def _product(self, first: list[Tensor | None], second: list[Tensor | None]) -> float:
+        """Inner product of two gradients, of which a parameter may have none."""
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         terms = [
-            torch.sum(parameter.grad * target, dtype=self._sum_dtype())
-            for parameter, target in pairs
-            if target is not None and parameter.grad is not None
+            torch.sum(one * other, dtype=dtype)
+            for one, other in zip(first, second, strict=True)
+            if one is not None and other is not None
         ]
         return float(torch.stack(terms).sum()) if terms else 0.0
-
-    def _sum_dtype(self) -> torch.dtype:
-        return torch.float32 if self.args.device.type == "mps" else torch.float64
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -254,9 +272,7 @@ class MixtureTraining(MixtureHooks):
                     super().training_step(model, inputs, num_items)
         gradient = [None if value.grad is None else value.grad.detach().clone() for value in self._trained()]
         model.zero_grad()
-        self.feedback.target_square = sum(
-            float(torch.sum(value * value, dtype=self._sum_dtype())) for value in gradient if value is not None
-        )
+        self._target_norm = self._product(gradient, gradient) ** 0.5
         return gradient
 
     def _observe_block(self, step: int) -> None:
