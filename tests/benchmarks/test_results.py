@@ -47,7 +47,6 @@ AWAITED = {
     "flow_vision",
     "forgetting_rivals",
     "forgetting_tiny",
-    "mixture_selection",
 }
 SCRIPTS = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
@@ -87,6 +86,25 @@ def test_forgetting_headline_follows_from_its_rows():
         assert headline[f"target_gain_{arm}_over_sft"] == pytest.approx(gain, abs=6e-5)
     best = min(result["learning_rates"], key=lambda lr: result["learning_rates"][lr])
     assert headline["learning_rate"] == float(best)
+
+
+def test_mixture_headline_follows_from_its_rows():
+    result = load("mixture_selection")
+    tiny = [row for row in result["rows"] if row["model"] == "tiny"]
+    arms = {row["arm"] for row in tiny}
+    nats = np.array([[row["nats"] for row in tiny if row["arm"] == arm] for arm in sorted(arms)])
+    of = dict(zip(sorted(arms), nats, strict=True))
+    headline = result["headline"]
+    assert nats.shape == (11, headline["seeds"])
+    for arm in ("uniform", "odm", "proportional", "softmax"):
+        assert headline[f"{arm}_minus_mixture_nats"] == pytest.approx(float((of[arm] - of["mixture"]).min()), abs=6e-5)
+    best = min(result["fixed"], key=lambda arm: of[arm].mean())
+    assert headline["best_fixed"] == best
+    gain = float((of[best] - of["mixture"]).mean())
+    assert headline["best_fixed_minus_mixture_nats"] == pytest.approx(gain, abs=6e-5)
+    ends = [row["shares_end"] for row in tiny if row["arm"] == "mixture"]
+    assert headline["harmful_share_end"] == max(end["noise"] for end in ends)
+    assert headline["useless_share_end"] == max(end["repeats"] for end in ends)
 
 
 def test_step_cost_headline_follows_from_its_rows():
