@@ -42,7 +42,6 @@ PARTS = {  # of several scripts
 }
 # no result yet
 AWAITED = {
-    "checkpoint_selection",
     "exact_kl_step",
     "flow_vision",
     "forgetting_rivals",
