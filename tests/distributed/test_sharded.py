@@ -174,7 +174,9 @@ def test_the_page_has_the_table_of_the_lines() -> None:
     assert page == with_table(page), "python -m tests.distributed.lines writes it anew"
     tested = {line.name for line in LINES} | set(OTHERS)
     # Variants of a method that has a line, and classifiers, which are small enough for one device.
-    assert set(BY_NAME) - tested == {"flow_tokens", "context_free_budget", "consensus", "weighted_classification"}
+    variants = {"flow_tokens", "context_free_budget", "context_free_top_up"}
+    # The penalty refuses sharded weights (tests/comparison).
+    assert set(BY_NAME) - tested == variants | {"penalty", "consensus", "weighted_classification"}
     assert {line.name for line in LINES} <= set(WITH_GRADIENT)
 
 
