@@ -201,7 +201,7 @@ def test_a_server_that_dies_and_comes_back_costs_nothing(tmp_path, model):
     revived: list[Server] = []
     thread = threading.Thread(target=die_in_the_middle, daemon=True)
     thread.start()
-    backend = CompletionsBackend(first.url, attempts=12)
+    backend = CompletionsBackend(first.url, attempts=12, timeout=5)  # one taken as the server dies is never answered
     store = generate(tmp_path, 3_000, model, backend=backend)
     thread.join(timeout=10)
     revived[0].die()
